@@ -1,0 +1,226 @@
+"""Training of the small reference models, in one sitting.
+
+Notable: a batch is a pure function of (seed, step) and every source of randomness is in the checkpoint, so that an
+interrupted run ends with the same weights, bit for bit, as an undisturbed one on the same machine.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from transformers import PreTrainedModel
+
+from assay._errors import AssayError
+
+IGNORED = -100
+"""A label that carries no loss (the convention of torch's cross-entropy)."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Inputs and labels of one step; `labels[b, t]` is what position t should predict, or IGNORED."""
+
+    tokens: Int[np.ndarray, "batch position"]
+    labels: Int[np.ndarray, "batch position"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train: AdamW, linear warm-up, then cosine decay to zero (or a constant rate)."""
+
+    steps: int
+    learning_rate: float
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.01
+    warmup_steps: int = 0
+    decay: bool = True
+    clip_norm: float | None = 1.0
+    checkpoint_every: int = 500
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step, as a factor of `learning_rate`."""
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        if not self.decay:
+            return 1.0
+        done = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
+        return 0.5 * (1 + float(np.cos(np.pi * done)))
+
+
+class BucketedBatches:
+    """Language-model batches of similar lengths, about `tokens_per_batch` tokens each.
+
+    Every epoch shuffles the sequences, sorts runs of them by length, cuts the runs into batches and shuffles the
+    batches. `batches(step)` depends on nothing but the data, the seed and the step.
+    """
+
+    def __init__(
+        self,
+        tokens: Int[np.ndarray, "sequence position"],
+        lengths: Int[np.ndarray, " sequence"],
+        *,
+        tokens_per_batch: int,
+        seed: int,
+    ) -> None:
+        self.tokens = tokens
+        self.lengths = lengths
+        self.tokens_per_batch = tokens_per_batch
+        self.seed = seed
+        self._epoch = -1
+        self._first_step = 0
+        self._plan: list[np.ndarray] = []
+
+    def _start_epoch(self, epoch: int) -> None:
+        rng = np.random.default_rng([self.seed, epoch])
+        order = rng.permutation(len(self.tokens))
+        batches: list[np.ndarray] = []
+        run_length = 16_384
+        for start in range(0, len(order), run_length):
+            run = order[start : start + run_length]
+            run = run[np.argsort(self.lengths[run], kind="stable")]
+            begin = 0
+            while begin < len(run):
+                end = begin + 1
+                while end < len(run) and (end + 1 - begin) * self.lengths[run[end]] <= self.tokens_per_batch:
+                    end += 1
+                batches.append(run[begin:end])
+                begin = end
+        self._plan = [batches[i] for i in rng.permutation(len(batches))]
+        self._epoch = epoch
+
+    def __call__(self, step: int) -> Batch:
+        """The batch of a step (ascending steps are fast; going back starts over)."""
+        if self._epoch < 0 or step < self._first_step:
+            self._first_step = 0
+            self._start_epoch(0)
+        while step >= self._first_step + len(self._plan):
+            self._first_step += len(self._plan)
+            self._start_epoch(self._epoch + 1)
+        rows = self._plan[step - self._first_step]
+        lengths = self.lengths[rows]
+        width = int(lengths.max())
+        tokens = self.tokens[rows, :width].astype(np.int64)
+        labels = np.full_like(tokens, IGNORED)
+        labels[:, :-1] = tokens[:, 1:]
+        position = np.arange(width)[None, :]
+        labels[position >= (lengths - 1)[:, None]] = IGNORED
+        # A causal model never looks at what follows; a copy of the first token needs no attention mask.
+        tokens = np.where(position < lengths[:, None], tokens, tokens[:, :1])
+        return Batch(tokens, labels)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a training run reports after a step."""
+
+    step: int
+    steps: int
+    loss: float
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a finished training run knows of itself; `seconds` add up over interruptions."""
+
+    steps: int
+    tokens: int
+    seconds: float
+    final_loss: float
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary file beside `path`, then move it into place: never a half-written file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def train(
+    model: PreTrainedModel,
+    batches: Callable[[int], Batch],
+    recipe: Recipe,
+    *,
+    checkpoint: Path,
+    device: str = "cpu",
+    report: Callable[[Progress], None] = lambda progress: None,
+) -> Trained:
+    """Train `model` in place on `batches(0), batches(1), …`; continue from `checkpoint` if it exists.
+
+    The loss is the mean cross-entropy (nats) over labels that are not IGNORED. Returns what was done. Raises
+    AssayError if the checkpoint belongs to another recipe, or if the loss stops being a number.
+    """
+    torch.nn.Module.to(model, device).train()
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=recipe.learning_rate, betas=recipe.betas, weight_decay=recipe.weight_decay
+    )
+    step, tokens, seconds, loss_sum, loss_count, final_loss = 0, 0, 0.0, 0.0, 0, float("nan")
+    settings = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(recipe).items()}
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True, map_location=device)
+        if state["recipe"] != settings:
+            raise AssayError(
+                f"{checkpoint} was made with another recipe ({state['recipe']}, now {settings}); "
+                "delete it to start over or choose another folder."
+            )
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        step, tokens, seconds, final_loss = (
+            state["step"],
+            state["tokens"],
+            state["seconds"],
+            state["final_loss"],
+        )
+        loss_sum, loss_count = state["loss_sum"], state["loss_count"]
+
+    started = time.monotonic()
+    while step < recipe.steps:
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.learning_rate * recipe.rate(step)
+        batch = batches(step)
+        inputs = torch.from_numpy(batch.tokens).to(device)
+        labels = torch.from_numpy(batch.labels).to(device)
+        logits = model(input_ids=inputs).logits
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
+        value = loss.item()
+        if not np.isfinite(value):
+            raise AssayError(
+                f"the loss became {value} at step {step}; lower the learning rate ({recipe.learning_rate})."
+            )
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if recipe.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
+        optimizer.step()
+        step += 1
+        tokens += int((batch.labels != IGNORED).sum())
+        loss_sum += value
+        loss_count += 1
+        if step % 100 == 0 or step == recipe.steps:
+            final_loss = loss_sum / loss_count
+            loss_sum, loss_count = 0.0, 0
+        report(Progress(step, recipe.steps, final_loss if np.isfinite(final_loss) else value, tokens))
+        if step % recipe.checkpoint_every == 0 or step == recipe.steps:
+            state = {
+                "recipe": settings,
+                "model": model.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "step": step,
+                "tokens": tokens,
+                "seconds": seconds + time.monotonic() - started,
+                "final_loss": final_loss,
+                "loss_sum": loss_sum,
+                "loss_count": loss_count,
+            }
+            write_atomically(checkpoint, lambda path, state=state: torch.save(state, path))  # type: ignore[misc]
+    model.eval()
+    return Trained(step, tokens, seconds + time.monotonic() - started, final_loss)
