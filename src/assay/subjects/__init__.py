@@ -1,6 +1,6 @@
 """Who is tested: any Hugging Face model, and the reference models that Assay trains and ships."""
 
-from assay.subjects._load import load, resolve_device, save, shipped
+from assay.subjects._load import check_seed, load, resolve_device, save, shipped
 from assay.subjects._reference import DYCK_RECIPE, DYCK_TOKENS_PER_BATCH, dyck_model
 from assay.subjects._subject import Subject
 from assay.subjects._train import (
@@ -24,6 +24,7 @@ __all__ = [
     "Recipe",
     "Subject",
     "Trained",
+    "check_seed",
     "dyck_model",
     "load",
     "resolve_device",

@@ -3,7 +3,13 @@
 One file a task. Knows nothing of models.
 """
 
+from assay._registry import Registry
 from assay.tasks._dyck import Dyck
 from assay.tasks._task import UNSCORED, Feature, Kind, Role, Split, Task
 
-__all__ = ["UNSCORED", "Dyck", "Feature", "Kind", "Role", "Split", "Task"]
+tasks = Registry("assay.tasks", "task")
+"""All tasks by name."""
+
+tasks.register("dyck", Dyck)
+
+__all__ = ["UNSCORED", "Dyck", "Feature", "Kind", "Role", "Split", "Task", "tasks"]
