@@ -19,10 +19,13 @@ JUDGEMENT_STYLE = {"faithful": "green", "illusion": "bold red", "unfaithful": "y
 
 @dataclass(frozen=True)
 class Line:
-    """A row of the main table: a proxy at a site, its rates on each split as (estimate, low, high)."""
+    """A row of the main table: a proxy at a site, its rates on each split as (estimate, low, high).
+
+    `group` is the heading that it stands under.
+    """
 
     proxy: str
-    site: str
+    group: str
     is_control: bool
     rates: tuple[tuple[float, float, float], ...]
     judgement: str
@@ -43,9 +46,10 @@ def lines(comparison: Comparison) -> Iterator[Line]:
                 (math.nan,) * 3 if row is None else (float(row["estimate"]), float(row["low"]), float(row["high"]))
                 for row in found
             )
+            what = "" if trained and not proxy.is_control else ", controls" if trained else ", untrained copy"
             yield Line(
-                proxy=proxy.proxy if trained else f"untrained copy, {proxy.proxy}",
-                site=proxy.site,
+                proxy=proxy.proxy,
+                group=f"at {proxy.site}{what}",
                 is_control=proxy.is_control or not trained,
                 rates=rates,
                 judgement=judged.get(key, "") if trained else "",
@@ -58,8 +62,8 @@ def evaluation_splits(comparison: Comparison) -> list[str]:
 
 
 def percent(value: float) -> str:
-    """A share as a percentage with one decimal; an en dash where it was not measured."""
-    return "–" if math.isnan(value) else f"{100 * value:.1f}"
+    """A share as a percentage with one decimal (100 when it rounds to that); an en dash where it was not measured."""
+    return "–" if math.isnan(value) else "100" if value >= 0.9995 else f"{100 * value:.1f}"
 
 
 def subject_accuracy(comparison: Comparison) -> pd.DataFrame:
@@ -80,30 +84,26 @@ def terminal(comparison: Comparison) -> RenderableType:
     table = Table(
         title=f"Same prediction as the subject on {record.primary_kind} predictions (%, interval below)",
         title_justify="left",
+        box=None,
         pad_edge=False,
-        show_lines=False,
+        padding=(0, 1, 0, 0),
     )
-    table.add_column("proxy")
+    table.add_column("proxy", min_width=25)
     for split in evaluation_splits(comparison):
-        table.add_column(split.replace("_", " "), justify="right", max_width=14)
+        table.add_column(split.replace("_", " "), justify="right", min_width=9)
     accuracy = subject_accuracy(comparison)
-    table.add_row(
-        Text("accuracy of the subject", style="italic"),
-        *(
-            percent(float(accuracy["estimate"][split])) if split in accuracy.index else "–"
-            for split in evaluation_splits(comparison)
-        ),
-        end_section=True,
-    )
-    site = None
-    control = False
+    rates = [accuracy["estimate"].get(split, math.nan) for split in evaluation_splits(comparison)]
+    table.add_row(Text("accuracy of subject", style="italic"), *map(percent, rates))
+    group = None
     for line in lines(comparison):
-        if line.site != site or line.is_control != control:
-            heading = f"at {line.site}" + (", controls" if line.is_control else "")
+        if line.group != group:
             table.add_section()
-            table.add_row(Text(heading, style="bold"))
-            site, control = line.site, line.is_control
-        style = "dim" if line.is_control else JUDGEMENT_STYLE.get(line.judgement, "")
+            table.add_row(Text(line.group, style="bold"))
+            group = line.group
+        if line.is_control:
+            table.add_row(Text(line.proxy, style="dim"), *(Text(percent(rate[0]), style="dim") for rate in line.rates))
+            continue
+        style = JUDGEMENT_STYLE.get(line.judgement, "")
         cells = [
             Text(percent(value), style=style) + Text(f"\n{percent(low)}–{percent(high)}", style="dim")
             for value, low, high in line.rates
@@ -131,7 +131,7 @@ def _floor(comparison: Comparison) -> Text:
 def markdown(comparison: Comparison) -> str:
     """The main table as Markdown: percentages with intervals."""
     splits = evaluation_splits(comparison)
-    head = ["proxy", "site", *splits, "verdict"]
+    head = ["proxy", "where", *splits, "verdict"]
     rows = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     accuracy = subject_accuracy(comparison)
     cells = [
@@ -142,7 +142,7 @@ def markdown(comparison: Comparison) -> str:
     for line in lines(comparison):
         cells = [f"{percent(value)} [{percent(low)}, {percent(high)}]" for value, low, high in line.rates]
         name = f"*{line.proxy}*" if line.is_control else line.proxy
-        rows.append("| " + " | ".join([name, line.site, *cells, line.judgement]) + " |")
+        rows.append("| " + " | ".join([name, line.group, *cells, line.judgement]) + " |")
     return "\n".join(rows) + "\n"
 
 

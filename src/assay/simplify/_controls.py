@@ -1,7 +1,7 @@
 """Controls: simplifications that know nothing, and the one that changes nothing."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -26,7 +26,7 @@ class RandomProjection:
 
     streams: ClassVar[tuple[str, ...]] = ("queries",)
 
-    def fit(self, samples: Samples) -> Self:
+    def fit(self, samples: Samples) -> "RandomProjection":
         """Draw each head's subspace; the samples only tell the width."""
         check_positive(self, rank=self.rank)
         self.subspaces_ = {}
@@ -61,7 +61,7 @@ class UniformAttention:
 
     streams: ClassVar[tuple[str, ...]] = ()
 
-    def fit(self, samples: Samples) -> Self:
+    def fit(self, samples: Samples) -> "UniformAttention":
         """Note the heads."""
         self.heads_ = samples.heads
         return self
@@ -89,7 +89,7 @@ class Identity:
 
     streams: ClassVar[tuple[str, ...]] = ()
 
-    def fit(self, samples: Samples) -> Self:
+    def fit(self, samples: Samples) -> "Identity":
         """Note the heads."""
         self.heads_ = samples.heads
         return self

@@ -1,7 +1,7 @@
 """Queries and keys replaced by the centre of their cluster."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -44,7 +44,7 @@ class KMeans:
 
     streams: ClassVar[tuple[str, ...]] = ("queries", "keys")
 
-    def fit(self, samples: Samples) -> Self:
+    def fit(self, samples: Samples) -> "KMeans":
         """Find each head's centres."""
         check_positive(self, clusters=self.clusters, restarts=self.restarts)
         self.centres_ = {

@@ -1,7 +1,7 @@
 """Hard attention."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Self
+from typing import ClassVar
 
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -24,7 +24,7 @@ class OneHotAttention:
 
     streams: ClassVar[tuple[str, ...]] = ()
 
-    def fit(self, samples: Samples) -> Self:
+    def fit(self, samples: Samples) -> "OneHotAttention":
         """Note the heads."""
         self.heads_ = samples.heads
         return self

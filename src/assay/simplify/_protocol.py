@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable
-from typing import ClassVar, Protocol, Self, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 from assay._errors import AssayError
 from assay._registry import Registry
@@ -26,7 +26,7 @@ class Simplification(Protocol):
 
     streams: ClassVar[tuple[str, ...]]
 
-    def fit(self, samples: Samples) -> Self:
+    def fit(self, samples: Samples) -> "Simplification":
         """Learn from samples of the heads to be simplified."""
         ...
 

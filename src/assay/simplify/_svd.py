@@ -1,7 +1,7 @@
 """Low-rank queries and keys by singular value decomposition."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -46,7 +46,7 @@ class SVD:
 
     streams: ClassVar[tuple[str, ...]] = ("queries", "keys")
 
-    def fit(self, samples: Samples) -> Self:
+    def fit(self, samples: Samples) -> "SVD":
         """Find each head's subspaces."""
         check_positive(self, rank=self.rank)
         self.subspaces_ = {}
