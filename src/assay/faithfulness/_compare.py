@@ -291,7 +291,7 @@ def _fit(engine: Engine, train: Split, candidates: Sequence[Candidate]) -> dict[
 def _noise_floor(engine: Engine, task: Task, split: Split) -> NoiseFloor:
     part = split.first(NOISE_SEQUENCES)
     eager, as_loaded, flipped, scored = 0.0, 0.0, 0, 0
-    for _, batch in batches(part, layers_by_heads=len(engine.heads)):
+    for _, batch in batches(engine, part):
         tokens, valid = tensors(batch, engine.subject.device)
         kind_of = torch.from_numpy(batch.kinds).to(tokens.device)
         floor = engine.identity_difference(tokens, valid)

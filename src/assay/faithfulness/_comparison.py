@@ -221,7 +221,7 @@ class Comparison:
     def _repr_html_(self) -> str:
         rows = "".join(
             f"<tr><td>{escape(verdict.proxy)}</td><td>{escape(verdict.site)}</td>"
-            f"<td><b>{verdict.judgement}</b></td><td>{escape(str(verdict).partition('. ')[2])}</td></tr>"
+            f"<td><b>{verdict.judgement}</b></td><td>{escape(verdict.why)}</td></tr>"
             for verdict in self.verdicts()
         )
         head = "<tr><th>proxy</th><th>site</th><th>verdict</th><th>why</th></tr>"

@@ -38,15 +38,22 @@ def attention_divergence(
     mass as one more outcome.
     """
 
-    def terms(first: Tensor, second: Tensor) -> Tensor:
-        middle = (first + second) / 2
-        return (torch.xlogy(first, first) + torch.xlogy(second, second)) / 2 - torch.xlogy(middle, middle)
-
-    rows = terms(p, q).sum(dim=-1, dtype=torch.float64)
+    rows = _divergence(p, q).sum(dim=-1, dtype=torch.float64)
     left_p, left_q = (1 - p.sum(dim=-1)).clamp(min=0), (1 - q.sum(dim=-1)).clamp(min=0)
     sink = (left_p > 1e-3) | (left_q > 1e-3)
-    rows = rows + torch.where(sink, terms(left_p, left_q), 0).double()
+    rows = rows + torch.where(sink, _divergence(left_p, left_q), 0).double()
     return rows.clamp(0, math.log(2)).mean(dim=1)
+
+
+def _divergence(p: Tensor, q: Tensor) -> Tensor:
+    """The terms of JSD(p, q), outcome by outcome; exactly 0 where p = q.
+
+    Probabilities below 1e-30 count as that in the logarithm: their terms are below 1e-28, and logarithms of numbers
+    that are smaller still (denormals) are ten times slower.
+    """
+    log_middle = ((p + q) / 2).clamp_min(1e-30).log_()
+    terms = p.clamp_min(1e-30).log_().sub_(log_middle).mul_(p)
+    return terms.add_(q.clamp_min(1e-30).log_().sub_(log_middle).mul_(q)).div_(2)
 
 
 class Predictions:

@@ -143,7 +143,7 @@ def score(
     found: dict[str, Scores | NotFiniteError] = {
         name: Scores(tuple(grouping.columns), np.zeros(shape), np.zeros(shape, dtype=np.int64)) for name in proxies
     }
-    for index, batch in batches(split, layers_by_heads=len(engine.heads)):
+    for index, batch in batches(engine, split):
         tokens, valid = tensors(batch, engine.subject.device)
         kind_of = torch.from_numpy(batch.kinds).to(tokens.device)
         targets = tokens.roll(-1, dims=1)

@@ -44,21 +44,28 @@ class Verdict:
     p_holm: float
     notes: tuple[str, ...]
 
-    def __str__(self) -> str:
-        head = f"{self.proxy} at {self.site}: {self.judgement.upper()}."
+    @property
+    def where(self) -> str:
+        """The proxy and its site."""
+        return f"{self.proxy} at {self.site}"
+
+    @property
+    def why(self) -> str:
+        """The numbers and notes behind the judgement, in words."""
         if math.isnan(self.agreement):
-            return f"{head} {' '.join(self.notes)}"
+            return " ".join(self.notes)
         limits = f"[{_percent(self.low)}, {_percent(self.high)}]"
-        agreement = f"Agrees with the subject on {_percent(self.agreement)} {limits} in distribution"
-        if self.shift is None:
-            text = f"{head} {agreement}."
-        else:
+        text = f"Agrees with the subject on {_percent(self.agreement)} {limits} in distribution"
+        if self.shift is not None:
             change = "less" if self.gap >= 0 else "more"
-            text = (
-                f"{head} {agreement}; {abs(100 * self.gap):.1f} points {change} under {self.shift} "
-                f"(gap [{100 * self.gap_low:+.1f}, {100 * self.gap_high:+.1f}])."
+            text += (
+                f"; {abs(100 * self.gap):.1f} points {change} under {self.shift} "
+                f"(gap [{100 * self.gap_low:+.1f}, {100 * self.gap_high:+.1f}])"
             )
-        return " ".join((text, *self.notes))
+        return " ".join((f"{text}.", *self.notes))
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.judgement.upper()}. {self.why}"
 
 
 def _percent(rate: float) -> str:

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
-from matplotlib import cm
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from assay.faithfulness import ALL, LAYER, Comparison
 from assay.reports._illustrations import Illustrations, KeyCloud, SentenceView
@@ -150,7 +150,7 @@ def gap_chart(comparison: Comparison, site: str) -> Figure:
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
     axes.set_xlabel("gap: same prediction on iid minus on the shift (points)")
-    axes.legend(loc="upper center", bbox_to_anchor=(0.4, -0.12 - 0.6 / max(len(proxies), 1)), ncols=2)
+    figure.legend(loc="outside lower center", ncols=2)
     return figure
 
 
@@ -174,8 +174,9 @@ def agreement_by_feature(comparison: Comparison, site: str, feature: str) -> Fig
         axes.plot(rows["bin"], rows["estimate"], color=INK, linestyle="--", linewidth=1.4, label="subject's accuracy")
         if iid_reach < reach.max():
             axes.axvline(iid_reach + 0.5, color=INK, linewidth=1, linestyle=":")
-            axes.text(iid_reach + 0.6, 0.02, "not seen in training →", fontsize=9, va="bottom")
+            axes.text(iid_reach + 0.6, 0.02, "beyond any on iid →", fontsize=9, va="bottom")
         axes.set_title(f"on {split}", loc="left")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel(next(item.description for item in comparison.record.features if item.name == feature))
     axes.set_ylabel("share of predictions")
     axes.set_ylim(-0.02, 1.02)
@@ -229,12 +230,11 @@ def sentence_attention(view: SentenceView) -> Figure:
     size = len(view.tokens)
     figure = Figure(figsize=(10, 5.2))
     panels = figure.subplots(1, 2, sharey=True)
-    colours = cm.get_cmap("Blues") if hasattr(cm, "get_cmap") else "Blues"
     for axes, title, pattern in zip(
         panels, ("subject", view.proxy), (view.subject_pattern, view.proxy_pattern), strict=True
     ):
         weights = np.array(pattern)
-        axes.imshow(np.where(np.tri(size, dtype=bool), weights, np.nan), cmap=colours, vmin=0, vmax=1, aspect="equal")
+        axes.imshow(np.where(np.tri(size, dtype=bool), weights, np.nan), cmap="Blues", vmin=0, vmax=1, aspect="equal")
         axes.plot(weights.argmax(axis=1), np.arange(size), "o", color=PALETTE[1], markersize=2.5, linestyle="none")
         axes.set_xticks(range(size), view.tokens, rotation=90, fontsize=6)
         axes.set_yticks(range(size), view.tokens, fontsize=6)

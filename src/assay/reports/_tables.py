@@ -82,7 +82,7 @@ def terminal(comparison: Comparison) -> RenderableType:
     """The main table and the verdicts, for a terminal."""
     record = comparison.record
     table = Table(
-        title=f"Same prediction as the subject on {record.primary_kind} predictions (%, interval below)",
+        title=f"Same prediction as the subject on {record.primary_kind} (%, interval below)",
         title_justify="left",
         box=None,
         pad_edge=False,
@@ -90,7 +90,7 @@ def terminal(comparison: Comparison) -> RenderableType:
     )
     table.add_column("proxy", min_width=25)
     for split in evaluation_splits(comparison):
-        table.add_column(split.replace("_", " "), justify="right", min_width=9)
+        table.add_column(split.replace("_", " "), justify="right", width=9)
     accuracy = subject_accuracy(comparison)
     rates = [accuracy["estimate"].get(split, math.nan) for split in evaluation_splits(comparison)]
     table.add_row(Text("accuracy of subject", style="italic"), *map(percent, rates))
@@ -113,9 +113,8 @@ def terminal(comparison: Comparison) -> RenderableType:
 
 
 def _verdict(verdict: Verdict) -> Text:
-    head, _, rest = str(verdict).partition(": ")
-    word, _, why = rest.partition(".")
-    return Text.assemble((head, "bold"), ": ", (word, JUDGEMENT_STYLE[verdict.judgement]), f".{why}")
+    word = (verdict.judgement.upper(), JUDGEMENT_STYLE[verdict.judgement])
+    return Text.assemble((verdict.where, "bold"), ": ", word, f". {verdict.why}")
 
 
 def _floor(comparison: Comparison) -> Text:
