@@ -6,10 +6,12 @@ One file a task. Knows nothing of models.
 from assay._registry import Registry
 from assay.tasks._dyck import Dyck
 from assay.tasks._task import UNSCORED, Feature, Kind, Role, Split, Task
+from assay.tasks._text import Text
 
 tasks = Registry("assay.tasks", "task")
 """All tasks by name."""
 
 tasks.register("dyck", Dyck)
+tasks.register("text", Text)
 
-__all__ = ["UNSCORED", "Dyck", "Feature", "Kind", "Role", "Split", "Task", "tasks"]
+__all__ = ["UNSCORED", "Dyck", "Feature", "Kind", "Role", "Split", "Task", "Text", "tasks"]
