@@ -1,6 +1,8 @@
 """The engine on GPT-2 against attention written out by hand from the weights, and its manners towards the model."""
 
 import math
+from copy import deepcopy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -148,7 +150,7 @@ def test_sites(reader):
 
 @pytest.mark.parametrize("text", ["layer2", "layer0.head3", "head0", "", "layer", "layer1.head", "ALL"])
 def test_unknown_site_is_refused(reader, text):
-    with pytest.raises(AssayError, match="not in 'three-heads'.*layer0.*layer1.*layer1.head2"):
+    with pytest.raises(AssayError, match=r"not in 'three-heads'.*layer0.*layer1.*layer1\.head2"):
         reader.sites(text)
 
 
@@ -194,9 +196,7 @@ def test_vector_edits_reach_the_output(gpt2, reader, tokens, part):
     def project(vectors):
         return vectors * keep.to(vectors)
 
-    edit = Edit(
-        Head(1, 2), queries=project if part != "keys" else None, keys=project if part != "queries" else None
-    )
+    edit = Edit(Head(1, 2), queries=project if part != "keys" else None, keys=project if part != "queries" else None)
     expected, seen = by_hand(gpt2.model, tokens, change)
     run = reader.run(tokens, edits=[edit], read=("patterns",))
     close(run.logits, expected)
@@ -407,9 +407,6 @@ def test_padding_and_batch_size_do_not_matter_on_a_gpu(subject, task):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_gpu_and_cpu_agree(subject, engine, task):
-    from copy import deepcopy  # noqa: PLC0415
-    from dataclasses import replace  # noqa: PLC0415
-
     there = Engine(replace(subject, model=deepcopy(subject.model)).to("cuda"))
     split = task.split("iid", 30)
     edits = [Edit(Head(1, 0), queries=double, pattern=lambda pattern, _: pattern / 2)]
@@ -426,7 +423,9 @@ def check_invariance(engine: Engine, task, tolerance: float = 2e-5) -> None:
     split = task.split("iid", 24)
     tokens, valid = tensors(split, engine.subject.device)
     edits = [
-        Edit(Head(1, 0), queries=double, pattern=lambda pattern, visible: (pattern + visible / visible.sum(-1, True)) / 2)
+        Edit(
+            Head(1, 0), queries=double, pattern=lambda pattern, visible: (pattern + visible / visible.sum(-1, True)) / 2
+        )
     ]
     together = engine.run(tokens, valid, edits=edits, read=("queries", "keys", "patterns", "residuals"))
     for number in range(len(split)):

@@ -37,7 +37,7 @@ def skewed() -> tuple[torch.Tensor, torch.Tensor]:
     spread = torch.tensor([9.0, 5.0, 3.0, 1.0, 0.5, 0.1])
     mixing = torch.linalg.qr(torch.randn(6, 6, generator=generator)).Q
     queries = torch.randn(400, 6, generator=generator) * spread @ mixing + 2.0
-    keys = torch.randn(300, 6, generator=generator) * spread.flip(0) - torch.arange(6.0)
+    keys = torch.randn(400, 6, generator=generator) * spread.flip(0) - torch.arange(6.0)
     return queries, keys
 
 
@@ -133,7 +133,7 @@ def test_joint_and_separate_and_centred_differ(subject, skewed):
 
 
 def test_fewer_samples_than_rank_still_span_a_subspace(subject):
-    queries, keys = torch.randn(2, 6, generator=torch.Generator().manual_seed(1)), torch.zeros(1, 6)
+    queries, keys = torch.randn(2, 6, generator=torch.Generator().manual_seed(1)), torch.zeros(2, 6)
     fitted = SVD(rank=5).fit(samples_of(queries, keys))
     basis = fitted.subspaces_[HEAD][0].basis
     np.testing.assert_allclose(basis.T @ basis, np.eye(5), atol=1e-12)

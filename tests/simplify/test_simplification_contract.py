@@ -77,13 +77,12 @@ def test_apply_before_fit_is_refused(simplification, subject):
         simplification.apply(subject)
 
 
-@pytest.mark.parametrize("simplification", each(), ids=label)
-def test_failed_fit_leaves_nothing_fitted(simplification, subject, samples):
-    if not simplification.streams:
-        pytest.skip("does not look at data")
-    simplification.fit(samples)
+@pytest.mark.parametrize("simplification", [item for item in each() if item.streams], ids=label)
+def test_fit_that_fails_halfway_leaves_nothing_fitted(simplification, subject, samples):
+    """Otherwise a proxy could be made that is simplified at some of the heads only."""
+    first, second = samples.heads
     with pytest.raises(KeyError):
-        simplification.fit(Samples(samples.heads))
+        simplification.fit(Samples((first, second), {first: samples.queries[first]}, {first: samples.keys[first]}))
     with pytest.raises(AssayError, match="has not been fitted"):
         simplification.apply(subject)
 
@@ -194,7 +193,7 @@ def test_unknown_name_is_refused_with_the_nearest(given, nearest):
 
 
 def test_unknown_name_without_neighbours_lists_all():
-    with pytest.raises(AssayError, match="known: .*identity.*kmeans.*svd"):
+    with pytest.raises(AssayError, match=r"known: .*identity.*kmeans.*svd"):
         simplifications.get("zzzzzzzz")
 
 
@@ -202,7 +201,7 @@ def test_unknown_name_without_neighbours_lists_all():
     ("text", "trouble"),
     [
         ("svd", r"missing.*'rank'.*svd\(rank"),
-        ("svd:ranks=8", r"'ranks'.*svd\(rank"),
+        ("svd:rank=8,ranks=8", r"'ranks'.*svd\(rank"),
         ("svd:8", "'8' is not of the form name=value"),
         ("identity:rank=2", "'rank'"),
         ("svd:rank=8,=2", "svd"),
@@ -228,7 +227,6 @@ def test_name_is_taken_once():
 
 def test_entry_points_are_discovered(monkeypatch):
     offer(monkeypatch, entry("theirs", value=f"{__name__}:Foreign"), entry("elsewhere", group="assay.tasks"))
-    monkeypatch.setitem(__import__("sys").modules, __name__, __import__("sys").modules[__name__])
     assert "theirs" in list(simplifications)
     assert "elsewhere" not in list(simplifications)
     built = simplifications.build("theirs:strength=0.25")
