@@ -20,7 +20,7 @@ LAST_TWO = Kind("last_two", "tokens 2 and 3", (2, 3))
 FIRST = Kind("first", "tokens 0 and 1, in the other order", (1, 0))
 
 
-def pair_of(p_logits, q_logits, kinds=(ANY,), kind_of=None, targets=None, attention=None):
+def pair_of(p_logits, q_logits, kinds=(ANY,), kind_of=None, targets=None, attention=None):  # noqa: PLR0917
     p, q = torch.as_tensor(p_logits), torch.as_tensor(q_logits)
     kind_of = torch.zeros(p.shape[:2], dtype=torch.long) if kind_of is None else torch.as_tensor(kind_of)
     targets = torch.zeros(p.shape[:2], dtype=torch.long) if targets is None else torch.as_tensor(targets)
@@ -71,7 +71,8 @@ def test_equal_logits_have_no_divergence_whatever_their_offset():
 
 
 @given(
-    arrays(np.float64, (1, 1, 6), elements=st.floats(-60, 60)), arrays(np.float64, (1, 1, 6), elements=st.floats(-60, 60))
+    arrays(np.float64, (1, 1, 6), elements=st.floats(-60, 60)),
+    arrays(np.float64, (1, 1, 6), elements=st.floats(-60, 60)),
 )
 @settings(max_examples=60, deadline=None)
 def test_divergences_keep_their_bounds(p, q):
