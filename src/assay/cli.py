@@ -4,6 +4,7 @@ Exit status: 0 done, 1 the work failed, 2 the call was wrong.
 """
 
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
 from assay._errors import AssayError
@@ -29,7 +31,7 @@ app.add_typer(run_app, name="run")
 app.add_typer(train_app, name="train")
 
 out = Console(highlight=False)
-err = Console(stderr=True)
+err = Console(stderr=True, highlight=False)
 
 Device = Annotated[str, typer.Option(help="cpu, cuda, mps or auto.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print machine-readable output instead of tables.")]
@@ -40,11 +42,12 @@ def main() -> None:
     try:
         app()
     except AssayError as error:
-        err.print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
+        err.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
         sys.exit(1)
     except OSError as error:
         err.print(
-            f"[bold red]error:[/] {error}; what was finished is kept: run again with the same --out.", soft_wrap=True
+            f"[bold red]error:[/] {escape(str(error))}; what was finished is kept: run again with the same --out.",
+            soft_wrap=True,
         )
         sys.exit(1)
     except KeyboardInterrupt:
@@ -117,7 +120,9 @@ def run_dyck(
         print(json.dumps(_summary(comparison, folder), indent=2))
         return
     out.print(terminal(comparison))
-    out.print(f"\nThe run is in {folder}; open [bold]{folder / 'report.html'}[/]", highlight=False, soft_wrap=True)
+    out.print(
+        f"\nThe run is in {escape(str(folder))}; open [bold]{escape(str(folder / 'report.html'))}[/]", soft_wrap=True
+    )
 
 
 def _summary(comparison: Any, folder: Path) -> dict[str, Any]:
@@ -132,12 +137,17 @@ def _summary(comparison: Any, folder: Path) -> dict[str, Any]:
         "folder": str(folder),
         "primary_kind": comparison.record.primary_kind,
         "noise_floor": comparison.record.noise_floor.model_dump(),
-        "verdicts": [{**vars(verdict), "text": str(verdict)} for verdict in comparison.verdicts()],
+        "verdicts": [_plain({**vars(verdict), "text": str(verdict)}) for verdict in comparison.verdicts()],
         "same_prediction": [
             row for part in agreement for row in _records(part, [*columns, "estimate", "low", "high", "sequences"])
         ],
         "gaps": _records(comparison.gaps(), [*columns, "gap", "low", "high", "p_holm"]),
     }
+
+
+def _plain(row: dict[str, Any]) -> dict[str, Any]:
+    """A row with null for what is not a number."""
+    return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in row.items()}
 
 
 def _records(frame: Any, columns: list[str]) -> list[dict[str, Any]]:
@@ -178,7 +188,7 @@ def train_dyck(
         return
     for split, accuracy in subject.record["accuracy"].items():
         out.print(f"{split:24} " + "  ".join(f"{kind} {value:.4f}" for kind, value in accuracy.items()))
-    out.print(f"The model is in {folder}", highlight=False, soft_wrap=True)
+    out.print(f"The model is in {escape(str(folder))}", soft_wrap=True)
 
 
 @app.command()
@@ -201,7 +211,7 @@ def report(
         print(json.dumps(_summary(comparison, run), indent=2))
         return
     out.print(terminal(comparison))
-    out.print(f"\nDrawn again: [bold]{page}[/]", highlight=False, soft_wrap=True)
+    out.print(f"\nDrawn again: [bold]{escape(str(page))}[/]", soft_wrap=True)
 
 
 @app.command("list")

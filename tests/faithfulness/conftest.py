@@ -3,17 +3,12 @@
 from pathlib import Path
 
 import pytest
+from small_comparison import CALL, recipes
 
 import assay
 from assay.faithfulness import Comparison
 from assay.subjects import Subject
 from assay.tasks import Dyck
-
-CALL = {"sites": ("all",), "sequences": 20, "fit_sequences": 100, "resamples": 150, "seed": 3}
-
-
-def recipes():
-    return [assay.SVD(rank=2), assay.SVD(rank=8), assay.SVD(rank=32), assay.OneHotAttention()]
 
 
 @pytest.fixture(scope="session")

@@ -203,7 +203,7 @@ def test_intervals_over_seeds_cover_the_rate_of_the_population_of_seeds(seeds):
 
 @pytest.mark.parametrize(("sign", "expected"), [(1.0, 0.5), (-1.0, -0.5)])
 def test_positive_means_less_faithful_under_the_shift(sign, expected):
-    iid, shift = one_seed([4, 4, 3, 5], [5, 5, 5, 5]), one_seed([1, 2, 1, 2], [5, 5, 5, 5])
+    iid, shift = one_seed([4, 4, 3, 5] * 10, [5] * 40), one_seed([1, 2, 1, 2] * 10, [5] * 40)
     found, p = gap_of(iid, shift, signs=[sign], rates=False)
     assert found.value[0] == pytest.approx(expected)
     assert found.low[0] <= found.value[0] <= found.high[0]
@@ -223,8 +223,8 @@ def test_turning_the_sign_mirrors_the_interval():
 @pytest.mark.parametrize("method", ["bca", "percentile"])
 def test_gap_limits_are_those_of_scipy_on_two_samples(method):
     rng = np.random.default_rng(6)
-    a, b = rng.uniform(size=30), rng.uniform(size=20) * 0.8
-    iid, shift = one_seed(a, np.ones(30)), one_seed(b, np.ones(20))
+    a, b = rng.uniform(size=45), rng.uniform(size=35) * 0.8
+    iid, shift = one_seed(a, np.ones(45)), one_seed(b, np.ones(35))
     found, p = gap_of(iid, shift, rates=False, method=method, resamples=800, seed=21)
     expected = stats.bootstrap(
         (a, b),
@@ -254,7 +254,8 @@ def test_a_gap_from_a_perfect_rate_is_combined_from_both_sides(sign):
     assert found.how == ("mover",)
     assert found.value[0] == pytest.approx(sign * value)
     assert (found.low[0], found.high[0]) == (pytest.approx(expected[0]), pytest.approx(expected[1]))
-    assert p[0] == pytest.approx(2 * stats.norm.sf(value / (narrow / stats.norm.ppf(0.975))))
+    free = found.degrees[0]
+    assert p[0] == pytest.approx(2 * stats.t.sf(value / (narrow / stats.t.ppf(0.975, free)), free))
     assert (p[0] < 0.05) == (found.low[0] > 0 or found.high[0] < 0)
 
 
@@ -316,7 +317,10 @@ def test_seeds_make_the_test_of_a_gap_a_t_test():
     rng = np.random.default_rng(16)
     iid, shift = seeded(rng, seeds=4, rate=0.9), seeded(rng, seeds=4, rate=0.7)
     found, p = gap_of(iid, shift)
-    assert p[0] == pytest.approx(2 * stats.t.sf(abs(found.value[0]) / found.error[0], 3))
+    assert found.how == ("t",)
+    assert 3 <= found.degrees[0] < 60
+    assert p[0] == pytest.approx(2 * stats.t.sf(abs(found.value[0]) / found.error[0], found.degrees[0]))
+    assert (found.high[0] - found.low[0]) / 2 == pytest.approx(found.error[0] * stats.t.ppf(0.975, found.degrees[0]))
 
 
 def test_a_seed_that_is_bad_everywhere_does_not_look_like_a_gap():

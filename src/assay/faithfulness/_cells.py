@@ -2,12 +2,14 @@
 
 import hashlib
 import json
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from assay._errors import AssayError
 from assay.engine import Engine, Head
 from assay.faithfulness._comparison import SCHEMA
 from assay.faithfulness._metrics import metrics
@@ -44,12 +46,17 @@ class Cells:
         self._memory: dict[str, Scores | NotFiniteError] = {}
 
     def __contains__(self, name: str) -> bool:
-        return name in self._memory or (self.folder is not None and (self.folder / f"{name}.npz").is_file())
+        """Whether the cell is finished; a file that was cut short counts as not there."""
+        return name in self._memory or (self.folder is not None and zipfile.is_zipfile(self.folder / f"{name}.npz"))
 
     def __getitem__(self, name: str) -> Scores | NotFiniteError:
         if name in self._memory or self.folder is None:
             return self._memory[name]
-        return Scores.read(self.folder / f"{name}.npz")
+        path = self.folder / f"{name}.npz"
+        try:
+            return Scores.read(path)
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise AssayError(f"{path} is damaged ({error}); remove it and run again.") from None
 
     def put(self, name: str, scores: Scores | NotFiniteError) -> None:
         """Keep a finished cell; one that could not be scored is kept in memory only."""
@@ -108,7 +115,9 @@ def cell_name(
     content = {
         "schema": SCHEMA,
         "assay": version("assay-interp"),
+        "versions": [version(name) for name in ("torch", "transformers", "scikit-learn")],
         "weights": subject["weights_sha256"],
+        "config": subject["config_sha256"],
         "dtype": subject["dtype"],
         "device": subject["device"],
         "kinds": [repr(kind) for kind in task.kinds],

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -84,6 +84,8 @@ def compare(
     chosen = list(simplifications)
     _check_call(subjects, task, chosen, sites)
     _check_numbers(sequences=sequences, fit_sequences=fit_sequences, resamples=resamples)
+    if method not in get_args(Method):
+        raise AssayError(f"compare(method={method!r}): must be one of {', '.join(get_args(Method))}.")
     if not 0 < level < 1:
         raise AssayError(f"compare(level={level}): must be between 0 and 1, for example 0.95.")
     cells = Cells(None if folder is None else Path(folder) / "cells")
@@ -135,7 +137,7 @@ def compare(
 
     progress(Step(total, total, "intervals"))
     options: dict[str, Any] = {"seed": seed, "resamples": resamples, "level": level, "method": method}
-    results, gaps = summarise(judged, variants, candidates, splits, found, **options)
+    results, gaps = summarise(judged, task.kinds, variants, candidates, splits=splits, found=found, **options)
     record = Record(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds=round(time.monotonic() - started, 3),
@@ -221,6 +223,8 @@ def _check_call(
         raise AssayError(
             "compare() needs at least one subject, one simplification and one site (sites is a list, such as ['all'])."
         )
+    if len(set(sites)) < len(sites):
+        raise AssayError(f"compare(sites={list(sites)}): a site is given twice.")
     if not isinstance(task, Task):
         raise AssayError(f"compare(task={task!r}): not a task; see assay.tasks.Task for what one must have.")
     for item in simplifications:

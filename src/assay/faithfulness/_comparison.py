@@ -10,6 +10,7 @@ import pyarrow.parquet
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from assay._errors import AssayError
+from assay.faithfulness._statistics import holm, p_above
 from assay.faithfulness._verdicts import Verdict, judge
 from assay.subjects import write_atomically
 
@@ -185,7 +186,8 @@ class Comparison:
         iid = self._iid_name()
         rows = self.agreement(iid).set_index(["proxy", "site"])
         gaps = self.gaps()
-        gaps = gaps[gaps["trained"]]
+        gaps = gaps[gaps["trained"].astype(bool) & ~gaps["is_control"].astype(bool)].copy()
+        gaps["p_holm"] = holm(p_above(gaps["gap"], gaps["error"], gaps["degrees"], max_gap).tolist())
         verdicts = []
         for proxy in self.record.proxies:
             if proxy.is_control:
@@ -195,7 +197,9 @@ class Comparison:
             if proxy.control is not None and (proxy.control, proxy.site) in rows.index:
                 control = rows.loc[(proxy.control, proxy.site)]
                 if control["high"] >= rows.loc[key]["low"]:
-                    notes.append(f"No better than its control {proxy.control} ({100 * control['estimate']:.1f}%).")
+                    notes.append(
+                        f"Not shown to be better than its control {proxy.control} ({100 * control['estimate']:.1f}%)."
+                    )
             verdicts.append(
                 judge(
                     rows.loc[key],
@@ -276,7 +280,7 @@ class Comparison:
             hint = "the run was not finished: run it again with the same --out" if folder.is_dir() else "no such folder"
             raise AssayError(f"{str(folder)!r} has no {RECORD} ({hint}).")
         try:
-            record = Record.model_validate_json((folder / RECORD).read_text(encoding="utf-8"))
+            record = Record.model_validate_json((folder / RECORD).read_bytes())
             results = pd.read_parquet(folder / RESULTS)
             gaps = pd.read_parquet(folder / GAPS)
             pyarrow.parquet.read_metadata(folder / SEQUENCES)

@@ -38,6 +38,7 @@ def attention_divergence(
     mass as one more outcome.
     """
 
+    p, q = p.float(), q.float()
     rows = _divergence(p, q).sum(dim=-1, dtype=torch.float64)
     left_p, left_q = (1 - p.sum(dim=-1)).clamp(min=0), (1 - q.sum(dim=-1)).clamp(min=0)
     sink = (left_p > 1e-3) | (left_q > 1e-3)

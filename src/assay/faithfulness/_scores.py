@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from assay._errors import AssayError
 from assay.engine import Engine, Proxy, Run, batches, tensors
 from assay.faithfulness._metrics import Metric, Pair, Predictions, attention_divergence
 from assay.tasks import UNSCORED, Split, Task
@@ -57,7 +58,7 @@ class Scores:
 
 
 class NotFiniteError(ArithmeticError):
-    """A proxy gave logits that are not numbers."""
+    """A proxy gave logits that are not numbers: what stands in the place of its scores."""
 
 
 class _Grouping:
@@ -136,7 +137,7 @@ def score(
     """Scores of several proxies of one subject on one split.
 
     The subject's own pass is shared by all of them, and a proxy resumes from its first simplified layer. A proxy
-    whose logits are not finite gets the error instead of scores; a subject's raise it.
+    whose logits are not finite gets the error instead of scores; for a subject AssayError is raised.
     """
     grouping = _Grouping(task, split, metrics, engine.layers)
     shape = (len(split), len(grouping.columns))
@@ -149,17 +150,19 @@ def score(
         targets = tokens.roll(-1, dims=1)
         scored = kind_of != UNSCORED
         clean = engine.run(tokens, valid, read=("patterns", "outputs"))
-        _check_finite(clean.logits, scored, f"the subject {engine.subject.name!r}")
+        if not torch.isfinite(clean.logits[scored]).all():
+            raise AssayError(
+                f"the subject {engine.subject.name!r} gives logits that are not finite numbers on split "
+                f"{split.name!r}; it cannot be judged (in half precision, try float32)."
+            )
         subject = Predictions(clean.logits, kind_of, task.kinds)
         for name, proxy in proxies.items():
             current = found[name]
             if isinstance(current, NotFiniteError):
                 continue
             logits, attention = _run_against(engine, proxy, clean, tokens, valid)
-            try:
-                _check_finite(logits, scored, name)
-            except NotFiniteError as error:
-                found[name] = error
+            if not torch.isfinite(logits[scored]).all():
+                found[name] = NotFiniteError(f"{name} gives logits that are not finite numbers on {split.name}")
                 continue
             pair = Pair(subject, Predictions(logits, kind_of, task.kinds), targets, attention)
             values = {metric.name: metric(pair).cpu().numpy() for metric in metrics}
@@ -179,8 +182,3 @@ def _run_against(
         attention[layer] = attention_divergence(clean.patterns[layer], pattern)
 
     return engine.run(tokens, valid, edits=proxy.edits, on_pattern=compare, resume=clean).logits, attention
-
-
-def _check_finite(logits: Tensor, scored: Tensor, who: str) -> None:
-    if not torch.isfinite(logits[scored]).all():
-        raise NotFiniteError(f"{who} gives logits that are not finite numbers")

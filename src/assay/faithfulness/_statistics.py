@@ -1,10 +1,13 @@
-"""Estimates, intervals and tests: everything resamples whole sequences, and training seeds where there are several.
+"""Estimates, intervals and tests: whole sequences are the unit, and training seeds where there are several.
 
-Predictions of one sequence are not independent, so a sequence is the unit of resampling. With several seeds, seeds
-and sequences are crossed (every seed is judged on the same sequences) and both are resampled, each on its own: the
-pigeonhole bootstrap of Owen (2007, "The pigeonhole bootstrap", Annals of Applied Statistics 1(2)), which is
-conservative for the crossed part. With a handful of seeds, percentile and BCa intervals are known to be too narrow
-over the seeds; they are still far wider than intervals that ignore them.
+Predictions of one sequence are not independent, so a sequence is the unit of resampling. With one seed and at least
+`FEW` sequences, intervals are bootstrap intervals over sequences, from scipy. Otherwise they come from Student's t: a
+bootstrap of a handful of units repeats the same few values, its intervals are far too narrow. The variance has two
+parts, the bootstrap's over n sequences (V1) and that of the mean over S seeds (V2), each with its own quantile:
+value +- sqrt(t(n - 1)^2 V1 + t(S - 1)^2 V2). So a few seeds that differ give a wide interval, and seeds that agree
+cost nothing. The degrees of freedom of a test are those of Satterthwaite (1946, Biometrics Bulletin 2),
+(V1 + V2)^2 / (V1^2 / (n - 1) + V2^2 / (S - 1)), and its standard error is the half width of the interval over the
+quantile for them, so that test and interval agree.
 """
 
 import warnings
@@ -14,9 +17,14 @@ from typing import Literal
 
 import numpy as np
 from jaxtyping import Float, Int
+from numpy.typing import ArrayLike
 from scipy import stats
 
 Method = Literal["bca", "percentile"]
+
+
+FEW = 30
+"""Below so many sequences, Student's t takes the place of the bootstrap's quantiles."""
 
 
 @dataclass(frozen=True)
@@ -24,14 +32,27 @@ class Estimates:
     """Means over predictions with confidence limits, one an entry of the trailing axis ("column").
 
     `low` and `high` are NaN where there is no interval (fewer than two sequences). `how` names the method of each:
-    "bca", "percentile", "clopper-pearson" (all sequences alike at a rate of 0 or 1) or "mover" (a gap of such), "none".
+    "bca", "percentile", "t" (several seeds, or few sequences), "clopper-pearson" (all sequences alike at a rate of 0
+    or 1), "mover" (a gap of such), "none". `error` is the standard error and `degrees` its degrees of freedom.
     """
 
     value: Float[np.ndarray, " column"]
     low: Float[np.ndarray, " column"]
     high: Float[np.ndarray, " column"]
     error: Float[np.ndarray, " column"]
+    degrees: Float[np.ndarray, " column"]
     how: tuple[str, ...]
+
+    def select(self, columns: Sequence[int]) -> "Estimates":
+        """Some of the columns."""
+        return Estimates(
+            self.value[columns],
+            self.low[columns],
+            self.high[columns],
+            self.error[columns],
+            self.degrees[columns],
+            tuple(self.how[column] for column in columns),
+        )
 
 
 def _counts(index: Int[np.ndarray, "*resample draw"], size: int) -> Float[np.ndarray, "*resample unit"]:
@@ -42,26 +63,25 @@ def _counts(index: Int[np.ndarray, "*resample draw"], size: int) -> Float[np.nda
     return drawn.reshape(*index.shape[:-1], size).astype(np.float64)
 
 
+def _divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    """The quotient, NaN where the denominator is 0."""
+    return np.divide(numerator, denominator, out=np.full(numerator.shape, np.nan), where=denominator > 0)
+
+
 def _ratio(
     sums: Float[np.ndarray, "seed sequence column"],
     counts: Int[np.ndarray, "seed sequence column"],
-) -> Callable[..., np.ndarray]:
-    """The mean over predictions as a function of drawn sequences and, if any, drawn seeds: (column, *resample).
+) -> Callable[[np.ndarray], np.ndarray]:
+    """The mean over predictions as a function of drawn sequences, seeds pooled: (column, *resample).
 
     A resample in which a column has no prediction gets the column's mean.
     """
-    seeds, sequences, columns = sums.shape
-    by_sequence = np.concatenate((sums, counts), axis=2).transpose(1, 0, 2).reshape(sequences, -1)
-    total = counts.sum(axis=(0, 1))
-    overall = np.divide(sums.sum(axis=(0, 1)), total, out=np.full(columns, np.nan), where=total > 0)
+    sequences, columns = sums.shape[1:]
+    both = np.concatenate((sums.sum(axis=0), counts.sum(axis=0)), axis=1)
+    overall = _divide(both[:, :columns].sum(axis=0), both[:, columns:].sum(axis=0))
 
-    def statistic(drawn_sequences: np.ndarray, drawn_seeds: np.ndarray | None = None) -> np.ndarray:
-        weights = _counts(drawn_sequences, sequences)
-        both = (weights @ by_sequence).reshape(*weights.shape[:-1], seeds, 2 * columns)
-        if drawn_seeds is None:
-            pooled = both.sum(axis=-2)
-        else:
-            pooled = (both * _counts(drawn_seeds, seeds)[..., None]).sum(axis=-2)
+    def statistic(drawn: np.ndarray) -> np.ndarray:
+        pooled = _counts(drawn, sequences) @ both
         numerator, denominator = pooled[..., :columns], pooled[..., columns:]
         values = np.where(denominator > 0, numerator / np.maximum(denominator, 1e-300), overall)
         return np.moveaxis(values, -1, 0)
@@ -69,9 +89,25 @@ def _ratio(
     return statistic
 
 
-def _units(*sizes: int, seeds: int) -> list[np.ndarray]:
-    """What is resampled: each split's sequences, and the seeds where there are several."""
-    return [np.arange(size) for size in (*sizes, *([seeds] if seeds > 1 else []))]
+def _with_seeds(
+    value: np.ndarray, error: np.ndarray, units: np.ndarray, by_seed: np.ndarray, level: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Limits, standard error and degrees of freedom from Student's t.
+
+    `error` is the bootstrap's over `units` sequences, `by_seed` (seed, column) the value of each seed.
+    """
+    seeds = len(by_seed)
+    of_sequences = error**2 * units / np.maximum(units - 1, 1)
+    of_seeds = by_seed.var(axis=0, ddof=1) / seeds if seeds > 1 else np.zeros_like(value)
+    total = of_sequences + of_seeds
+    parts = of_sequences**2 / np.maximum(units - 1, 1) + (of_seeds**2 / (seeds - 1) if seeds > 1 else 0)
+    degrees = np.divide(total**2, parts, out=np.full(total.shape, np.inf), where=parts > 0)
+    tail = (1 + level) / 2
+    half = np.sqrt(
+        stats.t.ppf(tail, np.maximum(units - 1, 1)) ** 2 * of_sequences
+        + (stats.t.ppf(tail, seeds - 1) ** 2 * of_seeds if seeds > 1 else 0)
+    )
+    return value - half, value + half, half / stats.t.ppf(tail, degrees), degrees
 
 
 def _bootstrap(
@@ -129,27 +165,34 @@ def estimate(
     one for the rate. Other columns without any variation get a point as interval.
     """
     seeds, sequences, columns = sums.shape
-    total = counts.sum(axis=(0, 1))
-    value = np.divide(sums.sum(axis=(0, 1)), total, out=np.full(columns, np.nan), where=total > 0)
+    value = _divide(sums.sum(axis=(0, 1)), counts.sum(axis=(0, 1)))
     present = (counts.sum(axis=0) > 0).sum(axis=0)
-    enough = present >= 2
     low, high, error = (np.full(columns, np.nan) for _ in range(3))
+    degrees = np.full(columns, np.inf)
     how = ["none"] * columns
-    if enough.any():
-        chosen = np.flatnonzero(enough)
-        found = _bootstrap(
-            _units(sequences, seeds=seeds),
-            _ratio(sums[:, :, chosen], counts[:, :, chosen]),
+    chosen = np.flatnonzero(present >= 2)
+    if len(chosen):
+        low[chosen], high[chosen], error[chosen] = _bootstrap(
+            [np.arange(sequences)],
+            _ratio(sums[..., chosen], counts[..., chosen]),
             rng=rng,
             resamples=resamples,
             level=level,
             method=method,
         )
-        low[chosen], high[chosen], error[chosen] = found
-        for column in chosen.tolist():
-            how[column] = method
+    by_t = np.flatnonzero((present >= 2) & ((seeds > 1) | (present < FEW)))
+    if len(by_t):
+        by_seed = _divide(sums[..., by_t].sum(axis=1), counts[..., by_t].sum(axis=1))
+        low[by_t], high[by_t], error[by_t], degrees[by_t] = _with_seeds(
+            value[by_t], error[by_t], present[by_t], by_seed, level
+        )
+        least = np.where(sums[..., by_t].min(axis=(0, 1)) >= 0, 0, -np.inf)
+        most = np.where(np.asarray(rates)[by_t], 1, np.inf)
+        low[by_t], high[by_t] = np.maximum(low[by_t], least), np.minimum(high[by_t], most)
+    for column in chosen.tolist():
+        how[column] = "t" if column in by_t else method
     tail = (1 - level) / 2
-    for column in np.flatnonzero(enough).tolist():
+    for column in chosen.tolist():
         here = counts[:, :, column] > 0
         means = sums[:, :, column][here] / counts[:, :, column][here]
         if means.max() - means.min() > 1e-12:
@@ -161,7 +204,7 @@ def estimate(
             how[column], low[column], high[column] = "clopper-pearson", tail ** (1 / trials), 1.0
         else:
             low[column] = high[column] = value[column]
-    return Estimates(value, low, high, error, tuple(how))
+    return Estimates(value, low, high, error, degrees, tuple(how))
 
 
 def gap(
@@ -178,12 +221,12 @@ def gap(
     """The generalization gap of every column, signed so that positive means less faithful under the shift.
 
     `iid` and `shift` are (sums, counts) as for `estimate`, `limits` their estimates; `signs` is +1 where higher is
-    more faithful and -1 otherwise: gap = sign x (mean on iid - mean on shift). The two splits are resampled
-    independently, seeds jointly. Where either side has a Clopper-Pearson interval, the gap's limits are combined from
-    those of the two sides (MOVER: Zou and Donner 2008, Statistics in Medicine 27).
+    more faithful and -1 otherwise: gap = sign x (mean on iid - mean on shift). The sequences of the two splits are
+    resampled independently; seeds are paired. Where either side has a Clopper-Pearson interval, the gap's limits are
+    combined from those of the two sides (MOVER: Zou and Donner 2008, Statistics in Medicine 27).
 
-    Also returns two-sided p-values of "no gap": gap over its standard error against the normal distribution, or
-    Student's t with (seeds - 1) degrees of freedom where there are several seeds. NaN where it cannot be told.
+    Also returns two-sided p-values of "no gap": gap over its standard error against Student's t (the normal
+    distribution for one seed and many sequences). NaN where it cannot be told.
     """
     (sums_a, counts_a), (sums_b, counts_b) = iid, shift
     seeds, _, columns = sums_a.shape
@@ -191,27 +234,37 @@ def gap(
     value = signs * (first.value - second.value)
     usable = np.isfinite(value) & np.isfinite(first.low) & np.isfinite(second.low)
     low, high, error = (np.full(columns, np.nan) for _ in range(3))
+    degrees = np.full(columns, np.inf)
     how = ["none"] * columns
-    if usable.any():
-        chosen = np.flatnonzero(usable)
-        on_iid = _ratio(sums_a[:, :, chosen], counts_a[:, :, chosen])
-        on_shift = _ratio(sums_b[:, :, chosen], counts_b[:, :, chosen])
+    chosen = np.flatnonzero(usable)
+    if len(chosen):
+        on_iid = _ratio(sums_a[..., chosen], counts_a[..., chosen])
+        on_shift = _ratio(sums_b[..., chosen], counts_b[..., chosen])
 
-        def difference(rows_a: np.ndarray, rows_b: np.ndarray, *drawn_seeds: np.ndarray) -> np.ndarray:
-            both = on_iid(rows_a, *drawn_seeds) - on_shift(rows_b, *drawn_seeds)
+        def difference(rows_a: np.ndarray, rows_b: np.ndarray) -> np.ndarray:
+            both = on_iid(rows_a) - on_shift(rows_b)
             return both * signs[chosen].reshape(-1, *([1] * (both.ndim - 1)))
 
         low[chosen], high[chosen], error[chosen] = _bootstrap(
-            _units(sums_a.shape[1], sums_b.shape[1], seeds=seeds),
+            [np.arange(sums_a.shape[1]), np.arange(sums_b.shape[1])],
             difference,
             rng=rng,
             resamples=resamples,
             level=level,
             method=method,
         )
-        for column in chosen.tolist():
-            how[column] = method
-    for column in np.flatnonzero(usable).tolist():
+    present = np.minimum(*((side.sum(axis=0) > 0).sum(axis=0) for side in (counts_a, counts_b)))
+    by_t = np.flatnonzero(usable & ((seeds > 1) | (present < FEW)))
+    if len(by_t):
+        by_seed = signs[by_t] * (
+            _divide(sums_a[..., by_t].sum(axis=1), counts_a[..., by_t].sum(axis=1))
+            - _divide(sums_b[..., by_t].sum(axis=1), counts_b[..., by_t].sum(axis=1))
+        )
+        low[by_t], high[by_t], error[by_t], degrees[by_t] = _with_seeds(
+            value[by_t], error[by_t], present[by_t], by_seed, level
+        )
+    for column in chosen.tolist():
+        how[column] = "t" if column in by_t else method
         if "clopper-pearson" in (first.how[column], second.how[column]):
             a = (first.value[column], first.low[column], first.high[column])
             b = (second.value[column], second.low[column], second.high[column])
@@ -220,14 +273,21 @@ def gap(
             low[column] = value[column] - np.hypot(a[0] - a[1], b[2] - b[0])
             high[column] = value[column] + np.hypot(a[2] - a[0], b[0] - b[1])
             how[column] = "mover"
-            half = stats.norm.ppf((1 + level) / 2)
             below = value[column] - low[column]
-            error[column] = (below if value[column] > 0 else high[column] - value[column]) / half
+            half = below if value[column] > 0 else high[column] - value[column]
+            error[column] = half / stats.t.ppf((1 + level) / 2, degrees[column])
     with np.errstate(all="ignore"):
-        z = np.abs(value) / error
-        p = 2 * (stats.norm.sf(z) if seeds == 1 else stats.t.sf(z, seeds - 1))
+        p = 2 * stats.t.sf(np.abs(value) / error, degrees)
     p = np.where(np.isfinite(error) & (error > 0), p, np.where(value == 0, 1.0, np.nan))
-    return Estimates(value, low, high, error, tuple(how)), p
+    return Estimates(value, low, high, error, degrees, tuple(how)), p
+
+
+def p_above(gaps: ArrayLike, errors: ArrayLike, degrees: ArrayLike, bound: float) -> Float[np.ndarray, " gap"]:
+    """One-sided p-values of "the gap is at most `bound`" from Student's t; NaN where a gap has no standard error."""
+    gap_, error, free = (np.asarray(values, dtype=float) for values in (gaps, errors, degrees))
+    with np.errstate(all="ignore"):
+        p = stats.t.sf((gap_ - bound) / error, free)
+    return np.where(error > 0, p, np.where(np.isfinite(gap_), np.where(gap_ > bound, np.nan, 1.0), np.nan))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

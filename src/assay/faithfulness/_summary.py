@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -15,7 +15,7 @@ from assay.faithfulness._scores import ALL, Column, NotFiniteError, Scores
 from assay.faithfulness._statistics import Estimates, Method, estimate, gap, holm
 from assay.simplify import label
 from assay.subjects import Subject
-from assay.tasks import Split
+from assay.tasks import Kind, Split
 
 
 def _rng(seed: int, *names: str) -> np.random.Generator:
@@ -26,11 +26,12 @@ def _rng(seed: int, *names: str) -> np.random.Generator:
 
 def summarise(
     judged: Sequence[Metric],
+    kinds: Sequence[Kind],
     variants: Sequence[Subject],
     candidates: Sequence[Candidate],
+    *,
     splits: Mapping[str, Split],
     found: Mapping[tuple[int, str, str], Scores | NotFiniteError],
-    *,
     seed: int,
     resamples: int,
     level: float,
@@ -40,6 +41,13 @@ def summarise(
     by_name = {metric.name: metric for metric in judged}
     iid = next(name for name, split in splits.items() if split.role == "iid")
     options: dict[str, Any] = {"resamples": resamples, "level": level, "method": method}
+    undetermined = {kind.name for kind in kinds if not kind.determined}
+    pairs = [
+        (metric.name, kind)
+        for metric in judged
+        for kind in (ALL, *(kind.name for kind in kinds))
+        if not (metric.needs_answer and kind in undetermined)
+    ]
     results: list[dict[str, Any]] = []
     gaps: list[dict[str, Any]] = []
     for trained in sorted({variant.trained for variant in variants}, reverse=True):
@@ -54,13 +62,13 @@ def summarise(
                 "site": item.site,
                 "is_control": item.is_control,
             }
-            stacked: dict[str, tuple[tuple[Column, ...], np.ndarray, np.ndarray, Estimates]] = {}
+            stacked: dict[str, _Measured] = {}
             for name in splits:
                 cells = [found[number, item.key, name] for number in members]
                 failed = [cell for cell in cells if isinstance(cell, NotFiniteError)]
                 scores = [cell for cell in cells if isinstance(cell, Scores)]
                 if failed:
-                    results.append(_unmeasured(base, name, str(failed[0])))
+                    results += _unmeasured({**base, "split": name}, pairs, by_name, str(failed[0]))
                     continue
                 columns = scores[0].columns
                 sums = np.stack([cell.sums for cell in scores])
@@ -72,76 +80,113 @@ def summarise(
                     rng=_rng(seed, item.key, name, str(trained)),
                     **options,
                 )
-                stacked[name] = (columns, sums, counts, limits)
+                stacked[name] = _Measured(columns, sums, counts, limits)
                 results += _rows({**base, "split": name}, columns, counts, limits, by_name)
-            if iid not in stacked:
-                continue
-            columns, sums, counts, limits = stacked[iid]
-            whole = [index for index, column in enumerate(columns) if not column.feature]
-            signs = np.array([1.0 if by_name[columns[index].metric].higher_is_better else -1.0 for index in whole])
             for name, split in splits.items():
-                if split.role != "shift" or name not in stacked:
-                    continue
-                # A feature's bins differ between splits; the columns without one come in the same order in all.
-                other_columns, other_sums, other_counts, other_limits = stacked[name]
-                other = [index for index, column in enumerate(other_columns) if not column.feature]
-                values, p_values = gap(
-                    (sums[..., whole], counts[..., whole]),
-                    (other_sums[..., other], other_counts[..., other]),
-                    (_select(limits, whole), _select(other_limits, other)),
-                    signs=signs,
-                    rng=_rng(seed, "gap", item.key, name, str(trained)),
-                    **options,
-                )
-                for place, index in enumerate(whole):
-                    gaps.append(
-                        {
-                            **base,
-                            "split": name,
-                            "metric": columns[index].metric,
-                            "kind": columns[index].kind,
-                            "gap": values.value[place],
-                            "low": values.low[place],
-                            "high": values.high[place],
-                            "interval": values.how[place],
-                            "p": p_values[place],
-                            "unit": by_name[columns[index].metric].unit,
-                        }
+                if split.role == "shift":
+                    rng = _rng(seed, "gap", item.key, name, str(trained))
+                    gaps += _gap_rows(
+                        {**base, "split": name},
+                        stacked.get(iid),
+                        stacked.get(name),
+                        pairs=pairs,
+                        by_name=by_name,
+                        rng=rng,
+                        options=options,
                     )
-    frame = pd.DataFrame(gaps)
-    if len(frame):
-        frame["p_holm"] = np.nan
-        for _, family in frame[~frame["is_control"]].groupby(["trained", "metric", "kind"], sort=False):
-            frame.loc[family.index, "p_holm"] = holm(family["p"].tolist())
+    frame = pd.DataFrame(gaps, columns=list(_GAP_COLUMNS))
+    frame["p_holm"] = np.nan
+    for _, family in frame[~frame["is_control"].astype(bool)].groupby(["trained", "metric", "kind"], sort=False):
+        frame.loc[family.index, "p_holm"] = holm(family["p"].tolist())
     return pd.DataFrame(results), frame
 
 
-def _select(limits: Estimates, index: Sequence[int]) -> Estimates:
-    return Estimates(
-        limits.value[index], limits.low[index], limits.high[index], limits.error[index],
-        tuple(limits.how[place] for place in index),
-    )  # fmt: skip
+_GAP_COLUMNS = (
+    "subject", "trained", "proxy", "site", "is_control", "split", "metric", "kind",
+    "gap", "low", "high", "interval", "error", "degrees", "p", "unit",
+)  # fmt: skip
 
 
-def _unmeasured(base: Mapping[str, Any], split: str, reason: str) -> dict[str, Any]:
-    return {
-        **base,
-        "split": split,
-        "metric": "same_prediction",
-        "kind": ALL,
-        "feature": "",
-        "bin": 0,
-        "estimate": np.nan,
-        "low": np.nan,
-        "high": np.nan,
-        "interval": "none",
-        "sequences": 0,
-        "predictions": 0,
-        "seeds": 0,
-        "unit": "rate",
-        "higher_is_better": True,
-        "reason": reason,
-    }
+class _Measured(NamedTuple):
+    """The cells of all seeds on one split, with their estimates."""
+
+    columns: tuple[Column, ...]
+    sums: np.ndarray
+    counts: np.ndarray
+    limits: Estimates
+
+    def at(self, pairs: Sequence[tuple[str, str]]) -> "_Measured":
+        """The columns of kinds as wholes, in the order of `pairs`."""
+        place = {(column.metric, column.kind): i for i, column in enumerate(self.columns) if not column.feature}
+        index = [place[pair] for pair in pairs]
+        return _Measured(
+            tuple(self.columns[i] for i in index),
+            self.sums[..., index],
+            self.counts[..., index],
+            self.limits.select(index),
+        )
+
+
+def _gap_rows(
+    base: Mapping[str, Any],
+    on_iid: _Measured | None,
+    on_shift: _Measured | None,
+    *,
+    pairs: Sequence[tuple[str, str]],
+    by_name: Mapping[str, Metric],
+    rng: np.random.Generator,
+    options: Mapping[str, Any],
+) -> Iterator[dict[str, Any]]:
+    """One row a metric and kind; NaN where either side was not measured."""
+    values, p_values = None, None
+    if on_iid is not None and on_shift is not None:
+        first, second = on_iid.at(pairs), on_shift.at(pairs)
+        values, p_values = gap(
+            (first.sums, first.counts),
+            (second.sums, second.counts),
+            (first.limits, second.limits),
+            signs=np.array([1.0 if by_name[metric].higher_is_better else -1.0 for metric, _ in pairs]),
+            rng=rng,
+            **options,
+        )
+    for place, (metric, kind) in enumerate(pairs):
+        yield {
+            **base,
+            "metric": metric,
+            "kind": kind,
+            "gap": values.value[place] if values is not None else np.nan,
+            "low": values.low[place] if values is not None else np.nan,
+            "high": values.high[place] if values is not None else np.nan,
+            "interval": values.how[place] if values is not None else "none",
+            "error": values.error[place] if values is not None else np.nan,
+            "degrees": values.degrees[place] if values is not None else np.nan,
+            "p": p_values[place] if p_values is not None else np.nan,
+            "unit": by_name[metric].unit,
+        }
+
+
+def _unmeasured(
+    base: Mapping[str, Any], columns: Sequence[tuple[str, str]], by_name: Mapping[str, Metric], reason: str
+) -> Iterator[dict[str, Any]]:
+    """Rows that say that nothing was measured, and why."""
+    for metric, kind in columns:
+        yield {
+            **base,
+            "metric": metric,
+            "kind": kind,
+            "feature": "",
+            "bin": 0,
+            "estimate": np.nan,
+            "low": np.nan,
+            "high": np.nan,
+            "interval": "none",
+            "sequences": 0,
+            "predictions": 0,
+            "seeds": 0,
+            "unit": by_name[metric].unit,
+            "higher_is_better": by_name[metric].higher_is_better,
+            "reason": reason,
+        }
 
 
 def _rows(

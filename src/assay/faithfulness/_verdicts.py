@@ -14,9 +14,11 @@ All rules look at `same_prediction` on the primary kind, and at whole confidence
 1. **unfaithful**: the upper limit on `iid` is below `min_agreement`.
 2. **inconclusive**: the interval on `iid` contains `min_agreement`, or there is none.
 3. Otherwise the proxy is faithful in distribution, and its generalization gaps (iid minus shift) decide:
-   **illusion** if, under at least one shift, the gap's lower limit exceeds `max_gap` and its Holm-adjusted p-value is
-   below `alpha`; **faithful** if under every shift the gap's upper limit is at most `max_gap`; **inconclusive** if
-   neither, or if the gap is not above the noise floor (the share of predictions that flip when nothing is changed).
+   **illusion** if, under at least one shift, the gap's lower limit exceeds `max_gap` and the one-sided test of "the
+   gap is at most `max_gap`", Holm-adjusted over all proxies and shifts, has a p-value below `alpha`; **faithful** if
+   under every shift the gap's upper limit is at most `max_gap`; **inconclusive** if neither, if a shift was not
+   measured, or if the gap is not above the noise floor (the share of predictions, of all kinds, that flip when
+   nothing is changed).
 
 A negative gap (more faithful under the shift) never makes an illusion; it is said beside the verdict. So is a control
 that does as well: then the simplification has not shown what matters, only that little does.
@@ -98,7 +100,7 @@ def judge(
     judgement: Judgement
     if math.isnan(low):
         judgement = "inconclusive"
-        extra.append("No interval in distribution.")
+        extra.append(f"Nothing to go by in distribution: {agreement['reason'] or 'no interval'}.")
     elif high < min_agreement:
         judgement = "unfaithful"
     elif low < min_agreement:
@@ -118,10 +120,17 @@ def judge(
             judgement = "faithful"
         else:
             judgement = "inconclusive"
-            open_shifts = [*measured[measured["high"] > max_gap]["split"], *gaps[gaps["gap"].isna()]["split"]]
-            extra.append(
-                f"A gap above {100 * max_gap:g} points is neither shown nor excluded under {', '.join(open_shifts)}."
-            )
+            undecided = measured[~(measured["high"] <= max_gap)]
+            missing = gaps[gaps["gap"].isna()]["split"]
+            if len(undecided):
+                extra.append(
+                    f"A gap above {100 * max_gap:g} points is neither shown nor excluded under "
+                    f"{', '.join(undecided['split'])}."
+                )
+            if bool((undecided["gap"] <= noise).any()) and noise > 0:
+                extra.append("Some of these gaps are within the noise floor.")
+            if len(missing):
+                extra.append(f"Not measured under {', '.join(missing)}.")
     return Verdict(
         proxy=proxy,
         site=site,

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from itertools import cycle
 
 import numpy as np
 import pandas as pd
@@ -111,7 +112,7 @@ def agreement_by_size(comparison: Comparison, site: str) -> Figure:
             (row[1], "proxy_accuracy", f"{family}: accuracy of the proxy"),
         ):
             table = _rows(comparison, site, metric)
-            for colour, split in zip(PALETTE, _evaluation_splits(comparison), strict=False):
+            for colour, split in zip(cycle(PALETTE), _evaluation_splits(comparison), strict=False):
                 rows = table[table["split"] == split].set_index("proxy").reindex(names)
                 _band(axes, sizes, rows, colour, split)
                 if metric == "proxy_accuracy":
@@ -137,7 +138,7 @@ def gap_chart(comparison: Comparison, site: str) -> Figure:
     shifts = comparison.shifts
     figure = Figure(figsize=(8.5, 0.9 + 0.42 * len(proxies)))
     axes = figure.subplots()
-    for index, (colour, shift) in enumerate(zip(PALETTE[1:], shifts, strict=False)):
+    for index, (colour, shift) in enumerate(zip(cycle(PALETTE[1:]), shifts, strict=False)):
         rows = gaps[gaps["split"] == shift].set_index("proxy").reindex(proxies)
         y = np.arange(len(proxies)) + (index - (len(shifts) - 1) / 2) * 0.16
         value = 100 * rows["gap"].to_numpy(dtype=float)
@@ -167,7 +168,7 @@ def agreement_by_feature(comparison: Comparison, site: str, feature: str) -> Fig
         iid_reach = table[~table["split"].isin(shifts)]["bin"].max()
         best = comparison.agreement().query("site == @site and not is_control")
         names = best.sort_values("estimate", ascending=False)["proxy"].head(5)
-        for colour, name in zip(PALETTE, names, strict=False):
+        for colour, name in zip(cycle(PALETTE), names, strict=False):
             rows = table[(table["split"] == split) & (table["proxy"] == name)].sort_values("bin")
             _band(axes, rows["bin"].to_numpy(), rows, colour, name)
         rows = subject[subject["split"] == split].drop_duplicates("bin").sort_values("bin")
@@ -193,7 +194,7 @@ def attention_by_layer(comparison: Comparison, site: str) -> Figure:
     figure = Figure(figsize=(8.5, 0.9 + 0.3 * len(proxies)))
     axes = figure.subplots()
     height = 0.8 / max(len(layers), 1)
-    for colour, (index, layer) in zip(PALETTE, enumerate(layers), strict=False):
+    for colour, (index, layer) in zip(cycle(PALETTE), enumerate(layers), strict=False):
         rows = table[table["bin"] == layer].set_index("proxy").reindex(proxies)
         y = np.arange(len(proxies)) + (index - (len(layers) - 1) / 2) * height
         value = rows["estimate"].to_numpy(dtype=float)

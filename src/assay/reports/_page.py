@@ -57,7 +57,7 @@ def in_words(verdicts: Sequence[Verdict]) -> str:
         "illusion": "looks faithful on data like the training data but not under a shift",
         "faithful": "holds in distribution and under every shift that was measured",
         "unfaithful": "does not predict as the subject does even in distribution",
-        "inconclusive": "cannot be decided with this many sequences",
+        "inconclusive": "is not decided; see why",
     }
     parts = []
     for judgement, text in meaning.items():

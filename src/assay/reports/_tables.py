@@ -62,8 +62,10 @@ def evaluation_splits(comparison: Comparison) -> list[str]:
 
 
 def percent(value: float) -> str:
-    """A share as a percentage with one decimal (100 when it rounds to that); an en dash where it was not measured."""
-    return "–" if math.isnan(value) else "100" if value >= 0.9995 else f"{100 * value:.1f}"
+    """A share as a percentage with one decimal (100 only if it is all); an en dash where it was not measured."""
+    if math.isnan(value):
+        return "–"
+    return "100" if value == 1 else ">99.9" if value >= 0.9995 else f"{100 * value:.1f}"
 
 
 def subject_accuracy(comparison: Comparison) -> pd.DataFrame:
@@ -157,7 +159,7 @@ def write_markdown(comparison: Comparison, path: Path) -> None:
     text = f"{block}\n"
     if path.exists():
         old = path.read_text(encoding="utf-8")
-        if old.count(_BEGIN) != 1 or old.count(_END) != 1:
+        if old.count(_BEGIN) != 1 or old.partition(_BEGIN)[2].count(_END) != 1 or old.count(_END) != 1:
             raise AssayError(f"{path} must hold one {_BEGIN!r} and one {_END!r}; the table goes between them.")
         before, _, rest = old.partition(_BEGIN)
         text = before + block + rest.partition(_END)[2]

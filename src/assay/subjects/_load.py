@@ -95,10 +95,11 @@ def _quiet(quiet: bool) -> Iterator[None]:
 def _read(source: str | Path, name: str, device: str, dtype: torch.dtype | None) -> Subject:
     try:
         with _quiet(isinstance(source, Path)):
-            model: PreTrainedModel
-            model, loaded = AutoModelForCausalLM.from_pretrained(
+            found: Any = AutoModelForCausalLM.from_pretrained(
                 source, use_safetensors=True, trust_remote_code=False, dtype=dtype or "auto", output_loading_info=True
             )
+            model: PreTrainedModel = found[0]
+            missing: set[str] = set(found[1]["missing_keys"])
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if isinstance(source, str):
@@ -110,10 +111,10 @@ def _read(source: str | Path, name: str, device: str, dtype: torch.dtype | None)
             f"could not read {name!r} as a causal language model ({reason}); the folder must hold config.json and "
             "model.safetensors, as save_pretrained writes them."
         ) from None
-    if loaded["missing_keys"]:
+    if missing:
         raise AssayError(
-            f"the checkpoint of {name!r} lacks {len(loaded['missing_keys'])} tensors ({min(loaded['missing_keys'])}), "
-            "which would be random; it cannot be judged."
+            f"the checkpoint of {name!r} lacks {len(missing)} tensors ({min(missing)}), which would be random; "
+            "it cannot be judged."
         )
     broken = [key for key, value in model.state_dict().items() if not torch.isfinite(value).all()]
     if broken:

@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from html import escape
@@ -62,6 +63,14 @@ class Subject:
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
+    @property
+    def config_sha256(self) -> str:
+        """A hash of the configuration, without where it was loaded from and by which version."""
+        config = self.model.config.to_dict()
+        for passing in ("_name_or_path", "transformers_version", "dtype", "torch_dtype"):
+            config.pop(passing, None)
+        return hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()
+
     def to(self, device: str | torch.device) -> "Subject":
         """This subject with its weights on `device` (moved in place, as torch does)."""
         torch.nn.Module.to(self.model, device)
@@ -86,6 +95,7 @@ class Subject:
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "device": str(self.device),
             "weights_sha256": self.weights_sha256,
+            "config_sha256": self.config_sha256,
         }
 
     def __repr__(self) -> str:
