@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from math import comb, frexp
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
 from assay.proofs._operations import Operations
-from assay.proofs.attention._tables import UNIT, Tables
+from assay.proofs.attention._tables import UNIT, Powers, Tables
 from assay.tasks import InputSet
 
 PAD = 40 * UNIT
@@ -89,37 +89,11 @@ def _scale(spread: float, length: int) -> int:
     return _BITS - 3 - frexp(spread)[1] - (length + 1).bit_length()
 
 
-@dataclass(frozen=True)
-class _Slice:
-    """One model's tables around one largest token: weights scaled by powers of two, differences to that token."""
-
-    tables: Tables
-    maximum: int
-    tokens: np.ndarray
-    token_weight: Float[np.ndarray, "v token"]
-    token_shift: Int[np.ndarray, " v"]
-    position_weight: Float[np.ndarray, "v position"]
-    position_shift: Int[np.ndarray, " v"]
-
-    @staticmethod
-    def of(tables: Tables, maximum: int, tokens: np.ndarray) -> "_Slice":
-        exponent = tables.token.exponent[:, tokens]
-        shift = exponent.max(axis=1)
-        position_shift = tables.position.exponent.max(axis=1)
-        return _Slice(
-            tables,
-            maximum,
-            tokens,
-            np.ldexp(tables.token.mantissa[:, tokens], np.maximum(exponent - shift[:, None], -2000)),
-            shift,
-            np.ldexp(tables.position.mantissa, np.maximum(tables.position.exponent - position_shift[:, None], -2000)),
-            position_shift,
-        )
-
-    def differences(self, table: np.ndarray, rows: np.ndarray | slice) -> Float[np.ndarray, "row v"]:
-        chosen = table[rows]
-        difference: np.ndarray = chosen - chosen[:, self.maximum, None]
-        return difference
+def _scaled(powers: Powers, rows: np.ndarray | list[int], columns: np.ndarray | slice) -> tuple[np.ndarray, np.ndarray]:
+    """Chosen rows and columns as plain floats, and the power of two (row,) by which each row was divided."""
+    exponent = powers.exponent[rows][:, columns]
+    shift = exponent.max(axis=1)
+    return np.ldexp(powers.mantissa[rows][:, columns], np.maximum(exponent - shift[:, None], -2000)), shift
 
 
 def _may_fail(best: np.ndarray, at_maximum: np.ndarray, last: np.ndarray, weight: np.ndarray, need: np.ndarray):  # type: ignore[no-untyped-def]
@@ -142,23 +116,23 @@ def _suspects(tables: Tables, maximum: int, found: Sequence[Cell], operations: O
     Two tiers. The first asks with all outputs at once, the second with each output and the best position for it.
     """
     tokens = np.array(found[0].tokens)
-    part = _Slice.of(tables, maximum, tokens)
     lasts = np.array([cell.last for cell in found])
     need = np.array([cell.copies[0] >= 1 for cell in found])
     v, free, count = tables.vocabulary, tables.length - 1, len(tokens)
     pad = PAD * tables.spread
-    EU = part.differences(tables.EU, lasts) + pad
-    EV = part.differences(tables.EV, tokens)
-    PV = part.differences(tables.PV, slice(None))
+    EU = tables.EU[lasts] - tables.EU[lasts, maximum, None] + pad
+    EV = tables.EV[tokens] - tables.EV[tokens, maximum, None]
+    PV = tables.PV - tables.PV[:, maximum, None]
     others = np.arange(v) != maximum
     operations.add(arithmetic=v * (len(lasts) + count + tables.length), comparisons=v * (len(lasts) + count + free))
-    W, pi = part.token_weight[lasts], part.position_weight[lasts]
-    own = part.token_weight[lasts, np.searchsorted(tokens, lasts)] * pi[:, -1]
+    W, pi = _scaled(tables.token, lasts, tokens)[0], _scaled(tables.position, lasts, slice(None))[0]
+    at_last = np.searchsorted(tokens, lasts)
+    own = W[np.arange(len(lasts)), at_last] * pi[:, -1]
 
     EU_best, EV_best = EU[:, others].max(axis=1), EV[:, others].max(axis=1)
     PV_best = PV[:-1].max(axis=0)
     joint = W * (EU_best[:, None] + (EV_best + PV_best[others].max())[None, :])
-    last = own * (EU_best + EV_best[np.searchsorted(tokens, lasts)] + PV[-1, others].max())
+    last = own * (EU_best + EV_best[at_last] + PV[-1, others].max())
     alive = np.flatnonzero(_may_fail(joint.max(axis=1), joint[:, -1], last, pi[:, :-1], need))
     operations.add(arithmetic=len(lasts) * (2 * count + 2 * free + 8), comparisons=len(lasts) * (count + free))
     if not len(alive):
@@ -166,7 +140,7 @@ def _suspects(tables: Tables, maximum: int, found: Sequence[Cell], operations: O
 
     value = (EV + PV_best).T
     each = (EU[alive][:, :, None] + value[None]) * W[alive][:, None, :]
-    last_each = own[alive, None] * (EU[alive] + EV[np.searchsorted(tokens, lasts[alive])] + PV[-1])
+    last_each = own[alive, None] * (EU[alive] + EV[at_last[alive]] + PV[-1])
     wins = _may_fail(each.max(axis=2), each[:, :, -1], last_each, pi[alive, :-1], need[alive])
     wins[:, maximum] = False
     pairs = len(alive) * (v - 1)
@@ -178,20 +152,21 @@ def contributions(
     tables: Tables, cell: Cell, outputs: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int]:
     """Integers that enclose an output's contributions: upper, its last position, lower, its last position, unit."""
-    tokens = np.array(cell.tokens)
-    part = _Slice.of(tables, cell.maximum, np.append(tokens, cell.last))
-    q = cell.last
+    tokens = np.append(np.array(cell.tokens), cell.last)
+    q, m = cell.last, cell.maximum
     spread = tables.spread or 1.0
     scale = _scale(spread, tables.length)
     pad = PAD * spread
-    EU = part.differences(tables.EU, [q])[0, outputs]  # type: ignore[arg-type]
-    EV = part.differences(tables.EV, part.tokens)[:, outputs].T
-    PV = part.differences(tables.PV, slice(None))[:, outputs].T
-    weight = np.ldexp(part.position_weight[q][:, None] * part.token_weight[q][None, :], scale)
+    token_weight, token_shift = _scaled(tables.token, [q], tokens)
+    position_weight, position_shift = _scaled(tables.position, [q], slice(None))
+    EU = tables.EU[q, outputs] - tables.EU[q, m]
+    EV = (tables.EV[np.ix_(tokens, outputs)] - tables.EV[tokens, m, None]).T
+    PV = (tables.PV[:, outputs] - tables.PV[:, m, None]).T
+    weight = np.ldexp(position_weight[0][:, None] * token_weight[0][None, :], scale)
     value = (EU[:, None, None] + EV[:, None, :]) + PV[:, :, None]
     upper = np.ceil(weight * (value + pad)).astype(np.int64) + 1
     lower = np.floor(weight * (value - pad)).astype(np.int64) - 1
-    unit = int(part.token_shift[q] + part.position_shift[q]) - scale
+    unit = int(token_shift[0] + position_shift[0]) - scale
     return upper[:, :-1, :-1], upper[:, -1, -1], lower[:, :-1, :-1], lower[:, -1, -1], unit
 
 
