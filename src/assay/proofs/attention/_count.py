@@ -6,15 +6,13 @@ sum of coefficients of Π_p Σ_t z^slack(p, t), in integers of any size (docs/so
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
 import numpy as np
-from jaxtyping import Int
 
 from assay.proofs._certificate import Piece, Relaxation
 from assay.proofs._exact import flint
 from assay.proofs._operations import Operations
-from assay.proofs.attention._groups import Cell, Group, worst
+from assay.proofs.attention._groups import Cell, Group
 
 FRACTION = 6
 """Tops of positions are recorded in units of the grid divided by 2 to this power."""
@@ -64,19 +62,11 @@ def _with_copies(slacks: Sequence[np.ndarray], limit: int, copies: tuple[int, in
 
 def _ways(cell: Cell, slacks: Sequence[np.ndarray], limit: int, operations: Operations) -> int:
     """How many inputs of the cell have slacks that add up to at most `limit` (`slacks`: position by token)."""
-    if cell.second is None and cell.copies not in ((0, cell.free), (1, cell.free)):
+    if cell.copies not in ((0, cell.free), (1, cell.free)):
         return _with_copies(slacks, limit, cell.copies, operations)
-    everything = np.arange(len(cell.tokens))
-    required = []
-    if cell.copies[0] >= 1:
-        required.append(len(everything) - 1)
-    if cell.second is not None:
-        required.append(len(everything) - 2)
-    total = 0
-    for subset in range(1 << len(required)):
-        dropped = [token for bit, token in enumerate(required) if subset >> bit & 1]
-        kept = np.delete(everything, dropped)
-        total += (-1) ** len(dropped) * _total([slack[kept] for slack in slacks], limit, operations)
+    total = _total(slacks, limit, operations)
+    if cell.copies[0] == 1:
+        total -= _total([slack[:-1] for slack in slacks], limit, operations)
     return total
 
 
@@ -102,80 +92,45 @@ def _relax(group: Group, chosen: np.ndarray, shifts: np.ndarray, grid: int, oper
 
 
 def _scalings(group: Group) -> Iterator[np.ndarray]:
-    """Choices of λ as right shifts: all equal; the copies of the maximum made equal; half way."""
+    """Choices of λ as right shifts: all equal; the contributions of the maximum made equal."""
     count = len(group.outputs)
     yield np.zeros(count, dtype=np.int64)
     if count > 1:
-        size = np.abs(group.upper[:, :, -1].astype(np.float64).mean(axis=1)) + 1
-        logs = np.log2(size)
-        full = np.round(logs - logs.min()).astype(np.int64)
-        yield np.minimum(full, 40)
-        yield np.minimum(full // 2, 40)
-
-
-def count_group(group: Group, grid: int, operations: Operations) -> Piece:
-    """The best of the relaxations: all outputs together under several λ, or a sum over single outputs."""
-    everything = np.arange(len(group.outputs))
-    best: list[Relaxation] = []
-    for shifts in _scalings(group):
-        relaxation = _relax(group, everything, shifts, grid, operations)
-        if not best or relaxation.count < best[0].count:
-            best = [relaxation]
-    return _piece(group.cell, best)
-
-
-def _singles(group: Group, grid: int, operations: Operations) -> Piece:
-    none = np.zeros(1, dtype=np.int64)
-    return _piece(
-        group.cell, [_relax(group, np.array([x]), none, grid, operations) for x in range(len(group.outputs))]
-    )
+        logs = np.log2(np.abs(group.upper[:, :, -1].astype(np.float64).mean(axis=1)) + 1)
+        yield np.minimum(np.round(logs - logs.min()).astype(np.int64), 40)
 
 
 def _piece(cell: Cell, relaxations: list[Relaxation]) -> Piece:
     return Piece(
         last=cell.last,
         maximum=cell.maximum,
-        second=cell.second,
         relaxations=relaxations,
         wrong=min(cell.size, sum(relaxation.count for relaxation in relaxations)),
+        surely_wrong=0,
     )
 
 
-def _split(group: Group, operations: Operations) -> list[Group]:
-    """The group by its largest free token below the maximum (None: all free tokens are the maximum)."""
-    cell = group.cell
-    parts = []
-    for index in range(len(cell.tokens)):
-        rows: Int[np.ndarray, " token"] = np.append(np.arange(index), len(cell.tokens) - 1)
-        # The last index stands for "no smaller token at all"; otherwise token `index - 1` is the largest smaller one.
-        second = cell.tokens[index - 1] if index else None
-        part = replace(cell, tokens=tuple(cell.tokens[row] for row in rows), second=second)
-        if part.size == 0:
-            continue
-        upper = group.upper[:, :, rows]
-        operations.add(arithmetic=2 * upper.shape[0] * cell.free, comparisons=upper.shape[0] * cell.free)
-        kept = worst(upper, group.upper_last, part) >= 0
-        if kept.any():
-            names = tuple(name for name, keep in zip(group.outputs, kept, strict=True) if keep)
-            lower = group.lower[:, :, rows]
-            parts.append(
-                Group(part, names, upper[kept], group.upper_last[kept], lower[kept], group.lower_last[kept], group.unit)
-            )
-    return parts
+def _together(group: Group, grid: int, operations: Operations) -> Piece:
+    everything = np.arange(len(group.outputs))
+    found = [_relax(group, everything, shifts, grid, operations) for shifts in _scalings(group)]
+    return _piece(group.cell, [min(found, key=lambda relaxation: relaxation.count)])
 
 
-def refine_group(group: Group, found: list[Piece], grid: int, operations: Operations) -> list[Piece]:
-    """Try a finer grid, single outputs, and a split by the second-largest token; keep what is least."""
-    if group.cell.copies not in ((0, group.cell.free), (1, group.cell.free)):
-        return found
-    candidates = [found, [count_group(group, grid, operations)]]
-    if len(group.outputs) > 1:
-        candidates.append([_singles(group, grid, operations)])
-    halves = []
-    for part in _split(group, operations):
-        joint = count_group(part, grid // 2, operations)
-        if len(part.outputs) > 1 and joint.wrong:
-            joint = min(joint, _singles(part, grid // 2, operations), key=lambda piece: piece.wrong)
-        halves.append(joint)
-    candidates.append(halves)
-    return min(candidates, key=lambda pieces: sum(piece.wrong for piece in pieces))
+def _one_by_one(group: Group, grid: int, operations: Operations) -> Piece:
+    none = np.zeros(1, dtype=np.int64)
+    return _piece(group.cell, [_relax(group, np.array([x]), none, grid, operations) for x in range(len(group.outputs))])
+
+
+def count_groups(groups: Sequence[Group], *, grid: int, refine: int, operations: Operations) -> list[Piece]:
+    """Bounds on the wrong inputs of every group: all outputs in one relaxation, the better of two choices of λ.
+
+    The `refine` heaviest groups are counted again with each output on its own, which sums their inputs.
+    """
+    pieces = [_together(group, grid, operations) for group in groups]
+    heaviest = sorted(range(len(groups)), key=lambda index: -pieces[index].wrong)[:refine]
+    for index in heaviest:
+        if len(groups[index].outputs) > 1 and pieces[index].wrong:
+            alone = _one_by_one(groups[index], grid, operations)
+            if alone.wrong < pieces[index].wrong:
+                pieces[index] = alone
+    return pieces

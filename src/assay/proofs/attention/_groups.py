@@ -20,7 +20,7 @@ from assay.proofs._operations import Operations
 from assay.proofs.attention._tables import UNIT, Powers, Tables
 from assay.tasks import InputSet
 
-PAD = 40 * UNIT
+PAD = 64 * UNIT
 """Slack of a logit difference, relative to `Tables.spread`: 18 units for rounding, the rest for the checker's own."""
 
 _BITS = 62
@@ -30,8 +30,8 @@ _BITS = 62
 class Cell:
     """The inputs with last token `last` and largest token `maximum` whose other tokens come from `tokens`.
 
-    The first K - 1 positions are free. Each holds one of `tokens` (ascending; a token of `required` must occur at
-    least once), and `copies` = (least, most) of them hold `maximum`.
+    The first `free` = K - 1 positions hold any of `tokens` (ascending, `maximum` last), where between copies[0] and
+    copies[1] of them hold `maximum`.
     """
 
     last: int
@@ -39,18 +39,13 @@ class Cell:
     tokens: tuple[int, ...]
     copies: tuple[int, int]
     free: int
-    second: int | None = None
 
     @property
     def size(self) -> int:
         """How many inputs the cell has, exactly."""
-        others = len(self.tokens) - 1
+        smaller = len(self.tokens) - 1
         least, most = self.copies
-
-        def ways(smaller: int) -> int:
-            return sum(comb(self.free, c) * smaller ** (self.free - c) for c in range(least, most + 1))
-
-        return ways(others) - (ways(others - 1) if self.second is not None else 0)
+        return sum(comb(self.free, c) * smaller ** (self.free - c) for c in range(least, most + 1))
 
 
 def cells(inputs: InputSet) -> Iterator[Cell]:
@@ -89,7 +84,7 @@ def _scale(spread: float, length: int) -> int:
     return _BITS - 3 - frexp(spread)[1] - (length + 1).bit_length()
 
 
-def _scaled(powers: Powers, rows: np.ndarray | list[int], columns: np.ndarray | slice) -> tuple[np.ndarray, np.ndarray]:
+def scaled(powers: Powers, rows: np.ndarray | list[int], columns: np.ndarray | slice) -> tuple[np.ndarray, np.ndarray]:
     """Chosen rows and columns as plain floats, and the power of two (row,) by which each row was divided."""
     exponent = powers.exponent[rows][:, columns]
     shift = exponent.max(axis=1)
@@ -125,7 +120,7 @@ def _suspects(tables: Tables, maximum: int, found: Sequence[Cell], operations: O
     PV = tables.PV - tables.PV[:, maximum, None]
     others = np.arange(v) != maximum
     operations.add(arithmetic=v * (len(lasts) + count + tables.length), comparisons=v * (len(lasts) + count + free))
-    W, pi = _scaled(tables.token, lasts, tokens)[0], _scaled(tables.position, lasts, slice(None))[0]
+    W, pi = scaled(tables.token, lasts, tokens)[0], scaled(tables.position, lasts, slice(None))[0]
     at_last = np.searchsorted(tokens, lasts)
     own = W[np.arange(len(lasts)), at_last] * pi[:, -1]
 
@@ -157,8 +152,8 @@ def contributions(
     spread = tables.spread or 1.0
     scale = _scale(spread, tables.length)
     pad = PAD * spread
-    token_weight, token_shift = _scaled(tables.token, [q], tokens)
-    position_weight, position_shift = _scaled(tables.position, [q], slice(None))
+    token_weight, token_shift = scaled(tables.token, [q], tokens)
+    position_weight, position_shift = scaled(tables.position, [q], slice(None))
     EU = tables.EU[q, outputs] - tables.EU[q, m]
     EV = (tables.EV[np.ix_(tokens, outputs)] - tables.EV[tokens, m, None]).T
     PV = (tables.PV[:, outputs] - tables.PV[:, m, None]).T

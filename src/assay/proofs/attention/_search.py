@@ -10,6 +10,7 @@ from math import comb
 import numpy as np
 from jaxtyping import Bool, Int
 
+from assay.proofs._certificate import Piece
 from assay.proofs._operations import Operations
 from assay.proofs.attention._groups import Group
 
@@ -54,11 +55,13 @@ def _completions(tokens: int, left: int, taken: np.ndarray, copies: tuple[int, i
     return ways
 
 
-def count_wrong(group: Group, operations: Operations) -> tuple[int, int]:
-    """At least and at most how many inputs of the group are answered wrongly (equal unless an input is undecided).
+def count_wrong(group: Group, operations: Operations) -> Piece:
+    """At least and at most how many inputs of the group are wrong; the two are equal unless an input is undecided."""
+    low, high = _search(group, operations)
+    return Piece(last=group.cell.last, maximum=group.cell.maximum, relaxations=[], wrong=high, surely_wrong=low)
 
-    The group must not be split by its second-largest token.
-    """
+
+def _search(group: Group, operations: Operations) -> tuple[int, int]:
     cell = group.cell
     free, tokens = cell.free, len(cell.tokens)
     outputs = len(group.outputs)

@@ -138,21 +138,30 @@ def exponentials(scores: ExactMatrix, divisor_squared: int) -> Powers:
     )
 
 
-def make_tables(weights: Weights, operations: Operations) -> Tables:
-    """The tables of a model. Raises AssayError where a number leaves the range in which the proofs hold."""
+def _queries(weights: Weights) -> ExactMatrix:
+    """Embeddings of every token at the last position."""
+    d = weights.E.shape[1]
+    entries = weights.P.numerators.entries()[-d:]  # type: ignore[attr-defined]
+    return weights.E.plus_row(ExactMatrix(flint().fmpz_mat(1, d, entries), weights.P.exponent))
+
+
+def score_matrices(weights: Weights, operations: Operations) -> tuple[ExactMatrix, ExactMatrix]:
+    """√h times SE (v, v) and SP (v, K), exactly."""
     v, length, d, h = weights.vocabulary, weights.length, weights.E.shape[1], weights.Q.shape[1]
-    last = ExactMatrix(
-        flint().fmpz_mat(1, d, weights.P.numerators.entries()[-d:]),  # type: ignore[attr-defined]
-        weights.P.exponent,
-    )
-    query = weights.E.plus_row(last)
-    directions = (query @ weights.Q) @ weights.K.T
+    directions = (_queries(weights) @ weights.Q) @ weights.K.T
     operations.add(arithmetic=v * d)
     operations.product(v, d, h)
     operations.product(v, h, d)
-    score_token, score_position = directions @ weights.E.T, directions @ weights.P.T
     operations.product(v, d, v)
     operations.product(v, d, length)
+    return directions @ weights.E.T, directions @ weights.P.T
+
+
+def make_tables(weights: Weights, operations: Operations) -> Tables:
+    """The tables of a model. Raises AssayError where a number leaves the range in which the proofs hold."""
+    v, length, d, h = weights.vocabulary, weights.length, weights.E.shape[1], weights.Q.shape[1]
+    query = _queries(weights)
+    score_token, score_position = score_matrices(weights, operations)
     out = (weights.V @ weights.O) @ weights.U
     operations.product(d, h, d)
     operations.product(d, d, v)
