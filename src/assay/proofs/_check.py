@@ -178,7 +178,7 @@ def _count_relaxation(values: np.ndarray, last: float, tops: list[int], copies: 
     free, tokens = values.shape
     top = np.array(tops, dtype=np.float64) / 2**_FRACTION
     _require(bool((np.abs(top) < 2.0**40).all()) and abs(last) < 2.0**40, "a top is out of range")
-    guard = 2.0**-34 + 8 * _U * (float(np.abs(top).max(initial=0)) + abs(last)) * (free + 1)
+    guard = 2.0**-34 + 4 * _U * (float(np.abs(top).sum()) + abs(last))
     _require(bool((values <= top[:, None] + guard).all()), "a contribution exceeds its recorded top")
     limit = int(np.floor(float(top.sum()) + last + guard))
     if limit < 0:

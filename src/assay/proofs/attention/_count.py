@@ -79,8 +79,10 @@ def _relax(group: Group, chosen: np.ndarray, shifts: np.ndarray, grid: int, oper
     step = max(FRACTION, total.bit_length() - (grid.bit_length() - 1))
     fine = step - FRACTION
     tops = -((-upper.max(axis=1)) >> fine)
-    slacks = ((tops[:, None] << fine) - upper) >> step
-    limit = (int(tops.sum() << fine) + last) >> step
+    # A millionth of a step of leeway, so that the checker's coarser rounding never finds more inputs than this.
+    leeway = 1 << max(0, step - 20)
+    slacks = np.maximum(((tops[:, None] << fine) - upper - leeway) >> step, 0)
+    limit = (int(tops.sum() << fine) + last + leeway) >> step
     count = _ways(group.cell, list(slacks), limit, operations) if limit >= 0 else 0
     return Relaxation(
         outputs=[group.outputs[index] for index in chosen],
