@@ -275,7 +275,7 @@ def _check_pieces(content: Mapping[str, Any], models: list[_Model]) -> tuple[int
             continue
         size = _size(free, m - low, copies)
         if piece["relaxations"]:
-            total, covered = 0, set()
+            covered = set()
             for relaxation in piece["relaxations"]:
                 names = [tuple(name) for name in relaxation["outputs"]]
                 _require(len(names) == len(relaxation["shifts"]) and names != [], "a relaxation is malformed")
@@ -288,9 +288,11 @@ def _check_pieces(content: Mapping[str, Any], models: list[_Model]) -> tuple[int
                     power = bounds[index][2] - shift - relaxation["step"]
                     _require(abs(power) < 900, "a step is out of range")
                     joint = np.maximum(joint, np.ldexp(bounds[index][0][x], power))
-                total += _count_relaxation(joint[:-1, :-1], float(joint[-1, -1]), relaxation["tops"], copies)
+                count = _count_relaxation(joint[:-1, :-1], float(joint[-1, -1]), relaxation["tops"], copies)
+                _require(min(count, size) <= relaxation["count"], f"a relaxation of group {(q, m)} holds {count} inputs")
             _require(suspects <= covered, f"group {(q, m)} leaves out an output that could win")
-            possibly, surely = min(total, size), 0
+            possibly, surely = min(sum(relaxation["count"] for relaxation in piece["relaxations"]), size), 0
+            _require(piece["wrong"] == possibly, f"the counts of group {(q, m)} do not add up")
         else:
             parts = []
             for index, (upper, lower, _) in enumerate(bounds):
