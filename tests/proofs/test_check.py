@@ -93,8 +93,12 @@ def test_a_forger_who_renews_the_digest_is_refuted(certificates, subject, name):
             # Another relaxation may be as good a proof; it must not be a better one.
             continue
         forged += 1
-        with pytest.raises(assay.AssayError, match="refuted"):
+        try:
             certificate.verify(subject)
+        except assay.AssayError as error:
+            assert "refuted" in str(error)
+        else:
+            pytest.fail(f"{path} = {another(value)!r} instead of {value!r} was verified")
     assert forged >= 15
 
 

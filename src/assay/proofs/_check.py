@@ -150,19 +150,30 @@ def _contributions(model: _Model, q: int, m: int, low: int) -> tuple[np.ndarray,
     return weight * (difference + slack) + 2.0**-900, weight * (difference - slack) - 2.0**-900, int(shift)
 
 
-def _guard(size: float, terms: int) -> float:
-    """A bound on the rounding of a sum of `terms` numbers, each at most `size`."""
-    return 2 * terms * terms * _U * size + 2.0**-900
+def _integers(upper: np.ndarray, lower: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Bounds rounded outward to integers, in a unit so small that sums over positions just fit 63 bits."""
+    size = max(float(np.abs(upper).max()), float(np.abs(lower).max())) * (upper.shape[1] + 3)
+    scale = 62 - int(np.frexp(size)[1])
+    return np.ceil(np.ldexp(upper, scale)).astype(np.int64), np.floor(np.ldexp(lower, scale)).astype(np.int64)
 
 
-def _worst(upper: np.ndarray, need: bool) -> np.ndarray:
-    """Per output, the largest sum over a group (theorem 2), rounded up."""
-    top = upper[:, :-1, :-1].max(axis=2)
-    total = top.sum(axis=1) + upper[:, -1, -1]
-    if need and top.shape[1]:
-        total = total - (top - upper[:, :-1, -2]).min(axis=1)
-    result: np.ndarray = total + _guard(np.abs(upper).max(), upper.shape[1] + 3)
-    return result
+def _reaches(upper: np.ndarray, whole: np.ndarray, need: bool) -> np.ndarray:
+    """Per output, whether some input of the group could take it to 0 (theorem 2).
+
+    Asked twice: in integers, and in floats with a bound on their rounding, which sees further below the unit.
+    """
+    answers = []
+    for values in (upper, whole):
+        top = values[:, :-1, :-1].max(axis=2)
+        last = values[:, -1, -1]
+        total = top.sum(axis=1) + last
+        if need and top.shape[1]:
+            total = total - (top - values[:, :-1, -2]).min(axis=1)
+        answers.append(total)
+        if values is upper:
+            size = np.abs(top).sum(axis=1) + np.abs(last) + (np.abs(top) + np.abs(values[:, :-1, -2])).sum(axis=1)
+            answers[0] = total + 2 * (values.shape[1] + 8) * _U * size
+    return (answers[0] >= 0) & (answers[1] >= 0)
 
 
 # -- counting -------------------------------------------------------------------------------------------------------
@@ -217,26 +228,25 @@ def _count_relaxation(values: np.ndarray, last: float, tops: list[int], copies: 
 def _search(parts: list[tuple[np.ndarray, np.ndarray]], copies: tuple[int, int]) -> tuple[int, int]:
     """How many inputs of a group are surely, and how many possibly, wrong: all of them, one position at a time.
 
-    `parts` are (upper, lower) bounds of contributions by (output, position, token). A partial input is dropped when
+    `parts` are (upper, lower) integer bounds of contributions by (output, position, token). A partial input is dropped when
     no output's best completion reaches 0.
     """
     upper = np.concatenate([part[0] for part in parts])
     lower = np.concatenate([part[1] for part in parts])
     free, tokens = upper.shape[1] - 1, upper.shape[2] - 1
-    guard = _guard(max(np.abs(upper).max(), np.abs(lower).max()), free + 3)
-    rest = np.zeros((free + 1, len(upper)))
+    rest = np.zeros((free + 1, len(upper)), dtype=np.int64)
     for p in range(free - 1, -1, -1):
         rest[p] = rest[p + 1] + upper[:, p, :-1].max(axis=1)
     stack = [(0, upper[None, :, -1, -1], lower[None, :, -1, -1], np.zeros(1, dtype=np.int64))]
     surely = possibly = 0
     while stack:
         p, high, low, taken = stack.pop()
-        keep = (high + rest[p] + guard >= 0).any(axis=1) & (taken <= copies[1])
+        keep = (high + rest[p] >= 0).any(axis=1) & (taken <= copies[1])
         high, low, taken = high[keep], low[keep], taken[keep]
         if p == free:
             member = taken >= copies[0]
             possibly += int(member.sum())
-            surely += int(((low - guard >= 0).any(axis=1) & member).sum())
+            surely += int(((low >= 0).any(axis=1) & member).sum())
             continue
         step = max(1, 2**21 // (tokens * len(upper)))
         for begin in range(0, len(high), step):
@@ -264,9 +274,10 @@ def _check_pieces(content: Mapping[str, Any], models: list[_Model]) -> tuple[int
     free, wrong, surely_wrong = content["inputs"]["length"] - 1, 0, 0
     for q, m, low, copies in _groups(content["inputs"]):
         bounds = [_contributions(model, q, m, low) for model in models]
+        whole = [_integers(upper, lower) for upper, lower, _ in bounds]
         suspects = set()
-        for index, (upper, _, _) in enumerate(bounds):
-            reach = _worst(upper, copies[0] >= 1) >= 0
+        for index in range(len(models)):
+            reach = _reaches(bounds[index][0], whole[index][0], copies[0] >= 1)
             reach[m] = False
             suspects |= {(index, int(x)) for x in np.flatnonzero(reach)}
         piece = listed.pop((q, m), None)
@@ -286,16 +297,19 @@ def _check_pieces(content: Mapping[str, Any], models: list[_Model]) -> tuple[int
                 for (index, x), shift in zip(names, relaxation["shifts"], strict=True):
                     _require(0 <= index < len(models) and 0 <= x < len(models[0].EU), "an output is out of range")
                     power = bounds[index][2] - shift - relaxation["step"]
-                    _require(abs(power) < 900, "a step is out of range")
-                    joint = np.maximum(joint, np.ldexp(bounds[index][0][x], power))
+                    _require(power < 900, "a step is out of range")
+                    values = bounds[index][0][x]
+                    # Far below the grid only the sign matters; what is negative there is rounded up to 0.
+                    scaled = np.ldexp(values if power > -900 else np.maximum(values, 0), max(power, -900))
+                    joint = np.maximum(joint, scaled)
                 count = _count_relaxation(joint[:-1, :-1], float(joint[-1, -1]), relaxation["tops"], copies)
-                _require(min(count, size) <= relaxation["count"], f"a relaxation of group {(q, m)} holds {count} inputs")
+                _require(min(count, size) <= relaxation["count"] <= size, f"a relaxation of group {(q, m)} holds {count} inputs")
             _require(suspects <= covered, f"group {(q, m)} leaves out an output that could win")
             possibly, surely = min(sum(relaxation["count"] for relaxation in piece["relaxations"]), size), 0
             _require(piece["wrong"] == possibly, f"the counts of group {(q, m)} do not add up")
         else:
             parts = []
-            for index, (upper, lower, _) in enumerate(bounds):
+            for index, (upper, lower) in enumerate(whole):
                 rows = [x for i, x in sorted(suspects) if i == index]
                 if rows:
                     parts.append((upper[rows], lower[rows]))
@@ -318,20 +332,19 @@ def _check_boxes(content: Mapping[str, Any], model: _Model) -> int:
     for q, m, low, copies in _groups(content["inputs"]):
         masks = boxes.pop((q, m), [])
         _require(len(masks) <= free + 1, "a box is malformed")
-        upper = _contributions(model, q, m, low)[0]
-        upper = np.delete(upper, m, axis=0)
-        guard = _guard(np.abs(upper).max(), 2 * free + 4)
+        upper = np.delete(_integers(*_contributions(model, q, m, low)[:2])[0], m, axis=0)
         at_maximum = upper[:, :-1, -2]
         for smaller, mask in enumerate(masks):
+            inside = (1 << m) - (1 << low) if smaller else 1 << m
+            _require(mask & ~inside == 0 <= mask, f"a box of group {(q, m)} holds a token outside the set")
             if mask == 0 or not copies[0] <= free - smaller <= copies[1]:
                 continue
             members = [t for t in range(low, m) if mask >> t & 1]
             worst = at_maximum.sum(axis=1) + upper[:, -1, -1]
             if smaller:
-                _require(len(members) == mask.bit_count(), f"a box of group {(q, m)} holds a token outside the set")
                 gain = upper[:, :-1][:, :, [t - low for t in members]].max(axis=2) - at_maximum
                 worst = worst + np.sort(gain, axis=1)[:, free - smaller :].sum(axis=1)
-            _require(bool((worst + guard < 0).all()), f"a box of group {(q, m)} holds a wrong input")
+            _require(bool((worst < 0).all()), f"a box of group {(q, m)} holds a wrong input")
             correct += comb(free, smaller) * len(members) ** smaller
     _require(not boxes, "a listed box is not in the set of inputs")
     return correct
