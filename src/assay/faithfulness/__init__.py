@@ -1,0 +1,28 @@
+"""How a proxy is judged: metrics, statistics, comparison, verdicts."""
+
+from assay.faithfulness._compare import Step, compare
+from assay.faithfulness._comparison import Comparison, Record
+from assay.faithfulness._metrics import Metric, Pair, Predictions, attention_divergence, metrics
+from assay.faithfulness._scores import ALL, LAYER
+from assay.faithfulness._statistics import Estimates, estimate, gap, holm
+from assay.faithfulness._verdicts import RULES, Verdict
+
+__all__ = [
+    "ALL",
+    "LAYER",
+    "RULES",
+    "Comparison",
+    "Estimates",
+    "Metric",
+    "Pair",
+    "Predictions",
+    "Record",
+    "Step",
+    "Verdict",
+    "attention_divergence",
+    "compare",
+    "estimate",
+    "gap",
+    "holm",
+    "metrics",
+]

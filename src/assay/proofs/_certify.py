@@ -2,7 +2,6 @@
 
 import platform
 import time
-from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 
@@ -138,18 +137,10 @@ def certify(
         unexplained_dimension=dimension,
         seconds=time.monotonic() - started,
         versions={
-            "assay": version("assay-interp") if _installed() else "source",
+            "assay": version("assay-interp"),
             "python": platform.python_version(),
             "numpy": np.__version__,
+            "python-flint": version("python-flint"),
         },
     ).sealed()
 
-
-def _installed() -> bool:
-    from importlib.metadata import PackageNotFoundError
-
-    try:
-        version("assay-interp")
-    except PackageNotFoundError:
-        return False
-    return True

@@ -1,0 +1,30 @@
+"""What is claimed: recipes that make a simpler proxy of a subject, and the controls they have to beat.
+
+One file a recipe. To add one: write a class with `streams`, `fit`, `apply` and `control` (see `Simplification`),
+register it below, and let `assay.testing.check_simplification` judge it.
+"""
+
+from assay.simplify._controls import Identity, RandomProjection, UniformAttention
+from assay.simplify._kmeans import KMeans
+from assay.simplify._one_hot import OneHotAttention
+from assay.simplify._protocol import Simplification, label, simplifications
+from assay.simplify._svd import SVD
+
+simplifications.register("svd", SVD)
+simplifications.register("kmeans", KMeans)
+simplifications.register("one-hot", OneHotAttention)
+simplifications.register("random-projection", RandomProjection)
+simplifications.register("uniform", UniformAttention)
+simplifications.register("identity", Identity)
+
+__all__ = [
+    "SVD",
+    "Identity",
+    "KMeans",
+    "OneHotAttention",
+    "RandomProjection",
+    "Simplification",
+    "UniformAttention",
+    "label",
+    "simplifications",
+]

@@ -1,0 +1,1 @@
+"""Whole experiments, wired from the rooms below."""

@@ -1,6 +1,6 @@
 """Who is tested: any Hugging Face model, and the reference models that Assay trains and ships."""
 
-from assay.subjects._load import load, resolve_device, save, shipped
+from assay.subjects._load import check_seed, load, resolve_device, save, shipped
 from assay.subjects._max_of_k import (
     LINEAR_MAX_BATCH,
     LINEAR_MAX_RECIPE,
@@ -46,6 +46,7 @@ __all__ = [
     "Recipe",
     "Subject",
     "Trained",
+    "check_seed",
     "dyck_model",
     "import_max_of_k",
     "linear_max_model",

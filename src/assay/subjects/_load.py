@@ -32,6 +32,13 @@ def shipped() -> dict[str, tuple[int, ...]]:
     return found
 
 
+def check_seed(name: str, seed: int) -> None:
+    """Raise AssayError unless the reference model is shipped with this training seed."""
+    seeds = shipped()[name]
+    if seed not in seeds:
+        raise AssayError(f"{name!r} is shipped with seeds {', '.join(map(str, seeds))}; not with {seed}.")
+
+
 def resolve_device(device: str) -> str:
     """`"auto"` is CUDA or MPS where there is one, else the CPU; anything else must name a usable device."""
     if device == "auto":
@@ -58,10 +65,7 @@ def load(name: str | Path, *, seed: int = 0, device: str = "cpu", dtype: torch.d
     device = resolve_device(device)
     known = shipped()
     if str(name) in known:
-        if seed not in known[str(name)]:
-            raise AssayError(
-                f"{name!r} is shipped with seeds {', '.join(map(str, known[str(name)]))}; not with {seed}."
-            )
+        check_seed(str(name), seed)
         with as_file(_CHECKPOINTS / str(name) / f"seed-{seed}") as folder:
             return _read(folder, str(name), device, dtype)
     path = Path(name)

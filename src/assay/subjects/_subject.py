@@ -47,6 +47,11 @@ class Subject:
         return sum(parameter.numel() for parameter in self.model.parameters())
 
     @property
+    def vocabulary(self) -> int:
+        """The number of tokens that the model has embeddings for."""
+        return int(self.model.get_input_embeddings().weight.shape[0])  # type: ignore[index]
+
+    @property
     def weights_sha256(self) -> str:
         """A hash of all weights: names, shapes, dtypes and bytes."""
         digest = hashlib.sha256()
@@ -65,7 +70,8 @@ class Subject:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = type(self.model)(self.model.config)
-        return replace(self, model=model.to(self.device, self.model.dtype).eval(), seed=seed, record={}, trained=False)
+        torch.nn.Module.to(model, self.device, self.model.dtype)
+        return replace(self, model=model.eval(), seed=seed, record={}, trained=False)
 
     def describe(self) -> dict[str, Any]:
         """What a record keeps of the subject; plain values only."""

@@ -13,6 +13,11 @@ from typing import Literal
 
 import numpy as np
 from jaxtyping import Int
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
 
 from assay._errors import AssayError, unknown_name
 from assay.tasks._task import UNSCORED, Feature, Kind, Role, Split
@@ -228,6 +233,22 @@ class Dyck:
                 ("closing_near", "closing_far"),
                 (1, 3, 5, 10, 20, 40, 80, 160),
             ),
+        )
+
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """A Hugging Face tokenizer of sentences like `(0 (3 3) 0)`: one token a bracket, START and END around them."""
+        backend = Tokenizer(WordLevel({token: index for index, token in enumerate(self.vocabulary)}, unk_token="PAD"))
+        backend.pre_tokenizer = WhitespaceSplit()
+        backend.post_processor = TemplateProcessing(
+            single="START $A END", special_tokens=[("START", self.start_id), ("END", self.end_id)]
+        )
+        return PreTrainedTokenizerFast(
+            tokenizer_object=backend,
+            bos_token="START",
+            eos_token="END",
+            pad_token="PAD",
+            model_max_length=self.positions,
+            clean_up_tokenization_spaces=False,
         )
 
     def describe(self) -> dict[str, object]:

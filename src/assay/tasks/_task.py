@@ -93,16 +93,33 @@ class Split:
 class Task(Protocol):
     """A source of sequences with named splits: `train` to fit on, `iid`, and any number of shifts.
 
-    An object with these members is a task; nothing is to be inherited. `kinds` are the kinds of prediction,
-    `primary_kind` the one that verdicts are about (`"all"` for every scored position), `features` what results are
-    drawn against, `split_names` the splits in the order in which they are shown (the first is `train`).
+    An object with these members is a task; nothing is to be inherited.
     """
 
-    name: str
-    kinds: tuple[Kind, ...]
-    primary_kind: str
-    features: tuple[Feature, ...]
-    split_names: tuple[str, ...]
+    @property
+    def name(self) -> str:
+        """The task's name."""
+        ...
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """The kinds of prediction."""
+        ...
+
+    @property
+    def primary_kind(self) -> str:
+        """The kind that verdicts are about, or "all" for every scored prediction."""
+        ...
+
+    @property
+    def features(self) -> tuple[Feature, ...]:
+        """What results are drawn against."""
+        ...
+
+    @property
+    def split_names(self) -> tuple[str, ...]:
+        """The splits in the order in which they are shown; the first is the train split."""
+        ...
 
     def split(self, name: str, sequences: int) -> Split:
         """The first `sequences` sequences of a split; the same ones every time."""

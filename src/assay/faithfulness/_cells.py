@@ -1,0 +1,123 @@
+"""The cells of a comparison (subject x proxy x split): which there are, and where finished ones are kept."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from assay.engine import Engine, Head
+from assay.faithfulness._comparison import SCHEMA
+from assay.faithfulness._metrics import metrics
+from assay.faithfulness._scores import NotFiniteError, Scores
+from assay.simplify import Identity, Simplification, label
+from assay.subjects import write_atomically
+from assay.tasks import Task
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A simplification at a site, not yet fitted."""
+
+    simplification: Simplification
+    site: str
+    heads: tuple[Head, ...]
+    is_control: bool
+    control: str | None
+
+    @property
+    def key(self) -> str:
+        """The candidate's name within the comparison."""
+        return f"{label(self.simplification)} at {self.site}"
+
+
+class Cells:
+    """Finished cells, in memory or in a folder; a file is named by a hash of all that its content depends on.
+
+    With a folder, a cell is read when it is asked for, so that a long run does not have to fit in memory.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+        self._memory: dict[str, Scores | NotFiniteError] = {}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._memory or (self.folder is not None and (self.folder / f"{name}.npz").is_file())
+
+    def __getitem__(self, name: str) -> Scores | NotFiniteError:
+        if name in self._memory or self.folder is None:
+            return self._memory[name]
+        return Scores.read(self.folder / f"{name}.npz")
+
+    def put(self, name: str, scores: Scores | NotFiniteError) -> None:
+        """Keep a finished cell; one that could not be scored is kept in memory only."""
+        if self.folder is not None and isinstance(scores, Scores):
+            write_atomically(self.folder / f"{name}.npz", scores.write)
+        else:
+            self._memory[name] = scores
+
+
+class Found(Mapping[tuple[int, str, str], Scores | NotFiniteError]):
+    """The cells of one comparison by number of the subject, key of the candidate and split."""
+
+    def __init__(self, cells: Cells) -> None:
+        self._cells = cells
+        self._names: dict[tuple[int, str, str], str] = {}
+
+    def add(self, place: tuple[int, str, str], name: str) -> None:
+        """Note the name of a finished cell."""
+        self._names[place] = name
+
+    def __getitem__(self, place: tuple[int, str, str]) -> Scores | NotFiniteError:
+        return self._cells[self._names[place]]
+
+    def __iter__(self) -> Iterator[tuple[int, str, str]]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def candidates_of(
+    engine: Engine, simplifications: Sequence[Simplification], sites: Sequence[str], controls: bool
+) -> list[Candidate]:
+    """Every simplification at every site, each site followed by its controls."""
+    given = {label(item) for item in simplifications}
+    found = []
+    for site in sites:
+        heads = engine.sites(site)
+        of_controls: dict[str, Simplification] = {}
+        for item in simplifications:
+            control = item.control() if controls else None
+            name = None if control is None else label(control)
+            if control is not None and name is not None and name not in given:
+                of_controls[name] = control
+            found.append(Candidate(item, site, heads, is_control=False, control=name))
+        if controls and label(Identity()) not in given:
+            of_controls[label(Identity())] = Identity()
+        found += [Candidate(item, site, heads, is_control=True, control=None) for item in of_controls.values()]
+    return found
+
+
+def cell_name(
+    subject: Mapping[str, Any], task: Task, item: Candidate, *, fitted_on: str, judged_on: str, seed: int
+) -> str:
+    """The name of a cell: a hash of everything that its scores depend on."""
+    content = {
+        "schema": SCHEMA,
+        "assay": version("assay-interp"),
+        "weights": subject["weights_sha256"],
+        "dtype": subject["dtype"],
+        "device": subject["device"],
+        "kinds": [repr(kind) for kind in task.kinds],
+        "features": [repr(feature) for feature in task.features],
+        "metrics": list(metrics),
+        "simplification": f"{type(item.simplification).__module__}.{label(item.simplification)}",
+        "heads": [str(head) for head in item.heads],
+        "train": fitted_on if item.simplification.streams else None,
+        "split": judged_on,
+        "seed": seed,
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]

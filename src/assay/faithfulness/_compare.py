@@ -1,0 +1,319 @@
+"""Judging proxies of a subject on every split of a task."""
+
+import hashlib
+import json
+import platform
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from assay._errors import AssayError
+from assay.engine import Engine, Proxy, batches, collect, tensors
+from assay.faithfulness._cells import Candidate, Cells, Found, candidates_of, cell_name
+from assay.faithfulness._comparison import (
+    Comparison,
+    FeatureRecord,
+    KindRecord,
+    MetricRecord,
+    NoiseFloor,
+    ProxyRecord,
+    Record,
+    Skipped,
+    SplitRecord,
+)
+from assay.faithfulness._metrics import Metric, choices, metrics
+from assay.faithfulness._scores import NotFiniteError, score
+from assay.faithfulness._statistics import Method
+from assay.faithfulness._summary import sequence_tables, summarise
+from assay.simplify import Simplification, label
+from assay.subjects import Subject
+from assay.tasks import UNSCORED, Split, Task
+
+NOISE_SEQUENCES = 100
+
+
+@dataclass(frozen=True)
+class Step:
+    """How far a comparison is: `done` of `total` cells (subject x proxy x split), and what comes next."""
+
+    done: int
+    total: int
+    text: str
+
+
+def compare(
+    subject: Subject | Sequence[Subject],
+    task: Task,
+    simplifications: Iterable[Simplification],
+    *,
+    sites: Sequence[str] = ("all",),
+    sequences: int = 500,
+    fit_sequences: int = 1_000,
+    controls: bool = True,
+    seed: int = 0,
+    resamples: int = 2_000,
+    level: float = 0.95,
+    method: Method = "bca",
+    folder: str | Path | None = None,
+    progress: Callable[[Step], None] = lambda step: None,
+) -> Comparison:
+    """Judge simplifications of a subject on every split of a task.
+
+    Every simplification is fitted on `fit_sequences` sequences of the train split and applied at each of `sites`
+    (`"all"`, `"layer1"`, `"layer1.head0"`); the proxy is then compared with the subject on `sequences` sequences of
+    every other split. Several subjects are training seeds of one model: they are judged on the same sequences and
+    seeds are resampled too. With `controls`, each simplification's own control, an untrained copy of the (first)
+    subject and the identity are judged beside it. Intervals have the given `level` from `resamples` resamples.
+
+    With a `folder`, each finished cell (subject x proxy x split) is kept there, and a run that was stopped goes on
+    where it was; nothing is reused that was made under other settings.
+
+    Raises AssayError for bad arguments, a subject whose attention cannot be edited, or one that gives numbers that
+    are not finite.
+    """
+    started = time.monotonic()
+    subjects = [subject] if isinstance(subject, Subject) else list(subject)
+    chosen = list(simplifications)
+    _check_call(subjects, task, chosen, sites)
+    _check_numbers(sequences=sequences, fit_sequences=fit_sequences, resamples=resamples)
+    if not 0 < level < 1:
+        raise AssayError(f"compare(level={level}): must be between 0 and 1, for example 0.95.")
+    cells = Cells(None if folder is None else Path(folder) / "cells")
+    judged = [metrics.get(name)() for name in metrics]
+    splits = {name: task.split(name, sequences) for name in task.split_names if name != task.split_names[0]}
+    train = task.split(task.split_names[0], fit_sequences)
+    iid = [split for split in splits.values() if split.role == "iid"]
+    if len(iid) != 1:
+        raise AssayError(f"task {task.name!r} has {len(iid)} splits of role 'iid'; exactly one is needed.")
+    for split in (train, *splits.values()):
+        _check_fits(subjects, split)
+    hashes = {split.name: _split_hash(split) for split in (train, *splits.values())}
+
+    variants = [*subjects, *([subjects[0].untrained_copy()] if controls else [])]
+    engines = [Engine(variant) for variant in variants]
+    candidates = candidates_of(engines[0], chosen, sites, controls)
+    noise = _noise_floor(engines[0], task, iid[0])
+
+    total = sum(len(splits) * len(_candidates_for(engine.subject, candidates)) for engine in engines)
+    found = Found(cells)
+    failures: list[Skipped] = []
+    for number, engine in enumerate(engines):
+        own = _candidates_for(engine.subject, candidates)
+        described = engine.subject.describe()
+        names = {
+            (item.key, split): cell_name(
+                described, task, item, fitted_on=hashes[train.name], judged_on=hashes[split], seed=seed
+            )
+            for item in own
+            for split in splits
+        }
+        fitted: dict[str, Proxy] = {}
+        for name, split in splits.items():
+            missing = [item for item in own if names[item.key, name] not in cells]
+            if missing and not fitted:
+                progress(Step(len(found), total, f"{_who(engine.subject)}: fitting"))
+                fitted = _fit(engine, train, own)
+            if missing:
+                progress(Step(len(found), total, f"{_who(engine.subject)}: {name}"))
+                scores = score(engine, {item.key: fitted[item.key] for item in missing}, task, split, judged)
+                for item in missing:
+                    cell = scores[item.key]
+                    cells.put(names[item.key, name], cell)
+                    if isinstance(cell, NotFiniteError):
+                        where = f"{item.key} on {name} ({_who(engine.subject)})"
+                        failures.append(Skipped(what=where, reason=str(cell)))
+            for item in own:
+                found.add((number, item.key, name), names[item.key, name])
+
+    progress(Step(total, total, "intervals"))
+    options: dict[str, Any] = {"seed": seed, "resamples": resamples, "level": level, "method": method}
+    results, gaps = summarise(judged, variants, candidates, splits, found, **options)
+    record = Record(
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        seconds=round(time.monotonic() - started, 3),
+        assay_version=version("assay-interp"),
+        environment=_environment(),
+        subjects=tuple(variant.describe() for variant in variants),
+        **_task_records(task, [train, *splits.values()], hashes, judged),
+        proxies=tuple(
+            ProxyRecord(
+                proxy=label(item.simplification),
+                site=item.site,
+                heads=tuple(map(str, item.heads)),
+                is_control=item.is_control,
+                control=item.control,
+            )
+            for item in candidates
+        ),
+        settings={
+            "sites": list(sites),
+            "sequences": sequences,
+            "fit_sequences": fit_sequences,
+            "controls": controls,
+            **options,
+        },
+        noise_floor=noise,
+        skipped=(*failures, *_undetermined(task)),
+    )
+    comparison = Comparison(record, results, gaps, lambda: sequence_tables(variants, candidates, found))
+    if folder is not None:
+        comparison.save(folder)
+    return comparison
+
+
+def _task_records(
+    task: Task, splits: Sequence[Split], hashes: Mapping[str, str], judged: Sequence[Metric]
+) -> dict[str, Any]:
+    """What the record keeps of the task and the metrics."""
+    return {
+        "task": dict(task.describe()),
+        "primary_kind": task.primary_kind,
+        "splits": tuple(
+            SplitRecord(
+                name=split.name,
+                role=split.role,
+                description=split.description,
+                sequences=len(split),
+                sha256=hashes[split.name],
+            )
+            for split in splits
+        ),
+        "kinds": tuple(
+            KindRecord(name=kind.name, description=kind.description, determined=kind.determined) for kind in task.kinds
+        ),
+        "features": tuple(
+            FeatureRecord(name=feature.name, description=feature.description, kinds=feature.kinds)
+            for feature in task.features
+        ),
+        "metrics": tuple(
+            MetricRecord(
+                name=metric.name,
+                unit=metric.unit,
+                higher_is_better=metric.higher_is_better,
+                description=metric.description,
+            )
+            for metric in judged
+        ),
+    }
+
+
+def _undetermined(task: Task) -> Iterator[Skipped]:
+    for kind in task.kinds:
+        if not kind.determined:
+            yield Skipped(
+                what=f"accuracy on {kind.name}",
+                reason="the context does not determine the answer, so accuracy has no meaning",
+            )
+
+
+def _check_call(
+    subjects: Sequence[Subject], task: Task, simplifications: Sequence[Simplification], sites: Sequence[str]
+) -> None:
+    if not subjects or not simplifications or not sites or isinstance(sites, str):
+        raise AssayError(
+            "compare() needs at least one subject, one simplification and one site (sites is a list, such as ['all'])."
+        )
+    if not isinstance(task, Task):
+        raise AssayError(f"compare(task={task!r}): not a task; see assay.tasks.Task for what one must have.")
+    for item in simplifications:
+        if not isinstance(item, Simplification) or isinstance(item, type):
+            raise AssayError(
+                f"compare(): {item!r} is not a simplification; give objects such as assay.SVD(rank=8), with streams, "
+                "fit, apply and control."
+            )
+    labels = [label(item) for item in simplifications]
+    twice = {name for name in labels if labels.count(name) > 1}
+    if twice:
+        raise AssayError(f"compare(): {', '.join(sorted(twice))} is given twice.")
+    if len({(item.name, item.seed) for item in subjects}) < len(subjects):
+        raise AssayError("compare(): several subjects must be different training seeds; two are the same.")
+    shapes = {json.dumps(_architecture(item)) for item in subjects}
+    if len(shapes) > 1:
+        raise AssayError("compare(): several subjects must be training seeds of one architecture; these differ.")
+
+
+def _candidates_for(subject: Subject, candidates: Sequence[Candidate]) -> list[Candidate]:
+    """An untrained copy is a control itself and has no controls of its own."""
+    return [item for item in candidates if subject.trained or not item.is_control]
+
+
+def _who(subject: Subject) -> str:
+    seed = "" if subject.seed is None else f" seed {subject.seed}"
+    return f"{subject.name}{seed}" if subject.trained else f"{subject.name}, untrained"
+
+
+def _check_numbers(**values: int) -> None:
+    for name, value in values.items():
+        if value < 2:
+            raise AssayError(f"compare({name}={value}): must be at least 2.")
+
+
+def _architecture(subject: Subject) -> dict[str, list[int]]:
+    return {name: list(value.shape) for name, value in subject.model.state_dict().items()}
+
+
+def _check_fits(subjects: Sequence[Subject], split: Split) -> None:
+    for subject in subjects:
+        known = subject.vocabulary
+        largest = int(split.tokens.max())
+        if largest >= known:
+            raise AssayError(
+                f"split {split.name!r} has token {largest} but {subject.name!r} knows tokens 0 to {known - 1}; "
+                "the task and the subject do not belong together."
+            )
+        limit = getattr(subject.model.config, "max_position_embeddings", None)
+        if limit is not None and split.tokens.shape[1] > limit:
+            raise AssayError(
+                f"split {split.name!r} has sequences of {split.tokens.shape[1]} tokens but {subject.name!r} has "
+                f"{limit} positions; make the task's sequences shorter."
+            )
+
+
+def _split_hash(split: Split) -> str:
+    digest = hashlib.sha256()
+    for array in (split.tokens, split.lengths, split.kinds, *(split.features[name] for name in sorted(split.features))):
+        digest.update(np.ascontiguousarray(array.astype(np.int64)).tobytes())
+    return digest.hexdigest()
+
+
+def _fit(engine: Engine, train: Split, candidates: Sequence[Candidate]) -> dict[str, Proxy]:
+    streams = sorted({stream for item in candidates for stream in item.simplification.streams})
+    samples = collect(engine, train, streams)
+    return {item.key: item.simplification.fit(samples.at(item.heads)).apply(engine.subject) for item in candidates}
+
+
+def _noise_floor(engine: Engine, task: Task, split: Split) -> NoiseFloor:
+    part = split.first(NOISE_SEQUENCES)
+    eager, as_loaded, flipped, scored = 0.0, 0.0, 0, 0
+    for _, batch in batches(engine, part):
+        tokens, valid = tensors(batch, engine.subject.device)
+        kind_of = torch.from_numpy(batch.kinds).to(tokens.device)
+        floor = engine.identity_difference(tokens, valid)
+        eager, as_loaded = max(eager, floor.eager), max(as_loaded, floor.as_loaded)
+        here = kind_of != UNSCORED
+        changed = choices(floor.loaded_logits, kind_of, task.kinds) != choices(floor.edited_logits, kind_of, task.kinds)
+        flipped += int(changed[here].sum())
+        scored += int(here.sum())
+    return NoiseFloor(
+        logit_difference=eager,
+        logit_difference_as_loaded=as_loaded,
+        flipped=flipped / max(scored, 1),
+        sequences=len(part),
+    )
+
+
+def _environment() -> dict[str, str]:
+    packages = ("torch", "transformers", "numpy", "scipy", "scikit-learn")
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "threads": str(torch.get_num_threads()),
+        **{name: version(name) for name in packages},
+    }

@@ -1,0 +1,292 @@
+"""The record of one run, and everything that can be asked of it."""
+
+from collections.abc import Callable, Iterable
+from html import escape
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+import pyarrow.parquet
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from assay._errors import AssayError
+from assay.faithfulness._verdicts import Verdict, judge
+from assay.subjects import write_atomically
+
+SCHEMA = 1
+RECORD, RESULTS, GAPS, SEQUENCES = "comparison.json", "results.parquet", "gaps.parquet", "sequences.parquet"
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SplitRecord(_Model):
+    """A split as it was used."""
+
+    name: str
+    role: Literal["train", "iid", "shift"]
+    description: str
+    sequences: int
+    sha256: str
+
+
+class KindRecord(_Model):
+    """A kind of prediction."""
+
+    name: str
+    description: str
+    determined: bool
+
+
+class FeatureRecord(_Model):
+    """A feature that results are broken down by."""
+
+    name: str
+    description: str
+    kinds: tuple[str, ...]
+
+
+class MetricRecord(_Model):
+    """A metric, with its unit and direction."""
+
+    name: str
+    unit: str
+    higher_is_better: bool
+    description: str
+
+
+class ProxyRecord(_Model):
+    """A simplification at a site; `control` is the label of the one it has to beat."""
+
+    proxy: str
+    site: str
+    heads: tuple[str, ...]
+    is_control: bool
+    control: str | None
+
+
+class NoiseFloor(_Model):
+    """What an identity edit changes, on `sequences` sequences of iid.
+
+    `logit_difference` is the largest absolute difference of a logit from the untouched subject under its own eager
+    attention; `logit_difference_as_loaded` from the attention implementation it was loaded with, and `flipped` the
+    share of predictions that differ from those, in [0, 1].
+    """
+
+    logit_difference: float
+    logit_difference_as_loaded: float
+    flipped: float
+    sequences: int
+
+
+class Skipped(_Model):
+    """Something that was not measured, and why."""
+
+    what: str
+    reason: str
+
+
+class Record(_Model):
+    """What was run: enough to run it again. Written as comparison.json; `schema_version` changes with its form."""
+
+    schema_version: Literal[1] = 1
+    status: Literal["complete"] = "complete"
+    created: str
+    seconds: float
+    assay_version: str
+    environment: dict[str, str]
+    subjects: tuple[dict[str, Any], ...]
+    task: dict[str, Any]
+    primary_kind: str
+    splits: tuple[SplitRecord, ...]
+    kinds: tuple[KindRecord, ...]
+    features: tuple[FeatureRecord, ...]
+    metrics: tuple[MetricRecord, ...]
+    proxies: tuple[ProxyRecord, ...]
+    settings: dict[str, Any]
+    noise_floor: NoiseFloor
+    skipped: tuple[Skipped, ...]
+
+
+class Comparison:
+    """Subject against proxies on every split, with intervals.
+
+    `record` says what was run; `results` has one row a (subject, trained, proxy, site, split, metric, kind, feature,
+    bin).
+    """
+
+    def __init__(
+        self,
+        record: Record,
+        results: pd.DataFrame,
+        gaps: pd.DataFrame,
+        sequences: Callable[[], Iterable[pyarrow.Table]],
+    ) -> None:
+        self.record = record
+        self.results = results
+        self._gaps = gaps
+        self._sequences = sequences
+
+    def sequence_scores(self) -> pyarrow.Table:
+        """The values behind the intervals: one row a (subject, seed, proxy, site, split, metric, kind, sequence).
+
+        `mean` is over the sequence's `predictions`. Kinds as wholes only; a full run has millions of rows.
+        """
+        return pyarrow.concat_tables(self._sequences()).unify_dictionaries()
+
+    def to_frame(self) -> pd.DataFrame:
+        """Tidy results: estimate, low, high (NaN where not measured; `reason` says why), unit and direction.
+
+        `feature` is "" for a kind as a whole; otherwise the row is about the feature's bin that starts at `bin`.
+        """
+        return self.results.copy()
+
+    def gaps(self, metric: str = "same_prediction", kind: str | None = None) -> pd.DataFrame:
+        """Generalization gaps of a metric with intervals: one row a (subject, proxy, site, shift).
+
+        A gap is faithfulness on iid minus faithfulness on the shift, so positive always means less faithful under the
+        shift. `kind` defaults to the primary kind. `p_holm` is adjusted over all simplifications and shifts of the
+        same metric, kind and subject (controls are not in the family).
+        """
+        kind = self.record.primary_kind if kind is None else kind
+        for noun, given, known in (
+            ("metric", metric, [item.name for item in self.record.metrics]),
+            ("kind", kind, ["all", *(item.name for item in self.record.kinds)]),
+        ):
+            if given not in known:
+                raise AssayError(f"gaps({noun}={given!r}): this comparison has {', '.join(known)}.")
+        frame = self._gaps
+        return frame[(frame["metric"] == metric) & (frame["kind"] == kind)].reset_index(drop=True)
+
+    def agreement(self, split: str = "iid", *, trained: bool = True) -> pd.DataFrame:
+        """The same-prediction rate of the primary kind on one split, one row a (proxy, site)."""
+        frame = self.results
+        chosen = (
+            (frame["metric"] == "same_prediction")
+            & (frame["kind"] == self.record.primary_kind)
+            & (frame["feature"] == "")
+            & (frame["split"] == split)
+            & (frame["trained"] == trained)
+        )
+        return frame[chosen].reset_index(drop=True)
+
+    def verdicts(
+        self, *, min_agreement: float = 0.95, max_gap: float = 0.02, alpha: float = 0.05
+    ) -> tuple[Verdict, ...]:
+        """One verdict a simplification and site, by the rules in `assay.faithfulness.RULES`.
+
+        `min_agreement` is the same-prediction rate asked for in distribution, `max_gap` how much less a shift may
+        have, `alpha` the family-wise level of the gaps' tests. All are shares in [0, 1]; AssayError otherwise.
+        """
+        for name, value in (("min_agreement", min_agreement), ("max_gap", max_gap), ("alpha", alpha)):
+            if not 0 <= value <= 1:
+                raise AssayError(f"verdicts({name}={value}): must be a share between 0 and 1.")
+        iid = self._iid_name()
+        rows = self.agreement(iid).set_index(["proxy", "site"])
+        gaps = self.gaps()
+        gaps = gaps[gaps["trained"]]
+        verdicts = []
+        for proxy in self.record.proxies:
+            if proxy.is_control:
+                continue
+            key = (proxy.proxy, proxy.site)
+            notes = []
+            if proxy.control is not None and (proxy.control, proxy.site) in rows.index:
+                control = rows.loc[(proxy.control, proxy.site)]
+                if control["high"] >= rows.loc[key]["low"]:
+                    notes.append(f"No better than its control {proxy.control} ({100 * control['estimate']:.1f}%).")
+            verdicts.append(
+                judge(
+                    rows.loc[key],
+                    gaps[(gaps["proxy"] == proxy.proxy) & (gaps["site"] == proxy.site)],
+                    proxy=proxy.proxy,
+                    site=proxy.site,
+                    noise=self.record.noise_floor.flipped,
+                    notes=tuple(notes),
+                    min_agreement=min_agreement,
+                    max_gap=max_gap,
+                    alpha=alpha,
+                )
+            )
+        return tuple(verdicts)
+
+    def _iid_name(self) -> str:
+        return next(split.name for split in self.record.splits if split.role == "iid")
+
+    @property
+    def shifts(self) -> tuple[str, ...]:
+        """The names of the shifts, in order."""
+        return tuple(split.name for split in self.record.splits if split.role == "shift")
+
+    def report(self, path: str | Path) -> Path:
+        """Write a self-contained HTML page; returns its path."""
+        from assay.reports import write_page  # noqa: PLC0415  (computing never imports plotting)
+
+        return write_page(self, Path(path))
+
+    def __repr__(self) -> str:
+        names = sorted({f"{subject['name']}" for subject in self.record.subjects if subject["trained"]})
+        return (
+            f"Comparison({', '.join(names)}: {len(self.record.proxies)} proxies, "
+            f"{len(self.record.splits) - 1} splits, {len(self.results):,} results)"
+        )
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><td>{escape(verdict.proxy)}</td><td>{escape(verdict.site)}</td>"
+            f"<td><b>{verdict.judgement}</b></td><td>{escape(verdict.why)}</td></tr>"
+            for verdict in self.verdicts()
+        )
+        head = "<tr><th>proxy</th><th>site</th><th>verdict</th><th>why</th></tr>"
+        return f"<p>{escape(repr(self))}</p><table>{head}{rows}</table>"
+
+    def save(self, folder: str | Path) -> Path:
+        """Write comparison.json, results.parquet, gaps.parquet and sequences.parquet; returns the folder.
+
+        The record is written last: a folder with comparison.json is whole.
+        """
+        folder = Path(folder)
+        for name, table in (
+            (RESULTS, pyarrow.Table.from_pandas(self.results, preserve_index=False)),
+            (GAPS, pyarrow.Table.from_pandas(self._gaps, preserve_index=False)),
+        ):
+            write_atomically(
+                folder / name,
+                lambda path, table=table: pyarrow.parquet.write_table(table, path, compression="zstd"),  # type: ignore[misc]
+            )
+        write_atomically(folder / SEQUENCES, self._write_sequences)
+        text = self.record.model_dump_json(indent=2) + "\n"
+        write_atomically(folder / RECORD, lambda path: path.write_text(text, encoding="utf-8"))
+        return folder
+
+    def _write_sequences(self, path: Path) -> None:
+        tables = iter(self._sequences())
+        first = next(tables)
+        with pyarrow.parquet.ParquetWriter(path, first.schema, compression="zstd") as writer:
+            writer.write_table(first)
+            for table in tables:
+                writer.write_table(table)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Comparison":
+        """Read a run folder. Raises AssayError if it is missing, unfinished, damaged or of another schema."""
+        folder = Path(folder)
+        if not (folder / RECORD).is_file():
+            hint = "the run was not finished: run it again with the same --out" if folder.is_dir() else "no such folder"
+            raise AssayError(f"{str(folder)!r} has no {RECORD} ({hint}).")
+        try:
+            record = Record.model_validate_json((folder / RECORD).read_text(encoding="utf-8"))
+            results = pd.read_parquet(folder / RESULTS)
+            gaps = pd.read_parquet(folder / GAPS)
+            pyarrow.parquet.read_metadata(folder / SEQUENCES)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise AssayError(
+                f"{folder / RECORD} does not follow schema {SCHEMA} ({where}: {first['msg']}); "
+                "it was made by another version of Assay or changed by hand."
+            ) from None
+        except (OSError, pyarrow.ArrowException) as error:
+            raise AssayError(f"{str(folder)!r} is damaged ({error}); run it again with the same --out.") from None
+        return cls(record, results, gaps, lambda: [pyarrow.parquet.read_table(folder / SEQUENCES)])

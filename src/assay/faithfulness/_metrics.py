@@ -1,0 +1,218 @@
+"""What is measured at every prediction: agreement, accuracy and divergences of a proxy from its subject."""
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from assay._registry import Registry
+from assay.tasks import Kind
+
+
+def choices(
+    logits: Float[Tensor, "batch position vocabulary"],
+    kind_of: Int[Tensor, "batch position"],
+    kinds: Sequence[Kind],
+) -> Int[Tensor, "batch position"]:
+    """The predicted token of every position: the arg max over the candidates of the position's kind."""
+    chosen = logits.argmax(dim=-1)
+    for index, kind in enumerate(kinds):
+        if kind.candidates is not None:
+            candidates = torch.tensor(kind.candidates, device=logits.device)
+            among = candidates[logits.index_select(-1, candidates).argmax(dim=-1)]
+            chosen = torch.where(kind_of == index, among, chosen)
+    return chosen
+
+
+def attention_divergence(
+    p: Float[Tensor, "batch head query key"], q: Float[Tensor, "batch head query key"]
+) -> Float[Tensor, "batch query"]:
+    """Jensen-Shannon divergence of attention rows, in nats, averaged over heads; in [0, ln 2], 0 for equal rows.
+
+    JSD(p, q) = KL(p || m)/2 + KL(q || m)/2 with m = (p + q)/2, per query over its keys (arXiv 2312.03656 compares the
+    attention of model and proxy by it). A row that does not sum to one, as under an attention sink, has the missing
+    mass as one more outcome.
+    """
+
+    rows = _divergence(p, q).sum(dim=-1, dtype=torch.float64)
+    left_p, left_q = (1 - p.sum(dim=-1)).clamp(min=0), (1 - q.sum(dim=-1)).clamp(min=0)
+    sink = (left_p > 1e-3) | (left_q > 1e-3)
+    rows = rows + torch.where(sink, _divergence(left_p, left_q), 0).double()
+    return rows.clamp(0, math.log(2)).mean(dim=1)
+
+
+def _divergence(p: Tensor, q: Tensor) -> Tensor:
+    """The terms of JSD(p, q), outcome by outcome; exactly 0 where p = q.
+
+    Probabilities below 1e-30 count as that in the logarithm: their terms are below 1e-28, and logarithms of numbers
+    that are smaller still (denormals) are ten times slower.
+    """
+    log_middle = ((p + q) / 2).clamp_min(1e-30).log_()
+    terms = p.clamp_min(1e-30).log_().sub_(log_middle).mul_(p)
+    return terms.add_(q.clamp_min(1e-30).log_().sub_(log_middle).mul_(q)).div_(2)
+
+
+class Predictions:
+    """What one model predicted on a batch; derived quantities are computed once.
+
+    `logits` is (batch, position, vocabulary), `kind_of` the index of each position's kind among `kinds`.
+    """
+
+    def __init__(self, logits: Tensor, kind_of: Tensor, kinds: Sequence[Kind]) -> None:
+        self.logits = logits
+        self.chosen = choices(logits, kind_of, kinds)
+
+    @cached_property
+    def log_probabilities(self) -> Float[Tensor, "batch position vocabulary"]:
+        """Natural logarithms of the next-token distribution, in float64 (float32 where that is not to be had)."""
+        wide = self.logits.float() if self.logits.device.type == "mps" else self.logits.double()
+        return wide.log_softmax(dim=-1)
+
+
+class Pair:
+    """Subject and proxy on the same batch: what a metric sees.
+
+    `targets[b, t]` is the token after position t. `attention[layer]` is the divergence of that layer's attention rows
+    (batch, position), see `attention_divergence`.
+    """
+
+    def __init__(
+        self,
+        subject: Predictions,
+        proxy: Predictions,
+        targets: Int[Tensor, "batch position"],
+        attention: Mapping[int, Tensor],
+    ) -> None:
+        self.subject = subject
+        self.proxy = proxy
+        self.targets = targets
+        self.attention = attention
+
+
+@runtime_checkable
+class Metric(Protocol):
+    """A number for every prediction; results are its mean over predictions, with intervals over sequences.
+
+    `unit` is "rate" (then it is 0 or 1 at a prediction) or "nats". `higher_is_better` says in which direction the
+    proxy is more faithful. `needs_answer`: only defined where the context determines the right answer.
+    """
+
+    name: str
+    unit: str
+    higher_is_better: bool
+    needs_answer: bool
+    description: str
+
+    def __call__(self, pair: Pair) -> Float[Tensor, "batch position"]:
+        """The metric at every position."""
+        ...
+
+
+class SamePrediction:
+    """Does the proxy predict the same token as the subject? Rate in [0, 1], higher is more faithful.
+
+    The prediction is the arg max over the candidates of the kind. Source: arXiv 2312.03656.
+    """
+
+    name = "same_prediction"
+    unit = "rate"
+    higher_is_better = True
+    needs_answer = False
+    description = "proxy and subject predict the same token"
+
+    def __call__(self, pair: Pair) -> Float[Tensor, "batch position"]:
+        """1 where the two agree, else 0."""
+        return (pair.subject.chosen == pair.proxy.chosen).double()
+
+
+class SubjectAccuracy:
+    """Does the subject predict the right token? Rate in [0, 1]; not faithfulness, but what there is to explain."""
+
+    name = "subject_accuracy"
+    unit = "rate"
+    higher_is_better = True
+    needs_answer = True
+    description = "the subject predicts the right token"
+
+    def __call__(self, pair: Pair) -> Float[Tensor, "batch position"]:
+        """1 where the subject is right, else 0."""
+        return (pair.subject.chosen == pair.targets).double()
+
+
+class ProxyAccuracy:
+    """Does the proxy predict the right token? Rate in [0, 1]; compare with `SubjectAccuracy`."""
+
+    name = "proxy_accuracy"
+    unit = "rate"
+    higher_is_better = True
+    needs_answer = True
+    description = "the proxy predicts the right token"
+
+    def __call__(self, pair: Pair) -> Float[Tensor, "batch position"]:
+        """1 where the proxy is right, else 0."""
+        return (pair.proxy.chosen == pair.targets).double()
+
+
+class KLDivergence:
+    """KL(subject || proxy) of the next-token distributions over the whole vocabulary, in nats; 0 is faithful.
+
+    KL(p || q) = sum_v p(v) (ln p(v) - ln q(v)). It is a sum over the vocabulary, not a mean, and is heavy-tailed over
+    positions: read it with its interval.
+    """
+
+    name = "kl"
+    unit = "nats"
+    higher_is_better = False
+    needs_answer = False
+    description = "KL divergence of the proxy's next-token distribution from the subject's"
+
+    def __call__(self, pair: Pair) -> Float[Tensor, "batch position"]:
+        """The divergence at every position."""
+        p, q = pair.subject.log_probabilities, pair.proxy.log_probabilities
+        return (p.exp() * (p - q)).sum(dim=-1).clamp(min=0).double()
+
+
+class JSDivergence:
+    """Jensen-Shannon divergence of the next-token distributions, in nats, in [0, ln 2]; 0 is faithful."""
+
+    name = "jsd"
+    unit = "nats"
+    higher_is_better = False
+    needs_answer = False
+    description = "Jensen-Shannon divergence of the next-token distributions"
+
+    def __call__(self, pair: Pair) -> Float[Tensor, "batch position"]:
+        """The divergence at every position."""
+        p, q = pair.subject.log_probabilities, pair.proxy.log_probabilities
+        middle = torch.logaddexp(p, q) - math.log(2)
+        both = (p.exp() * (p - middle) + q.exp() * (q - middle)).sum(dim=-1) / 2
+        return both.clamp(0, math.log(2)).double()
+
+
+class AttentionJSD:
+    """Jensen-Shannon divergence of attention rows, in nats, in [0, ln 2], averaged over all heads; 0 is faithful.
+
+    Layers below the first simplified one are part of the average and contribute 0. By layer, it is under the feature
+    `layer` of the results. Source: arXiv 2312.03656.
+    """
+
+    name = "attention_jsd"
+    unit = "nats"
+    higher_is_better = False
+    needs_answer = False
+    description = "Jensen-Shannon divergence of the attention rows"
+
+    def __call__(self, pair: Pair) -> Float[Tensor, "batch position"]:
+        """The divergence of every query's row, averaged over layers."""
+        return torch.stack(list(pair.attention.values())).mean(dim=0)
+
+
+metrics = Registry("assay.metrics", "metric")
+"""All metrics by name."""
+
+for _metric in (SamePrediction, SubjectAccuracy, ProxyAccuracy, KLDivergence, JSDivergence, AttentionJSD):
+    metrics.register(_metric.name, _metric)

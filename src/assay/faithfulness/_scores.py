@@ -1,0 +1,186 @@
+"""Scores of one cell (subject x proxy x split): sums and counts a sequence, for every metric and kind."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from assay.engine import Engine, Proxy, Run, batches, tensors
+from assay.faithfulness._metrics import Metric, Pair, Predictions, attention_divergence
+from assay.tasks import UNSCORED, Split, Task
+
+ALL = "all"
+"""The kind that stands for every scored prediction."""
+
+LAYER = "layer"
+"""The feature under which attention divergences are given by layer."""
+
+
+class Column(NamedTuple):
+    """What a column of scores is about; `feature` is empty and `bin` 0 where it is a kind as a whole.
+
+    `bin` is the left edge of a feature's bin, or a layer.
+    """
+
+    metric: str
+    kind: str
+    feature: str
+    bin: int
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Per sequence and column: the sum of the metric over predictions, and how many predictions there were."""
+
+    columns: tuple[Column, ...]
+    sums: Float[np.ndarray, "sequence column"]
+    counts: Int[np.ndarray, "sequence column"]
+
+    def write(self, path: Path) -> None:
+        """Write to an .npz file."""
+        columns = json.dumps([list(column) for column in self.columns])
+        with path.open("wb") as file:
+            np.savez_compressed(file, columns=np.array(columns), sums=self.sums, counts=self.counts)
+
+    @classmethod
+    def read(cls, path: Path) -> "Scores":
+        """Read what `write` wrote."""
+        with np.load(path, allow_pickle=False) as data:
+            columns = tuple(Column(*column) for column in json.loads(str(data["columns"])))
+            return cls(columns, data["sums"], data["counts"])
+
+
+class NotFiniteError(ArithmeticError):
+    """A proxy gave logits that are not numbers."""
+
+
+class _Grouping:
+    """Which columns a prediction counts towards, for a task."""
+
+    def __init__(self, task: Task, split: Split, metrics: Sequence[Metric], layers: int) -> None:
+        self.kinds = [kind.name for kind in task.kinds]
+        undetermined = {kind.name for kind in task.kinds if not kind.determined}
+        self.layers = layers
+        self.edges = {
+            feature.name: np.array(
+                feature.edges if feature.edges is not None else range(int(split.features[feature.name].max()) + 1)
+            )
+            for feature in task.features
+        }
+        self.features = [(feature.name, kind) for feature in task.features for kind in feature.kinds]
+        self.columns: list[Column] = []
+        self.metrics = metrics
+        for metric in metrics:
+            for kind in (ALL, *self.kinds):
+                if not (metric.needs_answer and kind in undetermined):
+                    self.columns.append(Column(metric.name, kind, "", 0))
+                    if metric.name == "attention_jsd":
+                        self.columns += [Column(metric.name, kind, LAYER, layer) for layer in range(layers)]
+            if metric.unit == "rate":
+                for name, kind in self.features:
+                    self.columns += [Column(metric.name, kind, name, int(edge)) for edge in self.edges[name]]
+        self.undetermined = np.array([kind.name in undetermined for kind in task.kinds])
+
+    def scores(
+        self, values: Mapping[str, np.ndarray], by_layer: Mapping[int, np.ndarray], batch: Split
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Sums and counts (sequence, column) of a batch."""
+        rows = len(batch)
+        sums = np.zeros((rows, len(self.columns)))
+        counts = np.zeros((rows, len(self.columns)), dtype=np.int64)
+        scored = batch.kinds != UNSCORED
+        row = np.broadcast_to(np.arange(rows)[:, None], batch.kinds.shape)[scored]
+        kind = batch.kinds[scored]
+        place = {column: index for index, column in enumerate(self.columns)}
+
+        def add(column: Column, mask: np.ndarray, numbers: np.ndarray) -> None:
+            counts[:, place[column]] = np.bincount(row[mask], minlength=rows)
+            sums[:, place[column]] = np.bincount(row[mask], weights=numbers[mask], minlength=rows)
+
+        layer_values = {layer: numbers[scored] for layer, numbers in by_layer.items()}
+        for metric in self.metrics:
+            numbers = values[metric.name][scored]
+            answered = ~self.undetermined[kind] if metric.needs_answer else np.ones(len(kind), dtype=bool)
+            for index, name in enumerate((ALL, *self.kinds)):
+                column = Column(metric.name, name, "", 0)
+                if column in place:
+                    mask = answered & ((kind == index - 1) if index else True)
+                    add(column, mask, numbers)
+                    if metric.name == "attention_jsd":
+                        for layer, of_layer in layer_values.items():
+                            add(Column(metric.name, name, LAYER, layer), mask, of_layer)
+            if metric.unit == "rate":
+                for name, kind_name in self.features:
+                    edges = self.edges[name]
+                    bins = np.searchsorted(edges, batch.features[name][scored], side="right") - 1
+                    mask = answered & (kind == self.kinds.index(kind_name)) & (bins >= 0)
+                    flat = row[mask] * len(edges) + bins[mask]
+                    first = place[Column(metric.name, kind_name, name, int(edges[0]))]
+                    block = slice(first, first + len(edges))
+                    counts[:, block] = np.bincount(flat, minlength=rows * len(edges)).reshape(rows, -1)
+                    sums[:, block] = np.bincount(flat, weights=numbers[mask], minlength=rows * len(edges)).reshape(
+                        rows, -1
+                    )
+        return sums, counts
+
+
+def score(
+    engine: Engine, proxies: Mapping[str, Proxy], task: Task, split: Split, metrics: Sequence[Metric]
+) -> dict[str, Scores | NotFiniteError]:
+    """Scores of several proxies of one subject on one split.
+
+    The subject's own pass is shared by all of them, and a proxy resumes from its first simplified layer. A proxy
+    whose logits are not finite gets the error instead of scores; a subject's raise it.
+    """
+    grouping = _Grouping(task, split, metrics, engine.layers)
+    shape = (len(split), len(grouping.columns))
+    found: dict[str, Scores | NotFiniteError] = {
+        name: Scores(tuple(grouping.columns), np.zeros(shape), np.zeros(shape, dtype=np.int64)) for name in proxies
+    }
+    for index, batch in batches(engine, split):
+        tokens, valid = tensors(batch, engine.subject.device)
+        kind_of = torch.from_numpy(batch.kinds).to(tokens.device)
+        targets = tokens.roll(-1, dims=1)
+        scored = kind_of != UNSCORED
+        clean = engine.run(tokens, valid, read=("patterns", "outputs"))
+        _check_finite(clean.logits, scored, f"the subject {engine.subject.name!r}")
+        subject = Predictions(clean.logits, kind_of, task.kinds)
+        for name, proxy in proxies.items():
+            current = found[name]
+            if isinstance(current, NotFiniteError):
+                continue
+            logits, attention = _run_against(engine, proxy, clean, tokens, valid)
+            try:
+                _check_finite(logits, scored, name)
+            except NotFiniteError as error:
+                found[name] = error
+                continue
+            pair = Pair(subject, Predictions(logits, kind_of, task.kinds), targets, attention)
+            values = {metric.name: metric(pair).cpu().numpy() for metric in metrics}
+            by_layer = {layer: numbers.cpu().numpy() for layer, numbers in attention.items()}
+            current.sums[index], current.counts[index] = grouping.scores(values, by_layer, batch)
+    return found
+
+
+def _run_against(
+    engine: Engine, proxy: Proxy, clean: Run, tokens: Tensor, valid: Tensor
+) -> tuple[Tensor, dict[int, Tensor]]:
+    """A proxy's logits, and each layer's attention divergence from the clean run, taken as the layers go by."""
+    nothing = torch.zeros(tokens.shape, dtype=torch.float64, device=tokens.device)
+    attention = dict.fromkeys(range(engine.layers), nothing)
+
+    def compare(layer: int, pattern: Tensor) -> None:
+        attention[layer] = attention_divergence(clean.patterns[layer], pattern)
+
+    return engine.run(tokens, valid, edits=proxy.edits, on_pattern=compare, resume=clean).logits, attention
+
+
+def _check_finite(logits: Tensor, scored: Tensor, who: str) -> None:
+    if not torch.isfinite(logits[scored]).all():
+        raise NotFiniteError(f"{who} gives logits that are not finite numbers")

@@ -1,0 +1,245 @@
+"""The figures of a comparison. Each function draws one, from the comparison's own numbers only."""
+
+import re
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from assay.faithfulness import ALL, LAYER, Comparison
+from assay.reports._illustrations import Illustrations, KeyCloud, SentenceView
+from assay.reports._style import INK, PALETTE, style
+
+RANKED = re.compile(r"^(\w+)\((?:rank|clusters)=(\d+)\)$")
+
+
+def figures(comparison: Comparison, illustrations: Illustrations) -> Iterator[tuple[str, str, Figure]]:
+    """All figures: a name for the file, a caption, the figure."""
+    primary = comparison.record.primary_kind
+    with style():
+        for site in _sites(comparison):
+            if _ranked(comparison, site):
+                yield (
+                    f"agreement-by-size-{site}",
+                    f"Same prediction as the subject, and accuracy of the proxy, on {primary} predictions, against "
+                    f"rank or number of clusters; simplified at {site}. Bands: confidence intervals.",
+                    agreement_by_size(comparison, site),
+                )
+            yield (
+                f"gaps-{site}",
+                f"Generalization gap of every proxy at {site}: same-prediction rate in distribution minus under the "
+                "shift, in points, with confidence intervals. Right of zero: less faithful under the shift.",
+                gap_chart(comparison, site),
+            )
+            for feature in comparison.record.features:
+                if primary in feature.kinds or primary == ALL:
+                    yield (
+                        f"agreement-by-{feature.name}-{site}",
+                        f"Same prediction against the {feature.description}, under the shift where it reaches "
+                        f"furthest; simplified at {site}. Dashed: accuracy of the subject.",
+                        agreement_by_feature(comparison, site, feature.name),
+                    )
+            yield (
+                f"attention-by-layer-{site}",
+                f"Jensen-Shannon divergence of attention (nats; ln 2 = 0.69 at most) by layer, in distribution; "
+                f"simplified at {site}.",
+                attention_by_layer(comparison, site),
+            )
+        for cloud in illustrations.keys:
+            yield (
+                f"keys-{cloud.site}",
+                f"Keys at {cloud.site} in their first two singular directions, coloured by {cloud.colour}.",
+                key_cloud(cloud),
+            )
+        for number, view in enumerate(illustrations.sentences):
+            yield (
+                f"sentence-{number}",
+                f"{view.title}: attention at {view.site} of the subject and of {view.proxy}; the dot marks the "
+                "position that a query attends to most.",
+                sentence_attention(view),
+            )
+
+
+def _sites(comparison: Comparison) -> list[str]:
+    return list(dict.fromkeys(proxy.site for proxy in comparison.record.proxies))
+
+
+def _ranked(comparison: Comparison, site: str) -> dict[str, list[tuple[int, str]]]:
+    """Families of proxies that differ in a size only: family -> (size, label), at least two sizes each."""
+    families: dict[str, list[tuple[int, str]]] = {}
+    for proxy in comparison.record.proxies:
+        match = RANKED.match(proxy.proxy)
+        if match and proxy.site == site:
+            families.setdefault(match[1], []).append((int(match[2]), proxy.proxy))
+    return {family: sorted(members) for family, members in families.items() if len(members) > 1}
+
+
+def _evaluation_splits(comparison: Comparison) -> list[str]:
+    return [split.name for split in comparison.record.splits if split.role != "train"]
+
+
+def _rows(comparison: Comparison, site: str, metric: str, *, feature: str = "") -> pd.DataFrame:
+    frame = comparison.results
+    chosen = (
+        (frame["metric"] == metric)
+        & (frame["kind"] == comparison.record.primary_kind)
+        & (frame["feature"] == feature)
+        & (frame["site"] == site)
+        & frame["trained"]
+    )
+    return frame[chosen]
+
+
+def _band(axes: Axes, x: np.ndarray, rows: pd.DataFrame, colour: str, label: str, **line: object) -> None:
+    axes.plot(x, rows["estimate"], color=colour, marker="o", markersize=3.5, linewidth=1.6, label=label, **line)  # type: ignore[arg-type]
+    axes.fill_between(x, rows["low"], rows["high"], color=colour, alpha=0.18, linewidth=0)
+
+
+def agreement_by_size(comparison: Comparison, site: str) -> Figure:
+    """Same prediction and proxy accuracy against rank or number of clusters, a line a split, a row a family."""
+    families = _ranked(comparison, site)
+    figure = Figure(figsize=(9, 3.1 * len(families)))
+    grid = figure.subplots(len(families), 2, squeeze=False, sharey=True)
+    for row, (family, members) in zip(grid, families.items(), strict=True):
+        sizes = np.array([size for size, _ in members])
+        names = [name for _, name in members]
+        for axes, metric, title in (
+            (row[0], "same_prediction", f"{family}: same prediction as the subject"),
+            (row[1], "proxy_accuracy", f"{family}: accuracy of the proxy"),
+        ):
+            table = _rows(comparison, site, metric)
+            for colour, split in zip(PALETTE, _evaluation_splits(comparison), strict=False):
+                rows = table[table["split"] == split].set_index("proxy").reindex(names)
+                _band(axes, sizes, rows, colour, split)
+                if metric == "proxy_accuracy":
+                    subject = _rows(comparison, site, "subject_accuracy")
+                    value = subject[subject["split"] == split]["estimate"]
+                    if len(value):
+                        axes.axhline(float(value.iloc[0]), color=colour, linestyle=":", linewidth=1)
+            axes.set_xscale("log", base=2)
+            axes.set_xticks(sizes, [str(size) for size in sizes])
+            axes.set_xlabel("rank" if names[0].count("rank") else "clusters")
+            axes.set_ylim(-0.02, 1.02)
+            axes.set_title(title, loc="left")
+        row[0].set_ylabel("share of predictions")
+    grid[0][1].legend(title="split (dotted: the subject)", loc="lower right")
+    return figure
+
+
+def gap_chart(comparison: Comparison, site: str) -> Figure:
+    """Generalization gaps of all proxies, one mark a shift."""
+    gaps = comparison.gaps()
+    gaps = gaps[gaps["trained"] & (gaps["site"] == site)]
+    proxies = list(dict.fromkeys(gaps["proxy"]))
+    shifts = comparison.shifts
+    figure = Figure(figsize=(8.5, 0.9 + 0.42 * len(proxies)))
+    axes = figure.subplots()
+    for index, (colour, shift) in enumerate(zip(PALETTE[1:], shifts, strict=False)):
+        rows = gaps[gaps["split"] == shift].set_index("proxy").reindex(proxies)
+        y = np.arange(len(proxies)) + (index - (len(shifts) - 1) / 2) * 0.16
+        value = 100 * rows["gap"].to_numpy(dtype=float)
+        error = 100 * np.stack((rows["gap"] - rows["low"], rows["high"] - rows["gap"])).astype(float)
+        axes.errorbar(
+            value, y, xerr=np.clip(error, 0, None), fmt="o", color=colour, markersize=3.5, elinewidth=1.3, label=shift
+        )
+    axes.axvline(0, color=INK, linewidth=1)
+    axes.set_yticks(range(len(proxies)), proxies)
+    axes.invert_yaxis()
+    axes.grid(axis="y", visible=False)
+    axes.set_xlabel("gap: same prediction on iid minus on the shift (points)")
+    figure.legend(loc="outside lower center", ncols=2)
+    return figure
+
+
+def agreement_by_feature(comparison: Comparison, site: str, feature: str) -> Figure:
+    """Same prediction of the proxies that are faithful enough to be of interest, against a feature."""
+    table = _rows(comparison, site, "same_prediction", feature=feature)
+    subject = _rows(comparison, site, "subject_accuracy", feature=feature)
+    shifts = comparison.shifts
+    reach = table[table["split"].isin(shifts)].groupby("split", sort=False)["bin"].max()
+    figure = Figure(figsize=(8, 3.6))
+    axes = figure.subplots()
+    if len(reach):
+        split = str(reach.idxmax())
+        iid_reach = table[~table["split"].isin(shifts)]["bin"].max()
+        best = comparison.agreement().query("site == @site and not is_control")
+        names = best.sort_values("estimate", ascending=False)["proxy"].head(5)
+        for colour, name in zip(PALETTE, names, strict=False):
+            rows = table[(table["split"] == split) & (table["proxy"] == name)].sort_values("bin")
+            _band(axes, rows["bin"].to_numpy(), rows, colour, name)
+        rows = subject[subject["split"] == split].drop_duplicates("bin").sort_values("bin")
+        axes.plot(rows["bin"], rows["estimate"], color=INK, linestyle="--", linewidth=1.4, label="subject's accuracy")
+        if iid_reach < reach.max():
+            axes.axvline(iid_reach + 0.5, color=INK, linewidth=1, linestyle=":")
+            axes.text(iid_reach + 0.6, 0.02, "beyond any on iid →", fontsize=9, va="bottom")
+        axes.set_title(f"on {split}", loc="left")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel(next(item.description for item in comparison.record.features if item.name == feature))
+    axes.set_ylabel("share of predictions")
+    axes.set_ylim(-0.02, 1.02)
+    axes.legend(loc="lower left", bbox_to_anchor=(1.0, 0.0))
+    return figure
+
+
+def attention_by_layer(comparison: Comparison, site: str) -> Figure:
+    """Attention divergence by layer in distribution, one group of bars a proxy."""
+    table = _rows(comparison, site, "attention_jsd", feature=LAYER)
+    table = table[table["split"] == _evaluation_splits(comparison)[0]]
+    proxies = list(dict.fromkeys(table["proxy"]))
+    layers = sorted(set(table["bin"]))
+    figure = Figure(figsize=(8.5, 0.9 + 0.3 * len(proxies)))
+    axes = figure.subplots()
+    height = 0.8 / max(len(layers), 1)
+    for colour, (index, layer) in zip(PALETTE, enumerate(layers), strict=False):
+        rows = table[table["bin"] == layer].set_index("proxy").reindex(proxies)
+        y = np.arange(len(proxies)) + (index - (len(layers) - 1) / 2) * height
+        value = rows["estimate"].to_numpy(dtype=float)
+        error = np.stack((rows["estimate"] - rows["low"], rows["high"] - rows["estimate"])).astype(float)
+        axes.barh(y, value, height * 0.9, color=colour, label=f"layer {layer}")
+        axes.errorbar(value, y, xerr=np.clip(error, 0, None), fmt="none", ecolor=INK, elinewidth=1)
+    axes.set_yticks(range(len(proxies)), proxies)
+    axes.invert_yaxis()
+    axes.grid(axis="y", visible=False)
+    axes.set_xlabel("attention JSD (nats)")
+    axes.legend(loc="lower right")
+    return figure
+
+
+def key_cloud(cloud: KeyCloud) -> Figure:
+    """Keys in two dimensions, a panel a split."""
+    figure = Figure(figsize=(4.4 * len(cloud.points), 3.8))
+    panels = figure.subplots(1, len(cloud.points), squeeze=False, sharex=True, sharey=True)[0]
+    top = max(value for points in cloud.points.values() for _, _, value in points)
+    for axes, (split, points) in zip(panels, cloud.points.items(), strict=True):
+        x, y, value = (np.array(column) for column in zip(*points, strict=True))
+        dots = axes.scatter(x, y, c=value, s=7, cmap="viridis", vmin=0, vmax=top, linewidths=0, rasterized=True)
+        axes.set_title(split, loc="left")
+        axes.set_xlabel("first direction")
+    panels[0].set_ylabel("second direction")
+    bar = figure.colorbar(dots, ax=panels, label=cloud.colour)
+    if cloud.boundary is not None and cloud.boundary < top:
+        bar.ax.axhline(cloud.boundary + 0.5, color=INK, linewidth=1.5)
+    return figure
+
+
+def sentence_attention(view: SentenceView) -> Figure:
+    """The attention of subject and proxy side by side."""
+    size = len(view.tokens)
+    figure = Figure(figsize=(10, 5.2))
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, title, pattern in zip(
+        panels, ("subject", view.proxy), (view.subject_pattern, view.proxy_pattern), strict=True
+    ):
+        weights = np.array(pattern)
+        axes.imshow(np.where(np.tri(size, dtype=bool), weights, np.nan), cmap="Blues", vmin=0, vmax=1, aspect="equal")
+        axes.plot(weights.argmax(axis=1), np.arange(size), "o", color=PALETTE[1], markersize=2.5, linestyle="none")
+        axes.set_xticks(range(size), view.tokens, rotation=90, fontsize=6)
+        axes.set_yticks(range(size), view.tokens, fontsize=6)
+        axes.set_title(title, loc="left")
+        axes.set_xlabel("attended position (key)")
+        axes.grid(visible=False)
+    panels[0].set_ylabel("position (query)")
+    return figure

@@ -1,0 +1,64 @@
+"""Pictures of single examples that a study adds to a comparison: data here, drawing elsewhere."""
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from assay._errors import AssayError
+from assay.subjects import write_atomically
+
+ILLUSTRATIONS = "illustrations.json"
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class KeyCloud(_Model):
+    """Keys of one head in their first two components, by split: `points[split]` are (first, second, colour value)."""
+
+    site: str
+    colour: str
+    """What the colour value is, in words."""
+    boundary: int | None
+    """The largest colour value seen in training."""
+    points: dict[str, list[tuple[float, float, int]]]
+
+
+class SentenceView(_Model):
+    """The attention of subject and proxy on one sequence, and what each predicts.
+
+    Patterns are (query, key). `predictions` lists the scored positions that have an answer: position of the query,
+    the right token, the subject's and the proxy's.
+    """
+
+    title: str
+    site: str
+    proxy: str
+    tokens: list[str]
+    subject_pattern: list[list[float]]
+    proxy_pattern: list[list[float]]
+    predictions: list[tuple[int, str, str, str]]
+
+
+class Illustrations(_Model):
+    """All pictures of one run."""
+
+    keys: list[KeyCloud] = []
+    sentences: list[SentenceView] = []
+
+    def save(self, folder: Path) -> None:
+        """Write illustrations.json."""
+        text = self.model_dump_json()
+        write_atomically(folder / ILLUSTRATIONS, lambda path: path.write_text(text, encoding="utf-8"))
+
+    @classmethod
+    def load(cls, folder: Path) -> "Illustrations":
+        """Read illustrations.json; none if the folder has none. Raises AssayError if it is damaged."""
+        path = folder / ILLUSTRATIONS
+        if not path.exists():
+            return cls()
+        try:
+            return cls.model_validate_json(path.read_text(encoding="utf-8"))
+        except ValidationError as error:
+            raise AssayError(f"{path} is damaged ({error.errors()[0]['msg']}); run it again.") from None

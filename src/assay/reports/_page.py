@@ -1,0 +1,107 @@
+"""The HTML page: one file, no scripts, no network."""
+
+import base64
+import re
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from assay.faithfulness import RULES, Comparison, Verdict
+from assay.reports._figures import figures
+from assay.reports._illustrations import Illustrations
+from assay.reports._style import INK, to_png, to_svg
+from assay.reports._tables import evaluation_splits, lines, percent, subject_accuracy
+from assay.subjects import write_atomically
+
+_RASTER = ("keys-", "sentence-")
+"""Figures with many marks are smaller as PNG."""
+
+
+class Picture(NamedTuple):
+    """A figure ready for a page."""
+
+    caption: str
+    content: Markup
+
+
+def environment() -> Environment:
+    """Templates that escape all text; `base.html` is the frame of every page of Assay."""
+    return Environment(
+        loader=PackageLoader("assay.reports"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+
+
+def picture(name: str, caption: str, figure: Figure) -> Picture:
+    """A figure as it stands in a page: inline SVG whose text takes the page's colour, or a PNG."""
+    if name.startswith(_RASTER):
+        data = base64.b64encode(to_png(figure)).decode()
+        return Picture(caption, Markup('<img alt="{}" src="data:image/png;base64,{}">').format(caption, data))
+    svg = re.sub(r"^.*?(?=<svg)", "", to_svg(figure), flags=re.DOTALL).replace(INK, "currentColor")
+    prefix = re.sub(r"\W", "_", name)
+    svg = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{prefix}_", svg)
+    svg = svg.replace("<svg ", f'<svg role="img" aria-label="{Markup.escape(caption)}" ', 1)
+    return Picture(caption, Markup(svg))
+
+
+def in_words(verdicts: Sequence[Verdict]) -> str:
+    """The verdicts in one plain sentence."""
+    names: dict[str, list[str]] = {}
+    for verdict in verdicts:
+        names.setdefault(verdict.judgement, []).append(f"{verdict.proxy} at {verdict.site}")
+    meaning = {
+        "illusion": "looks faithful on data like the training data but not under a shift",
+        "faithful": "holds in distribution and under every shift that was measured",
+        "unfaithful": "does not predict as the subject does even in distribution",
+        "inconclusive": "cannot be decided with this many sequences",
+    }
+    parts = []
+    for judgement, text in meaning.items():
+        found = names.get(judgement, [])
+        if found:
+            parts.append(f"{', '.join(found)}: {judgement} ({text}).")
+    return " ".join(parts)
+
+
+def write_page(comparison: Comparison, path: Path, illustrations: Illustrations | None = None) -> Path:
+    """Write the report of a comparison as one self-contained HTML file; returns its path."""
+    shown = illustrations or Illustrations()
+    drawn = [picture(*item) for item in figures(comparison, shown)]
+    accuracy = subject_accuracy(comparison)
+    splits = evaluation_splits(comparison)
+    text = (
+        environment()
+        .get_template("comparison.html")
+        .render(
+            title=f"Assay: {', '.join(sorted({item['name'] for item in comparison.record.subjects}))}",
+            version=version("assay-interp"),
+            record=comparison.record,
+            verdicts=comparison.verdicts(),
+            words=in_words(comparison.verdicts()),
+            rules=RULES,
+            splits=splits,
+            accuracy=[float(accuracy["estimate"][name]) if name in accuracy.index else float("nan") for name in splits],
+            lines=list(lines(comparison)),
+            percent=percent,
+            pictures=drawn,
+            sentences=shown.sentences,
+        )
+    )
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    return path
+
+
+def write_figures(comparison: Comparison, folder: Path, illustrations: Illustrations | None = None) -> list[Path]:
+    """Write every figure as SVG and PNG; returns the paths."""
+    paths = []
+    for name, _, figure in figures(comparison, illustrations or Illustrations()):
+        svg, png = to_svg(figure), to_png(figure)
+        for suffix, data in (("svg", svg.encode()), ("png", png)):
+            path = folder / f"{name}.{suffix}"
+            write_atomically(path, lambda temporary, data=data: temporary.write_bytes(data))  # type: ignore[misc]
+            paths.append(path)
+    return paths

@@ -1,0 +1,164 @@
+"""Tables of a comparison: for the terminal and as Markdown, from the same rows."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from assay._errors import AssayError
+from assay.faithfulness import Comparison, Verdict
+from assay.subjects import write_atomically
+
+JUDGEMENT_STYLE = {"faithful": "green", "illusion": "bold red", "unfaithful": "yellow", "inconclusive": "cyan"}
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row of the main table: a proxy at a site, its rates on each split as (estimate, low, high).
+
+    `group` is the heading that it stands under.
+    """
+
+    proxy: str
+    group: str
+    is_control: bool
+    rates: tuple[tuple[float, float, float], ...]
+    judgement: str
+
+
+def lines(comparison: Comparison) -> Iterator[Line]:
+    """The main table: same prediction on the primary kind by split; controls below, then untrained copies."""
+    splits = evaluation_splits(comparison)
+    judged = {(verdict.proxy, verdict.site): verdict.judgement for verdict in comparison.verdicts()}
+    for trained in (True, False):
+        tables = {split: comparison.agreement(split, trained=trained).set_index(["proxy", "site"]) for split in splits}
+        for proxy in comparison.record.proxies:
+            key = (proxy.proxy, proxy.site)
+            found = [table.loc[key] if key in table.index else None for table in tables.values()]
+            if all(row is None for row in found):
+                continue
+            rates = tuple(
+                (math.nan,) * 3 if row is None else (float(row["estimate"]), float(row["low"]), float(row["high"]))
+                for row in found
+            )
+            what = "" if trained and not proxy.is_control else ", controls" if trained else ", untrained copy"
+            yield Line(
+                proxy=proxy.proxy,
+                group=f"at {proxy.site}{what}",
+                is_control=proxy.is_control or not trained,
+                rates=rates,
+                judgement=judged.get(key, "") if trained else "",
+            )
+
+
+def evaluation_splits(comparison: Comparison) -> list[str]:
+    """The names of iid and the shifts."""
+    return [split.name for split in comparison.record.splits if split.role != "train"]
+
+
+def percent(value: float) -> str:
+    """A share as a percentage with one decimal (100 when it rounds to that); an en dash where it was not measured."""
+    return "–" if math.isnan(value) else "100" if value >= 0.9995 else f"{100 * value:.1f}"
+
+
+def subject_accuracy(comparison: Comparison) -> pd.DataFrame:
+    """The subject's accuracy on the primary kind, one row a split."""
+    frame = comparison.results
+    chosen = (
+        (frame["metric"] == "subject_accuracy")
+        & (frame["kind"] == comparison.record.primary_kind)
+        & (frame["feature"] == "")
+        & frame["trained"]
+    )
+    return frame[chosen].drop_duplicates("split").set_index("split")
+
+
+def terminal(comparison: Comparison) -> RenderableType:
+    """The main table and the verdicts, for a terminal."""
+    record = comparison.record
+    table = Table(
+        title=f"Same prediction as the subject on {record.primary_kind} (%, interval below)",
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("proxy", min_width=25)
+    for split in evaluation_splits(comparison):
+        table.add_column(split.replace("_", " "), justify="right", width=9)
+    accuracy = subject_accuracy(comparison)
+    rates = [accuracy["estimate"].get(split, math.nan) for split in evaluation_splits(comparison)]
+    table.add_row(Text("accuracy of subject", style="italic"), *map(percent, rates))
+    group = None
+    for line in lines(comparison):
+        if line.group != group:
+            table.add_section()
+            table.add_row(Text(line.group, style="bold"))
+            group = line.group
+        if line.is_control:
+            table.add_row(Text(line.proxy, style="dim"), *(Text(percent(rate[0]), style="dim") for rate in line.rates))
+            continue
+        style = JUDGEMENT_STYLE.get(line.judgement, "")
+        cells = [
+            Text(percent(value), style=style) + Text(f"\n{percent(low)}–{percent(high)}", style="dim")
+            for value, low, high in line.rates
+        ]
+        table.add_row(Text(line.proxy, style=style), *cells)
+    return Group(table, Text(), *(_verdict(verdict) for verdict in comparison.verdicts()), Text(), _floor(comparison))
+
+
+def _verdict(verdict: Verdict) -> Text:
+    word = (verdict.judgement.upper(), JUDGEMENT_STYLE[verdict.judgement])
+    return Text.assemble((verdict.where, "bold"), ": ", word, f". {verdict.why}")
+
+
+def _floor(comparison: Comparison) -> Text:
+    noise = comparison.record.noise_floor
+    return Text(
+        f"Noise floor: changing nothing moves a logit by at most {noise.logit_difference:.1e} "
+        f"({noise.logit_difference_as_loaded:.1e} from the subject's own attention implementation) and flips "
+        f"{100 * noise.flipped:.3g}% of predictions.",
+        style="dim",
+    )
+
+
+def markdown(comparison: Comparison) -> str:
+    """The main table as Markdown: percentages with intervals."""
+    splits = evaluation_splits(comparison)
+    head = ["proxy", "where", *splits, "verdict"]
+    rows = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    accuracy = subject_accuracy(comparison)
+    cells = [
+        f"{percent(float(row['estimate']))} [{percent(float(row['low']))}, {percent(float(row['high']))}]"
+        for row in (accuracy.loc[split] for split in splits)
+    ]
+    rows.append("| *accuracy of the subject* | | " + " | ".join(cells) + " | |")
+    for line in lines(comparison):
+        cells = [f"{percent(value)} [{percent(low)}, {percent(high)}]" for value, low, high in line.rates]
+        name = f"*{line.proxy}*" if line.is_control else line.proxy
+        rows.append("| " + " | ".join([name, line.group, *cells, line.judgement]) + " |")
+    return "\n".join(rows) + "\n"
+
+
+_BEGIN, _END = "<!-- table: begin -->", "<!-- table: end -->"
+
+
+def write_markdown(comparison: Comparison, path: Path) -> None:
+    """Write the main table into a Markdown file, in place of what stands between its table marks.
+
+    A file that does not exist is made; one without marks is refused with an AssayError, and left as it is.
+    """
+    block = f"{_BEGIN}\n{markdown(comparison)}{_END}"
+    text = f"{block}\n"
+    if path.exists():
+        old = path.read_text(encoding="utf-8")
+        if old.count(_BEGIN) != 1 or old.count(_END) != 1:
+            raise AssayError(f"{path} must hold one {_BEGIN!r} and one {_END!r}; the table goes between them.")
+        before, _, rest = old.partition(_BEGIN)
+        text = before + block + rest.partition(_END)[2]
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

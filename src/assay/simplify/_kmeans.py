@@ -1,0 +1,76 @@
+"""Queries and keys replaced by the centre of their cluster."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from sklearn.cluster import KMeans as ScikitKMeans
+from torch import Tensor
+
+from assay._errors import AssayError
+from assay.engine import Edit, Head, Proxy, Samples, VectorEdit
+from assay.simplify._controls import UniformAttention
+from assay.simplify._protocol import check_positive, label, proxy_of
+from assay.subjects import Subject
+
+
+def _nearest(centres: Float[Tensor, "cluster width"]) -> VectorEdit:
+    def replace(vectors: Float[Tensor, "batch position width"]) -> Float[Tensor, "batch position width"]:
+        here = centres.to(vectors)
+        # |v - c|^2 = |v|^2 - 2 v.c + |c|^2, of which the first term does not matter for the nearest c.
+        distance = (here * here).sum(dim=-1) - 2 * vectors @ here.T
+        return here[distance.argmin(dim=-1)]
+
+    return replace
+
+
+@dataclass
+class KMeans:
+    """Replace each head's queries and keys by the nearest of `clusters` centres, found apart for queries and keys.
+
+    Lloyd's algorithm from a k-means++ start, the best of `restarts` by inertia; scikit-learn does the clustering.
+    A vector that no centre was made for gets the nearest one there is: that is how a clustering of seen depths must
+    fail beyond them.
+
+    Source: arXiv 2312.03656 (k-means of key and query embeddings); the number of restarts is not given there.
+    `fit` raises AssayError if there are fewer samples than clusters.
+    """
+
+    clusters: int
+    restarts: int = 1
+    seed: int = 0
+    centres_: dict[Head, tuple[Tensor, Tensor]] | None = field(default=None, init=False, repr=False)
+
+    streams: ClassVar[tuple[str, ...]] = ("queries", "keys")
+
+    def fit(self, samples: Samples) -> "KMeans":
+        """Find each head's centres."""
+        check_positive(self, clusters=self.clusters, restarts=self.restarts)
+        self.centres_ = {
+            head: (self._centres(samples.queries[head]), self._centres(samples.keys[head])) for head in samples.heads
+        }
+        return self
+
+    def _centres(self, samples: Float[Tensor, "sample width"]) -> Float[Tensor, "cluster width"]:
+        distinct = len(torch.unique(samples[: 50 * self.clusters], dim=0))
+        if distinct < self.clusters:
+            raise AssayError(
+                f"{label(self)}: only {distinct} distinct vectors to cluster; use fewer clusters or more sequences."
+            )
+        model = ScikitKMeans(self.clusters, n_init=self.restarts, random_state=self.seed)
+        return torch.from_numpy(model.fit(samples.numpy()).cluster_centers_)
+
+    def apply(self, subject: Subject) -> Proxy:
+        """The subject with clustered queries and keys at the fitted heads."""
+        found = self.centres_ or {}
+
+        def edit(head: Head) -> Edit:
+            of_queries, of_keys = found[head]
+            return Edit(head, queries=_nearest(of_queries), keys=_nearest(of_keys))
+
+        return proxy_of(self, subject, tuple(found) or None, edit)
+
+    def control(self) -> UniformAttention:
+        """Attention without information."""
+        return UniformAttention()

@@ -1,0 +1,69 @@
+"""What a simplification is."""
+
+import inspect
+from collections.abc import Callable
+from typing import ClassVar, Protocol, runtime_checkable
+
+from assay._errors import AssayError
+from assay._registry import Registry
+from assay.engine import Edit, Head, Proxy, Samples
+from assay.subjects import Subject
+
+
+@runtime_checkable
+class Simplification(Protocol):
+    """A recipe with parameters that turns a subject into a proxy.
+
+    The estimator contract: `__init__` only stores its parameters, under their own names; `fit` learns from the train
+    split's samples, keeps what it learned in attributes that end in `_`, forgets what an earlier `fit` learned, and
+    returns self; `apply` makes a proxy of the subject that it was fitted on, simplified at every head of the samples.
+
+    `streams` names what `fit` needs to see of each head: "queries" and "keys" for both, nothing for a recipe that
+    does not depend on data. `control` gives a simplification that knows nothing of the data and removes as much, or
+    None; a proxy that does no better than its control has explained nothing. No base class is needed: an object with
+    these members is a simplification. `assay.testing.check_simplification` tells whether it keeps the contract.
+    """
+
+    streams: ClassVar[tuple[str, ...]]
+
+    def fit(self, samples: Samples) -> "Simplification":
+        """Learn from samples of the heads to be simplified."""
+        ...
+
+    def apply(self, subject: Subject) -> Proxy:
+        """The subject with this simplification in force at the fitted heads."""
+        ...
+
+    def control(self) -> "Simplification | None":
+        """The simplification that this one has to beat."""
+        ...
+
+
+simplifications = Registry("assay.simplifications", "simplification")
+"""All simplifications by the name used on the command line (`svd:rank=8`)."""
+
+
+def label(simplification: object) -> str:
+    """How a simplification is written in Python, with the parameters that differ from their defaults."""
+    parts = []
+    for name, parameter in inspect.signature(type(simplification)).parameters.items():
+        value = getattr(simplification, name)
+        if parameter.default is inspect.Parameter.empty or value != parameter.default:
+            parts.append(f"{name}={value!r}")
+    return f"{type(simplification).__name__}({', '.join(parts)})"
+
+
+def proxy_of(
+    simplification: object, subject: Subject, heads: tuple[Head, ...] | None, edit: Callable[[Head], Edit]
+) -> Proxy:
+    """A proxy from one edit a fitted head. Raises AssayError if nothing has been fitted."""
+    if heads is None:
+        raise AssayError(f"{label(simplification)} has not been fitted; call fit(samples) before apply(subject).")
+    return Proxy(subject, [edit(head) for head in heads])
+
+
+def check_positive(simplification: object, **values: int) -> None:
+    """Raise AssayError unless every value is a whole number of at least 1."""
+    for name, value in values.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise AssayError(f"{label(simplification)}: {name} must be a whole number of at least 1.")
