@@ -257,9 +257,7 @@ def certify(
     inputs = None
     if isinstance(subject.model, MaxOfKForCausalLM):
         sizes = subject.model.config
-        inputs = _argument(
-            "within", lambda: InputSet(sizes.length, sizes.vocab_size, minimum_maximum, within, copies)
-        )
+        inputs = _argument("within", lambda: InputSet(sizes.length, sizes.vocab_size, minimum_maximum, within, copies))
     against = proofs.Proxy(rank, average_positions) if rank is not None or average_positions else None
     certificate = proofs.certify(subject, strategy=strategy, inputs=inputs, against=against)
     if certificate_file is not None:

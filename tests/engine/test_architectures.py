@@ -224,7 +224,9 @@ def test_patterns_are_weights_over_what_is_visible(name):
 
 def test_soft_cap_bounds_the_patterns():
     """With scores capped to [-0.5, 0.5], no two visible weights of a row are more than a factor e apart."""
-    patterns = engine_of("gemma2").run(tokens_for(), edits=[Edit(Head(1, 0), keys=lambda k: 100 * k)], read=("patterns",))
+    patterns = engine_of("gemma2").run(
+        tokens_for(), edits=[Edit(Head(1, 0), keys=lambda k: 100 * k)], read=("patterns",)
+    )
     rows = patterns.patterns[1][:, 0]
     smallest = torch.where(torch.ones_like(rows[0]).tril().bool(), rows, torch.inf).amin(-1)
     ratio = rows.amax(-1) / smallest
@@ -283,7 +285,14 @@ def test_first_residual_is_the_embedding(name):
             eos_token_id=1,
         ),
         GPTJConfig(
-            vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=32, rotary_dim=4, bos_token_id=0, eos_token_id=1
+            vocab_size=VOCABULARY,
+            n_embd=32,
+            n_layer=2,
+            n_head=4,
+            n_positions=32,
+            rotary_dim=4,
+            bos_token_id=0,
+            eos_token_id=1,
         ),
         BloomConfig(vocab_size=VOCABULARY, hidden_size=32, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=1),
         FalconConfig(

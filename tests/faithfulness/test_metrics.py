@@ -71,7 +71,8 @@ def test_equal_logits_have_no_divergence_whatever_their_offset():
 
 
 @given(
-    arrays(np.float64, (1, 1, 6), elements=st.floats(-60, 60)), arrays(np.float64, (1, 1, 6), elements=st.floats(-60, 60))
+    arrays(np.float64, (1, 1, 6), elements=st.floats(-60, 60)),
+    arrays(np.float64, (1, 1, 6), elements=st.floats(-60, 60)),
 )
 @settings(max_examples=60, deadline=None)
 def test_divergences_keep_their_bounds(p, q):

@@ -268,7 +268,9 @@ def test_two_perfect_rates_have_no_gap_and_an_honest_interval():
 
 def test_a_gap_that_cannot_be_told_is_nan_and_spares_the_others():
     rng = np.random.default_rng(12)
-    iid = tuple(np.concatenate(parts, axis=2) for parts in zip(bernoulli(rng, 0.8, 20), bernoulli(rng, 0.8, 20), strict=True))
+    iid = tuple(
+        np.concatenate(parts, axis=2) for parts in zip(bernoulli(rng, 0.8, 20), bernoulli(rng, 0.8, 20), strict=True)
+    )
     sums, counts = (np.array(part) for part in iid)
     sums[..., 1], counts[..., 1] = 0, 0
     found, p = gap_of(iid, (sums, counts))

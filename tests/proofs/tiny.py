@@ -82,7 +82,9 @@ class Truth:
             with ctx.workprec(bits):
                 total = sum(
                     (
-                        arb(value.numerator) / value.denominator * (arb((s - top).numerator) / (s - top).denominator).exp()
+                        arb(value.numerator)
+                        / value.denominator
+                        * (arb((s - top).numerator) / (s - top).denominator).exp()
                         for s, value in terms.items()
                     ),
                     arb(0),

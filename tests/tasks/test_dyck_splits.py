@@ -16,9 +16,7 @@ Sentence = tuple[int, ...]
 
 def sentences_of(split: Split) -> list[Sentence]:
     """Brackets alone, START, END and padding taken off."""
-    return [
-        tuple(map(int, row[1 : length - 1])) for row, length in zip(split.tokens, split.lengths, strict=True)
-    ]
+    return [tuple(map(int, row[1 : length - 1])) for row, length in zip(split.tokens, split.lengths, strict=True)]
 
 
 def moves(sentence: Sentence, brackets: int) -> str:

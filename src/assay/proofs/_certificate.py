@@ -90,7 +90,7 @@ class Certificate(_Record):
 
     Of the `inputs.size` inputs, at least `at_least` and at most `at_most` are answered as `quantity` says: "accuracy",
     the correct token has a strictly larger logit than every other (a tie is wrong); "agreement", subject and proxy
-    both do so. `mean_loss` is an enclosure of the mean cross-entropy (nats) where `quantity` is "loss".
+    both do so.
     """
 
     format: Literal["assay-certificate"] = "assay-certificate"
@@ -99,12 +99,11 @@ class Certificate(_Record):
     subject: SubjectRecord
     proxy: ProxyRecord | None
     inputs: InputsRecord
-    quantity: Literal["accuracy", "agreement", "loss"]
+    quantity: Literal["accuracy", "agreement"]
     strategy: str
     parameters: dict[str, int | str]
     at_least: int
     at_most: int
-    mean_loss: tuple[float, float] | None = None
     pieces: list[Piece] | None = None
     boxes: list[Boxes] | None = None
     operations: Operations
@@ -138,7 +137,9 @@ class Certificate(_Record):
         try:
             return Certificate.model_validate_json(Path(path).read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise AssayError(f"there is no file {str(path)!r}; give a certificate that Certificate.save wrote.") from None
+            raise AssayError(
+                f"there is no file {str(path)!r}; give a certificate that Certificate.save wrote."
+            ) from None
         except (ValidationError, UnicodeDecodeError) as error:
             reason = str(error).splitlines()[0]
             raise AssayError(f"{str(path)!r} is not a certificate of this version ({reason}).") from None
@@ -174,12 +175,8 @@ def digest_of(content: dict[str, object]) -> str:
     return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def statement_of(
-    quantity: str, name: str, description: str, at_least: int, at_most: int, size: int, loss: tuple[float, float] | None
-) -> str:
+def statement_of(*, quantity: str, name: str, description: str, at_least: int, at_most: int, size: int) -> str:
     """The claim in words."""
-    if loss is not None:
-        return f"Over {description}, the mean loss of {name} is between {loss[0]!r} and {loss[1]!r} nats."
     who = name if quantity == "accuracy" else f"{name} and its proxy both"
     upper = f" and at most {at_most}" if at_most < size else ""
     return f"Of {description} ({size} inputs), {who} predict the largest token on at least {at_least}{upper}."

@@ -66,9 +66,8 @@ def certify(
     """
     if strategy not in STRATEGIES:
         raise unknown_name("proof strategy", strategy, STRATEGIES)
-    for name, value, low, high in (("grid", grid, 8, 2**20), ("refine", refine, 0, 2**30)):
-        if not low <= value <= high:
-            raise AssayError(f"certify({name}={value}): must be between {low} and {high}.")
+    if not (8 <= grid <= 2**20 and refine >= 0):
+        raise AssayError(f"certify(grid={grid}, refine={refine}): grid must be between 8 and 2^20, refine at least 0.")
     started = time.monotonic()
     operations = Operations()
     weights = read_weights(subject)
@@ -115,7 +114,14 @@ def certify(
         at_most = inputs.size - (0 if against else sum(piece.surely_wrong for piece in pieces))
     quantity = "accuracy" if against is None else "agreement"
     return Certificate(
-        statement=statement_of(quantity, subject.name, inputs.describe(), at_least, at_most, inputs.size, None),
+        statement=statement_of(
+            quantity=quantity,
+            name=subject.name,
+            description=inputs.describe(),
+            at_least=at_least,
+            at_most=at_most,
+            size=inputs.size,
+        ),
         subject=SubjectRecord(
             name=subject.name,
             seed=subject.seed,
@@ -143,4 +149,3 @@ def certify(
             "python-flint": version("python-flint"),
         },
     ).sealed()
-

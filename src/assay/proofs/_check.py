@@ -228,8 +228,8 @@ def _count_relaxation(values: np.ndarray, last: float, tops: list[int], copies: 
 def _search(parts: list[tuple[np.ndarray, np.ndarray]], copies: tuple[int, int]) -> tuple[int, int]:
     """How many inputs of a group are surely, and how many possibly, wrong: all of them, one position at a time.
 
-    `parts` are (upper, lower) integer bounds of contributions by (output, position, token). A partial input is dropped when
-    no output's best completion reaches 0.
+    `parts` are (upper, lower) integer bounds of contributions by (output, position, token). A partial input is
+    dropped when no output's best completion reaches 0.
     """
     upper = np.concatenate([part[0] for part in parts])
     lower = np.concatenate([part[1] for part in parts])
@@ -303,7 +303,10 @@ def _check_pieces(content: Mapping[str, Any], models: list[_Model]) -> tuple[int
                     scaled = np.ldexp(values if power > -900 else np.maximum(values, 0), max(power, -900))
                     joint = np.maximum(joint, scaled)
                 count = _count_relaxation(joint[:-1, :-1], float(joint[-1, -1]), relaxation["tops"], copies)
-                _require(min(count, size) <= relaxation["count"] <= size, f"a relaxation of group {(q, m)} holds {count} inputs")
+                _require(
+                    min(count, size) <= relaxation["count"] <= size,
+                    f"a relaxation of group {(q, m)} holds {count} inputs",
+                )
             _require(suspects <= covered, f"group {(q, m)} leaves out an output that could win")
             possibly, surely = min(sum(relaxation["count"] for relaxation in piece["relaxations"]), size), 0
             _require(piece["wrong"] == possibly, f"the counts of group {(q, m)} do not add up")
@@ -372,7 +375,7 @@ def check(content: Mapping[str, Any], weights: Mapping[str, np.ndarray], *, head
     _require(subject["architecture"] == "MaxOfKForCausalLM", "the architecture is unknown to the checker")
     _require(content["strategy"] in ("brute-force", "cubic", "separable", "exact"), "the strategy is unknown")
     _require((content["proxy"] is None) == (content["quantity"] == "accuracy"), "the quantity does not fit the proxy")
-    _require(content["quantity"] in ("accuracy", "agreement") and content["mean_loss"] is None, "unknown quantity")
+    _require(content["quantity"] in ("accuracy", "agreement"), "the quantity is unknown")
 
     size = sum(_size(length - 1, m - low, copies) for _, m, low, copies in _groups(inputs))
     _require(size == inputs["size"] > 0, f"the set has {size} inputs, not {inputs['size']}")

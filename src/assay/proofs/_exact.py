@@ -54,7 +54,7 @@ class ExactMatrix:
         return self.numerators.nrows(), self.numerators.ncols()  # type: ignore[attr-defined]
 
     @property
-    def T(self) -> "ExactMatrix":
+    def T(self) -> "ExactMatrix":  # noqa: N802 (as in numpy)
         """The transpose."""
         return ExactMatrix(self.numerators.transpose(), self.exponent)  # type: ignore[attr-defined]
 
@@ -92,8 +92,7 @@ class ExactMatrix:
             # float(int) rounds to nearest; a shift first keeps huge numerators in range.
             if bits > 900:
                 cut = bits - 64
-                entry = (entry >> cut) | 1
-                values.append(ldexp(float(entry), self.exponent + cut))
+                values.append(ldexp(float((entry >> cut) | 1), self.exponent + cut))
             else:
                 values.append(ldexp(float(entry), self.exponent))
         return np.array(values, dtype=np.float64).reshape(self.shape)

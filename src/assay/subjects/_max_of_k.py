@@ -58,7 +58,7 @@ class LinearMaxConfig(PreTrainedConfig):
     tie_word_embeddings: bool = False
 
 
-def eager_attention_forward(
+def eager_attention_forward(  # noqa: PLR0917 (transformers fixes the order)
     module: nn.Module,
     query: Float[Tensor, "batch head position width"],
     key: Float[Tensor, "batch head position width"],
@@ -300,9 +300,7 @@ def import_max_of_k(path: str | Path, *, name: str | None = None) -> Subject:
             raise AssayError(f"{path.name!r}: {key} has shape {value.shape}; it must be {expected[key]}.")
         if not np.isfinite(value).all() or np.any(value.astype(np.float32) != value):
             raise AssayError(f"{path.name!r}: {key} has values that are not finite float32 numbers.")
-    model = MaxOfKForCausalLM(
-        MaxOfKConfig(vocab_size=vocabulary, length=length, hidden_size=width, head_dim=head)
-    )
+    model = MaxOfKForCausalLM(MaxOfKConfig(vocab_size=vocabulary, length=length, hidden_size=width, head_dim=head))
     weights = {key: torch.from_numpy(value.astype(np.float32)) for key, value in arrays.items()}
     attention = "layers.0.attn."
     model.load_state_dict(

@@ -47,9 +47,7 @@ def cubic(tables: Tables, inputs: InputSet, operations: Operations) -> list[Boxe
         own = position[:, -1] * gain[np.arange(len(lasts)), np.searchsorted(tokens, lasts)]
         lowest = np.concatenate([np.zeros((len(lasts), 1)), np.cumsum(ordered, axis=1)], axis=1)
         everything = lowest[:, -1:]
-        operations.add(
-            arithmetic=len(lasts) * (2 * len(tokens) + 2 * free + 1), comparisons=len(lasts) * free * free
-        )
+        operations.add(arithmetic=len(lasts) * (2 * len(tokens) + 2 * free + 1), comparisons=len(lasts) * free * free)
         for row, last in enumerate(lasts):
             masks = []
             for smaller in range(free + 1):

@@ -198,9 +198,7 @@ def suspicious_groups(models: Sequence[Tables], inputs: InputSet, operations: Op
                 kept = worst(upper, upper_last, cell) >= 0
                 if kept.any():
                     names = tuple((index, int(x)) for x in outputs[kept])
-                    parts.append(
-                        Group(cell, names, upper[kept], upper_last[kept], lower[kept], lower_last[kept], unit)
-                    )
+                    parts.append(Group(cell, names, upper[kept], upper_last[kept], lower[kept], lower_last[kept], unit))
             if parts:
                 groups.append(merge(parts))
     return groups

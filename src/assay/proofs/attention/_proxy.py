@@ -29,9 +29,7 @@ class Proxy:
             raise AssayError("Proxy(rank=None, average_positions=False) is the subject itself; simplify something.")
 
 
-def proxy_tables(
-    weights: Weights, tables: Tables, proxy: Proxy, operations: Operations
-) -> tuple[Tables, ProxyRecord]:
+def proxy_tables(weights: Weights, tables: Tables, proxy: Proxy, operations: Operations) -> tuple[Tables, ProxyRecord]:
     """The tables of a proxy, and its record. The factors in the record define the proxy, exactly."""
     left = right = None
     changed = average_positions(tables) if proxy.average_positions else tables

@@ -133,9 +133,7 @@ def exponentials(scores: ExactMatrix, divisor_squared: int) -> Powers:
             power = round(size * inverse)
             mantissas.append(float((score - power * log2).exp()))
             exponents.append(power)
-    return Powers(
-        np.array(mantissas).reshape(scores.shape), np.array(exponents, dtype=np.int64).reshape(scores.shape)
-    )
+    return Powers(np.array(mantissas).reshape(scores.shape), np.array(exponents, dtype=np.int64).reshape(scores.shape))
 
 
 def _queries(weights: Weights) -> ExactMatrix:
