@@ -96,9 +96,10 @@ def test_a_forger_who_renews_the_digest_is_refuted(certificates, subject, name):
         try:
             certificate.verify(subject)
         except assay.AssayError as error:
-            assert "refuted" in str(error)
+            refuted = "refuted" in str(error)
         else:
-            pytest.fail(f"{path} = {another(value)!r} instead of {value!r} was verified")
+            refuted = False
+        assert refuted, f"{path} = {another(value)!r} instead of {value!r} was verified"
     assert forged >= 15
 
 

@@ -4,6 +4,7 @@ import platform
 import time
 from dataclasses import asdict
 from importlib.metadata import version
+from typing import Literal
 
 import numpy as np
 
@@ -112,7 +113,7 @@ def certify(
         at_least = inputs.size - sum(piece.wrong for piece in pieces)
         # Where subject and proxy are wrong together they may still agree: no upper bound then.
         at_most = inputs.size - (0 if against else sum(piece.surely_wrong for piece in pieces))
-    quantity = "accuracy" if against is None else "agreement"
+    quantity: Literal["accuracy", "agreement"] = "accuracy" if against is None else "agreement"
     return Certificate(
         statement=statement_of(
             quantity=quantity,

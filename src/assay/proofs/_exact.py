@@ -13,7 +13,7 @@ from assay._errors import AssayError
 try:
     import flint as _flint
 except ImportError:  # pragma: no cover - the tests install the extra
-    _flint = None
+    _flint = None  # type: ignore[assignment]
 
 
 def flint() -> ModuleType:

@@ -7,7 +7,7 @@ position `length - 1` is the one that counts.
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, no_type_check
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ MAX_OF_K_RECIPE = Recipe(steps=3_000, learning_rate=1e-3, weight_decay=0.01, dec
 LINEAR_MAX_RECIPE = Recipe(steps=4_000, learning_rate=1e-3, weight_decay=0.01, decay=False, clip_norm=None)
 
 
+@no_type_check  # transformers rewrites the constructor
 class MaxOfKConfig(PreTrainedConfig):
     """Sizes of the one-layer, one-head, attention-only model; `length` is K."""
 
@@ -47,6 +48,7 @@ class MaxOfKConfig(PreTrainedConfig):
     tie_word_embeddings: bool = False
 
 
+@no_type_check
 class LinearMaxConfig(PreTrainedConfig):
     """Sizes of the linear model; `length` is n."""
 

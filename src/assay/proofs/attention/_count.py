@@ -52,10 +52,10 @@ def _with_copies(slacks: Sequence[np.ndarray], limit: int, copies: tuple[int, in
             length = state.degree() + 1
             operations.add(arithmetic=2 * np.count_nonzero(counts) * length + length)
             stay = state.mul_low(factor, limit + 1)
-            after[taken] = after[taken] + stay if taken in after else stay  # type: ignore[operator]
+            after[taken] = after[taken] + stay if taken in after else stay
             if taken < most and single <= limit:
                 move = state.left_shift(single).truncate(limit + 1)
-                after[taken + 1] = after[taken + 1] + move if taken + 1 in after else move  # type: ignore[operator]
+                after[taken + 1] = after[taken + 1] + move if taken + 1 in after else move
         states = after
     return int(sum(sum(state.coeffs()) for taken, state in states.items() if taken >= least))
 
