@@ -24,11 +24,11 @@ class Operations(BaseModel):
         """All operations."""
         return self.arithmetic + self.comparisons + self.exponentials
 
-    def add(self, *, arithmetic: float = 0, comparisons: float = 0, exponentials: float = 0) -> None:
+    def add(self, *, arithmetic: int = 0, comparisons: int = 0, exponentials: int = 0) -> None:
         """Count some more."""
-        self.arithmetic += int(arithmetic)
-        self.comparisons += int(comparisons)
-        self.exponentials += int(exponentials)
+        self.arithmetic += arithmetic
+        self.comparisons += comparisons
+        self.exponentials += exponentials
 
     def product(self, rows: int, inner: int, columns: int) -> None:
         """Count a matrix product."""

@@ -32,7 +32,7 @@ def _total(slacks: Sequence[np.ndarray], limit: int, operations: Operations) -> 
         if product is None:
             product = factor
             continue
-        operations.add(arithmetic=2 * np.count_nonzero(counts) * min(limit + 1, product.degree() + 1))
+        operations.add(arithmetic=2 * int(np.count_nonzero(counts)) * min(limit + 1, product.degree() + 1))
         product = product.mul_low(factor, limit + 1)
     return int(sum(product.coeffs())) if product is not None else 0
 
@@ -50,7 +50,7 @@ def _with_copies(slacks: Sequence[np.ndarray], limit: int, copies: tuple[int, in
         after: dict[int, object] = {}
         for taken, state in states.items():
             length = state.degree() + 1
-            operations.add(arithmetic=2 * np.count_nonzero(counts) * length + length)
+            operations.add(arithmetic=2 * int(np.count_nonzero(counts)) * length + length)
             stay = state.mul_low(factor, limit + 1)
             after[taken] = after[taken] + stay if taken in after else stay
             if taken < most and single <= limit:
