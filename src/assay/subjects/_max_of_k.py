@@ -127,22 +127,10 @@ def _check_length(tokens: Tensor, longest: int) -> None:
         raise AssayError(f"the model reads at most {longest} tokens; it was given {tokens.shape[-1]}.")
 
 
-class MaxOfKForCausalLM(PreTrainedModel):
-    """One layer, one head, attention only, learned positions, no LayerNorm, no bias (arXiv 2406.11779, §3)."""
+class _MaxModel(PreTrainedModel):
+    """What both families share: names of the embeddings, and TransformerLens' initialization."""
 
-    config_class = MaxOfKConfig
     base_model_prefix = "model"
-    _supports_sdpa = True
-    _supports_attention_backend = True
-    _no_split_modules = ["MaxOfKLayer"]  # noqa: RUF012 (transformers' own convention)
-
-    def __init__(self, config: MaxOfKConfig) -> None:
-        super().__init__(config)
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.embed_positions = nn.Embedding(config.length + 1, config.hidden_size)
-        self.layers = nn.ModuleList([MaxOfKLayer(config, 0)])
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.post_init()
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -156,6 +144,23 @@ class MaxOfKForCausalLM(PreTrainedModel):
     def get_output_embeddings(self) -> nn.Module:
         """The unembedding."""
         return self.lm_head
+
+
+class MaxOfKForCausalLM(_MaxModel):
+    """One layer, one head, attention only, learned positions, no LayerNorm, no bias (arXiv 2406.11779, §3)."""
+
+    config_class = MaxOfKConfig
+    _supports_sdpa = True
+    _supports_attention_backend = True
+    _no_split_modules = ["MaxOfKLayer"]  # noqa: RUF012 (transformers' own convention)
+
+    def __init__(self, config: MaxOfKConfig) -> None:
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_positions = nn.Embedding(config.length + 1, config.hidden_size)
+        self.layers = nn.ModuleList([MaxOfKLayer(config, 0)])
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
 
     def forward(
         self,
@@ -174,11 +179,10 @@ class MaxOfKForCausalLM(PreTrainedModel):
         return CausalLMOutput(logits=self.lm_head(hidden))
 
 
-class LinearMaxForCausalLM(PreTrainedModel):
+class LinearMaxForCausalLM(_MaxModel):
     """Embed, add up the tokens so far, a linear map, unembed: no bias, no nonlinearity."""
 
     config_class = LinearMaxConfig
-    base_model_prefix = "model"
 
     def __init__(self, config: LinearMaxConfig) -> None:
         super().__init__(config)
@@ -186,19 +190,6 @@ class LinearMaxForCausalLM(PreTrainedModel):
         self.linear = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, nn.Linear | nn.Embedding):
-            nn.init.normal_(module.weight, std=0.8 * self.config.hidden_size**-0.5)
-
-    def get_input_embeddings(self) -> nn.Module:
-        """The token embedding."""
-        return self.embed_tokens
-
-    def get_output_embeddings(self) -> nn.Module:
-        """The unembedding."""
-        return self.lm_head
 
     def forward(
         self,

@@ -91,7 +91,9 @@ def scaled(powers: Powers, rows: np.ndarray | list[int], columns: np.ndarray | s
     return np.ldexp(powers.mantissa[rows][:, columns], np.maximum(exponent - shift[:, None], -2000)), shift
 
 
-def _may_fail(best: np.ndarray, at_maximum: np.ndarray, last: np.ndarray, weight: np.ndarray, need: np.ndarray):  # type: ignore[no-untyped-def]
+def _may_fail(
+    best: np.ndarray, at_maximum: np.ndarray, last: np.ndarray, weight: np.ndarray, need: np.ndarray
+) -> np.ndarray:
     """Whether Σ_p weight_p best - (a copy of the maximum) + last could be 0 or more, rounding included.
 
     `weight` (row, free) and `need` (row,) belong to the rows of `best`, `at_maximum` and `last` (row, …).
@@ -102,7 +104,8 @@ def _may_fail(best: np.ndarray, at_maximum: np.ndarray, last: np.ndarray, weight
     )
     swap = np.where(need.reshape(least.shape), least * (best - at_maximum), 0.0)
     size = np.abs(best) * total + most * (np.abs(best) + np.abs(at_maximum)) + np.abs(last)
-    return best * total - swap + last + 64 * (weight.shape[1] + 8) * UNIT * size >= 0
+    failing: np.ndarray = best * total - swap + last + 64 * (weight.shape[1] + 8) * UNIT * size >= 0
+    return failing
 
 
 def _suspects(tables: Tables, maximum: int, found: Sequence[Cell], operations: Operations) -> dict[int, np.ndarray]:

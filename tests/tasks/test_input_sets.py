@@ -2,7 +2,7 @@ from itertools import product
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import assay
@@ -45,11 +45,9 @@ def test_sizes_are_exact(data):
         "copies": data.draw(st.none() | st.integers(1, length)),
     }
     every = np.array(list(product(range(vocabulary), repeat=length)))
-    try:
-        inputs = InputSet(length, vocabulary, **conditions)
-    except assay.AssayError as error:
-        assert "empty" in str(error)
-        return
+    copies, smaller = conditions["copies"], vocabulary - 1 if conditions["within"] is None else conditions["within"]
+    assume(copies in (None, length) or min(smaller, vocabulary - 1) > 0)
+    inputs = InputSet(length, vocabulary, **conditions)
     inside = inputs.contains(every)
     assert inputs.size == inside.sum()
     for maximum in range(vocabulary):
@@ -60,3 +58,8 @@ def test_sizes_are_exact(data):
 def test_a_wrong_condition_is_named(name, value):
     with pytest.raises(assay.AssayError, match=name):
         InputSet(**{"length": 4, "vocabulary": 8, name: value})
+
+
+def test_an_empty_set_is_refused():
+    with pytest.raises(assay.AssayError, match="empty"):
+        InputSet(3, 1, copies=2)
