@@ -131,6 +131,8 @@ class _MaxModel(PreTrainedModel):
     """What both families share: names of the embeddings, and TransformerLens' initialization."""
 
     base_model_prefix = "model"
+    embed_tokens: nn.Embedding
+    lm_head: nn.Linear
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
