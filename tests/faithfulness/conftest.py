@@ -9,7 +9,7 @@ from assay.faithfulness import Comparison
 from assay.subjects import Subject
 from assay.tasks import Dyck
 
-CALL = {"sites": ("layer1", "all"), "sequences": 30, "fit_sequences": 120, "resamples": 300, "seed": 3}
+CALL = {"sites": ("all",), "sequences": 20, "fit_sequences": 100, "resamples": 150, "seed": 3}
 
 
 def recipes():

@@ -19,7 +19,7 @@ def subject():
 
 @pytest.fixture(scope="module")
 def certificates(subject):
-    near = InputSet(4, 64, within=3)
+    near = InputSet(4, 64, minimum_maximum=40, within=2)
     return {
         "exact": certify(subject, strategy="exact", inputs=near),
         "separable": certify(subject, strategy="separable", inputs=near, grid=64),

@@ -103,7 +103,7 @@ def test_missing_seed_is_refused_with_those_that_exist():
 
 @pytest.mark.parametrize("name", ["dyck-20-11", "dyck-2010", "Dyck-20-10"])
 def test_misspelt_name_is_refused_with_the_nearest(name):
-    with pytest.raises(AssayError, match="unknown reference model.*did you mean 'dyck-20-10'"):
+    with pytest.raises(AssayError, match=r"unknown reference model.*did you mean 'dyck-20-10'"):
         load(name)
 
 

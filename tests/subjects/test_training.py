@@ -170,7 +170,7 @@ def test_one_step_by_hand(task, batches, tmp_path):
     with torch.no_grad():
         for parameter in reference.parameters():
             gradient = parameter.grad * (0.5 / norm)
-            parameter -= 1e-2 * (0.1 * parameter + gradient / (gradient.abs() + 1e-8))
+            parameter.sub_(1e-2 * (0.1 * parameter + gradient / (gradient.abs() + 1e-8)))
     assert trained.final_loss == pytest.approx(loss.item(), abs=1e-5)
     assert trained.tokens == int(scored.sum())
     for one, other in zip(model.parameters(), reference.parameters(), strict=True):

@@ -139,7 +139,7 @@ def test_iid_holds_seen_and_unseen_structures(splits, task):
     assert 0.05 < share < 0.95
 
 
-@pytest.mark.parametrize("name", ("train", *EVALUATION))
+@pytest.mark.parametrize("name", ["train", *EVALUATION])
 def test_few_sentences_are_the_start_of_many(task, name):
     few, many = task.split(name, 50), task.split(name, 100)
     assert sentences_of(few) == sentences_of(many)[:50]

@@ -126,7 +126,8 @@ def _read(source: str | Path, name: str, device: str, dtype: torch.dtype | None)
 def save(subject: Subject, folder: Path) -> None:
     """Write a subject as a folder that `load` reads: config, safetensors, tokenizer, training record."""
     folder.mkdir(parents=True, exist_ok=True)
-    subject.model.save_pretrained(folder, safe_serialization=True)
+    with _quiet(True):
+        subject.model.save_pretrained(folder)
     if subject.tokenizer is not None:
         subject.tokenizer.save_pretrained(folder)
     text = json.dumps(subject.record, indent=2, ensure_ascii=False) + "\n"
