@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import math
+from fractions import Fraction
 from html import escape
 from pathlib import Path
 from typing import Literal
@@ -114,13 +116,15 @@ class Certificate(_Record):
 
     @property
     def low(self) -> float:
-        """The certified lower bound as a share of the inputs."""
-        return self.at_least / self.inputs.size
+        """The certified lower bound as a share of the inputs, rounded down."""
+        share = self.at_least / self.inputs.size
+        return math.nextafter(share, 0) if Fraction(share) * self.inputs.size > self.at_least else share
 
     @property
     def high(self) -> float:
-        """The certified upper bound as a share of the inputs."""
-        return self.at_most / self.inputs.size
+        """The certified upper bound as a share of the inputs, rounded up."""
+        share = self.at_most / self.inputs.size
+        return math.nextafter(share, 2) if Fraction(share) * self.inputs.size < self.at_most else share
 
     def sealed(self) -> "Certificate":
         """The same certificate with the digest of everything else in it."""

@@ -1,6 +1,7 @@
 """The max-of-K study: train the models that the proofs are about, and make every proof on them."""
 
 import itertools
+import math
 import platform
 import statistics
 import time
@@ -204,10 +205,18 @@ def _label(result: Result) -> str:
     return f"{certificate.strategy}{grid}{against}{where}"
 
 
-def _range(values: list[float], form: str) -> str:
-    """The median, with the range where there are several."""
-    middle = format(statistics.median(values), form)
-    return middle if len(values) == 1 else f"{middle} ({format(min(values), form)} to {format(max(values), form)})"
+def _range(values: list[float], write: Callable[[float], str]) -> str:
+    """The median, with the range where values differ."""
+    low, middle, high = (write(value) for value in (min(values), statistics.median_low(values), max(values)))
+    return middle if low == high else f"{middle} ({low} to {high})"
+
+
+def _rounded_down(share: float) -> str:
+    return f"{math.floor(share * 10**9) / 10**9:.9f}"
+
+
+def _rounded_up(share: float) -> str:
+    return f"{math.ceil(share * 10**9) / 10**9:.9f}"
 
 
 COLUMNS = ("model", "seeds", "proof", "at least", "at most", "operations", "unexplained", "seconds", "check, s")
@@ -224,14 +233,14 @@ def lines(results: list[Result], group: str) -> list[tuple[str, ...]]:
             model,
             str(len(found)),
             label,
-            _range([item.certificate.low for item in found], ".9f"),
-            _range([item.certificate.high for item in found], ".9f"),
-            _range([item.certificate.operations.total for item in found], ".3g"),
+            _range([item.certificate.low for item in found], _rounded_down),
+            _range([item.certificate.high for item in found], _rounded_up),
+            _range([item.certificate.operations.total for item in found], "{:.3g}".format),
             str(found[0].certificate.unexplained_dimension),
-            _range([item.certificate.seconds for item in found], ".2f"),
+            _range([item.certificate.seconds for item in found], "{:.2f}".format),
             "not checked"
             if found[0].certificate.strategy == "brute-force"
-            else _range([item.check_seconds for item in found], ".2f"),
+            else _range([item.check_seconds for item in found], "{:.2f}".format),
         )
         for (model, label), found in merged.items()
     ]
