@@ -312,8 +312,9 @@ def report(
 
 @app.command("list")
 def list_names(as_json: AsJson = False) -> None:
-    """List tasks, models, simplifications and metrics."""
+    """List tasks, models, simplifications, metrics and proof strategies."""
     from assay.faithfulness import metrics  # noqa: PLC0415
+    from assay.proofs import STRATEGIES  # noqa: PLC0415
     from assay.simplify import simplifications  # noqa: PLC0415
     from assay.subjects import shipped  # noqa: PLC0415
     from assay.tasks import tasks  # noqa: PLC0415
@@ -323,6 +324,7 @@ def list_names(as_json: AsJson = False) -> None:
         "models": {name: f"shipped with seeds {', '.join(map(str, seeds))}" for name, seeds in shipped().items()},
         "simplifications": {name: _first_line(simplifications.get(name)) for name in simplifications},
         "metrics": {name: metrics.get(name)().description for name in metrics},
+        "proof strategies": dict(STRATEGIES),
     }
     if as_json:
         print(json.dumps(names, indent=2))

@@ -44,7 +44,7 @@ def test_a_certificate_is_never_above_the_truth(subject, data):
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@settings(max_examples=400, deadline=None, suppress_health_check=QUIET)
+@settings(max_examples=2000, deadline=None, suppress_health_check=QUIET)
 @given(subject=tiny_models(), data=st.data())
 def test_a_certificate_is_never_above_the_truth_at_length(subject, data):
     never_above_the_truth(subject, data)

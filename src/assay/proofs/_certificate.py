@@ -181,6 +181,6 @@ def digest_of(content: dict[str, object]) -> str:
 
 def statement_of(*, quantity: str, name: str, description: str, at_least: int, at_most: int, size: int) -> str:
     """The claim in words."""
-    who = name if quantity == "accuracy" else f"{name} and its proxy both"
+    who = f"{name} predicts" if quantity == "accuracy" else f"{name} and its proxy both predict"
     upper = f" and at most {at_most}" if at_most < size else ""
-    return f"Of {description} ({size} inputs), {who} predict the largest token on at least {at_least}{upper}."
+    return f"Of {description} ({size} inputs), {who} the largest token on at least {at_least}{upper}."

@@ -392,7 +392,7 @@ def check(content: Mapping[str, Any], weights: Mapping[str, np.ndarray], *, head
         at_least, at_most = size - wrong, size - (surely_wrong if content["quantity"] == "accuracy" else 0)
     _require(content["at_least"] == at_least, f"at least {at_least} inputs are right, not {content['at_least']}")
     _require(content["at_most"] == at_most, f"at most {at_most} inputs are right, not {content['at_most']}")
-    who = subject["name"] + ("" if content["quantity"] == "accuracy" else " and its proxy both")
+    who = subject["name"] + (" predicts" if content["quantity"] == "accuracy" else " and its proxy both predict")
     upper = f" and at most {at_most}" if at_most < size else ""
-    claim = f"Of {_words(inputs)} ({size} inputs), {who} predict the largest token on at least {at_least}{upper}."
+    claim = f"Of {_words(inputs)} ({size} inputs), {who} the largest token on at least {at_least}{upper}."
     _require(content["statement"] == claim, f"the statement should read: {claim}")
