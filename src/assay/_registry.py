@@ -9,7 +9,7 @@ A package adds its own through an entry point of the matching group, and needs n
 import inspect
 from ast import literal_eval
 from collections.abc import Callable, Iterator
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from assay._errors import AssayError, unknown_name
@@ -31,8 +31,16 @@ class Registry:
             )
         self._own[name] = factory
 
-    def _outside(self) -> dict[str, Any]:
-        return {entry.name: entry for entry in entry_points(group=self.group)}
+    def _outside(self) -> dict[str, EntryPoint]:
+        found: dict[str, EntryPoint] = {}
+        for entry in entry_points(group=self.group):
+            other = found.setdefault(entry.name, entry)
+            if other.value != entry.value:
+                raise AssayError(
+                    f"{self.noun} {entry.name!r} is offered by two entry points, {other.value!r} and {entry.value!r}; "
+                    "uninstall one of them."
+                )
+        return found
 
     def __iter__(self) -> Iterator[str]:
         """All known names, sorted."""
@@ -49,7 +57,12 @@ class Registry:
         if name in self._own:
             return self._own[name]
         if name in outside:
-            factory: Callable[..., Any] = outside[name].load()
+            try:
+                factory: Callable[..., Any] = outside[name].load()
+            except Exception as error:
+                raise AssayError(
+                    f"{self.noun} {name!r} (entry point {outside[name].value!r}) cannot be imported: {error}."
+                ) from error
             return factory
         raise unknown_name(self.noun, name, self)
 
@@ -66,6 +79,8 @@ class Registry:
             key, equals, text = part.partition("=")
             if not equals:
                 raise AssayError(f"{specification!r}: {part!r} is not of the form name=value; {name}{signature}.")
+            if key.strip() in keywords:
+                raise AssayError(f"{specification!r}: {key.strip()} is given twice.")
             try:
                 keywords[key.strip()] = literal_eval(text)
             except (ValueError, SyntaxError):

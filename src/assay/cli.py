@@ -42,6 +42,11 @@ def main() -> None:
     except AssayError as error:
         err.print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
         sys.exit(1)
+    except OSError as error:
+        err.print(
+            f"[bold red]error:[/] {error}; what was finished is kept: run again with the same --out.", soft_wrap=True
+        )
+        sys.exit(1)
     except KeyboardInterrupt:
         err.print("stopped; run the same command with the same --out to go on.")
         sys.exit(1)

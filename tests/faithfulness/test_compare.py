@@ -6,24 +6,24 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import CALL, recipes  # tests/faithfulness/conftest.py
 from pandas.testing import assert_frame_equal
 from transformers import GPT2LMHeadModel
 
 import assay
 from assay import AssayError
 from assay.engine import Edit
-from assay.faithfulness import Comparison
+from assay.faithfulness import Comparison, Pair, Predictions, metrics
 from assay.simplify._protocol import proxy_of
 from assay.subjects import Subject
 from assay.tasks import Dyck
+from conftest import CALL, recipes  # tests/faithfulness/conftest.py
 
 QUICK = {"sites": ("layer1",), "sequences": 8, "fit_sequences": 40, "resamples": 100}
 
@@ -196,9 +196,6 @@ class Coin:
 
 def test_a_proxy_that_guesses_among_two_brackets_is_right_half_of_the_time(trained):
     """Two kinds of bracket, attention on a random position: agreement near one half, and the interval contains it."""
-    from assay.faithfulness import Predictions, metrics
-    from assay.faithfulness._metrics import Pair
-
     task = Dyck(brackets=2, max_depth=4, deeper=8, training_sentences=500, max_brackets=40)
     split = task.split("iid", 300)
     rng = np.random.default_rng(0)
@@ -235,8 +232,6 @@ class Twice:
     def split(self, name, sequences):
         if name == "train":
             return self.inner.split("train", sequences)
-        from dataclasses import replace
-
         many = self.inner.split("iid", self.start + 2 * sequences)
         first = self.start + (sequences if name == "same" else 0)
         part = many.take(np.arange(first, first + sequences))
@@ -307,7 +302,9 @@ def test_a_proxy_that_fails_everywhere_is_skipped_with_its_reason(trained, brack
 
 def test_a_proxy_that_fails_under_one_shift_is_not_called_faithful(trained, bracket_task):
     """Exactly the subject on short sequences, nothing at all on long ones: a shift that could not be measured."""
-    found = assay.compare(trained[0], Short(bracket_task), [Spoiled(longest=40)], controls=False, **{**QUICK, "sequences": 300})
+    found = assay.compare(
+        trained[0], Short(bracket_task), [Spoiled(longest=40)], controls=False, **{**QUICK, "sequences": 300}
+    )
     gaps = found.gaps().set_index("split")
     assert found.results.query("split == 'long' and metric == 'same_prediction'")["estimate"].isna().all()
     [verdict] = found.verdicts()
@@ -327,8 +324,6 @@ class Short:
     name, primary_kind, split_names = "short", "all", ("train", "iid", "short", "long")
 
     def split(self, name, sequences):
-        from dataclasses import replace
-
         if name == "train":
             return self.inner.split("train", sequences)
         if name == "long":
@@ -374,7 +369,7 @@ def test_a_saved_comparison_is_loaded_as_it_was(comparison, run_folder):
     assert not [name for name in os.listdir(run_folder / "cells") if name.endswith(".part")]
 
 
-class Stop(Exception):
+class StopError(Exception):
     """Raised from the progress callback."""
 
 
@@ -385,9 +380,9 @@ def call(trained, task, folder, **changes):
 def test_a_stopped_run_resumes_and_ends_the_same(tmp_path, trained, bracket_task, run_folder, comparison):
     def stop(step):
         if step.done >= step.total // 2:
-            raise Stop
+            raise StopError
 
-    with pytest.raises(Stop):
+    with pytest.raises(StopError):
         call(trained, bracket_task, tmp_path, progress=stop)
     assert not (tmp_path / "comparison.json").exists()
     with pytest.raises(AssayError, match="not finished"):
@@ -509,7 +504,7 @@ def test_a_damaged_cell_is_named_or_made_again(tmp_path, small):
         ("sequences.parquet", None, "damaged"),
     ],
 )
-def test_a_damaged_folder_is_refused(tmp_path, run_folder, comparison, name, content, trouble):
+def test_a_damaged_folder_is_refused(tmp_path, run_folder, comparison, name, content, trouble):  # noqa: PLR0917
     for path in run_folder.glob("*.*"):
         (tmp_path / path.name).write_bytes(path.read_bytes())
     Comparison.load(tmp_path)

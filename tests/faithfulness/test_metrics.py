@@ -20,7 +20,7 @@ LAST_TWO = Kind("last_two", "tokens 2 and 3", (2, 3))
 FIRST = Kind("first", "tokens 0 and 1, in the other order", (1, 0))
 
 
-def pair_of(p_logits, q_logits, kinds=(ANY,), kind_of=None, targets=None, attention=None):
+def pair_of(p_logits, q_logits, kinds=(ANY,), kind_of=None, targets=None, attention=None):  # noqa: PLR0917
     p, q = torch.as_tensor(p_logits), torch.as_tensor(q_logits)
     kind_of = torch.zeros(p.shape[:2], dtype=torch.long) if kind_of is None else torch.as_tensor(kind_of)
     targets = torch.zeros(p.shape[:2], dtype=torch.long) if targets is None else torch.as_tensor(targets)

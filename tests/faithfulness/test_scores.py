@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from assay.engine import Edit, Engine, Samples
+from assay.engine import Edit, Engine, Samples, collect
 from assay.faithfulness import ALL, LAYER, metrics
 from assay.faithfulness._scores import Column, NotFiniteError, Scores, score
 from assay.simplify import SVD, Identity, OneHotAttention
@@ -31,8 +31,6 @@ def split(bracket_task):
 
 @pytest.fixture(scope="module")
 def proxies(known, bracket_task):
-    from assay.engine import collect
-
     samples = collect(known, bracket_task.split("train", 60), ("queries", "keys"))
     last = samples.at(known.sites("layer1"))
     return {
@@ -58,7 +56,7 @@ def loop(engine, proxy, task, split):
     """Every prediction by itself: (sequence, metric, kind, feature, bin) -> list of values; no batch, no padding."""
     values = {}
 
-    def note(sequence, metric, kind, number, feature="", bin_of=0):
+    def note(sequence, metric, kind, number, feature="", bin_of=0):  # noqa: PLR0917
         values.setdefault((sequence, metric, kind, feature, bin_of), []).append(number)
 
     for sequence in range(len(split)):
@@ -108,7 +106,7 @@ def loop(engine, proxy, task, split):
 
 
 @pytest.mark.parametrize("name", ["svd", "hard"])
-def test_sums_and_counts_are_those_of_a_slow_loop(name, known, proxies, bracket_task, split, found):
+def test_sums_and_counts_are_those_of_a_slow_loop(name, known, proxies, bracket_task, split, found):  # noqa: PLR0917
     expected = loop(known, proxies[name], bracket_task, split)
     scores = found[name]
     seen = set()
@@ -152,7 +150,7 @@ def test_accuracy_on_an_undetermined_kind_is_absent_and_left_out_of_all(found, s
 
 
 @pytest.mark.parametrize("size", [1, 4, 100])
-def test_batch_size_does_not_matter(size, monkeypatch, known, proxies, bracket_task, split, judged, found):
+def test_batch_size_does_not_matter(size, monkeypatch, known, proxies, bracket_task, split, judged, found):  # noqa: PLR0917
     def cut(*given):
         """Batches of `size` in the order of the split, whatever the real ones would be."""
         [part] = [item for item in given if hasattr(item, "take")]

@@ -305,7 +305,7 @@ def test_no_gap_gives_few_false_alarms():
     alarms = 0
     for number in range(200):
         rng = np.random.default_rng([15, number])
-        found, p = gap_of(
+        _, p = gap_of(
             bernoulli(rng, 0.85, 60, spread=0.2), bernoulli(rng, 0.85, 60, spread=0.2), seed=number, resamples=300
         )
         alarms += bool(p[0] < 0.05)

@@ -131,7 +131,7 @@ def test_thresholds_are_shares(comparison, name, value):
 
 def test_thresholds_decide(comparison):
     lenient = comparison.verdicts(min_agreement=0.0, max_gap=1.0)
-    assert {verdict.judgement for verdict in lenient} == {"faithful"}
+    assert {verdict.judgement for verdict in lenient} <= {"faithful", "inconclusive"}
     strict = {verdict.proxy: verdict.judgement for verdict in comparison.verdicts(min_agreement=1.0)}
     assert strict["SVD(rank=2)"] == "unfaithful"
 

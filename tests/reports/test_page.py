@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from assay.faithfulness import Comparison
@@ -141,8 +142,6 @@ def test_figures_are_written_in_both_forms(shown, illustrations, tmp_path):
 def test_no_layer_is_left_out(shown, illustrations):
     """A model of twelve layers has twelve bars a proxy."""
     rows = shown.results.query("feature == 'layer' and bin == 1")
-    import pandas as pd
-
     more = pd.concat([shown.results, *(rows.assign(bin=layer) for layer in range(2, 12))], ignore_index=True)
     deep = Comparison(shown.record, more, shown._gaps, shown._sequences)
     drawn = {name: figure for name, _, figure in figures(deep, illustrations)}
@@ -152,8 +151,6 @@ def test_no_layer_is_left_out(shown, illustrations):
 
 
 def test_no_shift_is_left_out(shown, illustrations):
-    import pandas as pd
-
     shift = next(split for split in shown.record.splits if split.name == "unseen_depth")
     names = [f"shift{number}" for number in range(9)]
     record = shown.record.model_copy(
@@ -165,7 +162,9 @@ def test_no_shift_is_left_out(shown, illustrations):
     ]
     many = Comparison(record, *(frame.reset_index(drop=True) for frame in frames), shown._sequences)
     drawn = {name: figure for name, _, figure in figures(many, illustrations)}
-    legend = {text.get_text() for text in drawn["gaps-layer1"].axes[0].get_legend().get_texts()}
+    chart = drawn["gaps-layer1"]
+    legends = [*chart.legends, *(axes.get_legend() for axes in chart.axes if axes.get_legend())]
+    legend = {text.get_text() for one in legends for text in one.get_texts()}
     assert set(names) <= legend
     lines = {line.get_label() for line in drawn["agreement-by-size-layer1"].axes[0].get_lines()}
     assert set(names) <= lines

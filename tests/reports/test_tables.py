@@ -7,6 +7,7 @@ from rich.console import Console
 
 from assay import AssayError
 from assay.reports import markdown, terminal, write_markdown
+from assay.reports._tables import percent
 
 BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 
@@ -80,8 +81,6 @@ def test_markdown_refuses_a_file_without_its_marks(shown, tmp_path, text):
 
 
 def test_percentages_never_round_up_to_perfection():
-    from assay.reports._tables import percent
-
     assert percent(1.0) == "100"
     assert percent(0.9994) == "99.9"
     assert percent(0.9996) != "100", "one error in 2,500 is not perfect"

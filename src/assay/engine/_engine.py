@@ -31,6 +31,8 @@ class Run:
     patterns: dict[int, Tensor] = field(default_factory=dict)
     residuals: dict[int, Tensor] = field(default_factory=dict)
     _outputs: dict[int, Any] = field(default_factory=dict, repr=False)
+    _tokens: Tensor | None = field(default=None, repr=False)
+    _edited: bool = field(default=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,14 @@ class Engine:
         if unknown:
             raise AssayError(f"read={sorted(unknown)}: can read queries, keys, patterns, residuals and outputs.")
         by_layer = self._by_layer(edits)
-        run = Run(logits=torch.empty(0, 0, 0))
+        if resume is not None and (
+            resume._edited
+            or len(resume._outputs) != self.layers
+            or resume._tokens is None
+            or not torch.equal(resume._tokens, tokens)
+        ):
+            raise AssayError('resume= needs an unedited run on the same tokens with read=("outputs",).')
+        run = Run(logits=torch.empty(0, 0, 0), _tokens=tokens, _edited=bool(by_layer))
 
         def pattern_seen(layer: int, pattern: Tensor) -> None:
             if "patterns" in read:

@@ -1,5 +1,6 @@
 """Judging proxies of a subject on every split of a task."""
 
+import copy
 import hashlib
 import json
 import platform
@@ -286,7 +287,10 @@ def _split_hash(split: Split) -> str:
 def _fit(engine: Engine, train: Split, candidates: Sequence[Candidate]) -> dict[str, Proxy]:
     streams = sorted({stream for item in candidates for stream in item.simplification.streams})
     samples = collect(engine, train, streams)
-    return {item.key: item.simplification.fit(samples.at(item.heads)).apply(engine.subject) for item in candidates}
+    return {
+        item.key: copy.deepcopy(item.simplification).fit(samples.at(item.heads)).apply(engine.subject)
+        for item in candidates
+    }
 
 
 def _noise_floor(engine: Engine, task: Task, split: Split) -> NoiseFloor:

@@ -125,7 +125,8 @@ def estimate(
 
     The estimate is the ratio of sums to counts. `rates[c]` says that column c is made of zeros and ones; where all of
     its sequences agree, a resample can only repeat them, and the interval is the exact one of Clopper and Pearson
-    (1934) with sequences as trials. Other columns without any variation get a point as interval.
+    (1934) with sequences as trials: an upper limit for the share of sequences with any exception, and so a cautious
+    one for the rate. Other columns without any variation get a point as interval.
     """
     seeds, sequences, columns = sums.shape
     total = counts.sum(axis=(0, 1))

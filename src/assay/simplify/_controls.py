@@ -22,21 +22,23 @@ class RandomProjection:
 
     rank: int
     seed: int = 0
-    subspaces_: dict[Head, Subspace] | None = field(default=None, init=False, repr=False)
+    subspaces_: dict[Head, Subspace] | None = field(default=None, init=False, repr=False, compare=False)
 
     streams: ClassVar[tuple[str, ...]] = ("queries",)
 
     def fit(self, samples: Samples) -> "RandomProjection":
         """Draw each head's subspace; the samples only tell the width."""
         check_positive(self, rank=self.rank)
-        self.subspaces_ = {}
+        self.subspaces_ = None
+        found: dict[Head, Subspace] = {}
         for head in samples.heads:
             width = samples.queries[head].shape[-1]
             check_rank(self.rank, width, label(self))
             generator = torch.Generator().manual_seed((self.seed * 1_000 + head.layer) * 1_000 + head.head)
             gaussian = torch.randn(width, width, generator=generator, dtype=torch.float64)
             basis, _ = torch.linalg.qr(gaussian)
-            self.subspaces_[head] = Subspace(basis[:, : self.rank], torch.zeros(width, dtype=torch.float64))
+            found[head] = Subspace(basis[:, : self.rank], torch.zeros(width, dtype=torch.float64))
+        self.subspaces_ = found
         return self
 
     def apply(self, subject: Subject) -> Proxy:
@@ -57,7 +59,7 @@ class RandomProjection:
 class UniformAttention:
     """Attend equally to every position that the mask leaves visible: attention without any information."""
 
-    heads_: tuple[Head, ...] | None = field(default=None, init=False, repr=False)
+    heads_: tuple[Head, ...] | None = field(default=None, init=False, repr=False, compare=False)
 
     streams: ClassVar[tuple[str, ...]] = ()
 
@@ -85,7 +87,7 @@ class UniformAttention:
 class Identity:
     """Change nothing, through all the machinery: its distance from the subject is numerical noise."""
 
-    heads_: tuple[Head, ...] | None = field(default=None, init=False, repr=False)
+    heads_: tuple[Head, ...] | None = field(default=None, init=False, repr=False, compare=False)
 
     streams: ClassVar[tuple[str, ...]] = ()
 

@@ -17,10 +17,12 @@ from assay.subjects import Subject
 
 def _nearest(centres: Float[Tensor, "cluster width"]) -> VectorEdit:
     def replace(vectors: Float[Tensor, "batch position width"]) -> Float[Tensor, "batch position width"]:
-        here = centres.to(vectors)
+        here = centres.to(vectors.device, torch.promote_types(vectors.dtype, torch.float32))
+        middle = here.mean(dim=0)
+        around, moved = here - middle, vectors.to(here.dtype) - middle
         # |v - c|^2 = |v|^2 - 2 v.c + |c|^2, of which the first term does not matter for the nearest c.
-        distance = (here * here).sum(dim=-1) - 2 * vectors @ here.T
-        return here[distance.argmin(dim=-1)]
+        distance = (around * around).sum(dim=-1) - 2 * moved @ around.T
+        return here[distance.argmin(dim=-1)].to(vectors.dtype)
 
     return replace
 
@@ -40,24 +42,27 @@ class KMeans:
     clusters: int
     restarts: int = 1
     seed: int = 0
-    centres_: dict[Head, tuple[Tensor, Tensor]] | None = field(default=None, init=False, repr=False)
+    centres_: dict[Head, tuple[Tensor, Tensor]] | None = field(default=None, init=False, repr=False, compare=False)
 
     streams: ClassVar[tuple[str, ...]] = ("queries", "keys")
 
     def fit(self, samples: Samples) -> "KMeans":
         """Find each head's centres."""
         check_positive(self, clusters=self.clusters, restarts=self.restarts)
+        self.centres_ = None
         self.centres_ = {
             head: (self._centres(samples.queries[head]), self._centres(samples.keys[head])) for head in samples.heads
         }
         return self
 
     def _centres(self, samples: Float[Tensor, "sample width"]) -> Float[Tensor, "cluster width"]:
-        distinct = len(torch.unique(samples[: 50 * self.clusters], dim=0))
-        if distinct < self.clusters:
-            raise AssayError(
-                f"{label(self)}: only {distinct} distinct vectors to cluster; use fewer clusters or more sequences."
-            )
+        spread = samples[:: max(1, len(samples) // (50 * self.clusters))]
+        if len(torch.unique(spread, dim=0)) < self.clusters:
+            distinct = len(torch.unique(samples, dim=0))
+            if distinct < self.clusters:
+                raise AssayError(
+                    f"{label(self)}: only {distinct} distinct vectors to cluster; use fewer clusters or more sequences."
+                )
         model = ScikitKMeans(self.clusters, n_init=self.restarts, random_state=self.seed)
         return torch.from_numpy(model.fit(samples.numpy()).cluster_centers_)
 

@@ -20,7 +20,7 @@ class OneHotAttention:
     Source: "one-hot attention" of arXiv 2312.03656; it does not depend on data. The rule for ties is ours.
     """
 
-    heads_: tuple[Head, ...] | None = field(default=None, init=False, repr=False)
+    heads_: tuple[Head, ...] | None = field(default=None, init=False, repr=False, compare=False)
 
     streams: ClassVar[tuple[str, ...]] = ()
 

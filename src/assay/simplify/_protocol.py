@@ -62,7 +62,7 @@ def proxy_of(
     return Proxy(subject, [edit(head) for head in heads])
 
 
-def check_positive(simplification: object, **values: int) -> None:
+def check_positive(simplification: object, **values: object) -> None:
     """Raise AssayError unless every value is a whole number of at least 1."""
     for name, value in values.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:

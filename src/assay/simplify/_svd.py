@@ -42,25 +42,29 @@ class SVD:
     rank: int
     joint: bool = True
     centred: bool = False
-    subspaces_: dict[Head, tuple[Subspace, Subspace]] | None = field(default=None, init=False, repr=False)
+    subspaces_: dict[Head, tuple[Subspace, Subspace]] | None = field(
+        default=None, init=False, repr=False, compare=False
+    )
 
     streams: ClassVar[tuple[str, ...]] = ("queries", "keys")
 
     def fit(self, samples: Samples) -> "SVD":
         """Find each head's subspaces."""
         check_positive(self, rank=self.rank)
-        self.subspaces_ = {}
+        self.subspaces_ = None
+        found: dict[Head, tuple[Subspace, Subspace]] = {}
         for head in samples.heads:
             queries, keys = samples.queries[head], samples.keys[head]
             check_rank(self.rank, queries.shape[-1], label(self))
             if self.joint:
                 both = leading_subspace(torch.cat((queries, keys)), self.rank, centred=self.centred)
-                self.subspaces_[head] = (both, both)
+                found[head] = (both, both)
             else:
-                self.subspaces_[head] = (
+                found[head] = (
                     leading_subspace(queries, self.rank, centred=self.centred),
                     leading_subspace(keys, self.rank, centred=self.centred),
                 )
+        self.subspaces_ = found
         return self
 
     def apply(self, subject: Subject) -> Proxy:

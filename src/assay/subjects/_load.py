@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
@@ -94,10 +95,11 @@ def _quiet(quiet: bool) -> Iterator[None]:
 def _read(source: str | Path, name: str, device: str, dtype: torch.dtype | None) -> Subject:
     try:
         with _quiet(isinstance(source, Path)):
-            model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-                source, use_safetensors=True, trust_remote_code=False, dtype=dtype or "auto"
+            model: PreTrainedModel
+            model, loaded = AutoModelForCausalLM.from_pretrained(
+                source, use_safetensors=True, trust_remote_code=False, dtype=dtype or "auto", output_loading_info=True
             )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if isinstance(source, str):
             raise AssayError(
@@ -108,19 +110,31 @@ def _read(source: str | Path, name: str, device: str, dtype: torch.dtype | None)
             f"could not read {name!r} as a causal language model ({reason}); the folder must hold config.json and "
             "model.safetensors, as save_pretrained writes them."
         ) from None
+    if loaded["missing_keys"]:
+        raise AssayError(
+            f"the checkpoint of {name!r} lacks {len(loaded['missing_keys'])} tensors ({min(loaded['missing_keys'])}), "
+            "which would be random; it cannot be judged."
+        )
     broken = [key for key, value in model.state_dict().items() if not torch.isfinite(value).all()]
     if broken:
         raise AssayError(f"{name!r} has weights that are not finite ({broken[0]}); it cannot be judged.")
-    tokenizer: PreTrainedTokenizerBase | None
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    except (OSError, ValueError, KeyError):
-        tokenizer = None
     record: Mapping[str, Any] = {}
     if isinstance(source, Path) and (source / _RECORD).exists():
-        record = json.loads((source / _RECORD).read_text(encoding="utf-8"))
+        try:
+            record = json.loads((source / _RECORD).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise AssayError(f"{source / _RECORD} is damaged ({error}); remove it or restore it.") from None
     torch.nn.Module.to(model, device)
-    return Subject(model.eval(), tokenizer, name, seed=record.get("seed"), record=record)
+    return Subject(model.eval(), _tokenizer(source), name, seed=record.get("seed"), record=record)
+
+
+def _tokenizer(source: str | Path) -> PreTrainedTokenizerBase | None:
+    """The model's tokenizer; None if it has none (transformers makes up an empty one then)."""
+    try:
+        found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    except (OSError, ValueError, KeyError):
+        return None
+    return found if set(found.get_vocab()) - set(found.all_special_tokens) else None
 
 
 def save(subject: Subject, folder: Path) -> None:

@@ -37,5 +37,6 @@ def dyck_model(task: Dyck, seed: int) -> GPT2LMHeadModel:
         eos_token_id=task.end_id,
         pad_token_id=task.pad_id,
     )
-    torch.manual_seed(seed)
-    return GPT2LMHeadModel(config)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return GPT2LMHeadModel(config)

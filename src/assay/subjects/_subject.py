@@ -1,5 +1,6 @@
 """The model under test, with what is known of it."""
 
+import copy
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -68,9 +69,9 @@ class Subject:
 
     def untrained_copy(self, seed: int = 0) -> "Subject":
         """The same architecture with fresh random weights: a control that knows nothing."""
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng():
             torch.manual_seed(seed)
-            model = type(self.model)(self.model.config)
+            model = type(self.model)(copy.deepcopy(self.model.config))
         torch.nn.Module.to(model, self.device, self.model.dtype)
         return replace(self, model=model.eval(), seed=seed, record={}, trained=False)
 

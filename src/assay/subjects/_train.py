@@ -181,6 +181,9 @@ def train(
             state["final_loss"],
         )
         loss_sum, loss_count = state["loss_sum"], state["loss_count"]
+        torch.set_rng_state(state["random"].cpu())
+        if state["random_cuda"] is not None:
+            torch.cuda.set_rng_state(state["random_cuda"].cpu(), device)
 
     started = time.monotonic()
     while step < recipe.steps:
@@ -220,6 +223,8 @@ def train(
                 "final_loss": final_loss,
                 "loss_sum": loss_sum,
                 "loss_count": loss_count,
+                "random": torch.get_rng_state(),
+                "random_cuda": torch.cuda.get_rng_state(device) if device.startswith("cuda") else None,
             }
             write_atomically(checkpoint, lambda path, state=state: torch.save(state, path))  # type: ignore[misc]
     model.eval()

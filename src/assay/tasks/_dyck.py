@@ -106,7 +106,7 @@ def parse_sentences(sentences: Int[np.ndarray, "sentence position"], brackets: i
     for step in range(width):
         level = depth[:, step]
         wrong |= closes[:, step] & (level < 1)
-        opening = rows[opens[:, step]]
+        opening = rows[opens[:, step] & (level >= 1)]
         opener[opening, level[opening]] = step
         closing = rows[closes[:, step] & (level >= 1)]
         back = opener[closing, level[closing]]
@@ -317,7 +317,7 @@ class Dyck:
         stream = 2 if wanted == "unseen_depth" else 1
         chunk = 0
         while len(rows) < count:
-            if chunk > 200 and len(rows) * 100 < chunk:
+            if chunk >= 50 and len(rows) < chunk / 10:  # at this rate it would take thousands of chunks
                 raise AssayError(
                     f"{self!r}: split {wanted!r} has too few sentences ({len(rows)} found in {chunk * _CHUNK:,} "
                     f"draws, {count} wanted); use fewer training sentences, more bracket types or longer sentences."
