@@ -1,7 +1,8 @@
 """Assay: test what an explanation of a Transformer is worth.
 
 How faithful is a simplified account of a model, does that hold off the distribution it was fitted on, and what can be
-proved? Start with `assay.load`, `assay.compare` and the simplifications (`assay.SVD`, …).
+proved? Start with `assay.load`, `assay.compare` and the simplifications (`assay.SVD`, …), or
+with `assay.certify`.
 """
 
 from importlib.metadata import version
@@ -9,6 +10,7 @@ from importlib.metadata import version
 from assay import tasks
 from assay._errors import AssayError
 from assay.faithfulness import Comparison, Verdict, compare
+from assay.proofs import Certificate, certify
 from assay.simplify import SVD, Identity, KMeans, OneHotAttention, RandomProjection, UniformAttention
 from assay.subjects import Subject, load
 
@@ -17,6 +19,7 @@ __version__ = version("assay-interp")
 __all__ = [
     "SVD",
     "AssayError",
+    "Certificate",
     "Comparison",
     "Identity",
     "KMeans",
@@ -25,6 +28,7 @@ __all__ = [
     "Subject",
     "UniformAttention",
     "Verdict",
+    "certify",
     "compare",
     "load",
     "tasks",

@@ -191,6 +191,117 @@ def train_dyck(
     out.print(f"The model is in {escape(str(folder))}", soft_wrap=True)
 
 
+@run_app.command("max-of-k")
+def run_max_of_k(
+    out_folder: Annotated[Path | None, typer.Option("--out", help="Run folder.", file_okay=False)] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Only the models with K = 4, without brute force.")] = False,
+    markdown: Annotated[Path | None, typer.Option(help="Also write the tables as Markdown to this file.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Prove how often the shipped max-of-K models are right, over all inputs, by every strategy."""
+    from assay.studies import max_of_k  # noqa: PLC0415  (keeps --help fast)
+
+    folder = out_folder or _default_folder("max-of-k")
+    with _progress() as bar:
+        line = bar.add_task("starting", total=None)
+        results = max_of_k.run(
+            folder,
+            quick=quick,
+            progress=lambda done, total, text: bar.update(line, description=text, completed=done, total=total),
+        )
+    if markdown is not None:
+        max_of_k.write_markdown(results, markdown)
+    if as_json:
+        print(json.dumps([result.row() for result in results], indent=2))
+        return
+    out.print(max_of_k.terminal(results))
+    out.print(f"\nThe run is in {folder}; open [bold]{folder / 'report.html'}[/]", highlight=False, soft_wrap=True)
+
+
+@train_app.command("max-of-k")
+def train_max_of_k(
+    name: Annotated[str, typer.Argument(help="Which model: max-of-4, max-of-10, linear-max-of-2, …")] = "max-of-4",
+    seed: Annotated[int, typer.Option(help="Seed of the weights and of the data.")] = 0,
+    device: Device = "cpu",
+    out_folder: Annotated[Path | None, typer.Option("--out", help="Folder of the models.", file_okay=False)] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train a model that names the largest of K tokens."""
+    from assay.studies import max_of_k  # noqa: PLC0415
+    from assay.subjects import resolve_device  # noqa: PLC0415
+
+    device = _argument("device", lambda: resolve_device(device))
+    task = _argument("name", lambda: max_of_k.task_of(name))
+    folder = out_folder or Path("assay-models")
+    with _progress() as bar:
+        line = bar.add_task("training", total=None)
+        subject = max_of_k.train(
+            name,
+            seed=seed,
+            folder=folder,
+            device=device,
+            report=lambda now: bar.update(
+                line, completed=now.step, total=now.steps, description=f"loss {now.loss:.3f} nats"
+            ),
+        )
+    if as_json:
+        print(json.dumps({"folder": str(folder / name / f"seed-{seed}"), **subject.record}, indent=2))
+        return
+    out.print(f"{task.name}: accuracy {subject.record['iid_accuracy']:.4f} on fresh sequences")
+    out.print(f"The model is in {folder / name / f'seed-{seed}'}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def certify(
+    model: Annotated[str, typer.Argument(help="A shipped model, a folder, or a .npz or TransformerLens state dict.")],
+    strategy: Annotated[str, typer.Option(help="brute-force, cubic, separable or exact.")] = "separable",
+    seed: Annotated[int, typer.Option(help="Training seed of a shipped model.")] = 0,
+    minimum_maximum: Annotated[int, typer.Option(min=0, help="Only inputs whose largest token is at least this.")] = 0,
+    within: Annotated[int | None, typer.Option(min=0, help="Only inputs within this of their largest token.")] = None,
+    copies: Annotated[int | None, typer.Option(min=1, help="Only inputs with this many largest tokens.")] = None,
+    rank: Annotated[int | None, typer.Option(min=1, help="Agreement with the rank-r query-key circuit.")] = None,
+    average_positions: Annotated[bool, typer.Option(help="Agreement with position-averaged keys.")] = False,
+    certificate_file: Annotated[Path | None, typer.Option("--out", help="Write the certificate here.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Prove how many inputs of a set a max-of-K model answers correctly."""
+    from assay import proofs  # noqa: PLC0415
+    from assay.subjects import MaxOfKForCausalLM, import_max_of_k, load  # noqa: PLC0415
+    from assay.tasks import InputSet  # noqa: PLC0415
+
+    subject = import_max_of_k(model) if Path(model).is_file() else load(model, seed=seed)
+    inputs = None
+    if isinstance(subject.model, MaxOfKForCausalLM):
+        sizes = subject.model.config
+        inputs = _argument("within", lambda: InputSet(sizes.length, sizes.vocab_size, minimum_maximum, within, copies))
+    against = proofs.Proxy(rank, average_positions) if rank is not None or average_positions else None
+    certificate = proofs.certify(subject, strategy=strategy, inputs=inputs, against=against)
+    if certificate_file is not None:
+        certificate.save(certificate_file)
+    if as_json:
+        print(certificate.model_dump_json(indent=2, exclude={"pieces", "boxes", "proxy"}))
+        return
+    out.print(certificate.statement, soft_wrap=True)
+    out.print(f"at least {certificate.low:.9f}, at most {certificate.high:.9f}, in {certificate.seconds:.2f} s")
+
+
+@app.command()
+def verify(
+    certificate: Annotated[Path, typer.Argument(help="A certificate file.")],
+    model: Annotated[str | None, typer.Option(help="The subject, where it is not a shipped model.")] = None,
+) -> None:
+    """Check a certificate independently: exit status 0 if it holds, 1 with the reason if it is refuted."""
+    from assay.proofs import Certificate  # noqa: PLC0415
+    from assay.subjects import import_max_of_k, load  # noqa: PLC0415
+
+    subject = None
+    if model is not None:
+        subject = import_max_of_k(model) if Path(model).is_file() else load(model)
+    checked = Certificate.load(certificate)
+    checked.verify(subject)
+    out.print(f"verified: {checked.statement}", soft_wrap=True)
+
+
 @app.command()
 def report(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
@@ -216,8 +327,9 @@ def report(
 
 @app.command("list")
 def list_names(as_json: AsJson = False) -> None:
-    """List tasks, models, simplifications and metrics."""
+    """List tasks, models, simplifications, metrics and proof strategies."""
     from assay.faithfulness import metrics  # noqa: PLC0415
+    from assay.proofs import STRATEGIES  # noqa: PLC0415
     from assay.simplify import simplifications  # noqa: PLC0415
     from assay.subjects import shipped  # noqa: PLC0415
     from assay.tasks import tasks  # noqa: PLC0415
@@ -227,6 +339,7 @@ def list_names(as_json: AsJson = False) -> None:
         "models": {name: f"shipped with seeds {', '.join(map(str, seeds))}" for name, seeds in shipped().items()},
         "simplifications": {name: _first_line(simplifications.get(name)) for name in simplifications},
         "metrics": {name: metrics.get(name)().description for name in metrics},
+        "proof strategies": dict(STRATEGIES),
     }
     if as_json:
         print(json.dumps(names, indent=2))

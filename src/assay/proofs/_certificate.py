@@ -1,0 +1,186 @@
+"""What a proof leaves behind: the statement, the set of inputs, the counts, and what a checker needs to redo them."""
+
+import hashlib
+import json
+import math
+from fractions import Fraction
+from html import escape
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from assay._errors import AssayError
+from assay.proofs._operations import Operations
+from assay.subjects import Subject, write_atomically
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Relaxation(_Record):
+    """A set of inputs that is easy to count and holds every input of a cell that one of `outputs` makes wrong.
+
+    `outputs` are (model, output) pairs, each scaled by 2^-shift; contributions are rounded up to multiples of
+    2^step below `tops`, one a free position, in units of 2^(step - 6); `count` inputs remain.
+    """
+
+    outputs: list[tuple[int, int]]
+    shifts: list[int]
+    step: int
+    tops: list[int]
+    count: int
+
+
+class Piece(_Record):
+    """The inputs with one last token and one largest token: at least and at most how many are wrong.
+
+    Without relaxations the counts come from an exhaustive search of the group.
+    """
+
+    last: int
+    maximum: int
+    relaxations: list[Relaxation]
+    wrong: int
+    surely_wrong: int
+
+
+class Boxes(_Record):
+    """For a last and a largest token: with c smaller tokens at the free positions, all from `tokens[c]`, all is right.
+
+    `tokens[c]` is a bit mask over the vocabulary.
+    """
+
+    last: int
+    maximum: int
+    tokens: list[int]
+
+
+class SubjectRecord(_Record):
+    """Whose behaviour is certified."""
+
+    name: str
+    seed: int | None
+    architecture: str
+    weights_sha256: str
+    vocabulary: int
+    length: int
+
+
+class InputsRecord(_Record):
+    """The set of inputs, and its exact size."""
+
+    length: int
+    vocabulary: int
+    minimum_maximum: int
+    within: int | None
+    copies: int | None
+    size: int
+
+
+class ProxyRecord(_Record):
+    """A simplified model: scores of tokens replaced by `left` `right`ᵀ (None: kept), positions averaged or not."""
+
+    left: list[list[float]] | None
+    right: list[list[float]] | None
+    average_positions: bool
+
+
+class Certificate(_Record):
+    """A bound on what a subject does on every input of a set.
+
+    Of the `inputs.size` inputs, at least `at_least` and at most `at_most` are answered as `quantity` says: "accuracy",
+    the correct token has a strictly larger logit than every other (a tie is wrong); "agreement", subject and proxy
+    both do so.
+    """
+
+    format: Literal["assay-certificate"] = "assay-certificate"
+    version: Literal[1] = 1
+    statement: str
+    subject: SubjectRecord
+    proxy: ProxyRecord | None
+    inputs: InputsRecord
+    quantity: Literal["accuracy", "agreement"]
+    strategy: str
+    parameters: dict[str, int | str]
+    at_least: int
+    at_most: int
+    pieces: list[Piece] | None = None
+    boxes: list[Boxes] | None = None
+    operations: Operations
+    unexplained_dimension: int
+    seconds: float
+    versions: dict[str, str]
+    digest: str = ""
+
+    @property
+    def low(self) -> float:
+        """The certified lower bound as a share of the inputs, rounded down."""
+        share = self.at_least / self.inputs.size
+        return math.nextafter(share, 0) if Fraction(share) * self.inputs.size > self.at_least else share
+
+    @property
+    def high(self) -> float:
+        """The certified upper bound as a share of the inputs, rounded up."""
+        share = self.at_most / self.inputs.size
+        return math.nextafter(share, 2) if Fraction(share) * self.inputs.size < self.at_most else share
+
+    def sealed(self) -> "Certificate":
+        """The same certificate with the digest of everything else in it."""
+        return self.model_copy(update={"digest": digest_of(self.model_dump(mode="json"))})
+
+    def save(self, path: str | Path) -> None:
+        """Write it as JSON."""
+        text = self.model_dump_json(indent=None) + "\n"
+        write_atomically(Path(path), lambda file: file.write_text(text, encoding="utf-8"))
+
+    @staticmethod
+    def load(path: str | Path) -> "Certificate":
+        """Read a certificate. Raises AssayError if the file is not one; it is not verified by reading it."""
+        try:
+            return Certificate.model_validate_json(Path(path).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise AssayError(
+                f"there is no file {str(path)!r}; give a certificate that Certificate.save wrote."
+            ) from None
+        except (ValidationError, UnicodeDecodeError) as error:
+            reason = str(error).splitlines()[0]
+            raise AssayError(f"{str(path)!r} is not a certificate of this version ({reason}).") from None
+
+    def verify(self, subject: Subject | None = None) -> None:
+        """Check it with the independent checker; silence means that it holds.
+
+        `subject` defaults to the shipped model that the certificate names. Raises AssayError with the reason if the
+        certificate is refuted.
+        """
+        from assay.proofs._check import check  # noqa: PLC0415 (the checker stands alone)
+        from assay.subjects import load, shipped  # noqa: PLC0415
+
+        if subject is None:
+            if self.subject.name not in shipped():
+                raise AssayError(
+                    f"the certificate is about {self.subject.name!r}, which is not shipped; give the subject to verify."
+                )
+            subject = load(self.subject.name, seed=self.subject.seed or 0)
+        weights = {key: tensor.detach().cpu().numpy() for key, tensor in subject.model.state_dict().items()}
+        check(json.loads(self.model_dump_json()), weights, head=getattr(subject.model.config, "head_dim", 1))
+
+    def __repr__(self) -> str:
+        return f"Certificate({self.statement!r}, strategy={self.strategy!r})"
+
+    def _repr_html_(self) -> str:
+        return f"<p><b>Certificate</b> ({escape(self.strategy)}, {self.seconds:.2f} s): {escape(self.statement)}</p>"
+
+
+def digest_of(content: dict[str, object]) -> str:
+    """The SHA-256 of a certificate's content without its digest, in canonical JSON."""
+    rest = {key: value for key, value in content.items() if key != "digest"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def statement_of(*, quantity: str, name: str, description: str, at_least: int, at_most: int, size: int) -> str:
+    """The claim in words."""
+    who = f"{name} predicts" if quantity == "accuracy" else f"{name} and its proxy both predict"
+    upper = f" and at most {at_most}" if at_most < size else ""
+    return f"Of {description} ({size} inputs), {who} the largest token on at least {at_least}{upper}."

@@ -1,0 +1,327 @@
+"""The max-of-K study: train the models that the proofs are about, and make every proof on them."""
+
+import itertools
+import math
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from matplotlib.figure import Figure
+from rich.console import Group
+from rich.table import Table
+from transformers import PreTrainedModel
+
+from assay._errors import unknown_name
+from assay.proofs import Certificate, Proxy, certify
+from assay.reports import PALETTE, environment, picture, style, to_png, to_svg
+from assay.subjects import (
+    LINEAR_MAX_BATCH,
+    LINEAR_MAX_RECIPE,
+    MAX_OF_K_BATCH,
+    MAX_OF_K_RECIPE,
+    Progress,
+    Subject,
+    linear_max_model,
+    load,
+    max_of_k_batches,
+    max_of_k_model,
+    save,
+    shipped,
+    write_atomically,
+)
+from assay.subjects import train as train_model
+from assay.tasks import InputSet, MaxOfK
+
+MODELS: dict[str, tuple[str, MaxOfK]] = {
+    "max-of-4": ("attention", MaxOfK(4)),
+    "max-of-5": ("attention", MaxOfK(5)),
+    "max-of-10": ("attention", MaxOfK(10)),
+    "max-of-20": ("attention", MaxOfK(20)),
+    "max-of-10-vocabulary-128": ("attention", MaxOfK(10, vocabulary=128)),
+    "linear-max-of-2": ("linear", MaxOfK(2, vocabulary=2048)),
+    "linear-max-of-3": ("linear", MaxOfK(3, vocabulary=256)),
+}
+"""The shipped models: name, family and task."""
+
+
+def task_of(name: str) -> MaxOfK:
+    """The task of a model of `MODELS`. Raises AssayError for an unknown name."""
+    if name not in MODELS:
+        raise unknown_name("max-of-k model", name, MODELS)
+    return MODELS[name][1]
+
+
+def train(
+    name: str,
+    *,
+    seed: int,
+    folder: Path,
+    device: str = "cpu",
+    report: Callable[[Progress], None] = lambda progress: None,
+) -> Subject:
+    """Train the model `name` of `MODELS` from `seed` and save it as `folder/name/seed-<seed>`; resumes if interrupted.
+
+    Raises AssayError for an unknown name.
+    """
+    task = task_of(name)
+    attention = MODELS[name][0] == "attention"
+    model: PreTrainedModel = max_of_k_model(task, seed) if attention else linear_max_model(task, seed)
+    recipe = MAX_OF_K_RECIPE if attention else LINEAR_MAX_RECIPE
+    batch = MAX_OF_K_BATCH if attention else LINEAR_MAX_BATCH
+    target = folder / name / f"seed-{seed}"
+    checkpoint = target / "checkpoint.pt"
+    trained = train_model(
+        model,
+        max_of_k_batches(task, batch=batch, seed=seed),
+        recipe,
+        checkpoint=checkpoint,
+        device=device,
+        report=report,
+    )
+    torch.nn.Module.to(model, "cpu")
+    split = task.split("iid", 10_000)
+    with torch.inference_mode():
+        logits = model(input_ids=torch.from_numpy(split.tokens[:, :-1])).logits[:, -1]
+    record: dict[str, Any] = {
+        "name": name,
+        "seed": seed,
+        "task": task.describe(),
+        "recipe": asdict(recipe),
+        "batch": batch,
+        **asdict(trained),
+        "iid_accuracy": float(np.mean(logits.argmax(dim=1).numpy() == split.tokens[:, -1])),
+        "iid_sequences": len(split),
+        "device": device,
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "numpy": np.__version__,
+        },
+    }
+    subject = Subject(model, None, name, seed=seed, record=record)
+    save(subject, target)
+    checkpoint.unlink()
+    return subject
+
+
+@dataclass(frozen=True)
+class Result:
+    """One certificate of the study, and how long its check took."""
+
+    model: str
+    seed: int
+    group: str
+    certificate: Certificate
+    check_seconds: float
+
+    def row(self) -> dict[str, Any]:
+        """The result as plain values."""
+        return {
+            "model": self.model,
+            "seed": self.seed,
+            "group": self.group,
+            "strategy": self.certificate.strategy,
+            "quantity": self.certificate.quantity,
+            "inputs": self.certificate.inputs.size,
+            "low": self.certificate.low,
+            "high": self.certificate.high,
+            "operations": self.certificate.operations.total,
+            "unexplained_dimension": self.certificate.unexplained_dimension,
+            "seconds": self.certificate.seconds,
+            "check_seconds": self.check_seconds,
+        }
+
+
+def _plan(quick: bool) -> list[tuple[str, str, str, InputSet | None, Proxy | None, int]]:
+    """(group, model, strategy, inputs, proxy, grid) of every proof, for each shipped seed of the model."""
+    plan: list[tuple[str, str, str, InputSet | None, Proxy | None, int]] = []
+    for strategy, grid in (("cubic", 0), ("separable", 64), ("separable", 1024), ("exact", 0)):
+        plan.append(("frontier", "max-of-4", strategy, None, None, grid))
+    plan.append(("agreement", "max-of-4", "exact", None, Proxy(1), 0))
+    plan.append(("agreement", "max-of-4", "exact", None, Proxy(1, average_positions=True), 0))
+    plan.append(("gap", "max-of-4", "exact", InputSet(4, 64, within=2), None, 0))
+    if quick:
+        return plan
+    plan.append(("frontier", "max-of-5", "exact", None, None, 0))
+    for name in ("max-of-5", "max-of-10", "max-of-20", "max-of-10-vocabulary-128"):
+        plan.append(("frontier", name, "cubic", None, None, 0))
+        plan.append(("frontier", name, "separable", None, None, 1024 if "128" not in name else 256))
+    for name, length in (("max-of-10", 10), ("max-of-20", 20)):
+        plan.append(("gap", name, "separable", InputSet(length, 64, minimum_maximum=48), None, 256))
+    plan.append(("gap", "max-of-10", "exact", InputSet(10, 64, within=2), None, 0))
+    plan.append(("agreement", "max-of-10", "separable", None, Proxy(1), 1024))
+    plan.append(("agreement", "max-of-10", "separable", None, Proxy(1, average_positions=True), 1024))
+    return plan
+
+
+def run(
+    folder: Path, *, quick: bool = False, progress: Callable[[int, int, str], None] = lambda done, total, text: None
+) -> list[Result]:
+    """Make and check every proof on the shipped models; write certificates, figures and `report.html` to `folder`.
+
+    `quick` stays with K = 4. Brute force, which takes a minute, is made for seed 0 of K = 4 unless `quick`.
+    """
+    seeds = shipped()
+    jobs = [(*item, seed) for item in _plan(quick) for seed in seeds[item[1]]]
+    if not quick:
+        jobs.append(("frontier", "max-of-4", "brute-force", None, None, 0, 0))
+    results = []
+    for index, (group, name, strategy, inputs, proxy, grid, seed) in enumerate(jobs):
+        progress(index, len(jobs), f"{name} seed {seed}: {strategy}")
+        subject = load(name, seed=seed)
+        certificate = certify(subject, strategy=strategy, inputs=inputs, against=proxy, grid=grid or 1024)
+        started = time.monotonic()
+        # Checking brute force means redoing it; its counts are compared with those of "exact" instead.
+        if strategy != "brute-force":
+            certificate.verify(subject)
+        results.append(Result(name, seed, group, certificate, time.monotonic() - started))
+        certificate.save(folder / "certificates" / f"{index:03d}-{name}-seed-{seed}-{strategy}.json")
+    progress(len(jobs), len(jobs), "drawing")
+    _draw(results, folder)
+    return results
+
+
+def _label(result: Result) -> str:
+    certificate = result.certificate
+    grid = f", grid {certificate.parameters['grid']}" if "grid" in certificate.parameters else ""
+    against = ""
+    if certificate.proxy is not None:
+        rank = "" if certificate.proxy.left is None else f"rank {len(certificate.proxy.left[0])}"
+        against = f" against {rank}{', mean positions' if certificate.proxy.average_positions else ''}"
+    where = ""
+    if certificate.inputs.within is not None:
+        where = f", within {certificate.inputs.within}"
+    if certificate.inputs.minimum_maximum:
+        where = f", maximum at least {certificate.inputs.minimum_maximum}"
+    return f"{certificate.strategy}{grid}{against}{where}"
+
+
+def _range(values: list[float], write: Callable[[float], str]) -> str:
+    """The median, with the range where values differ."""
+    low, middle, high = (write(value) for value in (min(values), statistics.median_low(values), max(values)))
+    return middle if low == high else f"{middle} ({low} to {high})"
+
+
+def _rounded_down(share: float) -> str:
+    return f"{math.floor(share * 10**9) / 10**9:.9f}"
+
+
+def _rounded_up(share: float) -> str:
+    return f"{math.ceil(share * 10**9) / 10**9:.9f}"
+
+
+COLUMNS = ("model", "seeds", "proof", "at least", "at most", "operations", "unexplained", "seconds", "check, s")
+
+
+def lines(results: list[Result], group: str) -> list[tuple[str, ...]]:
+    """The rows of the table of a group: medians over seeds, with ranges."""
+    merged: dict[tuple[str, str], list[Result]] = {}
+    for result in results:
+        if result.group == group:
+            merged.setdefault((result.model, _label(result)), []).append(result)
+    return [
+        (
+            model,
+            str(len(found)),
+            label,
+            _range([item.certificate.low for item in found], _rounded_down),
+            _range([item.certificate.high for item in found], _rounded_up),
+            _range([item.certificate.operations.total for item in found], "{:.3g}".format),
+            str(found[0].certificate.unexplained_dimension),
+            _range([item.certificate.seconds for item in found], "{:.2f}".format),
+            "not checked"
+            if found[0].certificate.strategy == "brute-force"
+            else _range([item.check_seconds for item in found], "{:.2f}".format),
+        )
+        for (model, label), found in merged.items()
+    ]
+
+
+HEADINGS = {
+    "frontier": "Accuracy over all inputs",
+    "gap": "Accuracy over restricted sets",
+    "agreement": "Subject and simplified query-key circuit both correct, over all inputs",
+}
+
+
+def terminal(results: list[Result]) -> Group:
+    """The tables for a terminal."""
+    tables = []
+    for group, heading in HEADINGS.items():
+        table = Table(title=heading, title_justify="left", box=None)
+        for column in ("model", "proof", "at least", "at most", "operations", "seconds"):
+            table.add_column(column, overflow="fold")
+        for row in lines(results, group):
+            table.add_row(row[0], row[2], row[3], row[4], row[5], row[7])
+        tables.append(table)
+    return Group(*tables)
+
+
+def write_markdown(results: list[Result], path: Path) -> None:
+    """Write the tables as Markdown."""
+    text = [
+        "# Compact proofs of the shipped models",
+        "",
+        "Made by `assay run max-of-k --markdown docs/results/proofs.md`. Bounds are shares of all inputs of a",
+        "set, with the median over training seeds and the range in brackets; operations are those of the one counter",
+        "(`assay.proofs.Operations`); seconds are of one process on a shared two-core machine. Every certificate but",
+        "that of brute force was checked by the independent checker.",
+    ]
+    for group, heading in HEADINGS.items():
+        text += ["", f"## {heading}", "", "| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
+        text += ["| " + " | ".join(row) + " |" for row in lines(results, group)]
+    content = "\n".join(text) + "\n"
+    write_atomically(path, lambda file: file.write_text(content, encoding="utf-8"))
+
+
+def _frontier(results: list[Result]) -> Figure:
+    """What each proof leaves open (1 - bound) against its operations, for K = 4, with the Pareto front."""
+    with style():
+        figure = Figure(figsize=(6.4, 4))
+        axes = figure.subplots()
+        points = [item for item in results if item.group == "frontier" and item.model == "max-of-4"]
+        exact = [1 - item.certificate.high for item in points if item.certificate.strategy == "exact"]
+        labels = list(dict.fromkeys(map(_label, points)))
+        for label, colour in zip(labels, itertools.cycle(PALETTE), strict=False):
+            chosen = [item.certificate for item in points if _label(item) == label]
+            axes.scatter([c.operations.total for c in chosen], [1 - c.low for c in chosen], label=label, color=colour)
+        first = sorted(
+            (item.certificate.operations.total, 1 - item.certificate.low) for item in points if item.seed == 0
+        )
+        best = list(itertools.accumulate((left for _, left in first), min))
+        axes.step([total for total, _ in first], best, where="post", color="0.5", linewidth=1, label="front, seed 0")
+        if exact:
+            axes.axhspan(min(exact), max(exact), color="0.5", alpha=0.12, label="exact share of errors")
+        axes.set(xscale="log", yscale="log", xlabel="operations", ylabel="1 - certified accuracy")
+        axes.legend()
+    return figure
+
+
+def _draw(results: list[Result], folder: Path) -> None:
+    """Write the frontier as SVG and PNG, and the page."""
+    figure = _frontier(results)
+    svg, png = to_svg(figure).encode(), to_png(figure)
+    write_atomically(folder / "figures" / "frontier.svg", lambda path: path.write_bytes(svg))
+    write_atomically(folder / "figures" / "frontier.png", lambda path: path.write_bytes(png))
+    caption = "What the proofs of the K = 4 models leave open, against their length"
+    page = (
+        environment()
+        .get_template("proofs.html")
+        .render(
+            title="Assay: compact proofs",
+            version=version("assay-interp"),
+            columns=COLUMNS,
+            tables=[(heading, lines(results, group)) for group, heading in HEADINGS.items()],
+            picture=picture("frontier", caption, figure),
+        )
+    )
+    write_atomically(folder / "report.html", lambda path: path.write_text(page, encoding="utf-8"))

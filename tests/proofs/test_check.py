@@ -1,0 +1,170 @@
+"""The checker refuses whatever was altered."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import assay
+from assay.proofs import Certificate, Proxy, certify
+from assay.proofs._certificate import digest_of
+from assay.tasks import InputSet
+
+
+@pytest.fixture(scope="module")
+def subject():
+    return assay.subjects.load("max-of-4")
+
+
+@pytest.fixture(scope="module")
+def certificates(subject):
+    near = InputSet(4, 64, minimum_maximum=40, within=2)
+    return {
+        "exact": certify(subject, strategy="exact", inputs=near),
+        "separable": certify(subject, strategy="separable", inputs=near, grid=64),
+        "cubic": certify(subject, strategy="cubic", inputs=near),
+        "agreement": certify(subject, strategy="separable", inputs=near, against=Proxy(rank=1), grid=64),
+    }
+
+
+def leaves(value, path=()):
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from leaves(item, (*path, key))
+    elif isinstance(value, list) and value:
+        yield from leaves(value[0], (*path, 0))
+        if len(value) > 1:
+            yield from leaves(value[-1], (*path, len(value) - 1))
+    else:
+        yield path, value
+
+
+def altered(content, path, value):
+    copy = json.loads(json.dumps(content))
+    target = copy
+    for key in path[:-1]:
+        target = target[key]
+    target[path[-1]] = value
+    return copy
+
+
+def another(value):
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int | float):
+        return value + 1
+    if isinstance(value, str):
+        return value + "x"
+    return 1 if value is None else None
+
+
+@pytest.mark.parametrize("name", ["exact", "separable", "cubic", "agreement"])
+def test_every_field_is_covered_by_the_digest(certificates, subject, name):
+    content = certificates[name].model_dump(mode="json")
+    certificates[name].verify(subject)
+    for path, value in leaves(content):
+        try:
+            changed = Certificate.model_validate(altered(content, path, another(value)))
+        except ValueError:
+            continue
+        with pytest.raises(assay.AssayError, match="digest"):
+            changed.verify(subject)
+
+
+UNCHECKED = {"seconds", "versions", "operations", "unexplained_dimension", "parameters", "seed", "digest"}
+"""What is said about the making of a proof, and the seed by which a shipped model is found."""
+
+
+@pytest.mark.parametrize("name", ["exact", "separable", "cubic", "agreement"])
+def test_a_forger_who_renews_the_digest_is_refuted(certificates, subject, name):
+    content = certificates[name].model_dump(mode="json")
+    forged = 0
+    for path, value in leaves(content):
+        if UNCHECKED & set(path) or (path[0] == "proxy" and "left" in path) or "right" in path:
+            continue
+        changed = altered(content, path, another(value))
+        changed["digest"] = digest_of(changed)
+        try:
+            certificate = Certificate.model_validate(changed)
+        except ValueError:
+            continue
+        if {"tops", "step", "shifts"} & set(path):
+            # Another relaxation may be as good a proof; it must not be a better one.
+            continue
+        forged += 1
+        try:
+            certificate.verify(subject)
+        except assay.AssayError as error:
+            refuted = "refuted" in str(error)
+        else:
+            refuted = False
+        assert refuted, f"{path} = {another(value)!r} instead of {value!r} was verified"
+    assert forged >= 15
+
+
+@pytest.mark.parametrize("name", ["exact", "separable", "cubic", "agreement"])
+def test_a_better_bound_than_proved_is_refuted(certificates, subject, name):
+    content = certificates[name].model_dump(mode="json")
+    content["at_least"] += 1
+    content["statement"] = content["statement"].replace(
+        f"at least {content['at_least'] - 1}", f"at least {content['at_least']}"
+    )
+    if content["pieces"]:
+        content["pieces"][0]["wrong"] -= 1
+    content["digest"] = digest_of(content)
+    with pytest.raises(assay.AssayError, match="refuted"):
+        Certificate.model_validate(content).verify(subject)
+
+
+def test_a_group_left_out_is_refuted(certificates, subject):
+    content = certificates["separable"].model_dump(mode="json")
+    content["pieces"] = content["pieces"][1:]
+    content["digest"] = digest_of(content)
+    with pytest.raises(assay.AssayError, match="not shown to be right"):
+        Certificate.model_validate(content).verify(subject)
+
+
+def test_other_weights_are_refuted(certificates, subject):
+    with pytest.raises(assay.AssayError, match="weights"):
+        certificates["exact"].verify(assay.subjects.load("max-of-4", seed=1))
+
+
+def test_files(certificates, tmp_path):
+    certificates["exact"].save(tmp_path / "c.json")
+    again = Certificate.load(tmp_path / "c.json")
+    assert again == certificates["exact"]
+    again.verify()
+    (tmp_path / "bad.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(assay.AssayError, match="not a certificate"):
+        Certificate.load(tmp_path / "bad.json")
+    with pytest.raises(assay.AssayError, match="no file"):
+        Certificate.load(tmp_path / "missing.json")
+
+
+def test_the_shipped_model_by_brute_force_in_float64(subject):
+    """All 64^4 inputs of the shipped model, one last token in eight, by an ordinary softmax."""
+    state = {key: value.double() for key, value in subject.model.state_dict().items()}
+    certificate = certify(subject, strategy="exact")
+    assert certificate.at_least == certificate.at_most
+    E, P = state["embed_tokens.weight"], state["embed_positions.weight"][:4]
+    Q, K, V, O = (state[f"layers.0.attn.{n}_proj.weight"] for n in "qkvo")  # noqa: E741
+    wrong = {}
+    grid = torch.cartesian_prod(*[torch.arange(64)] * 2)
+    for q in (0, 17, 33, 63):
+        query = (E[q] + P[3]) @ Q.T / 32**0.5
+        score = torch.stack([query @ (K @ (E + P[p]).T) for p in range(4)])
+        value = torch.stack([(E + P[p]) @ V.T @ O.T @ state["lm_head.weight"].T for p in range(4)])
+        direct = (E[q] + P[3]) @ state["lm_head.weight"].T
+        count = np.zeros(64, dtype=int)
+        for first in range(64):
+            tokens = torch.cat([torch.full((len(grid), 1), first), grid, torch.full((len(grid), 1), q)], dim=1)
+            pattern = torch.softmax(score[torch.arange(4), tokens], dim=1)
+            logits = direct + torch.einsum("bp,bpx->bx", pattern, value[torch.arange(4), tokens])
+            largest = tokens.max(dim=1).values
+            own = logits.gather(1, largest[:, None])
+            beaten = (logits >= own).sum(dim=1) > 1
+            count += np.bincount(largest[beaten].numpy(), minlength=64)
+        wrong |= {(q, m): int(n) for m, n in enumerate(count) if n}
+    found = {(p.last, p.maximum): p.wrong for p in certificate.pieces if p.last in (0, 17, 33, 63) and p.wrong}
+    assert found == wrong

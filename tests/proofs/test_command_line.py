@@ -1,0 +1,28 @@
+import json
+
+from typer.testing import CliRunner
+
+from assay.cli import app, main
+
+
+def test_certify_and_verify(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "certificate.json"
+    done = CliRunner().invoke(app, ["certify", "max-of-4", "--strategy", "exact", "--within", "2", "--out", str(path)])
+    assert done.exit_code == 0, done.output
+    assert CliRunner().invoke(app, ["verify", str(path)]).exit_code == 0
+
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content["at_least"] += 1
+    path.write_text(json.dumps(content), encoding="utf-8")
+    monkeypatch.setattr("sys.argv", ["assay", "verify", str(path)])
+    status = 0
+    try:
+        main()
+    except SystemExit as stopped:
+        status = stopped.code
+    assert status == 1
+    assert "refuted" in capsys.readouterr().err
+
+
+def test_an_impossible_set_is_a_wrong_call():
+    assert CliRunner().invoke(app, ["certify", "max-of-4", "--copies", "9"]).exit_code == 2

@@ -1,0 +1,197 @@
+"""No certificate is above the truth: tiny models against enumeration in exact arithmetic."""
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tiny import Truth, subject_of, tiny_inputs, tiny_models
+
+import assay
+from assay.proofs import STRATEGIES, Operations, Proxy, certify
+from assay.proofs.attention import _groups, count_groups, count_wrong
+from assay.proofs.attention._groups import Cell, Group
+from assay.tasks import InputSet
+
+QUIET = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
+
+
+def certified(subject, **keywords):
+    """A certificate, or None where scores are too large for one."""
+    try:
+        return certify(subject, **keywords)
+    except assay.AssayError as error:
+        if "2^40" in str(error):
+            return None
+        raise
+
+
+def accepted(certificate, subject):
+    """Verify; a true certificate may be refused only where the grid's numbers leave the checker's range."""
+    try:
+        certificate.verify(subject)
+    except assay.AssayError as error:
+        if "a top is out of range" not in str(error):
+            raise
+
+
+def never_above_the_truth(subject, data):
+    inputs = data.draw(tiny_inputs(subject))
+    truth = Truth(subject).count(inputs)
+    for strategy in STRATEGIES:
+        certificate = certified(subject, strategy=strategy, inputs=inputs, grid=data.draw(st.sampled_from([8, 1024])))
+        if certificate is None:
+            continue
+        assert certificate.at_least <= truth <= certificate.at_most, (strategy, truth, certificate)
+        accepted(certificate, subject)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=QUIET)
+@given(subject=tiny_models(), data=st.data())
+def test_a_certificate_is_never_above_the_truth(subject, data):
+    never_above_the_truth(subject, data)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@settings(max_examples=1000, deadline=None, suppress_health_check=QUIET)
+@given(subject=tiny_models(), data=st.data())
+def test_a_certificate_is_never_above_the_truth_at_length(subject, data):
+    never_above_the_truth(subject, data)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=QUIET)
+@given(subject=tiny_models(), data=st.data())
+def test_agreement_is_at_most_the_accuracy_of_both(subject, data):
+    inputs = data.draw(tiny_inputs(subject))
+    for proxy in (Proxy(rank=1), Proxy(rank=None, average_positions=True)):
+        for strategy in ("separable", "exact"):
+            certificate = certified(subject, strategy=strategy, inputs=inputs, against=proxy)
+            if certificate is None:
+                continue
+            assert certificate.at_least <= Truth(subject).count(inputs)
+            certificate.verify(subject)
+
+
+def test_a_model_without_weights_ties_everywhere_and_is_never_correct():
+    subject = subject_of({"W_E": np.zeros((3, 2))}, 3)
+    for strategy in STRATEGIES:
+        assert certify(subject, strategy=strategy).at_least == 0
+
+
+def test_equal_outputs_tie():
+    subject = subject_of({"W_E": np.array([[0.0], [1.0]]), "W_U": np.array([[1.0, 1.0]])}, 2)
+    assert certify(subject, strategy="exact").at_least == 0
+
+
+def test_a_model_that_copies_its_last_token():
+    # Orthogonal tokens, no attention output: the prediction is the last token, so the answer is right when it is the
+    # largest: Σ_m (m + 1)^(K - 1) of the v^K inputs.
+    subject = subject_of({"W_E": np.eye(4), "W_U": np.eye(4)}, 3)
+    for strategy in STRATEGIES:
+        certificate = certify(subject, strategy=strategy)
+        assert certificate.at_least == sum((m + 1) ** 2 for m in range(4))
+    assert certify(subject, strategy="exact").at_most == 30
+
+
+def test_large_numbers_that_cancel_are_not_claimed():
+    # In float64 the logits of token 1 and 0 differ by exactly 1/2 after 2^80 cancels; three of the four inputs tie
+    # or lose.
+    unembed = np.zeros((4, 2))
+    unembed[:, 0] = 2.0**80, 1, -(2.0**80), -0.5
+    subject = subject_of({"W_E": np.ones((2, 4)), "W_U": unembed}, 2)
+    truth = Truth(subject).count(InputSet(2, 2))
+    for strategy in STRATEGIES:
+        assert certify(subject, strategy=strategy).at_least <= truth
+
+
+def test_scores_of_ten_thousand_do_not_overflow():
+    subject = subject_of(
+        {
+            "W_E": np.array([[0.0], [1.0], [2.0]]),
+            "W_Q": np.array([[100.0]]),
+            "W_K": np.array([[100.0]]),
+            "W_V": np.array([[1.0]]),
+            "W_O": np.array([[1.0]]),
+            "W_U": np.array([[-1.0, 0.0, 1.0]]),
+        },
+        3,
+    )
+    truth = Truth(subject).count(InputSet(3, 3))
+    certificate = certify(subject, strategy="exact")
+    assert certificate.at_least <= truth <= certificate.at_most
+
+
+def spread_positions():
+    """Positions of very different weight: where the copy of the maximum stands decides."""
+    rng = np.random.default_rng(3)
+    return [
+        subject_of(
+            {
+                "W_E": np.c_[np.arange(4), np.ones(4)] + rng.normal(0, 0.3, (4, 2)),
+                "W_pos": np.c_[np.zeros(3), [3.0, -3.0, 0.0]],
+                "W_Q": np.array([[0.3], [1.0]]),
+                "W_K": np.array([[0.5], [1.0]]),
+                "W_V": np.array([[1.0], [0.0]]),
+                "W_O": np.array([[2.0, 0.0]]),
+                "W_U": np.array([np.arange(4.0), -(np.arange(4.0) ** 2) / 2]) + rng.normal(0, 0.2, (2, 4)),
+            },
+            3,
+        )
+        for _ in range(20)
+    ]
+
+
+def claims(subjects):
+    return [certify(s, strategy="separable", grid=1024).at_least - Truth(s).count(InputSet(3, 4)) for s in subjects]
+
+
+def test_mutants_of_the_worst_case_are_caught(monkeypatch):
+    subjects = spread_positions()
+    assert max(claims(subjects)) <= 0
+
+    def penalty_of_the_best_position(upper, last, cell):
+        top = upper.max(axis=2)
+        return top.sum(axis=1) + last - (cell.copies[0] >= 1) * (top - upper[:, :, -1]).max(axis=1)
+
+    monkeypatch.setattr(_groups, "worst", penalty_of_the_best_position)
+    refused = 0
+    for subject in subjects:
+        certificate = certify(subject, strategy="separable")
+        try:
+            certificate.verify(subject)
+        except assay.AssayError:
+            refused += 1
+    assert refused > 0
+
+
+def test_ties_are_not_lost_by_a_mutant_without_slack(monkeypatch):
+    subject = subject_of({"W_E": np.eye(3), "W_U": np.ones((3, 3))}, 2)
+    monkeypatch.setattr(_groups, "PAD", -_groups.PAD)
+    monkeypatch.setattr(_groups, "worst", lambda upper, last, cell: np.full(len(upper), -1))
+    certificate = certify(subject, strategy="separable")
+    assert certificate.at_least > 0
+    with pytest.raises(assay.AssayError, match="not shown to be right"):
+        certificate.verify(subject)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_counting_never_finds_fewer_than_enumeration(seed):
+    rng = np.random.default_rng(seed)
+    for _ in range(40):
+        free, tokens, outputs = rng.integers(1, 4), rng.integers(2, 5), rng.integers(1, 3)
+        values = rng.integers(-(2**40), 2**40, size=(outputs, free, tokens))
+        last = rng.integers(-(2**41), 2**41, size=outputs)
+        least = int(rng.integers(0, 2))
+        copies = (least, int(free)) if rng.integers(2) else (least, least)
+        cell = Cell(int(tokens) - 1, int(tokens) - 1, tuple(range(tokens)), copies, int(free))
+        group = Group(cell, tuple((0, x) for x in range(outputs)), values, last, values, last, 0)
+        index = np.array(list(np.ndindex(*[int(tokens)] * int(free))))
+        taken = (index == tokens - 1).sum(axis=1)
+        member = (taken >= copies[0]) & (taken <= copies[1])
+        sums = sum(values[:, p, index[:, p]] for p in range(free)) + last[:, None]
+        truth = int(((sums >= 0).any(axis=0) & member).sum())
+        exact = count_wrong(group, Operations())
+        assert exact.wrong == exact.surely_wrong == truth
+        for grid in (8, 4096):
+            bound = count_groups([group], grid=grid, refine=1, operations=Operations())[0].wrong
+            assert truth <= bound <= cell.size
