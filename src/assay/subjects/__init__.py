@@ -1,8 +1,16 @@
 """Who is tested: any Hugging Face model, and the reference models that Assay trains and ships."""
 
 from assay.subjects._load import check_seed, load, resolve_device, save, shipped
-from assay.subjects._reference import DYCK_RECIPE, DYCK_TOKENS_PER_BATCH, dyck_model
+from assay.subjects._reference import (
+    CODE_RECIPE,
+    CODE_TOKENS_PER_BATCH,
+    DYCK_RECIPE,
+    DYCK_TOKENS_PER_BATCH,
+    code_model,
+    dyck_model,
+)
 from assay.subjects._subject import Subject
+from assay.subjects._tokenizer import character_tokenizer, code_vocabulary
 from assay.subjects._train import (
     IGNORED,
     Batch,
@@ -15,6 +23,8 @@ from assay.subjects._train import (
 )
 
 __all__ = [
+    "CODE_RECIPE",
+    "CODE_TOKENS_PER_BATCH",
     "DYCK_RECIPE",
     "DYCK_TOKENS_PER_BATCH",
     "IGNORED",
@@ -24,7 +34,10 @@ __all__ = [
     "Recipe",
     "Subject",
     "Trained",
+    "character_tokenizer",
     "check_seed",
+    "code_model",
+    "code_vocabulary",
     "dyck_model",
     "load",
     "resolve_device",

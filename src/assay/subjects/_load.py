@@ -1,5 +1,6 @@
 """Loading subjects: shipped reference models, local folders, names on the Hugging Face hub."""
 
+import copy
 import difflib
 import json
 from collections.abc import Iterator, Mapping
@@ -58,7 +59,8 @@ def load(name: str | Path, *, seed: int = 0, device: str = "cpu", dtype: torch.d
 
     `name` is a shipped reference model (`"dyck-20-10"`, trained from `seed`), a folder made by `save_pretrained`, or
     a name on the Hugging Face hub. Weights are read from safetensors only, and no remote code is run. `device` may be
-    `"auto"`; `dtype` defaults to that of the checkpoint.
+    `"auto"`; `dtype` defaults to that of the training record (the shipped models are computed with in float32, also
+    where they are stored in float16), else to that of the checkpoint.
 
     Raises AssayError if there is no such model, seed or device, or if it cannot be read as a causal language model.
     """
@@ -92,10 +94,13 @@ def _quiet(quiet: bool) -> Iterator[None]:
 
 
 def _read(source: str | Path, name: str, device: str, dtype: torch.dtype | None) -> Subject:
+    record: Mapping[str, Any] = {}
+    if isinstance(source, Path) and (source / _RECORD).exists():
+        record = json.loads((source / _RECORD).read_text(encoding="utf-8"))
     try:
         with _quiet(isinstance(source, Path)):
             model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-                source, use_safetensors=True, trust_remote_code=False, dtype=dtype or "auto"
+                source, use_safetensors=True, trust_remote_code=False, dtype=dtype or record.get("dtype") or "auto"
             )
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -116,17 +121,18 @@ def _read(source: str | Path, name: str, device: str, dtype: torch.dtype | None)
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError, KeyError):
         tokenizer = None
-    record: Mapping[str, Any] = {}
-    if isinstance(source, Path) and (source / _RECORD).exists():
-        record = json.loads((source / _RECORD).read_text(encoding="utf-8"))
     torch.nn.Module.to(model, device)
     return Subject(model.eval(), tokenizer, name, seed=record.get("seed"), record=record)
 
 
-def save(subject: Subject, folder: Path) -> None:
-    """Write a subject as a folder that `load` reads: config, safetensors, tokenizer, training record."""
+def save(subject: Subject, folder: Path, *, stored: torch.dtype | None = None) -> None:
+    """Write a subject as a folder that `load` reads: config, safetensors, tokenizer, training record.
+
+    `stored` is the dtype of the weights in the file (default: the subject's own); what is rounded away is lost.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    subject.model.save_pretrained(folder, safe_serialization=True)
+    model = subject.model if stored is None else copy.deepcopy(subject.model).to(dtype=stored)
+    model.save_pretrained(folder, safe_serialization=True)
     if subject.tokenizer is not None:
         subject.tokenizer.save_pretrained(folder)
     text = json.dumps(subject.record, indent=2, ensure_ascii=False) + "\n"

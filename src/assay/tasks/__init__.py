@@ -4,7 +4,10 @@ One file a task. Knows nothing of models.
 """
 
 from assay._registry import Registry
+from assay.tasks._code import SPECIALS, Code
 from assay.tasks._dyck import Dyck
+from assay.tasks._functions import Folder, Found, Function, HubDataset, Interpreter, JsonLines, Source, source_of
+from assay.tasks._lexing import KINDS, LANGUAGES, PARTS
 from assay.tasks._task import UNSCORED, Feature, Kind, Role, Split, Task
 
 tasks = Registry("assay.tasks", "task")
@@ -12,4 +15,26 @@ tasks = Registry("assay.tasks", "task")
 
 tasks.register("dyck", Dyck)
 
-__all__ = ["UNSCORED", "Dyck", "Feature", "Kind", "Role", "Split", "Task", "tasks"]
+__all__ = [
+    "KINDS",
+    "LANGUAGES",
+    "PARTS",
+    "SPECIALS",
+    "UNSCORED",
+    "Code",
+    "Dyck",
+    "Feature",
+    "Folder",
+    "Found",
+    "Function",
+    "HubDataset",
+    "Interpreter",
+    "JsonLines",
+    "Kind",
+    "Role",
+    "Source",
+    "Split",
+    "Task",
+    "source_of",
+    "tasks",
+]
