@@ -12,8 +12,8 @@ import torch
 import transformers
 from jaxtyping import Float
 
-from assay._errors import AssayError
 from assay import subjects
+from assay._errors import AssayError
 from assay.subjects import (
     CODE_RECIPE,
     CODE_TOKENS_PER_BATCH,
@@ -115,7 +115,9 @@ def train(
     save(trained, folder, stored=stored)
     read = load(folder, device=device)
     if read.parameters != trained.parameters:
-        raise AssayError(f"{str(folder)!r} was not written in whole: {read.parameters} of {trained.parameters} weights.")
+        raise AssayError(
+            f"{str(folder)!r} was not written in whole: {read.parameters} of {trained.parameters} weights."
+        )
     finished = replace(read, record={**record, "measured": measure(read, task)})
     save(replace(finished, model=trained.model), folder, stored=stored)
     checkpoint.unlink()

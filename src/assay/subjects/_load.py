@@ -131,8 +131,12 @@ def save(subject: Subject, folder: Path, *, stored: torch.dtype | None = None) -
     `stored` is the dtype of the weights in the file (default: the subject's own); what is rounded away is lost.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    model = subject.model if stored is None else copy.deepcopy(subject.model).to(dtype=stored)
-    model.save_pretrained(folder, safe_serialization=True)
+    model = subject.model
+    if stored is not None:
+        model = copy.deepcopy(model)
+        torch.nn.Module.to(model, stored)
+    with _quiet(True):
+        model.save_pretrained(folder, safe_serialization=True)
     if subject.tokenizer is not None:
         subject.tokenizer.save_pretrained(folder)
     text = json.dumps(subject.record, indent=2, ensure_ascii=False) + "\n"

@@ -37,7 +37,7 @@ def code_vocabulary(tokenizer: PreTrainedTokenizerBase | None) -> tuple[str, ...
     """
     vocabulary = {} if tokenizer is None else tokenizer.get_vocab()
     tokens = tuple(sorted(vocabulary, key=vocabulary.__getitem__))
-    if tokens[: len(SPECIALS)] != SPECIALS or list(vocabulary[token] for token in tokens) != list(range(len(tokens))):
+    if tokens[: len(SPECIALS)] != SPECIALS or [vocabulary[token] for token in tokens] != list(range(len(tokens))):
         shown = "no tokenizer" if tokenizer is None else f"a {type(tokenizer).__name__} of {len(tokens)} tokens"
         raise AssayError(
             f"the code task needs a model with a character tokenizer ({', '.join(SPECIALS)}, then characters), as "

@@ -320,9 +320,7 @@ class Code:
             "unseen_depth": ("shift", f"brackets deeper than {self.max_depth}, training repositories"),
             "unseen_repository": ("shift", f"repositories not trained on, brackets at most {self.max_depth} deep"),
         }
-        role, description = roles.get(
-            name, ("shift", f"functions in {name}, brackets at most {self.max_depth} deep")
-        )
+        role, description = roles.get(name, ("shift", f"functions in {name}, brackets at most {self.max_depth} deep"))
         return self.make_split(functions[:sequences], name=name, role=role, description=description)
 
     def make_split(self, functions: Sequence[Function], *, name: str, role: Role, description: str) -> Split:
@@ -338,8 +336,8 @@ class Code:
             of_text = characters(function.text, function.language)
             count = len(text)
             kinds[row, :count] = of_text.kind[:count]
-            for feature in features:
-                features[feature][row, :count] = getattr(of_text, feature)[:count]
+            for feature, values in features.items():
+                values[row, :count] = getattr(of_text, feature)[:count]
             if ends:
                 kinds[row, count] = OTHER
                 features["part"][row, count] = END

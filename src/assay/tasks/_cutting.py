@@ -6,6 +6,7 @@ import re
 import tokenize
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from pygments.token import Comment, Name
 
@@ -15,12 +16,21 @@ MIN_LINES = 3
 MAX_CHARACTERS = 4_000
 """A function is at least this many lines and at most this many characters long; a longer one is searched inside."""
 
+MAX_BYTES = 400_000
+
 _CONTROL = frozenset(
-    "if for while switch catch synchronized try foreach elseif else do return match with unless until".split()
+    ("if", "for", "while", "switch", "catch", "synchronized", "try", "foreach", "elseif", "else", "do", "return")
 )
-_CONTAINERS = frozenset("class interface namespace trait record enum".split())
+_CONTAINERS = frozenset(("class", "interface", "namespace", "trait", "record", "enum"))
 _ACCESS = frozenset(("public", "private", "protected"))
 _RUBY_DEF = re.compile(r"^([ \t]*)def\s", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class _Symbol:
+    at: int
+    text: str
+    is_name: bool = False
 
 
 class UncutError(Exception):
@@ -30,13 +40,15 @@ class UncutError(Exception):
 def decode(data: bytes, language: str) -> str:
     """The text of a source file, with line ends made `\\n`.
 
-    Raises UncutError for an empty file, a binary file (it holds a NUL) and one that is not UTF-8 (or, for Python,
-    not what its encoding line says).
+    Raises UncutError for an empty file, a binary file (it holds a NUL), one of more than MAX_BYTES (most such are
+    generated) and one that is not UTF-8 (or, for Python, not what its encoding line says).
     """
     if not data.strip():
         raise UncutError("empty")
     if b"\0" in data:
         raise UncutError("binary")
+    if len(data) > MAX_BYTES:
+        raise UncutError("too large")
     try:
         encoding = tokenize.detect_encoding(io.BytesIO(data).readline)[0] if language == "python" else "utf-8-sig"
         text = data.decode(encoding)
@@ -58,11 +70,7 @@ def cut(text: str, language: str) -> list[str]:
         found = _cut_ruby(text)
     else:
         found = _cut_braces(text, language)
-    return [
-        function
-        for function in found
-        if function.count("\n") + 1 >= MIN_LINES and len(function) <= MAX_CHARACTERS
-    ]
+    return [function for function in found if function.count("\n") + 1 >= MIN_LINES and len(function) <= MAX_CHARACTERS]
 
 
 def _cut_python(text: str) -> Iterator[str]:
@@ -94,65 +102,69 @@ def _cut_ruby(text: str) -> Iterator[str]:
 
 
 def _cut_braces(text: str, language: str) -> Iterator[str]:
-    """One pass over the tokens with a stack of open brackets; the header is what stands since the last statement."""
-    open_at: list[tuple[str, int]] = []
-    header: list[tuple[int, str, bool]] = []
+    """One pass over the symbols with a stack of open brackets; a block's header stands since the last statement."""
+    open_brackets: list[str] = []
+    header: list[_Symbol] = []
     function: tuple[int, int] | None = None
-    for at, value, is_name in _symbols(text, language):
-        if function is not None and value not in "()[]{}":
-            continue
-        inside_parentheses = any(bracket != "{" for bracket, _ in open_at)
-        if value in ("(", "["):
-            open_at.append((value, at))
-        elif value in (")", "]"):
-            if open_at and open_at[-1][0] != "{":
-                open_at.pop()
-        elif value == "{":
-            if function is None and not inside_parentheses and _is_function(header, language):
-                function = (header[0][0], len(open_at))
-            open_at.append((value, at))
-            header = []
-            continue
-        elif value == "}":
-            while open_at and open_at.pop()[0] != "{":
+    for symbol in _symbols(text, language):
+        mark = symbol.text
+        at_statement = all(bracket == "{" for bracket in open_brackets)
+        if mark == "{":
+            if function is None and at_statement and _is_function(header, language):
+                function = (header[0].at, len(open_brackets))
+        elif mark == "}":
+            while open_brackets and open_brackets.pop() != "{":
                 pass
-            if function is not None and len(open_at) <= function[1]:
-                whole = text[function[0] : at + 1]
+            if function is not None and len(open_brackets) <= function[1]:
+                whole = text[function[0] : symbol.at + 1]
                 if len(whole) <= MAX_CHARACTERS:
                     yield whole
                 else:
                     yield from _cut_braces(whole[whole.index("{") + 1 : -1], language)
                 function = None
-            header = []
-            continue
-        elif not inside_parentheses and (value == ";" or (value == "," and language == "javascript")):
-            header = []
-            continue
-        if value == ":" and header and header[-1][1] in _ACCESS:
-            header = []
-        elif function is None:
-            header.append((at, value, is_name))
+        elif mark in (")", "]") and not at_statement and open_brackets[-1] != "{":
+            open_brackets.pop()
+        if mark in ("(", "[", "{"):
+            open_brackets.append(mark)
+        if function is None:
+            _extend(header, symbol, at_statement, language)
 
 
-def _symbols(text: str, language: str) -> Iterator[tuple[int, str, bool]]:
-    """Position and text of what is code, single punctuation marks and whole words; whether it is a name."""
+def _extend(header: list[_Symbol], symbol: _Symbol, at_statement: bool, language: str) -> None:
+    """Add a symbol to the header, or empty it where the symbol ends a statement, block or access label."""
+    ends = symbol.text in ("{", "}") or (
+        at_statement
+        and (
+            symbol.text == ";"
+            or (symbol.text == "," and language == "javascript")
+            or (symbol.text == ":" and bool(header) and header[-1].text in _ACCESS)
+        )
+    )
+    if ends:
+        header.clear()
+    else:
+        header.append(symbol)
+
+
+def _symbols(text: str, language: str) -> Iterator[_Symbol]:
+    """What is code: single punctuation marks, whole words; a string or number as one mark."""
     for start, part, value, token in tokens(text, language):
         if part == COMMENT or token in Comment or not value.strip():
             continue
         if part in (STRING, NUMBER):
-            yield start, '"', False
+            yield _Symbol(start, '"')
         elif part == IN_KEYWORD:
-            yield start + len(value) - len(value.lstrip()), value.strip(), False
+            yield _Symbol(start + len(value) - len(value.lstrip()), value.strip())
         elif token in Name:
-            yield start, value, True
+            yield _Symbol(start, value, is_name=True)
         elif part == OPERATOR:
             for offset, mark in enumerate(value):
                 if not mark.isspace():
-                    yield start + offset, mark, False
+                    yield _Symbol(start + offset, mark)
 
 
-def _is_function(header: list[tuple[int, str, bool]], language: str) -> bool:
-    words = [value for _, value, _ in header]
+def _is_function(header: list[_Symbol], language: str) -> bool:
+    words = [symbol.text for symbol in header]
     if "(" not in words:
         return False
     if language == "go":
@@ -163,4 +175,4 @@ def _is_function(header: list[tuple[int, str, bool]], language: str) -> bool:
     before = words[:opening]
     if not before or _CONTROL & set(before) or _CONTAINERS & set(words) or "=" in before or language == "php":
         return False
-    return header[opening - 1][2] or words[0] == "@" or "operator" in before
+    return header[opening - 1].is_name or words[0] == "@" or "operator" in before

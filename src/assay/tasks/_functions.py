@@ -7,11 +7,13 @@ time, use what can be read, and count what was lost and why.
 import gzip
 import hashlib
 import json
+import os
 import sysconfig
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -19,10 +21,9 @@ from assay._errors import AssayError, unknown_name
 from assay.tasks._cutting import UncutError, cut, decode
 from assay.tasks._lexing import LANGUAGES, check_language
 
-_SKIPPED = frozenset(
-    "__pycache__ test tests testing idlelib lib2to3 turtledemo site-packages dist-packages node_modules "
-    "_vendor vendor vendored third_party extern".split()
-)
+_TESTS = ("test", "tests", "testing", "idlelib", "lib2to3", "turtledemo")
+_COPIES = ("site-packages", "dist-packages", "node_modules", "_vendor", "vendor", "vendored", "third_party", "extern")
+_SKIPPED = frozenset((*_TESTS, *_COPIES, "__pycache__"))
 _TEXT = ("whole_func_string", "original_string", "func_code_string", "code")
 _PARTS = {"train": "train", "valid": "valid", "validation": "valid", "test": "test", "": ""}
 
@@ -61,9 +62,12 @@ class Found:
 
 @runtime_checkable
 class Source(Protocol):
-    """Functions to make a code task of; `language` is that of the training distribution."""
+    """Functions to make a code task of."""
 
-    language: str
+    @property
+    def language(self) -> str:
+        """The language of the training distribution."""
+        ...
 
     def read(self) -> Found:
         """All functions. Raises AssayError if there are none."""
@@ -191,7 +195,7 @@ class HubDataset:
         Raises AssayError if `datasets` is not installed, or the dataset cannot be loaded or has no functions.
         """
         try:
-            import datasets  # noqa: PLC0415  (an extra)
+            datasets = import_module("datasets")
         except ImportError:
             raise AssayError(
                 f"the dataset {self.name!r} needs the package datasets; pip install 'assay-interp[datasets]'."
@@ -303,7 +307,7 @@ class Interpreter:
     copies of other packages are left out.
     """
 
-    per_repository: int = 200
+    per_repository: int = 100
     languages: tuple[str, ...] = ("cpp", "c", "javascript")
     language = "python"
 
@@ -312,39 +316,34 @@ class Interpreter:
         paths = sysconfig.get_paths()
         library = Path(paths["stdlib"])
         lost: Counter[str] = Counter()
-        own, files = _cut_files(
-            self._sources(library, (".py",)), "python", limit=None, lost=lost, label=lambda path: "python"
-        )
-        if not own:
-            raise _nothing_found("the standard library of this Python", lost, "Give --data: this Python has no source.")
-        functions = [Function(text, "python", "python", "train") for text, _ in own]
+        own = self._sources(library, ("python",))["python"]
+        found, files = _cut_files(own, "python", limit=None, lost=lost, label=lambda path: "python")
+        if not found:
+            raise _nothing_found("the standard library of this Python", lost, "Give another source of functions.")
+        functions = [Function(text, "python", "python", "train") for text, _ in found]
         for root in sorted({Path(paths["purelib"]), Path(paths["platlib"])}):
 
             def package(path: Path, root: Path = root) -> str:
                 return path.relative_to(root).parts[0].removesuffix(".py")
 
-            for language in ("python", *self.languages):
-                suffixes = tuple(
-                    suffix for suffix in LANGUAGES[language].suffixes if (language, suffix) != ("c", ".h")
-                )
-                found, read = _cut_files(
-                    _hash_order(self._sources(root, suffixes), root),
-                    language,
-                    limit=self.per_repository,
-                    lost=lost,
-                    label=package,
-                )
+            for language, sources in self._sources(root, ("python", *self.languages)).items():
+                found, read = _cut_files(sources, language, limit=self.per_repository, lost=lost, label=package)
                 files += read
                 functions += [Function(text, language, package(path), "test") for text, path in found]
         return Found(tuple(functions), files, lost)
 
     @staticmethod
-    def _sources(root: Path, suffixes: Sequence[str]) -> list[Path]:
-        return sorted(
-            path
-            for path in root.rglob("*")
-            if path.suffix in suffixes and not _SKIPPED & set(path.relative_to(root).parts) and path.is_file()
-        )
+    def _sources(root: Path, languages: Sequence[str]) -> dict[str, list[Path]]:
+        """Source files below `root` by language, mixed by a hash of their names; headers count as the first's."""
+        of_suffix = {suffix: name for name in reversed(languages) for suffix in LANGUAGES[name].suffixes}
+        found: dict[str, list[Path]] = {name: [] for name in languages}
+        for folder, below, names in os.walk(root):
+            below[:] = sorted(set(below) - _SKIPPED)
+            for name in names:
+                language = of_suffix.get(os.path.splitext(name)[1])
+                if language:
+                    found[language].append(Path(folder, name))
+        return {language: _hash_order(paths, root) for language, paths in found.items()}
 
     def describe(self) -> dict[str, object]:
         """The version of the interpreter and the limits."""

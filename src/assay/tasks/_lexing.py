@@ -7,7 +7,7 @@ read from the characters.
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -148,59 +148,65 @@ def characters(text: str, language: str) -> Characters:
     word. A closing bracket is `)`, `]` or `}` outside strings and comments. White space is white space everywhere.
     """
     count = len(text)
-    part = np.full(count, OPERATOR, dtype=np.int64)
-    depth = np.zeros(count, dtype=np.int64)
-    kind = np.full(count, OTHER, dtype=np.int64)
-    place = np.zeros(count, dtype=np.int64)
+    found = Characters(
+        kind=np.full(count, OTHER, dtype=np.int64),
+        part=np.full(count, OPERATOR, dtype=np.int64),
+        place=np.zeros(count, dtype=np.int64),
+        depth=np.zeros(count, dtype=np.int64),
+    )
+    brackets: list[int] = []
     runs: list[list[int]] = []
-    level = counted = 0
-    for start, of_token, value, token in tokens(text, language):
+    for start, part, value, token in tokens(text, language):
         end = start + len(value)
-        if of_token != OPERATOR:
-            part[start:end] = of_token
-        else:
-            for match in _BRACKETS.finditer(value):
-                at = start + match.start()
-                depth[counted:at] = level
-                part[at] = BRACKET
-                if match[0] in "([{":
-                    level += 1
-                    depth[at] = level
-                else:
-                    kind[at] = CLOSING_BRACKET
-                    depth[at] = level
-                    level = max(0, level - 1)
-                counted = at + 1
-        if token in String.Affix:
+        if part == OPERATOR:
+            brackets += [start + match.start() for match in _BRACKETS.finditer(value)]
+        found.part[start:end] = part
+        run = OPERATOR if part == IN_KEYWORD else part
+        if token in String.Affix or run == NUMBER:
             continue
-        of_run = OPERATOR if of_token == IN_KEYWORD else of_token
-        if runs and runs[-1][2] == of_run and runs[-1][1] == start:
+        if runs and runs[-1][1:] == [start, run]:
             runs[-1][1] = end
         else:
-            runs.append([start, end, of_run])
-    depth[counted:] = level
-
-    seen: set[str] = set()
-    for start, end, of_run in runs:
-        if of_run == NUMBER:
-            continue
-        for match in (_WORD_OR_ESCAPE if of_run == STRING else _WORD).finditer(text, start, end):
-            first, last = match.span()
-            word = match[0]
-            if word[0] == "\\":
-                continue
-            if part[first] == IN_KEYWORD:
-                kind[first:last] = KEYWORD
-            else:
-                kind[first:last] = REPEATED_WORD if word in seen else NEW_WORD
-                seen.add(word)
-                if of_run == OPERATOR:
-                    part[first:last] = IDENTIFIER
-            place[first] = 1
-            place[first + 1 : last] = 2
+            runs.append([start, end, run])
+    _mark_brackets(found, text, brackets)
+    _mark_words(found, text, runs)
     for match in _SPACE.finditer(text):
         inside = slice(*match.span())
-        kind[inside] = WHITESPACE
-        part[inside] = np.where(np.isin(part[inside], (STRING, COMMENT)), part[inside], LAYOUT)
-    part[(part == IN_KEYWORD) & (kind != KEYWORD)] = OPERATOR
-    return Characters(kind, part, place, depth)
+        found.kind[inside] = WHITESPACE
+        found.part[inside] = np.where(np.isin(found.part[inside], (STRING, COMMENT)), found.part[inside], LAYOUT)
+    found.part[(found.part == IN_KEYWORD) & (found.kind != KEYWORD)] = OPERATOR
+    return found
+
+
+def _mark_brackets(found: Characters, text: str, brackets: Sequence[int]) -> None:
+    """Depth of every character, and the part and kind of brackets, from the positions of those that count."""
+    level = counted = 0
+    for at in brackets:
+        opens = text[at] in "([{"
+        found.depth[counted:at] = level
+        found.depth[at] = level + opens
+        found.part[at] = BRACKET
+        if not opens:
+            found.kind[at] = CLOSING_BRACKET
+        level = level + 1 if opens else max(0, level - 1)
+        counted = at + 1
+    found.depth[counted:] = level
+
+
+def _mark_words(found: Characters, text: str, runs: Sequence[Sequence[int]]) -> None:
+    """Kind, place and part of words, in runs (first, end, part) of code, of one string or of one comment."""
+    seen: set[str] = set()
+    for start, end, run in runs:
+        for match in (_WORD_OR_ESCAPE if run == STRING else _WORD).finditer(text, start, end):
+            first, last = match.span()
+            if text[first] == "\\":
+                continue
+            if found.part[first] == IN_KEYWORD:
+                found.kind[first:last] = KEYWORD
+            else:
+                found.kind[first:last] = REPEATED_WORD if match[0] in seen else NEW_WORD
+                seen.add(match[0])
+                if run == OPERATOR:
+                    found.part[first:last] = IDENTIFIER
+            found.place[first] = 1
+            found.place[first + 1 : last] = 2
