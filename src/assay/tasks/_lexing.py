@@ -85,9 +85,11 @@ def tokens(text: str, language: str) -> Iterator[tuple[int, int, str, _TokenType
 
     The part is one of COMMENT, STRING, NUMBER, IN_KEYWORD and, for everything else, OPERATOR.
     """
-    for start, token, value in _lexer(language).get_tokens_unprocessed(text):
-        if value:
-            yield start, _part_of(token), value, token
+    # Some lexers know a comment only by the end of its line.
+    for start, token, value in _lexer(language).get_tokens_unprocessed(text + "\n"):
+        inside = value[: len(text) - start]
+        if inside:
+            yield start, _part_of(token), inside, token
 
 
 @dataclass(frozen=True)
