@@ -108,7 +108,7 @@ def _cut_braces(text: str, language: str) -> Iterator[str]:
     function: tuple[int, int] | None = None
     for symbol in _symbols(text, language):
         mark = symbol.text
-        at_statement = all(bracket == "{" for bracket in open_brackets)
+        at_statement = not open_brackets or open_brackets[-1] == "{"
         if mark == "{":
             if function is None and at_statement and _is_function(header, language):
                 function = (header[0].at, len(open_brackets))
@@ -122,7 +122,7 @@ def _cut_braces(text: str, language: str) -> Iterator[str]:
                 else:
                     yield from _cut_braces(whole[whole.index("{") + 1 : -1], language)
                 function = None
-        elif mark in (")", "]") and not at_statement and open_brackets[-1] != "{":
+        elif mark in (")", "]") and not at_statement:
             open_brackets.pop()
         if mark in ("(", "[", "{"):
             open_brackets.append(mark)
@@ -173,6 +173,8 @@ def _is_function(header: list[_Symbol], language: str) -> bool:
         return not _CONTROL & {words[0]}
     opening = words.index("(")
     before = words[:opening]
+    if "operator" in before:
+        return True
     if not before or _CONTROL & set(before) or _CONTAINERS & set(words) or "=" in before or language == "php":
         return False
-    return header[opening - 1].is_name or words[0] == "@" or "operator" in before
+    return header[opening - 1].is_name or words[0] == "@"
