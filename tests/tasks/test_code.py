@@ -181,7 +181,7 @@ def test_rare_characters_are_unknown_and_a_models_vocabulary_is_kept() -> None:
 
 
 @pytest.mark.parametrize(
-    "vocabulary", [("a", "b"), (*SPECIALS, "ab"), (*SPECIALS, "a", "a"), SPECIALS[:3]], ids=lambda v: len(v)
+    "vocabulary", [("a", "b"), (*SPECIALS, "ab"), (*SPECIALS, "a", "a"), SPECIALS[:3]], ids=len
 )
 def test_a_vocabulary_that_is_none_is_refused(vocabulary: tuple[str, ...]) -> None:
     with pytest.raises(AssayError, match="vocabulary_from"):

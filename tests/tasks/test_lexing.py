@@ -104,7 +104,9 @@ def test_parts_and_places() -> None:
     text = "if (ab) x = 'c d' + 2; // e"
     found = characters(text, "javascript")
     letters = dict(zip(PARTS, "lkiscnobe", strict=True))
-    assert "".join(letters[PARTS[part]] for part in found.part) == "kk l b ii b l i l o l sssss l o l n o l cccc".replace(" ", "")
+    assert "".join(
+        letters[PARTS[part]] for part in found.part
+    ) == "kk l b ii b l i l o l sssss l o l n o l cccc".replace(" ", "")
     assert "".join(map(str, found.place)) == "12 0 0 12 0 0 1 0 0 0 0 1 0 1 0 0 0 0 0 0 0 0 0 0 1".replace(" ", "")
 
 

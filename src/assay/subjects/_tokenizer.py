@@ -27,6 +27,7 @@ def character_tokenizer(task: Code) -> PreTrainedTokenizerFast:
         model_max_length=task.context,
         padding_side="right",
         clean_up_tokenization_spaces=False,
+        split_special_tokens=True,
     )
 
 

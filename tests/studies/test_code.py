@@ -1,0 +1,81 @@
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from assay.studies.code import measure, train
+from assay.subjects import Progress, Recipe, Subject, character_tokenizer, code_model
+from assay.tasks import Code, Found, Function
+
+RECIPE = Recipe(steps=6, learning_rate=1e-3, warmup_steps=2, checkpoint_every=2)
+
+
+@dataclass(frozen=True)
+class Given:
+    """Forty short functions in four repositories."""
+
+    language: str = "java"
+
+    def read(self) -> Found:
+        texts = [f"int f{i}() {{\n  return {'((((' * (i % 5 == 0)}{i}{'))))' * (i % 5 == 0)};\n}}" for i in range(40)]
+        return Found(tuple(Function(text, "java", f"r{i % 4}") for i, text in enumerate(texts)), 1)
+
+    def describe(self) -> dict[str, object]:
+        return {"kind": "given"}
+
+
+class Interrupted(Exception):  # noqa: N818
+    """Stands for the end of a machine."""
+
+
+def test_an_interrupted_training_ends_with_the_same_file(tmp_path: Path) -> None:
+    task = Code(Given(), context=32)
+
+    def stop(progress: Progress) -> None:
+        if progress.step == 5:
+            raise Interrupted
+
+    whole = train(task, tmp_path / "whole", recipe=RECIPE, tokens_per_batch=200)
+    with pytest.raises(Interrupted):
+        train(task, tmp_path / "resumed", recipe=RECIPE, tokens_per_batch=200, report=stop)
+    steps = []
+    resumed = train(
+        task, tmp_path / "resumed", recipe=RECIPE, tokens_per_batch=200, report=lambda p: steps.append(p.step)
+    )
+    assert steps == [5, 6]
+    assert resumed.weights_sha256 == whole.weights_sha256
+    assert resumed.record["measured"] == whole.record["measured"] == measure(whole, task)
+    assert not list(tmp_path.rglob("checkpoint*"))
+    assert whole.record["training"]["tokens"] == resumed.record["training"]["tokens"]
+    assert whole.record["stored"] == "float16"
+    assert whole.model.dtype == torch.float32
+
+
+def test_a_checkpoint_of_another_task_is_not_continued(tmp_path: Path) -> None:
+    def stop(progress: Progress) -> None:
+        if progress.step == 3:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        train(Code(Given(), context=32), tmp_path, recipe=RECIPE, tokens_per_batch=200, report=stop)
+    steps = []
+    train(
+        Code(Given(), context=24), tmp_path, recipe=RECIPE, tokens_per_batch=200, report=lambda p: steps.append(p.step)
+    )
+    assert steps == [1, 2, 3, 4, 5, 6]
+
+
+def test_measuring_a_model_that_knows_nothing_gives_the_bits_of_its_vocabulary() -> None:
+    task = Code(Given(), context=32)
+    model = code_model(task, 0)
+    torch.nn.init.zeros_(model.transformer.wte.weight)
+    measured = measure(Subject(model.eval(), character_tokenizer(task), "null"), task, functions=5)
+    for name, of_split in measured.items():
+        split = task.split(name, 5)
+        assert of_split["bits_per_character"] == pytest.approx(np.log2(len(task.vocabulary)), abs=1e-4)
+        assert of_split["predictions"] == (split.lengths - 1).sum()
+        assert of_split["accuracy"] == 0
+        assert sum(kind["share"] for kind in of_split["kinds"].values()) == pytest.approx(1, abs=1e-4)
+        assert of_split["kinds"]["keyword"]["accuracy"] == 0
