@@ -180,9 +180,7 @@ def test_rare_characters_are_unknown_and_a_models_vocabulary_is_kept() -> None:
     assert (tokens[np.arange(len(tokens)), lengths - 1] == fixed.end_id).all()
 
 
-@pytest.mark.parametrize(
-    "vocabulary", [("a", "b"), (*SPECIALS, "ab"), (*SPECIALS, "a", "a"), SPECIALS[:3]], ids=len
-)
+@pytest.mark.parametrize("vocabulary", [("a", "b"), (*SPECIALS, "ab"), (*SPECIALS, "a", "a"), SPECIALS[:3]], ids=len)
 def test_a_vocabulary_that_is_none_is_refused(vocabulary: tuple[str, ...]) -> None:
     with pytest.raises(AssayError, match="vocabulary_from"):
         Code(Given(()), vocabulary_from=vocabulary)

@@ -32,7 +32,7 @@ def test_rows_of_both_layouts_of_codesearchnet_are_read(tmp_path: Path) -> None:
     )
     assert found.files == 2
     assert found.lost == {}
-    assert set(JsonLines((tmp_path,)).describe()["files"]) == {"a.jsonl", "b.jsonl.gz"}
+    assert [file["name"] for file in JsonLines((tmp_path,)).describe()["files"]] == ["a.jsonl", "b.jsonl.gz"]
 
 
 def test_what_is_corrupt_is_counted_and_the_rest_is_used(tmp_path: Path) -> None:
@@ -44,6 +44,7 @@ def test_what_is_corrupt_is_counted_and_the_rest_is_used(tmp_path: Path) -> None
         json.dumps({**GOOD, "language": "cobol"}).encode(),
         json.dumps({**GOOD, "whole_func_string": " "}).encode(),
         json.dumps({"language": "java"}).encode(),
+        json.dumps({**GOOD, "whole_func_string": "half \ud800"}).encode(),
     ]
     (tmp_path / "a.jsonl").write_bytes(b"\n".join(rows))
     whole = gzip.compress(json.dumps(GOOD).encode() * 50, mtime=0)
@@ -58,6 +59,7 @@ def test_what_is_corrupt_is_counted_and_the_rest_is_used(tmp_path: Path) -> None
         "lines that are not UTF-8": 1,
         "functions in an unknown language (cobol)": 1,
         "empty functions": 1,
+        "functions that are not Unicode text": 1,
         "rows without text, language or repository": 1,
         "files that cannot be read to their end": 2,
     }

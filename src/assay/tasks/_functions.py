@@ -51,7 +51,7 @@ class Found:
         digest = hashlib.sha256()
         for function in self.functions:
             for value in (function.language, function.repository, function.part, function.text):
-                digest.update(value.encode("utf-8", "surrogatepass") + b"\0")
+                digest.update(value.encode() + b"\0")
         return {
             "files": self.files,
             "functions": dict(sorted(Counter(function.language for function in self.functions).items())),
@@ -92,10 +92,21 @@ def _row_function(row: Mapping[str, Any]) -> Function | str:
         return "rows without text, language or repository"
     if not text.strip():
         return "empty functions"
+    if not _is_unicode(text):
+        return "functions that are not Unicode text"
     if language not in LANGUAGES:
         return f"functions in an unknown language ({language})"
     part = _PARTS.get(str(row.get("split_name", row.get("partition", ""))), "")
     return Function(text.replace("\r\n", "\n").strip(), language, repository, part)
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether UTF-8 can write the text: JSON can hold halves of characters, which it cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _sort_out(rows: Iterable[Function | str], lost: Counter[str]) -> Iterator[Function]:
@@ -169,7 +180,9 @@ class JsonLines:
         return {
             "kind": "jsonl",
             "language": self.language,
-            "files": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in self._files()},
+            "files": [
+                {"name": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()} for path in self._files()
+            ],
         }
 
 
