@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from assay import AssayError
-from assay.subjects import Subject, character_tokenizer, code_model, code_vocabulary, load, save, shipped
-from assay.tasks import SPECIALS, Code
+from assay.subjects import Subject, code_model, load, save, shipped
+from assay.tasks import SPECIALS, Code, code_vocabulary
 
 NAMES = ("code-java", "code-python")
 
@@ -48,7 +48,7 @@ def test_the_reference_model_is_four_layers_of_four_heads_with_tied_embeddings(t
 
 
 def test_the_tokenizer_agrees_with_the_task_and_survives_saving(task: Code, tmp_path: Path) -> None:
-    save(Subject(code_model(task, 0), character_tokenizer(task), "x", record={"seed": 0}), tmp_path)
+    save(Subject(code_model(task, 0), task.tokenizer(), "x", record={"seed": 0}), tmp_path)
     tokenizer = load(tmp_path).tokenizer
     assert tokenizer is not None
     assert code_vocabulary(tokenizer) == task.vocabulary
@@ -63,7 +63,7 @@ def test_the_tokenizer_agrees_with_the_task_and_survives_saving(task: Code, tmp_
 def test_a_model_without_a_character_tokenizer_is_refused(task: Code) -> None:
     with pytest.raises(AssayError, match="this one has no tokenizer"):
         code_vocabulary(None)
-    tokenizer = character_tokenizer(task)
+    tokenizer = task.tokenizer()
     tokenizer.add_tokens(["new"])
     assert code_vocabulary(tokenizer)[-1] == "new"
     with pytest.raises(AssayError, match="'new'"):

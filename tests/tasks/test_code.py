@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from assay import AssayError
-from assay.tasks import KINDS, PARTS, SPECIALS, UNSCORED, Code, Found, Function, JsonLines, Task
+from assay.tasks import KINDS, PARTS, SPECIALS, UNSCORED, Code, Folder, Found, Function, JsonLines, Task, tasks
 from assay.tasks._lexing import characters, outline
 
 DATA = Path(os.environ.get("ASSAY_CODEFUNCTIONS", Path(__file__).parents[3] / "shared" / "data" / "codefunctions"))
@@ -184,6 +184,12 @@ def test_rare_characters_are_unknown_and_a_models_vocabulary_is_kept() -> None:
 def test_a_vocabulary_that_is_none_is_refused(vocabulary: tuple[str, ...]) -> None:
     with pytest.raises(AssayError, match="vocabulary_from"):
         Code(Given(()), vocabulary_from=vocabulary)
+
+
+def test_the_task_is_built_from_text(tmp_path: Path) -> None:
+    task = tasks.build(f"code:data={tmp_path},language=go,max_depth=2")
+    assert task == Code(Folder(tmp_path, "go"), max_depth=2)
+    assert tasks.build("code") == Code()
 
 
 def test_wrong_calls_are_refused_with_the_fix() -> None:

@@ -6,16 +6,17 @@ import math
 import platform
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import transformers
 from jaxtyping import Float
 from transformers import PreTrainedModel
 
-from assay import subjects
+from assay._errors import AssayError
 from assay.subjects import (
     CODE_RECIPE,
     CODE_TOKENS_PER_BATCH,
@@ -23,15 +24,14 @@ from assay.subjects import (
     Progress,
     Recipe,
     Subject,
-    character_tokenizer,
     code_model,
     load,
     save,
 )
+from assay.subjects import train as train_model
 from assay.tasks import KINDS, UNSCORED, Code
 
 _BATCH = 32
-_DTYPE = "float32"
 
 
 @torch.inference_mode()
@@ -75,55 +75,64 @@ def measure(subject: Subject, task: Code, *, functions: int = 1_000) -> dict[str
 
 
 def train(
-    task: Code,
     folder: Path,
     *,
+    task: Code | None = None,
     seed: int = 0,
-    recipe: Recipe = CODE_RECIPE,
-    tokens_per_batch: int = CODE_TOKENS_PER_BATCH,
     device: str = "cpu",
+    recipe: Recipe = CODE_RECIPE,
     stored: torch.dtype = torch.float16,
     note: str = "",
-    report: Callable[[Progress], None] = lambda progress: None,
+    progress: Callable[[Progress], None] = lambda progress: None,
 ) -> Subject:
-    """Train a reference model on the task, write it to `folder` and return it as read back from there.
+    """Train the reference model on `task` (default: `Code()`) from `seed`, save it in `folder`, return it as read back.
 
-    An interrupted training continues from its checkpoint in `folder`, which is named by task, recipe and seed and
-    deleted at the end. The record (`training.json`) holds task, recipe, model, versions and `measure` of the file
-    that was written; `note` is added to it. The weights are rounded to `stored` in the file; the returned subject
-    computes with them in float32. Raises AssayError if the loss stops being a number.
+    An interrupted training goes on from its checkpoint in the same folder, which is named by task, recipe and seed,
+    and ends with the same weights. The record holds task, recipe, model, versions and `measure` of the file that was
+    written; `note` is added to it. The weights are rounded to `stored` in the file; the returned subject computes
+    with them in float32. Raises AssayError if the folder holds a trained model already or the loss stops being a
+    number.
     """
+    if (folder / "model.safetensors").exists():
+        raise AssayError(f"{str(folder)!r} holds a trained model already; choose another folder or remove it.")
+    task = task or Code()
     described = task.describe()
-    settings = {**asdict(recipe), "tokens_per_batch": tokens_per_batch}
+    settings = {**asdict(recipe), "tokens_per_batch": CODE_TOKENS_PER_BATCH, "optimizer": "AdamW"}
     model = code_model(task, seed)
     key = hashlib.sha256(json.dumps([described, settings, seed]).encode()).hexdigest()[:12]
     checkpoint = folder / f"checkpoint-{key}.pt"
     tokens, lengths = task.training
-    batches = BucketedBatches(tokens, lengths, tokens_per_batch=tokens_per_batch, seed=seed)
-    done = subjects.train(model, batches, recipe, checkpoint=checkpoint, device=device, report=report)
+    batches = BucketedBatches(tokens, lengths, tokens_per_batch=CODE_TOKENS_PER_BATCH, seed=seed)
+    done = train_model(model, batches, recipe, checkpoint=checkpoint, device=device, report=progress)
+    save(Subject(model, task.tokenizer(), task.name, seed=seed), folder, stored=stored)
+    read = load(folder, device=device, dtype=torch.float32)
     record = {
-        "dtype": _DTYPE,
-        "stored": str(stored).removeprefix("torch."),
+        "name": task.name,
         "seed": seed,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "dtype": "float32",
+        "stored": str(stored).removeprefix("torch."),
         "model": _model_record(model),
         "task": described,
         "recipe": settings,
-        "training": {**asdict(done), "device": device, "epochs": round(done.tokens / int((lengths - 1).sum()), 3)},
+        "steps": done.steps,
+        "tokens": done.tokens,
+        "epochs": round(done.tokens / int((lengths - 1).sum()), 3),
+        "seconds": round(done.seconds, 1),
+        "final_loss_nats": done.final_loss,
+        "measured": measure(read, task),
+        "weights_sha256": read.weights_sha256,
+        "device": device,
         "versions": {
             "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "numpy": np.__version__,
+            **{name: version(name) for name in ("assay-interp", "torch", "transformers", "numpy", "pygments")},
         },
         **({"note": note} if note else {}),
     }
-    trained = Subject(model.cpu(), character_tokenizer(task), folder.name, seed=seed, record=record)
+    trained = replace(read, name=task.name, seed=seed, record=record)
     save(trained, folder, stored=stored)
-    read = load(folder, device=device)
-    measured = {**record, "weights_sha256": read.weights_sha256, "measured": measure(read, task)}
-    save(replace(trained, record=measured), folder, stored=stored)
     checkpoint.unlink()
-    return replace(read, record=measured)
+    return trained
 
 
 def _model_record(model: PreTrainedModel) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from assay.subjects._reference import (
     dyck_model,
 )
 from assay.subjects._subject import Subject
-from assay.subjects._tokenizer import character_tokenizer, code_vocabulary
 from assay.subjects._train import (
     IGNORED,
     Batch,
@@ -34,10 +33,8 @@ __all__ = [
     "Recipe",
     "Subject",
     "Trained",
-    "character_tokenizer",
     "check_seed",
     "code_model",
-    "code_vocabulary",
     "dyck_model",
     "load",
     "resolve_device",

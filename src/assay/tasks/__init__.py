@@ -4,15 +4,17 @@ One file a task. Knows nothing of models.
 """
 
 from assay._registry import Registry
-from assay.tasks._code import SPECIALS, Code
+from assay.tasks._code import Code
 from assay.tasks._dyck import Dyck
 from assay.tasks._functions import Folder, Found, Function, HubDataset, Interpreter, JsonLines, Source, source_of
 from assay.tasks._lexing import KINDS, LANGUAGES, PARTS
 from assay.tasks._task import UNSCORED, Feature, Kind, Role, Split, Task
+from assay.tasks._tokenizer import SPECIALS, code_vocabulary
 
 tasks = Registry("assay.tasks", "task")
 """All tasks by name."""
 
+tasks.register("code", Code.from_data)
 tasks.register("dyck", Dyck)
 
 __all__ = [
@@ -35,6 +37,7 @@ __all__ = [
     "Source",
     "Split",
     "Task",
+    "code_vocabulary",
     "source_of",
     "tasks",
 ]

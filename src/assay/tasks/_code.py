@@ -10,22 +10,23 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
+from transformers import PreTrainedTokenizerFast
 
 from assay._errors import AssayError, unknown_name
-from assay.tasks._functions import Found, Function, Interpreter, Source
-from assay.tasks._lexing import END, KINDS, OTHER, PARTS, characters, check_language, outline
+from assay.tasks._functions import Found, Function, Interpreter, Source, source_of
+from assay.tasks._lexing import END as AT_END
+from assay.tasks._lexing import KINDS, OTHER, PARTS, characters, check_language, outline
 from assay.tasks._task import UNSCORED, Feature, Kind, Role, Split
-
-SPECIALS = ("<start>", "<end>", "<pad>", "<unknown>")
-"""The first tokens of every vocabulary, in this order; single characters follow."""
+from assay.tasks._tokenizer import END, PAD, SPECIALS, START, UNKNOWN, character_tokenizer
 
 RARE = 10
 """Characters that occur fewer times in the training split become the unknown token."""
 
-_START, _END, _PAD, _UNKNOWN = range(len(SPECIALS))
 _HELD_OUT = 10
 _HELD_OUT_PARTS = ("valid", "test")
 _DESCRIPTIONS = (
@@ -99,6 +100,11 @@ class Code:
                 )
         check_language(self.source.language)
 
+    @classmethod
+    def from_data(cls, data: str | Path | Source = "python", language: str | None = None, **parameters: Any) -> "Code":
+        """The task on what a person names: see `source_of` for `data` and `language`, `Code` for `parameters`."""
+        return cls(source_of(data, language), **parameters)
+
     # -- vocabulary ---------------------------------------------------------------------------------------------
 
     @property
@@ -109,22 +115,22 @@ class Code:
     @property
     def start_id(self) -> int:
         """The token before every function."""
-        return _START
+        return START
 
     @property
     def end_id(self) -> int:
         """The token after every function that ends inside the context."""
-        return _END
+        return END
 
     @property
     def pad_id(self) -> int:
         """The padding token, never predicted."""
-        return _PAD
+        return PAD
 
     @property
     def unknown_id(self) -> int:
         """The token of every character that is not in the vocabulary."""
-        return _UNKNOWN
+        return UNKNOWN
 
     @property
     def positions(self) -> int:
@@ -144,6 +150,10 @@ class Code:
     @cached_property
     def _ids(self) -> dict[int, int]:
         return {ord(token): index for index, token in enumerate(self.vocabulary) if index >= len(SPECIALS)}
+
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """A Hugging Face tokenizer with the same ids: one token a character, START in front."""
+        return character_tokenizer(self.vocabulary, self.context)
 
     def decode(self, tokens: Int[np.ndarray, " position"]) -> str:
         """The text of tokens; specials by their names."""
@@ -295,9 +305,9 @@ class Code:
         rows = []
         for function in functions:
             text, ends = self._window(function.text)
-            rows.append([_START, *(self._ids.get(ord(c), _UNKNOWN) for c in text), *([_END] if ends else [])])
+            rows.append([START, *(self._ids.get(ord(c), UNKNOWN) for c in text), *([END] if ends else [])])
         lengths = np.array([len(row) for row in rows])
-        tokens = np.full((len(rows), int(lengths.max())), _PAD, dtype=np.int64)
+        tokens = np.full((len(rows), int(lengths.max())), PAD, dtype=np.int64)
         for row, values in zip(tokens, rows, strict=True):
             row[: len(values)] = values
         return tokens, lengths
@@ -341,7 +351,7 @@ class Code:
                 values[row, :count] = getattr(of_text, feature)[:count]
             if ends:
                 kinds[row, count] = OTHER
-                features["part"][row, count] = END
+                features["part"][row, count] = AT_END
         return Split(name, role, description, tokens, lengths, kinds, features)
 
     def read_function(self, text: str, language: str) -> Split:

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 import torch
 
+from assay import AssayError
 from assay.studies.code import measure, train
-from assay.subjects import Progress, Recipe, Subject, character_tokenizer, code_model
+from assay.subjects import Progress, Recipe, Subject, code_model
 from assay.tasks import Code, Found, Function
 
 RECIPE = Recipe(steps=6, learning_rate=1e-3, warmup_steps=2, checkpoint_every=2)
@@ -37,20 +38,20 @@ def test_an_interrupted_training_ends_with_the_same_file(tmp_path: Path) -> None
         if progress.step == 5:
             raise Interrupted
 
-    whole = train(task, tmp_path / "whole", recipe=RECIPE, tokens_per_batch=200)
+    whole = train(tmp_path / "whole", task=task, recipe=RECIPE)
     with pytest.raises(Interrupted):
-        train(task, tmp_path / "resumed", recipe=RECIPE, tokens_per_batch=200, report=stop)
+        train(tmp_path / "resumed", task=task, recipe=RECIPE, progress=stop)
     steps = []
-    resumed = train(
-        task, tmp_path / "resumed", recipe=RECIPE, tokens_per_batch=200, report=lambda p: steps.append(p.step)
-    )
+    resumed = train(tmp_path / "resumed", task=task, recipe=RECIPE, progress=lambda p: steps.append(p.step))
     assert steps == [5, 6]
     assert resumed.weights_sha256 == whole.weights_sha256
     assert resumed.record["measured"] == whole.record["measured"] == measure(whole, task)
     assert not list(tmp_path.rglob("checkpoint*"))
-    assert whole.record["training"]["tokens"] == resumed.record["training"]["tokens"]
+    assert whole.record["tokens"] == resumed.record["tokens"]
     assert whole.record["stored"] == "float16"
     assert whole.model.dtype == torch.float32
+    with pytest.raises(AssayError, match="holds a trained model already"):
+        train(tmp_path / "whole", task=task, recipe=RECIPE)
 
 
 def test_a_checkpoint_of_another_task_is_not_continued(tmp_path: Path) -> None:
@@ -59,11 +60,9 @@ def test_a_checkpoint_of_another_task_is_not_continued(tmp_path: Path) -> None:
             raise Interrupted
 
     with pytest.raises(Interrupted):
-        train(Code(Given(), context=32), tmp_path, recipe=RECIPE, tokens_per_batch=200, report=stop)
+        train(tmp_path, task=Code(Given(), context=32), recipe=RECIPE, progress=stop)
     steps = []
-    train(
-        Code(Given(), context=24), tmp_path, recipe=RECIPE, tokens_per_batch=200, report=lambda p: steps.append(p.step)
-    )
+    train(tmp_path, task=Code(Given(), context=24), recipe=RECIPE, progress=lambda p: steps.append(p.step))
     assert steps == [1, 2, 3, 4, 5, 6]
 
 
@@ -71,7 +70,7 @@ def test_measuring_a_model_that_knows_nothing_gives_the_bits_of_its_vocabulary()
     task = Code(Given(), context=32)
     model = code_model(task, 0)
     torch.nn.init.zeros_(model.transformer.wte.weight)
-    measured = measure(Subject(model.eval(), character_tokenizer(task), "null"), task, functions=5)
+    measured = measure(Subject(model.eval(), task.tokenizer(), "null"), task, functions=5)
     for name, of_split in measured.items():
         split = task.split(name, 5)
         assert of_split["bits_per_character"] == pytest.approx(np.log2(len(task.vocabulary)), abs=1e-4)

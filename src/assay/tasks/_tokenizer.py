@@ -1,22 +1,26 @@
 """The character-level tokenizer of the code models."""
 
+from collections.abc import Sequence
+
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from assay._errors import AssayError
-from assay.tasks import SPECIALS, Code
+
+SPECIALS = ("<start>", "<end>", "<pad>", "<unknown>")
+"""The first tokens of every vocabulary, in this order; single characters follow."""
+
+START, END, PAD, UNKNOWN = range(len(SPECIALS))
 
 
-def character_tokenizer(task: Code) -> PreTrainedTokenizerFast:
-    """A tokenizer with the task's vocabulary: one token a character, START in front, unknown characters as unknown."""
+def character_tokenizer(vocabulary: Sequence[str], context: int) -> PreTrainedTokenizerFast:
+    """A tokenizer of the vocabulary: one token a character, START in front, unknown characters as unknown."""
     start, end, pad, unknown = SPECIALS
-    tokenizer = Tokenizer(
-        models.WordLevel({token: index for index, token in enumerate(task.vocabulary)}, unk_token=unknown)
-    )
+    tokenizer = Tokenizer(models.WordLevel({token: index for index, token in enumerate(vocabulary)}, unk_token=unknown))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     tokenizer.decoder = decoders.Fuse()
     tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{start} $A", pair=f"{start} $A {end} $B", special_tokens=[(start, task.start_id), (end, task.end_id)]
+        single=f"{start} $A", pair=f"{start} $A {end} $B", special_tokens=[(start, START), (end, END)]
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -24,7 +28,7 @@ def character_tokenizer(task: Code) -> PreTrainedTokenizerFast:
         eos_token=end,
         pad_token=pad,
         unk_token=unknown,
-        model_max_length=task.context,
+        model_max_length=context,
         padding_side="right",
         clean_up_tokenization_spaces=False,
         split_special_tokens=True,
