@@ -1,3 +1,4 @@
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,8 +8,8 @@ import torch
 
 from assay import AssayError
 from assay.studies.code import measure, train
-from assay.subjects import Progress, Recipe, Subject, code_model
-from assay.tasks import Code, Found, Function
+from assay.subjects import Progress, Recipe, Subject, code_model, load
+from assay.tasks import Code, Found, Function, JsonLines, code_vocabulary
 
 RECIPE = Recipe(steps=6, learning_rate=1e-3, warmup_steps=2, checkpoint_every=2)
 
@@ -25,6 +26,10 @@ class Given:
 
     def describe(self) -> dict[str, object]:
         return {"kind": "given"}
+
+
+DATA = Path(os.environ.get("ASSAY_CODEFUNCTIONS", Path(__file__).parents[3] / "shared" / "data" / "codefunctions"))
+"""The development data: `../shared/data/codefunctions` beside the repository, or where the variable says."""
 
 
 class Interrupted(Exception):  # noqa: N818
@@ -78,3 +83,15 @@ def test_measuring_a_model_that_knows_nothing_gives_the_bits_of_its_vocabulary()
         assert of_split["accuracy"] == 0
         assert sum(kind["share"] for kind in of_split["kinds"].values()) == pytest.approx(1, abs=1e-4)
         assert of_split["kinds"]["keyword"]["accuracy"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not DATA.is_dir(), reason="the development data (ASSAY_CODEFUNCTIONS) are not on this machine")
+def test_the_shipped_java_model_does_what_its_record_says() -> None:
+    subject = load("code-java")
+    task = Code(JsonLines((DATA,)), vocabulary_from=code_vocabulary(subject.tokenizer))
+    assert task.describe()["splits"] == subject.record["task"]["splits"]
+    for name, of_split in measure(subject, task).items():
+        recorded = subject.record["measured"][name]
+        assert of_split["accuracy"] == pytest.approx(recorded["accuracy"], abs=5e-4)
+        assert of_split["bits_per_character"] == pytest.approx(recorded["bits_per_character"], abs=1e-3)
