@@ -65,12 +65,13 @@ class Code:
     held out). `iid` is what the source has in its valid or test part of trained repositories; where there is nothing,
     a tenth of the functions, chosen by a hash. No two functions of any splits are equal up to comments, white space
     and letter case: `train` is dealt first, then in the order of the table. Splits that would be empty are left out
-    of `split_names`; `describe()` counts everything that was dropped. All hashes are of a function's text, so that
-    what is held out from one version of a source is held out from the others too, and a split's first functions are a
-    sample of it.
+    of `split_names`; `describe()` counts everything that was dropped. All hashes are of a function's text (or a
+    repository's name), so that what is held out from one version of a source is held out from the others too, and a
+    split's first functions are a sample of it.
 
     The vocabulary is `SPECIALS` and the characters that occur at least 10 times in the training split, sorted;
-    a model brings its own (`vocabulary`), so that the two agree where the source differs from the training's.
+    a model brings its own (`vocabulary_from=code_vocabulary(subject.tokenizer)`), so that the two agree where the
+    source differs from the training's.
 
     A prediction's features belong to the predicted character: `depth`, the brackets open at it (both brackets of an
     outermost pair have 1; in strings and comments they do not count); `part`, what it is part of (an index into
