@@ -10,7 +10,7 @@ from assay import AssayError
 from assay.subjects import Subject, code_model, load, save, shipped
 from assay.tasks import SPECIALS, Code, code_vocabulary
 
-NAMES = ("code-java", "code-python")
+NAMES = [name for name in shipped() if name.startswith("code-")]
 
 HELD_OUT = {
     "code-java": """public int indexOf(String value) {
