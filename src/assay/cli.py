@@ -166,6 +166,7 @@ def train_dyck(
             device=device,
             recipe=recipe,
             progress=lambda now: bar.update(line, completed=now.step, description=f"loss {now.loss:.3f} nats"),
+            measuring=lambda step: bar.update(line, description=step.text, completed=step.done, total=step.total),
         )
     if as_json:
         print(json.dumps({"folder": str(folder), **subject.record}, indent=2))

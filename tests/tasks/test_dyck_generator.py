@@ -115,9 +115,7 @@ def test_length_conditioning_keeps_relative_probabilities():
 @pytest.mark.parametrize(("low", "high"), [(2, 8), (5, 30), (30, 40)])
 def test_lengths_stay_within_their_limits(low, high):
     sentences = rows(
-        sample_sentences(
-            np.random.default_rng(0), 500, brackets=2, max_depth=5, min_brackets=low, max_brackets=high
-        )
+        sample_sentences(np.random.default_rng(0), 500, brackets=2, max_depth=5, min_brackets=low, max_brackets=high)
     )
     lengths = set(map(len, sentences))
     assert len(sentences) == 500

@@ -16,9 +16,7 @@ Sentence = tuple[int, ...]
 
 def sentences_of(split: Split) -> list[Sentence]:
     """Brackets alone, START, END and padding taken off."""
-    return [
-        tuple(map(int, row[1 : length - 1])) for row, length in zip(split.tokens, split.lengths, strict=True)
-    ]
+    return [tuple(map(int, row[1 : length - 1])) for row, length in zip(split.tokens, split.lengths, strict=True)]
 
 
 def moves(sentence: Sentence, brackets: int) -> str:
@@ -141,7 +139,7 @@ def test_iid_holds_seen_and_unseen_structures(splits, task):
     assert 0.05 < share < 0.95
 
 
-@pytest.mark.parametrize("name", ("train", *EVALUATION))
+@pytest.mark.parametrize("name", ["train", *EVALUATION])
 def test_few_sentences_are_the_start_of_many(task, name):
     few, many = task.split(name, 50), task.split(name, 100)
     assert sentences_of(few) == sentences_of(many)[:50]
@@ -232,12 +230,18 @@ def test_split_without_sequences_is_refused(splits):
         ({"min_brackets": 1}, "min_brackets=1"),
         ({"max_brackets": 21}, "max_brackets=21"),
         ({"min_brackets": 60, "max_brackets": 50}, "max_brackets=50"),
-        ({"structure": "words"}, "'words'"),
     ],
 )
 def test_bad_parameters_are_refused(parameters, trouble):
     with pytest.raises(AssayError, match=trouble):
         Dyck(**parameters)
+
+
+def test_bad_structure_is_refused(task):
+    wrong = replace(task)
+    object.__setattr__(wrong, "structure", "words")  # the constructor's types are checked while tests run
+    with pytest.raises(AssayError, match=r"structure='words'\): must be 'sentence' or 'blocks'"):
+        wrong.__post_init__()
 
 
 def test_unknown_split_is_refused_with_the_nearest_names(task):
@@ -251,7 +255,8 @@ def test_bad_number_of_sequences_is_refused(task, name, sequences):
         task.split(name, sequences)
 
 
-def test_split_that_cannot_be_filled_is_refused():
+def test_split_that_cannot_be_filled_is_refused(monkeypatch):
+    monkeypatch.setattr("assay.tasks._dyck._CHUNK", 100)
     tiny = Dyck(brackets=1, max_depth=1, deeper=2, training_sentences=50, max_brackets=6)
     with pytest.raises(AssayError, match="too few sentences"):
         tiny.split("unseen_structure_long", 1)
@@ -265,10 +270,16 @@ def test_description_rebuilds_the_task(task):
 
 
 def test_many_sentences_at_the_default_settings():
-    """A tenth of the default training set, with the measured moments of this generator as a sanity range."""
-    split = replace(Dyck(), training_sentences=20_000, max_brackets=1_200).split("train", 20_000)
-    assert len(split) == 20_000
-    lengths = split.lengths - 2
-    assert lengths.mean() == pytest.approx(48.9, abs=2.0)
-    assert (split.features["depth"].max(axis=1) == 10).mean() == pytest.approx(0.227, abs=0.015)
-    assert split.features["depth"].max() == 10
+    """A tenth of the default training set."""
+    task = Dyck(training_sentences=20_000)
+    assert len(task.split("train", 20_000)) == 20_000
+
+
+def test_moments_of_the_unbounded_language():
+    """Mean length and share of sentences as deep as allowed, measured on 200,000 draws of the same process."""
+    training = Dyck(training_sentences=20_000, max_brackets=1_200).training
+    assert (training >= 0).sum(axis=1).mean() == pytest.approx(48.9, abs=2.0)
+    step = np.where(training < 0, 0, np.where(training < 20, 1, -1))
+    depth = np.cumsum(step, axis=1, dtype=np.int16).max(axis=1)
+    assert depth.max() == 10
+    assert (depth == 10).mean() == pytest.approx(0.227, abs=0.015)

@@ -57,15 +57,15 @@ def _given(block: nn.Module, output: Any) -> Iterator[None]:
         del block.forward
 
 
-def _keep_input(into: dict[int, Tensor], layer: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-    def keep(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+def _keep_input(into: dict[int, Tensor], layer: int) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+    def keep(_: nn.Module, inputs: tuple[Any, ...]) -> None:
         into[layer] = inputs[0]
 
     return keep
 
 
-def _keep_output(into: dict[int, Any], layer: int) -> Callable[[nn.Module, tuple[Tensor, ...], Any], None]:
-    def keep(_: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
+def _keep_output(into: dict[int, Any], layer: int) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
+    def keep(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         into[layer] = output
 
     return keep

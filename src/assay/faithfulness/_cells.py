@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -34,29 +34,50 @@ class Candidate:
 
 
 class Cells:
-    """Finished cells, in memory or in a folder; a file is named by a hash of all that its content depends on."""
+    """Finished cells, in memory or in a folder; a file is named by a hash of all that its content depends on.
+
+    With a folder, a cell is read when it is asked for, so that a long run does not have to fit in memory.
+    """
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
         self._memory: dict[str, Scores | NotFiniteError] = {}
 
-    def get(self, name: str) -> Scores | NotFiniteError | None:
-        """A finished cell, or None."""
-        if name not in self._memory and self.folder is not None and (self.folder / f"{name}.npz").is_file():
-            self._memory[name] = Scores.read(self.folder / f"{name}.npz")
-        return self._memory.get(name)
+    def __contains__(self, name: str) -> bool:
+        return name in self._memory or (self.folder is not None and (self.folder / f"{name}.npz").is_file())
 
-    def take(self, name: str) -> Scores | NotFiniteError:
-        """A cell that is known to be finished."""
-        found = self.get(name)
-        assert found is not None
-        return found
+    def __getitem__(self, name: str) -> Scores | NotFiniteError:
+        if name in self._memory or self.folder is None:
+            return self._memory[name]
+        return Scores.read(self.folder / f"{name}.npz")
 
     def put(self, name: str, scores: Scores | NotFiniteError) -> None:
         """Keep a finished cell; one that could not be scored is kept in memory only."""
-        self._memory[name] = scores
         if self.folder is not None and isinstance(scores, Scores):
             write_atomically(self.folder / f"{name}.npz", scores.write)
+        else:
+            self._memory[name] = scores
+
+
+class Found(Mapping[tuple[int, str, str], Scores | NotFiniteError]):
+    """The cells of one comparison by number of the subject, key of the candidate and split."""
+
+    def __init__(self, cells: Cells) -> None:
+        self._cells = cells
+        self._names: dict[tuple[int, str, str], str] = {}
+
+    def add(self, place: tuple[int, str, str], name: str) -> None:
+        """Note the name of a finished cell."""
+        self._names[place] = name
+
+    def __getitem__(self, place: tuple[int, str, str]) -> Scores | NotFiniteError:
+        return self._cells[self._names[place]]
+
+    def __iter__(self) -> Iterator[tuple[int, str, str]]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 def candidates_of(

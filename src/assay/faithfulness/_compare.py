@@ -16,7 +16,7 @@ import torch
 
 from assay._errors import AssayError
 from assay.engine import Engine, Proxy, batches, collect, tensors
-from assay.faithfulness._cells import Candidate, Cells, candidates_of, cell_name
+from assay.faithfulness._cells import Candidate, Cells, Found, candidates_of, cell_name
 from assay.faithfulness._comparison import (
     Comparison,
     FeatureRecord,
@@ -29,9 +29,9 @@ from assay.faithfulness._comparison import (
     SplitRecord,
 )
 from assay.faithfulness._metrics import Metric, choices, metrics
-from assay.faithfulness._scores import NotFiniteError, Scores, score
+from assay.faithfulness._scores import NotFiniteError, score
 from assay.faithfulness._statistics import Method
-from assay.faithfulness._summary import sequence_table, summarise
+from assay.faithfulness._summary import sequence_tables, summarise
 from assay.simplify import Simplification, label
 from assay.subjects import Subject
 from assay.tasks import UNSCORED, Split, Task
@@ -102,7 +102,8 @@ def compare(
     noise = _noise_floor(engines[0], task, iid[0])
 
     total = sum(len(splits) * len(_candidates_for(engine.subject, candidates)) for engine in engines)
-    found: dict[tuple[int, str, str], Scores | NotFiniteError] = {}
+    found = Found(cells)
+    failures: list[Skipped] = []
     for number, engine in enumerate(engines):
         own = _candidates_for(engine.subject, candidates)
         described = engine.subject.describe()
@@ -115,7 +116,7 @@ def compare(
         }
         fitted: dict[str, Proxy] = {}
         for name, split in splits.items():
-            missing = [item for item in own if cells.get(names[item.key, name]) is None]
+            missing = [item for item in own if names[item.key, name] not in cells]
             if missing and not fitted:
                 progress(Step(len(found), total, f"{_who(engine.subject)}: fitting"))
                 fitted = _fit(engine, train, own)
@@ -123,8 +124,13 @@ def compare(
                 progress(Step(len(found), total, f"{_who(engine.subject)}: {name}"))
                 scores = score(engine, {item.key: fitted[item.key] for item in missing}, task, split, judged)
                 for item in missing:
-                    cells.put(names[item.key, name], scores[item.key])
-            found |= {(number, item.key, name): cells.take(names[item.key, name]) for item in own}
+                    cell = scores[item.key]
+                    cells.put(names[item.key, name], cell)
+                    if isinstance(cell, NotFiniteError):
+                        where = f"{item.key} on {name} ({_who(engine.subject)})"
+                        failures.append(Skipped(what=where, reason=str(cell)))
+            for item in own:
+                found.add((number, item.key, name), names[item.key, name])
 
     progress(Step(total, total, "intervals"))
     options: dict[str, Any] = {"seed": seed, "resamples": resamples, "level": level, "method": method}
@@ -154,9 +160,9 @@ def compare(
             **options,
         },
         noise_floor=noise,
-        skipped=tuple(_skipped(task, variants, found)),
+        skipped=(*failures, *_undetermined(task)),
     )
-    comparison = Comparison(record, results, gaps, sequence_table(variants, candidates, found))
+    comparison = Comparison(record, results, gaps, lambda: sequence_tables(variants, candidates, found))
     if folder is not None:
         comparison.save(folder)
     return comparison
@@ -198,12 +204,7 @@ def _task_records(
     }
 
 
-def _skipped(
-    task: Task, variants: Sequence[Subject], found: Mapping[tuple[int, str, str], Scores | NotFiniteError]
-) -> Iterator[Skipped]:
-    for (number, key, split), cell in found.items():
-        if isinstance(cell, NotFiniteError):
-            yield Skipped(what=f"{key} on {split} ({variants[number].name})", reason=str(cell))
+def _undetermined(task: Task) -> Iterator[Skipped]:
     for kind in task.kinds:
         if not kind.determined:
             yield Skipped(

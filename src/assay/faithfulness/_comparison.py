@@ -1,5 +1,6 @@
 """The record of one run, and everything that can be asked of it."""
 
+from collections.abc import Callable, Iterable
 from html import escape
 from pathlib import Path
 from typing import Any, Literal
@@ -112,14 +113,27 @@ class Comparison:
     """Subject against proxies on every split, with intervals.
 
     `record` says what was run; `results` has one row a (subject, trained, proxy, site, split, metric, kind, feature,
-    bin); `sequence_scores` one row a sequence of these, the values behind every interval.
+    bin).
     """
 
-    def __init__(self, record: Record, results: pd.DataFrame, gaps: pd.DataFrame, sequences: pyarrow.Table) -> None:
+    def __init__(
+        self,
+        record: Record,
+        results: pd.DataFrame,
+        gaps: pd.DataFrame,
+        sequences: Callable[[], Iterable[pyarrow.Table]],
+    ) -> None:
         self.record = record
         self.results = results
         self._gaps = gaps
-        self.sequence_scores = sequences
+        self._sequences = sequences
+
+    def sequence_scores(self) -> pyarrow.Table:
+        """The values behind the intervals: one row a (subject, seed, proxy, site, split, metric, kind, sequence).
+
+        `mean` is over the sequence's `predictions`. Kinds as wholes only; a full run has millions of rows.
+        """
+        return pyarrow.concat_tables(self._sequences()).unify_dictionaries()
 
     def to_frame(self) -> pd.DataFrame:
         """Tidy results: estimate, low, high (NaN where not measured; `reason` says why), unit and direction.
@@ -236,15 +250,23 @@ class Comparison:
         for name, table in (
             (RESULTS, pyarrow.Table.from_pandas(self.results, preserve_index=False)),
             (GAPS, pyarrow.Table.from_pandas(self._gaps, preserve_index=False)),
-            (SEQUENCES, self.sequence_scores),
         ):
             write_atomically(
                 folder / name,
                 lambda path, table=table: pyarrow.parquet.write_table(table, path, compression="zstd"),  # type: ignore[misc]
             )
+        write_atomically(folder / SEQUENCES, self._write_sequences)
         text = self.record.model_dump_json(indent=2) + "\n"
         write_atomically(folder / RECORD, lambda path: path.write_text(text, encoding="utf-8"))
         return folder
+
+    def _write_sequences(self, path: Path) -> None:
+        tables = iter(self._sequences())
+        first = next(tables)
+        with pyarrow.parquet.ParquetWriter(path, first.schema, compression="zstd") as writer:
+            writer.write_table(first)
+            for table in tables:
+                writer.write_table(table)
 
     @classmethod
     def load(cls, folder: str | Path) -> "Comparison":
@@ -257,7 +279,7 @@ class Comparison:
             record = Record.model_validate_json((folder / RECORD).read_text(encoding="utf-8"))
             results = pd.read_parquet(folder / RESULTS)
             gaps = pd.read_parquet(folder / GAPS)
-            sequences = pyarrow.parquet.read_table(folder / SEQUENCES, memory_map=True)
+            pyarrow.parquet.read_metadata(folder / SEQUENCES)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
@@ -267,4 +289,4 @@ class Comparison:
             ) from None
         except (OSError, pyarrow.ArrowException) as error:
             raise AssayError(f"{str(folder)!r} is damaged ({error}); run it again with the same --out.") from None
-        return cls(record, results, gaps, sequences)
+        return cls(record, results, gaps, lambda: [pyarrow.parquet.read_table(folder / SEQUENCES)])

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -184,49 +184,40 @@ def _rows(
     return rows
 
 
-def sequence_table(
+def sequence_tables(
     variants: Sequence[Subject],
     candidates: Sequence[Candidate],
     found: Mapping[tuple[int, str, str], Scores | NotFiniteError],
-) -> pyarrow.Table:
-    """One row a (subject, seed, proxy, site, split, metric, kind, feature, bin, sequence) that has predictions."""
+) -> Iterator[pyarrow.Table]:
+    """One table a cell, one row a (subject, seed, proxy, site, split, metric, kind, sequence) that has predictions."""
     by_key = {item.key: item for item in candidates}
-    tables = []
-
-    def constant(value: str, size: int) -> pyarrow.DictionaryArray:
-        return pyarrow.DictionaryArray.from_arrays(np.zeros(size, dtype=np.int32), [value])
-
     for (number, key, split), scores in found.items():
         if isinstance(scores, NotFiniteError):
             continue
         item, variant = by_key[key], variants[number]
-        column, sequence = np.nonzero(scores.counts.T)
-        counts = scores.counts[sequence, column]
-        means = scores.sums[sequence, column] / counts
-
-        def coded(values: Sequence[str], column: np.ndarray = column) -> pyarrow.DictionaryArray:
-            names = sorted(set(values))
-            codes = np.array([names.index(value) for value in values], dtype=np.int32)
-            return pyarrow.DictionaryArray.from_arrays(codes[column], names)
-
+        whole = [index for index, column in enumerate(scores.columns) if not column.feature]
+        column, sequence = np.nonzero(scores.counts[:, whole].T)
+        counts = scores.counts[:, whole][sequence, column]
         size = len(column)
-        tables.append(
-            pyarrow.table(
-                {
-                    "subject": constant(variant.name, size),
-                    "seed": pyarrow.array(np.full(size, -1 if variant.seed is None else variant.seed, dtype=np.int32)),
-                    "trained": pyarrow.array(np.full(size, variant.trained)),
-                    "proxy": constant(label(item.simplification), size),
-                    "site": constant(item.site, size),
-                    "split": constant(split, size),
-                    "metric": coded([entry.metric for entry in scores.columns]),
-                    "kind": coded([entry.kind for entry in scores.columns]),
-                    "feature": coded([entry.feature for entry in scores.columns]),
-                    "bin": pyarrow.array(np.array([entry.bin for entry in scores.columns], dtype=np.int32)[column]),
-                    "sequence": pyarrow.array(sequence.astype(np.int32)),
-                    "mean": pyarrow.array(means.astype(np.float32)),
-                    "predictions": pyarrow.array(counts.astype(np.int32)),
-                }
-            )
+        yield pyarrow.table(
+            {
+                "subject": _coded([variant.name], np.zeros(size, dtype=np.int32)),
+                "seed": pyarrow.array(np.full(size, -1 if variant.seed is None else variant.seed, dtype=np.int32)),
+                "trained": pyarrow.array(np.full(size, variant.trained)),
+                "proxy": _coded([label(item.simplification)], np.zeros(size, dtype=np.int32)),
+                "site": _coded([item.site], np.zeros(size, dtype=np.int32)),
+                "split": _coded([split], np.zeros(size, dtype=np.int32)),
+                "metric": _coded([scores.columns[index].metric for index in whole], column),
+                "kind": _coded([scores.columns[index].kind for index in whole], column),
+                "sequence": pyarrow.array(sequence.astype(np.int32)),
+                "mean": pyarrow.array((scores.sums[:, whole][sequence, column] / counts).astype(np.float32)),
+                "predictions": pyarrow.array(counts.astype(np.int32)),
+            }
         )
-    return pyarrow.concat_tables(tables).unify_dictionaries()
+
+
+def _coded(values: Sequence[str], index: np.ndarray) -> pyarrow.DictionaryArray:
+    """The values at `index`, each stored once."""
+    names = sorted(set(values))
+    codes = np.array([names.index(value) for value in values], dtype=np.int32)
+    return pyarrow.DictionaryArray.from_arrays(codes[index], names)

@@ -155,11 +155,13 @@ def train(
     evaluation_sequences: int = 2_000,
     task: Dyck | None = None,
     progress: Callable[[Progress], None] = lambda progress: None,
+    measuring: Callable[[Step], None] = lambda step: None,
 ) -> Subject:
     """Train the reference model from `seed` and save it in `folder` with its training record.
 
     An interrupted training goes on from its checkpoint in the same folder and ends with the same weights. The record
-    holds the subject's accuracy on every split, measured from the file that was written.
+    holds the subject's accuracy on every split, measured from the file that was written; `progress` is told of the
+    training and `measuring` of that. Raises AssayError if the folder holds a finished model.
     """
     task = task or Dyck()
     if (folder / "model.safetensors").exists():
@@ -173,7 +175,15 @@ def train(
     done = train_model(model, batches, recipe, checkpoint=checkpoint, device=device, report=progress)
     save(Subject(model, task.tokenizer(), task.name, seed=seed), folder)
     written = load(folder, device=device)
-    measured = compare(written, task, [Identity()], sequences=evaluation_sequences, controls=False, resamples=200)
+    measured = compare(
+        written,
+        task,
+        [Identity()],
+        sequences=evaluation_sequences,
+        controls=False,
+        resamples=200,
+        progress=measuring,
+    )
     rows = measured.results.query("metric == 'subject_accuracy' and feature == ''")
     record = {
         "name": task.name,

@@ -136,7 +136,7 @@ def save(subject: Subject, folder: Path, *, stored: torch.dtype | None = None) -
         model = copy.deepcopy(model)
         torch.nn.Module.to(model, stored)
     with _quiet(True):
-        model.save_pretrained(folder, safe_serialization=True)
+        model.save_pretrained(folder)
     if subject.tokenizer is not None:
         subject.tokenizer.save_pretrained(folder)
     text = json.dumps(subject.record, indent=2, ensure_ascii=False) + "\n"

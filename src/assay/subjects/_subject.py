@@ -33,7 +33,8 @@ class Subject:
     ) -> Float[Tensor, "batch position vocabulary"]:
         """Logits of every position; `valid` is 1 at tokens and 0 at padding (default: no padding)."""
         mask = torch.ones_like(tokens) if valid is None else valid
-        logits: Tensor = self.model(input_ids=tokens, attention_mask=mask).logits
+        without_cache = {"use_cache": False} if getattr(self.model.config, "use_cache", False) else {}
+        logits: Tensor = self.model(input_ids=tokens, attention_mask=mask, **without_cache).logits
         return logits
 
     @property

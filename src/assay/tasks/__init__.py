@@ -9,6 +9,7 @@ from assay.tasks._dyck import Dyck
 from assay.tasks._functions import Folder, Found, Function, HubDataset, Interpreter, JsonLines, Source, source_of
 from assay.tasks._lexing import KINDS, LANGUAGES, PARTS
 from assay.tasks._task import UNSCORED, Feature, Kind, Role, Split, Task
+from assay.tasks._text import Text
 from assay.tasks._tokenizer import SPECIALS, code_vocabulary
 
 tasks = Registry("assay.tasks", "task")
@@ -16,6 +17,7 @@ tasks = Registry("assay.tasks", "task")
 
 tasks.register("code", Code.from_data)
 tasks.register("dyck", Dyck)
+tasks.register("text", Text)
 
 __all__ = [
     "KINDS",
@@ -37,6 +39,7 @@ __all__ = [
     "Source",
     "Split",
     "Task",
+    "Text",
     "code_vocabulary",
     "source_of",
     "tasks",

@@ -1,0 +1,139 @@
+"""For authors of simplifications: a conformance suite that yours and ours have to pass."""
+
+import copy
+import inspect
+from collections.abc import Callable
+
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from assay._errors import AssayError
+from assay.engine import Engine, Proxy, Samples, collect
+from assay.simplify import Simplification, label
+from assay.subjects import Subject
+from assay.tasks import Split
+
+_VOCABULARY = 23
+_WIDTH = 8
+
+TOLERANCE = 1e-5
+"""Largest difference of a logit that counts as none; the small models are in float64."""
+
+
+def check_simplification(make: Callable[[], Simplification]) -> None:
+    """Check that a simplification keeps the contract; `make` gives a fresh, unfitted one each time it is called.
+
+        check_simplification(lambda: MyMethod(rank=2))
+
+    On a small GPT-2 and a small Llama with grouped queries: parameters are only stored; `fit` returns self, learns
+    the same from the same samples, and forgets what it learned before; `apply` before `fit` is refused; the subject
+    is left as it was; the proxy is causal, does not depend on padding or on the batch, follows dtype and device; with
+    a parameter `rank` equal to the width, nothing changes. Raises AssertionError that names the first rule broken.
+    """
+    for subject in (_gpt2(), _llama()):
+        _check(make, subject)
+
+
+def _check(make: Callable[[], Simplification], subject: Subject) -> None:
+    fresh = make()
+    name = f"{label(fresh)} on {subject.name}"
+    assert isinstance(fresh, Simplification), f"{name}: needs streams, fit, apply and control"
+    learned = [key for key, value in vars(fresh).items() if key.endswith("_") and value is not None]
+    assert not learned, f"{name}: has learned attributes before fit: {learned}"
+    for key in inspect.signature(type(fresh)).parameters:
+        assert hasattr(fresh, key), f"{name}: parameter {key!r} is not stored under its own name"
+    try:
+        make().apply(subject)
+    except AssayError:
+        pass
+    else:
+        raise AssertionError(f"{name}: apply before fit must raise AssayError")
+
+    engine = Engine(subject)
+    split, other = _sequences(0), _sequences(1)
+    samples = collect(engine, split, fresh.streams)
+    before = subject.weights_sha256
+    fitted = make()
+    assert fitted.fit(samples) is fitted, f"{name}: fit must return self"
+    proxy = fitted.apply(subject)
+
+    tokens = torch.from_numpy(other.tokens)
+    logits = proxy(tokens)
+    assert logits.shape == subject(tokens).shape, f"{name}: the proxy's logits have another shape"
+    assert torch.isfinite(logits).all(), f"{name}: the proxy's logits are not finite"
+    assert subject.weights_sha256 == before, f"{name}: the subject's weights changed"
+    _same(make().fit(samples).apply(subject)(tokens), logits, f"{name}: the same samples give another proxy")
+    twice = make()
+    twice.fit(collect(engine, other, fresh.streams))
+    _same(twice.fit(samples).apply(subject)(tokens), logits, f"{name}: fit does not forget an earlier fit")
+    _same(copy.deepcopy(fitted).apply(subject)(tokens), logits, f"{name}: a copy behaves differently")
+
+    _check_input_independence(proxy, tokens, logits, name)
+    _check_full_rank(make, subject, samples, tokens, name)
+    single = Subject(copy.deepcopy(subject.model).float(), None, subject.name)
+    assert fitted.apply(single)(tokens).dtype == torch.float32, f"{name}: the proxy does not follow the subject's dtype"
+    if torch.cuda.is_available():
+        moved = Subject(copy.deepcopy(subject.model), None, subject.name).to("cuda")
+        assert fitted.apply(moved)(tokens.cuda()).is_cuda, f"{name}: the proxy does not follow the subject's device"
+
+
+def _check_input_independence(proxy: Proxy, tokens: torch.Tensor, logits: torch.Tensor, name: str) -> None:
+    later = tokens.clone()
+    later[:, 6:] = (later[:, 6:] + 1) % _VOCABULARY
+    _same(proxy(later)[:, :6], logits[:, :6], f"{name}: a later token changes earlier predictions")
+    _same(proxy(tokens[:1]), logits[:1], f"{name}: the rest of the batch changes a sequence's predictions")
+    padded = torch.nn.functional.pad(tokens, (0, 3))
+    valid = torch.nn.functional.pad(torch.ones_like(tokens), (0, 3))
+    _same(proxy(padded, valid)[:, : tokens.shape[1]], logits, f"{name}: padding changes predictions")
+
+
+def _check_full_rank(
+    make: Callable[[], Simplification], subject: Subject, samples: Samples, tokens: torch.Tensor, name: str
+) -> None:
+    whole = make()
+    if hasattr(whole, "rank"):
+        whole.rank = _WIDTH
+        _same(whole.fit(samples).apply(subject)(tokens), subject(tokens), f"{name}: full rank changes predictions")
+
+
+def _same(first: torch.Tensor, second: torch.Tensor, message: str) -> None:
+    difference = float((first - second).abs().max())
+    assert difference <= TOLERANCE, f"{message} (a logit differs by {difference:.2g})"
+
+
+def _sequences(seed: int) -> Split:
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(_VOCABULARY, (24, 10), generator=generator).numpy()
+    return Split(
+        name="random",
+        role="train",
+        description="random tokens",
+        tokens=tokens,
+        lengths=(tokens >= 0).sum(axis=1),
+        kinds=tokens * 0,
+    )
+
+
+def _subject(model: PreTrainedModel, name: str) -> Subject:
+    return Subject(model.double().eval(), None, name)
+
+
+def _gpt2() -> Subject:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = GPT2Config(
+            vocab_size=_VOCABULARY, n_positions=16, n_embd=2 * _WIDTH, n_layer=2, n_head=2, initializer_range=0.3,
+            bos_token_id=None, eos_token_id=None,
+        )  # fmt: skip
+        return _subject(GPT2LMHeadModel(config), "a small GPT-2")
+
+
+def _llama() -> Subject:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = LlamaConfig(
+            vocab_size=_VOCABULARY, hidden_size=4 * _WIDTH, intermediate_size=32, num_hidden_layers=2,
+            num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=16, initializer_range=0.3,
+            bos_token_id=None, eos_token_id=None,
+        )  # fmt: skip
+        return _subject(LlamaForCausalLM(config), "a small Llama with grouped queries")

@@ -1,0 +1,478 @@
+"""The engine on GPT-2 against attention written out by hand from the weights, and its manners towards the model."""
+
+import math
+from copy import deepcopy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from assay import AssayError
+from assay.engine import Edit, Engine, Head, Proxy, batches, collect, tensors
+from assay.subjects import Subject
+from assay.tasks import Dyck
+
+VOCABULARY, WIDTH, HEADS, LAYERS, HEAD_WIDTH = 29, 24, 3, 2, 8
+
+
+@pytest.fixture(scope="module")
+def gpt2() -> Subject:
+    """Three heads a layer, large weights, and an ordinary GELU."""
+    torch.manual_seed(5)
+    config = GPT2Config(
+        vocab_size=VOCABULARY,
+        n_positions=40,
+        n_embd=WIDTH,
+        n_layer=LAYERS,
+        n_head=HEADS,
+        initializer_range=0.3,
+        activation_function="gelu",
+        bos_token_id=0,
+        eos_token_id=1,
+    )
+    model = GPT2LMHeadModel(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_(std=0.3)
+    return Subject(model, None, "three-heads")
+
+
+@pytest.fixture(scope="module")
+def reader(gpt2) -> Engine:
+    return Engine(gpt2)
+
+
+@pytest.fixture(scope="module")
+def tokens() -> torch.Tensor:
+    return torch.randint(VOCABULARY, (4, 11), generator=torch.Generator().manual_seed(2))
+
+
+def unchanged(*args):
+    return args[0]
+
+
+def double(vectors):
+    return 2 * vectors
+
+
+def by_hand(model, tokens, change=unchanged):
+    """GPT-2 written out; `change(layer, q, k, pattern)` may replace the pattern. Returns logits and what was seen."""
+    weights = {name: value.double() for name, value in model.state_dict().items()}
+    seen = {"queries": {}, "keys": {}, "patterns": {}, "residuals": {}}
+
+    def normal(x, name):
+        centred = x - x.mean(-1, keepdim=True)
+        scaled = centred / (x.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt()
+        return scaled * weights[f"{name}.weight"] + weights[f"{name}.bias"]
+
+    def linear(x, name):
+        return x @ weights[f"{name}.weight"] + weights[f"{name}.bias"]
+
+    def heads(x):
+        return x.unflatten(-1, (HEADS, HEAD_WIDTH)).transpose(1, 2)
+
+    length = tokens.shape[1]
+    x = weights["transformer.wte.weight"][tokens] + weights["transformer.wpe.weight"][:length]
+    for layer in range(LAYERS):
+        block = f"transformer.h.{layer}"
+        seen["residuals"][layer] = x
+        q, k, v = map(heads, linear(normal(x, f"{block}.ln_1"), f"{block}.attn.c_attn").split(WIDTH, dim=-1))
+        scores = q @ k.transpose(-1, -2) / math.sqrt(HEAD_WIDTH)
+        hidden = torch.ones(length, length).triu(1).bool()
+        pattern = scores.masked_fill(hidden, -torch.inf).softmax(-1)
+        if change is not unchanged:
+            pattern = change(layer, q, k, pattern)
+        seen["queries"][layer], seen["keys"][layer], seen["patterns"][layer] = q, k, pattern
+        mixed = (pattern @ v).transpose(1, 2).flatten(2)
+        x = x + linear(mixed, f"{block}.attn.c_proj")
+        inner = linear(normal(x, f"{block}.ln_2"), f"{block}.mlp.c_fc")
+        x = x + linear(inner * 0.5 * (1 + torch.erf(inner / math.sqrt(2))), f"{block}.mlp.c_proj")
+    return normal(x, "transformer.ln_f") @ weights["transformer.wte.weight"].T, seen
+
+
+def close(found, expected, tolerance=2e-4):
+    torch.testing.assert_close(found.double(), expected, atol=tolerance, rtol=1e-4)
+
+
+# -- what is read ---------------------------------------------------------------------------------------------------
+
+
+def test_logits_agree_with_attention_by_hand(gpt2, reader, tokens):
+    expected, _ = by_hand(gpt2.model, tokens)
+    close(reader.run(tokens).logits, expected)
+    close(gpt2(tokens), expected)
+
+
+@pytest.mark.parametrize("stream", ["queries", "keys", "patterns", "residuals"])
+def test_streams_agree_with_the_weights(gpt2, reader, tokens, stream):
+    found = getattr(reader.run(tokens, read=(stream,)), stream)
+    _, expected = by_hand(gpt2.model, tokens)
+    assert set(found) == {0, 1}
+    for layer in (0, 1):
+        close(found[layer], expected[stream][layer])
+
+
+def test_only_what_was_asked_for_is_kept(reader, tokens):
+    run = reader.run(tokens, read=("keys",))
+    assert (run.queries, run.patterns, run.residuals) == ({}, {}, {})
+    assert set(run.keys) == {0, 1}
+
+
+def test_observer_sees_each_pattern_in_order(reader, tokens):
+    seen = []
+    kept = reader.run(tokens, read=("patterns",), on_pattern=lambda layer, pattern: seen.append((layer, pattern)))
+    assert [layer for layer, _ in seen] == [0, 1]
+    assert all(torch.equal(pattern, kept.patterns[layer]) for layer, pattern in seen)
+
+
+def test_observer_sees_the_edited_pattern(reader, tokens):
+    seen = {}
+    reader.run(tokens, edits=[Edit(Head(1, 2), pattern=lambda p, _: p / 2)], on_pattern=seen.__setitem__)
+    close(seen[1][:, 2].sum(-1), torch.full((4, 11), 0.5, dtype=torch.float64), 1e-5)
+    close(seen[1][:, 1].sum(-1), torch.ones(4, 11, dtype=torch.float64), 1e-5)
+
+
+def test_names_and_widths(reader):
+    assert reader.layers == 2
+    assert reader.layer_name(1) == "transformer.h.1.attn"
+    assert reader.widths == {0: 8, 1: 8}
+    assert reader.heads == tuple(Head(layer, head) for layer in range(2) for head in range(3))
+
+
+def test_sites(reader):
+    assert reader.sites("all") == reader.heads
+    assert reader.sites("layer1") == (Head(1, 0), Head(1, 1), Head(1, 2))
+    assert reader.sites("layer0.head2") == (Head(0, 2),)
+
+
+@pytest.mark.parametrize("text", ["layer2", "layer0.head3", "head0", "", "layer", "layer1.head", "ALL"])
+def test_unknown_site_is_refused(reader, text):
+    with pytest.raises(AssayError, match=r"not in 'three-heads'.*layer0.*layer1.*layer1\.head2"):
+        reader.sites(text)
+
+
+# -- what is edited -------------------------------------------------------------------------------------------------
+
+
+def test_pattern_edit_reaches_the_output(gpt2, reader, tokens):
+    """One head of layer 0 attends to the first position alone."""
+    first = torch.zeros(11, 11, dtype=torch.float64)
+    first[:, 0] = 1
+
+    def change(layer, q, k, pattern):
+        if layer == 0:
+            pattern = pattern.clone()
+            pattern[:, 1] = first
+        return pattern
+
+    edit = Edit(Head(0, 1), pattern=lambda pattern, _: first.to(pattern).expand_as(pattern))
+    expected, seen = by_hand(gpt2.model, tokens, change)
+    run = reader.run(tokens, edits=[edit], read=("patterns", "residuals"))
+    close(run.logits, expected)
+    close(run.residuals[1], seen["residuals"][1])
+    close(run.patterns[1], seen["patterns"][1])
+    assert (run.logits - gpt2(tokens)).abs().max() > 0.05
+
+
+@pytest.mark.parametrize("part", ["queries", "keys", "both"])
+def test_vector_edits_reach_the_output(gpt2, reader, tokens, part):
+    """Projecting on the first three coordinates; the scale stays that of the full width."""
+    keep = torch.zeros(HEAD_WIDTH, dtype=torch.float64)
+    keep[:3] = 1
+
+    def change(layer, q, k, pattern):
+        if layer == 1:
+            left = q[:, 2] * keep if part != "keys" else q[:, 2]
+            right = k[:, 2] * keep if part != "queries" else k[:, 2]
+            scores = left @ right.transpose(-1, -2) / math.sqrt(HEAD_WIDTH)
+            hidden = torch.ones(11, 11).triu(1).bool()
+            pattern = pattern.clone()
+            pattern[:, 2] = scores.masked_fill(hidden, -torch.inf).softmax(-1)
+        return pattern
+
+    def project(vectors):
+        return vectors * keep.to(vectors)
+
+    edit = Edit(Head(1, 2), queries=project if part != "keys" else None, keys=project if part != "queries" else None)
+    expected, seen = by_hand(gpt2.model, tokens, change)
+    run = reader.run(tokens, edits=[edit], read=("patterns",))
+    close(run.logits, expected)
+    close(run.patterns[1], seen["patterns"][1])
+
+
+def test_queries_keys_and_pattern_of_one_head_together(gpt2, reader, tokens):
+    def change(layer, q, k, pattern):
+        if layer == 0:
+            scores = (2 * q[:, 0]) @ (-k[:, 0]).transpose(-1, -2) / math.sqrt(HEAD_WIDTH)
+            hidden = torch.ones(11, 11).triu(1).bool()
+            pattern = pattern.clone()
+            pattern[:, 0] = scores.masked_fill(hidden, -torch.inf).softmax(-1) / 3
+        return pattern
+
+    edit = Edit(Head(0, 0), queries=double, keys=lambda k: -k, pattern=lambda p, _: p / 3)
+    close(reader.run(tokens, edits=[edit]).logits, by_hand(gpt2.model, tokens, change)[0])
+
+
+def test_edits_of_several_heads_do_not_depend_on_their_order(reader, tokens):
+    edits = [Edit(head, queries=double, pattern=lambda p, _: p / 2) for head in reader.heads]
+    assert torch.equal(reader.run(tokens, edits=edits).logits, reader.run(tokens, edits=edits[::-1]).logits)
+
+
+def test_pattern_edit_is_told_what_is_visible(reader, tokens):
+    seen = {}
+
+    def note(pattern, visible):
+        seen["visible"] = visible.clone()
+        return pattern
+
+    valid = torch.ones_like(tokens)
+    valid[1, 6:] = 0
+    reader.run(tokens, valid, edits=[Edit(Head(0, 0), pattern=note)])
+    causal = torch.ones(11, 11).tril().bool()
+    expected = causal & valid.bool()[:, None, :]
+    for sequence, length in enumerate(valid.sum(-1).tolist()):
+        assert torch.equal(seen["visible"][sequence, :length], expected[sequence, :length])
+
+
+def test_an_edit_that_overwrites_its_input_harms_nothing(reader, tokens):
+    clean = reader.run(tokens, read=("queries", "patterns"))
+    edited = reader.run(
+        tokens,
+        edits=[Edit(Head(0, 1), queries=lambda q: q.zero_(), pattern=lambda p, _: p.zero_())],
+        read=("queries", "patterns"),
+    )
+    assert (edited.queries[0][:, 1] == 0).all()
+    assert (edited.patterns[0][:, 1] == 0).all()
+    assert torch.equal(edited.queries[0][:, [0, 2]], clean.queries[0][:, [0, 2]])
+    assert torch.equal(reader.run(tokens).logits, clean.logits)
+
+
+@pytest.mark.parametrize("head", [Head(2, 0), Head(0, 3), Head(-1, 0), Head(0, -1)])
+def test_unknown_head_is_refused(reader, tokens, head):
+    with pytest.raises(AssayError, match=r"not in 'three-heads'.*layer0\.head0 to layer1\.head2"):
+        reader.run(tokens, edits=[Edit(head, queries=unchanged)])
+
+
+def test_two_edits_of_one_head_are_refused(reader, tokens):
+    with pytest.raises(AssayError, match=r"two edits of layer0\.head1"):
+        reader.run(tokens, edits=[Edit(Head(0, 1), queries=unchanged), Edit(Head(0, 1), keys=unchanged)])
+
+
+def test_unknown_read_is_refused(reader, tokens):
+    with pytest.raises(AssayError, match="values"):
+        reader.run(tokens, read=("queries", "values"))
+
+
+# -- resuming -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_resuming_gives_the_same_logits(reader, tokens, layer):
+    clean = reader.run(tokens, read=("outputs",))
+    edits = [Edit(Head(layer, 0), queries=double)]
+    assert torch.equal(reader.run(tokens, edits=edits, resume=clean).logits, reader.run(tokens, edits=edits).logits)
+
+
+def test_resuming_does_not_compute_what_is_known(reader, tokens, gpt2):
+    """With a known output put in place of the first block, its weights no longer matter."""
+    clean = reader.run(tokens, read=("outputs",))
+    edits = [Edit(Head(1, 0), queries=double)]
+    whole = reader.run(tokens, edits=edits).logits
+    calls = []
+    hook = gpt2.model.transformer.h[0].mlp.register_forward_hook(lambda *_: calls.append(1))
+    try:
+        assert torch.equal(reader.run(tokens, edits=edits, resume=clean).logits, whole)
+    finally:
+        hook.remove()
+    assert calls == []
+
+
+def test_resuming_without_edits_gives_the_clean_logits(reader, tokens):
+    clean = reader.run(tokens, read=("outputs",))
+    assert torch.equal(reader.run(tokens, resume=clean).logits, clean.logits)
+
+
+# -- manners towards the model --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_model_is_as_it_was_after_a_run(gpt2, tokens, implementation):
+    model = gpt2.model
+    model.set_attn_implementation(implementation)
+    before, hash_before = gpt2(tokens), gpt2.weights_sha256
+    engine = Engine(gpt2)
+    assert model.config._attn_implementation == implementation
+    engine.run(
+        tokens, edits=[Edit(Head(0, 0), queries=double)], read=("queries", "keys", "patterns", "residuals", "outputs")
+    )
+    assert model.config._attn_implementation == implementation
+    assert torch.equal(gpt2(tokens), before)
+    assert gpt2.weights_sha256 == hash_before
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    assert not any("forward" in vars(module) for module in model.modules())
+    model.set_attn_implementation("sdpa")
+
+
+@pytest.mark.parametrize("part", ["queries", "keys", "pattern"])
+def test_model_is_as_it_was_after_an_exception_in_an_edit(gpt2, reader, tokens, part):
+    before = gpt2(tokens)
+    clean = reader.run(tokens, read=("outputs",))
+
+    def fail(*_):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        reader.run(
+            tokens, edits=[Edit(Head(1, 0), **{part: fail})], read=("residuals", "outputs", "patterns"), resume=clean
+        )
+    assert gpt2.model.config._attn_implementation == "sdpa"
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in gpt2.model.modules())
+    assert not any("forward" in vars(module) for module in gpt2.model.modules())
+    assert torch.equal(gpt2(tokens), before)
+    assert torch.equal(reader.run(tokens).logits, clean.logits)
+
+
+def test_proxy_is_called_like_its_subject(gpt2, reader, tokens):
+    edits = [Edit(Head(1, 1), keys=double)]
+    proxy = Proxy(gpt2, edits)
+    valid = torch.ones_like(tokens)
+    before = gpt2(tokens)
+    assert torch.equal(proxy(tokens, valid), reader.run(tokens, edits=edits).logits)
+    assert torch.equal(proxy(tokens), proxy(tokens, valid))
+    assert torch.equal(gpt2(tokens), before)
+    assert "layer1.head1" in repr(proxy)
+
+
+def test_two_proxies_of_one_subject_do_not_disturb_each_other(gpt2, tokens):
+    one, other = Proxy(gpt2, [Edit(Head(0, 0), queries=double)]), Proxy(gpt2, [Edit(Head(0, 0), keys=torch.neg)])
+    alone = one(tokens)
+    assert not torch.equal(other(tokens), alone)
+    assert torch.equal(one(tokens), alone)
+
+
+def test_identity_difference_is_small_and_notices_a_change(gpt2, reader, tokens, monkeypatch):
+    found = reader.identity_difference(tokens)
+    assert found.eager <= 1e-5
+    assert found.as_loaded <= 1e-4
+    run = reader.run
+    monkeypatch.setattr(
+        reader, "run", lambda tokens, valid, *, edits: run(tokens, valid, edits=[Edit(Head(0, 0), queries=double)])
+    )
+    assert reader.identity_difference(tokens).eager > 1e-3
+
+
+# -- batches, padding and samples -----------------------------------------------------------------------------------
+
+
+def test_batches_cover_each_sequence_once_within_the_budget(engine, task):
+    split = task.split("train", 400)
+    indices = []
+    for index, batch in batches(engine, split):
+        count, width = batch.tokens.shape
+        assert count * width * width * len(engine.heads) <= 1_000_000
+        np.testing.assert_array_equal(batch.tokens, split.tokens[index, :width])
+        assert width == split.lengths[index].max()
+        indices.append(index)
+    assert 2 <= len(indices) <= 10
+    assert sorted(np.concatenate(indices).tolist()) == list(range(400))
+
+
+def test_sequence_beyond_the_budget_comes_alone(engine):
+    """Patterns of 902 positions in two heads have more than a million numbers."""
+    long = Dyck(brackets=4, max_depth=4, deeper=8, max_brackets=1_000).read_sentence("(0 0) " * 450)
+    assert [len(index) for index, _ in batches(engine, long.take(np.zeros(3, dtype=np.int64)))] == [1, 1, 1]
+
+
+def test_tensors_mark_what_is_valid(task):
+    split = task.split("iid", 10)
+    tokens, valid = tensors(split, torch.device("cpu"))
+    assert tokens.dtype == valid.dtype == torch.int64
+    np.testing.assert_array_equal(valid.sum(-1).numpy(), split.lengths)
+    np.testing.assert_array_equal((tokens != task.pad_id).long().numpy(), valid.numpy())
+
+
+def test_padding_and_batch_size_do_not_matter(engine, task):
+    check_invariance(engine, task)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_padding_and_batch_size_do_not_matter_on_a_gpu(subject, task):
+    check_invariance(Engine(subject.untrained_copy().to("cuda")), task, tolerance=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_gpu_and_cpu_agree(subject, engine, task):
+    there = Engine(replace(subject, model=deepcopy(subject.model)).to("cuda"))
+    split = task.split("iid", 30)
+    edits = [Edit(Head(1, 0), queries=double, pattern=lambda pattern, _: pattern / 2)]
+    runs = []
+    for each in (engine, there):
+        tokens, valid = tensors(split, each.subject.device)
+        runs.append(each.run(tokens, valid, edits=edits).logits.cpu() * valid.cpu()[..., None])
+    torch.testing.assert_close(runs[1], runs[0], atol=1e-3, rtol=1e-3)
+    assert there.identity_difference(tokens, valid).eager <= 1e-5
+
+
+def check_invariance(engine: Engine, task, tolerance: float = 2e-5) -> None:
+    """Every sequence alone, without padding, against all of them together."""
+    split = task.split("iid", 24)
+    tokens, valid = tensors(split, engine.subject.device)
+    edits = [
+        Edit(
+            Head(1, 0), queries=double, pattern=lambda pattern, visible: (pattern + visible / visible.sum(-1, True)) / 2
+        )
+    ]
+    together = engine.run(tokens, valid, edits=edits, read=("queries", "keys", "patterns", "residuals"))
+    for number in range(len(split)):
+        length = int(split.lengths[number])
+        alone = engine.run(
+            tokens[number : number + 1, :length], edits=edits, read=("queries", "keys", "patterns", "residuals")
+        )
+        pairs = [(together.logits[number, :length], alone.logits[0])]
+        for layer in (0, 1):
+            pairs += [
+                (together.queries[layer][number, :, :length], alone.queries[layer][0]),
+                (together.keys[layer][number, :, :length], alone.keys[layer][0]),
+                (together.patterns[layer][number, :, :length, :length], alone.patterns[layer][0]),
+                (together.residuals[layer][number, :length], alone.residuals[layer][0]),
+            ]
+        for found, expected in pairs:
+            torch.testing.assert_close(found, expected, atol=tolerance, rtol=1e-4)
+        assert (together.patterns[1][number, :, :length, length:] == 0).all(), "padding was attended to"
+
+
+def test_collect_is_every_sequence_on_its_own(engine, task):
+    split = task.split("train", 40)
+    samples = collect(engine, split, ("queries", "keys"))
+    assert samples.heads == engine.heads
+    order = np.argsort(split.lengths, kind="stable")
+    for head in engine.heads:
+        for stream in ("queries", "keys"):
+            expected = []
+            for number in order:
+                tokens = torch.from_numpy(split.tokens[number : number + 1, : split.lengths[number]])
+                run = engine.run(tokens, read=(stream,))
+                expected.append(getattr(run, stream)[head.layer][0, head.head])
+            found = getattr(samples, stream)[head]
+            assert found.shape == (int(split.lengths.sum()), 32)
+            torch.testing.assert_close(found, torch.cat(expected), atol=2e-5, rtol=1e-4)
+
+
+def test_collect_reads_only_what_is_asked_for(engine, task):
+    split = task.split("train", 5)
+    nothing, keys = collect(engine, split, ()), collect(engine, split, ("keys",))
+    assert nothing.heads == keys.heads == engine.heads
+    assert (dict(nothing.queries), dict(nothing.keys), dict(keys.queries)) == ({}, {}, {})
+    assert set(keys.keys) == set(engine.heads)
+
+
+def test_samples_at_some_heads(samples):
+    chosen = samples.at([Head(1, 0)])
+    assert chosen.heads == (Head(1, 0),)
+    assert set(chosen.queries) == set(chosen.keys) == {Head(1, 0)}
+    assert chosen.keys[Head(1, 0)] is samples.keys[Head(1, 0)]

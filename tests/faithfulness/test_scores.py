@@ -1,0 +1,223 @@
+"""Sums and counts of sequences against a slow loop that looks at one prediction at a time."""
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pytest
+import torch
+
+from assay.engine import Edit, Engine, Samples
+from assay.faithfulness import ALL, LAYER, metrics
+from assay.faithfulness._scores import Column, NotFiniteError, Scores, score
+from assay.simplify import SVD, Identity, OneHotAttention
+from assay.simplify._protocol import proxy_of
+from assay.tasks import UNSCORED
+
+
+@pytest.fixture(scope="module")
+def judged():
+    return [metrics.get(name)() for name in metrics]
+
+
+@pytest.fixture(scope="module")
+def known(trained):
+    return Engine(trained[0])
+
+
+@pytest.fixture(scope="module")
+def split(bracket_task):
+    return bracket_task.split("unseen_depth", 9)
+
+
+@pytest.fixture(scope="module")
+def proxies(known, bracket_task):
+    from assay.engine import collect
+
+    samples = collect(known, bracket_task.split("train", 60), ("queries", "keys"))
+    last = samples.at(known.sites("layer1"))
+    return {
+        "svd": SVD(rank=4).fit(samples).apply(known.subject),
+        "hard": OneHotAttention().fit(last).apply(known.subject),
+        "same": Identity().fit(samples).apply(known.subject),
+    }
+
+
+@pytest.fixture(scope="module")
+def found(known, proxies, bracket_task, split, judged):
+    return score(known, proxies, bracket_task, split, judged)
+
+
+def jsd(p, q):
+    m = (p + q) / 2
+    with np.errstate(divide="ignore", invalid="ignore"):
+        terms = np.where(p > 0, p * np.log(p / m), 0) + np.where(q > 0, q * np.log(q / m), 0)
+    return float(terms.sum() / 2)
+
+
+def loop(engine, proxy, task, split):
+    """Every prediction by itself: (sequence, metric, kind, feature, bin) -> list of values; no batch, no padding."""
+    values = {}
+
+    def note(sequence, metric, kind, number, feature="", bin_of=0):
+        values.setdefault((sequence, metric, kind, feature, bin_of), []).append(number)
+
+    for sequence in range(len(split)):
+        length = int(split.lengths[sequence])
+        tokens = torch.from_numpy(split.tokens[sequence : sequence + 1, :length].astype(np.int64))
+        plain = engine.run(tokens, read=("patterns",))
+        edited = engine.run(tokens, edits=proxy.edits, read=("patterns",))
+        for t in range(length):
+            index = int(split.kinds[sequence, t])
+            if index == UNSCORED:
+                continue
+            kind = task.kinds[index]
+            a, b = (run.logits[0, t].double().numpy() for run in (plain, edited))
+            allowed = np.arange(len(a)) if kind.candidates is None else np.array(kind.candidates)
+            first, second = (int(allowed[np.argmax(logits[allowed])]) for logits in (a, b))
+            answer = int(split.tokens[sequence, t + 1])
+            p, q = (np.exp(logits - logits.max()) for logits in (a, b))
+            p, q = p / p.sum(), q / q.sum()
+            numbers = {
+                "same_prediction": float(first == second),
+                "subject_accuracy": float(first == answer),
+                "proxy_accuracy": float(second == answer),
+                "kl": float((p * (np.log(p) - np.log(q))).sum()),
+                "jsd": jsd(p, q),
+            }
+            by_layer = []
+            for layer in range(engine.layers):
+                rows = [run.patterns[layer][0, :, t, : t + 1].double().numpy() for run in (plain, edited)]
+                by_layer.append(np.mean([jsd(*pair) for pair in zip(*rows, strict=True)]))
+            numbers["attention_jsd"] = float(np.mean(by_layer))
+            for name, number in numbers.items():
+                if name.endswith("accuracy") and not kind.determined:
+                    continue
+                for which in (ALL, kind.name):
+                    note(sequence, name, which, number)
+                    if name == "attention_jsd":
+                        for layer, of_layer in enumerate(by_layer):
+                            note(sequence, name, which, of_layer, LAYER, layer)
+                if name in ("same_prediction", "subject_accuracy", "proxy_accuracy"):
+                    for feature in task.features:
+                        if kind.name in feature.kinds:
+                            value = int(split.features[feature.name][sequence, t])
+                            edges = feature.edges or range(value + 1)
+                            left = max(edge for edge in edges if edge <= value)
+                            note(sequence, name, kind.name, number, feature.name, left)
+    return values
+
+
+@pytest.mark.parametrize("name", ["svd", "hard"])
+def test_sums_and_counts_are_those_of_a_slow_loop(name, known, proxies, bracket_task, split, found):
+    expected = loop(known, proxies[name], bracket_task, split)
+    scores = found[name]
+    seen = set()
+    for place, column in enumerate(scores.columns):
+        for sequence in range(len(split)):
+            values = expected.get((sequence, *column), [])
+            assert scores.counts[sequence, place] == len(values), column
+            assert scores.sums[sequence, place] == pytest.approx(sum(values), abs=5e-4), column
+            if values:
+                seen.add((sequence, *column))
+    assert seen == set(expected), "every prediction of the loop has its column"
+    assert {column.feature for column in scores.columns} == {"", "depth", "distance", LAYER}
+
+
+def test_the_proxies_are_worth_a_test(found):
+    place = found["svd"].columns.index(Column("same_prediction", "closing_far", "", 0))
+    rates = {name: scores.sums[:, place].sum() / scores.counts[:, place].sum() for name, scores in found.items()}
+    assert rates["same"] == 1
+    assert 0.05 < rates["svd"] < 0.999
+
+
+def test_identity_scores_exactly_nothing(found):
+    scores = found["same"]
+    for place, column in enumerate(scores.columns):
+        if column.metric in ("kl", "jsd", "attention_jsd"):
+            assert np.abs(scores.sums[:, place]).max() < 1e-9, column
+        elif column.metric == "same_prediction":
+            np.testing.assert_array_equal(scores.sums[:, place], scores.counts[:, place])
+
+
+def test_accuracy_on_an_undetermined_kind_is_absent_and_left_out_of_all(found, split, bracket_task):
+    scores = found["svd"]
+    assert not [c for c in scores.columns if c.metric.endswith("accuracy") and c.kind == "opening"]
+    opening = [kind.name for kind in bracket_task.kinds].index("opening")
+    everything, answered = (
+        scores.counts[:, scores.columns.index(Column(metric, ALL, "", 0))].sum()
+        for metric in ("same_prediction", "subject_accuracy")
+    )
+    assert everything == (split.kinds != UNSCORED).sum()
+    assert everything - answered == (split.kinds == opening).sum() > 0
+
+
+@pytest.mark.parametrize("size", [1, 4, 100])
+def test_batch_size_does_not_matter(size, monkeypatch, known, proxies, bracket_task, split, judged, found):
+    def cut(*given):
+        """Batches of `size` in the order of the split, whatever the real ones would be."""
+        [part] = [item for item in given if hasattr(item, "take")]
+        for start in range(0, len(part), size):
+            index = np.arange(start, min(start + size, len(part)))
+            yield index, part.take(index)
+
+    monkeypatch.setattr("assay.faithfulness._scores.batches", cut)
+    again = score(known, proxies, bracket_task, split, judged)
+    for name, scores in again.items():
+        assert scores.columns == found[name].columns
+        np.testing.assert_array_equal(scores.counts, found[name].counts)
+        np.testing.assert_allclose(scores.sums, found[name].sums, atol=5e-4)
+
+
+def test_scores_survive_the_disk(tmp_path, found):
+    found["svd"].write(tmp_path / "cell.npz")
+    again = Scores.read(tmp_path / "cell.npz")
+    assert again.columns == found["svd"].columns
+    np.testing.assert_array_equal(again.sums, found["svd"].sums)
+    np.testing.assert_array_equal(again.counts, found["svd"].counts)
+
+
+@dataclass
+class Broken:
+    """Gives patterns that are not numbers on sequences longer than `longest`."""
+
+    longest: int = 0
+    heads_: tuple | None = field(default=None, init=False, repr=False)
+
+    streams = ()
+
+    def fit(self, samples: Samples) -> "Broken":
+        self.heads_ = samples.heads
+        return self
+
+    def apply(self, subject):
+        def spoil(pattern, visible):
+            return pattern * torch.nan if pattern.shape[-1] > self.longest else pattern
+
+        return proxy_of(self, subject, self.heads_, lambda head: Edit(head, pattern=spoil))
+
+    def control(self) -> None:
+        return None
+
+
+def test_a_proxy_that_is_not_finite_gets_its_reason_and_spares_the_others(known, proxies, bracket_task, split, judged):
+    samples = Samples(known.heads)
+    broken = Broken().fit(samples).apply(known.subject)
+    found = score(known, {"broken": broken, "same": proxies["same"]}, bracket_task, split, judged)
+    assert isinstance(found["broken"], NotFiniteError)
+    assert "broken" in str(found["broken"])
+    assert "not finite" in str(found["broken"])
+    assert isinstance(found["same"], Scores)
+
+
+def test_unscored_positions_and_padding_do_not_count(known, proxies, bracket_task, split, judged):
+    """The same sequences with twelve more columns of padding and nothing else."""
+    wider = replace(
+        split,
+        tokens=np.pad(split.tokens, ((0, 0), (0, 12)), constant_values=bracket_task.pad_id),
+        kinds=np.pad(split.kinds, ((0, 0), (0, 12)), constant_values=UNSCORED),
+        features={name: np.pad(values, ((0, 0), (0, 12))) for name, values in split.features.items()},
+    )
+    narrow = score(known, {"svd": proxies["svd"]}, bracket_task, split, judged)["svd"]
+    wide = score(known, {"svd": proxies["svd"]}, bracket_task, wider, judged)["svd"]
+    np.testing.assert_array_equal(wide.counts, narrow.counts)
+    np.testing.assert_allclose(wide.sums, narrow.sums, atol=5e-4)

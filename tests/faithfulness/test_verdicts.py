@@ -1,0 +1,145 @@
+"""Every rule on results made for it."""
+
+import math
+
+import pandas as pd
+import pytest
+
+from assay import AssayError
+from assay.faithfulness._verdicts import judge
+
+LIMITS = {"min_agreement": 0.95, "max_gap": 0.02, "alpha": 0.05}
+
+
+def judged(agreement, *gaps, noise=0.0, notes=(), **limits):
+    """`agreement` is (estimate, low, high), each gap (split, gap, low, high, p_holm)."""
+    return judge(
+        pd.Series(dict(zip(("estimate", "low", "high"), agreement, strict=True))),
+        pd.DataFrame(list(gaps), columns=["split", "gap", "low", "high", "p_holm"]),
+        proxy="SVD(rank=8)",
+        site="layer1",
+        noise=noise,
+        notes=tuple(notes),
+        **{**LIMITS, **limits},
+    )
+
+
+GOOD = (0.99, 0.98, 0.995)
+SMALL = ("structure", 0.005, -0.002, 0.015, 0.4)
+LARGE = ("depth", 0.10, 0.05, 0.15, 0.001)
+
+
+def test_faithful_needs_every_shift_excluded():
+    verdict = judged(GOOD, SMALL, ("length", -0.001, -0.01, 0.02, 1.0))
+    assert verdict.judgement == "faithful"
+    assert verdict.shift == "structure"
+    assert verdict.notes == ()
+
+
+def test_illusion_names_the_shift_that_decided():
+    verdict = judged(GOOD, SMALL, LARGE)
+    assert verdict.judgement == "illusion"
+    assert (verdict.shift, verdict.gap, verdict.gap_low, verdict.gap_high) == ("depth", 0.10, 0.05, 0.15)
+    assert "ILLUSION" in str(verdict)
+    assert "10.0 points less under depth" in str(verdict)
+
+
+def test_a_larger_gap_without_certainty_does_not_take_the_place_of_a_certain_one():
+    verdict = judged(GOOD, LARGE, ("length", 0.2, -0.1, 0.5, 0.3))
+    assert verdict.judgement == "illusion"
+    assert verdict.shift == "depth"
+
+
+def test_unfaithful_in_distribution_goes_before_everything():
+    assert judged((0.5, 0.4, 0.6), SMALL, LARGE).judgement == "unfaithful"
+    assert judged((0.94, 0.93, 0.9499), SMALL).judgement == "unfaithful"
+
+
+@pytest.mark.parametrize("agreement", [(0.95, 0.94, 0.96), (0.96, 0.949, 0.97), (0.94, 0.93, 0.95), (1.0, 0.6, 1.0)])
+def test_inconclusive_where_the_threshold_lies_inside_the_interval(agreement):
+    verdict = judged(agreement, SMALL, LARGE)
+    assert verdict.judgement == "inconclusive"
+    assert "95.0%" in verdict.notes[-1]
+
+
+def test_inconclusive_without_an_interval_in_distribution():
+    verdict = judged((0.99, math.nan, math.nan), SMALL)
+    assert verdict.judgement == "inconclusive"
+    assert "No interval" in str(verdict)
+
+
+def test_inconclusive_without_any_shift():
+    verdict = judged(GOOD)
+    assert verdict.judgement == "inconclusive"
+    assert verdict.shift is None
+    assert "No shift was measured" in str(verdict)
+
+
+def test_inconclusive_where_a_gap_is_neither_shown_nor_excluded():
+    verdict = judged(GOOD, SMALL, ("depth", 0.03, 0.01, 0.05, 0.001))
+    assert verdict.judgement == "inconclusive"
+    assert "depth" in verdict.notes[-1]
+    assert "structure" not in verdict.notes[-1]
+
+
+def test_a_gap_that_does_not_survive_holm_is_no_illusion_and_not_faithful():
+    assert judged(GOOD, ("depth", 0.10, 0.03, 0.17, 0.06)).judgement == "inconclusive"
+    assert judged(GOOD, ("depth", 0.10, 0.03, 0.17, 0.06), alpha=0.1).judgement == "illusion"
+    assert judged(GOOD, ("depth", 0.10, 0.03, 0.17, math.nan)).judgement == "inconclusive"
+
+
+def test_a_gap_below_the_noise_floor_is_inconclusive():
+    assert judged(GOOD, LARGE, noise=0.2).judgement == "inconclusive"
+
+
+def test_a_shift_that_was_not_measured_keeps_a_proxy_from_being_faithful():
+    nothing = ("depth", math.nan, math.nan, math.nan, math.nan)
+    verdict = judged(GOOD, SMALL, nothing)
+    assert verdict.judgement == "inconclusive"
+    assert "depth" in verdict.notes[-1]
+
+
+def test_a_gap_without_limits_is_named():
+    verdict = judged(GOOD, SMALL, ("depth", 0.0, math.nan, math.nan, math.nan))
+    assert verdict.judgement == "inconclusive"
+    assert "depth" in verdict.notes[-1]
+
+
+def test_a_negative_gap_is_said_and_is_no_illusion():
+    verdict = judged(GOOD, ("depth", -0.10, -0.15, -0.05, 0.001))
+    assert verdict.judgement == "faithful"
+    assert "More faithful under depth" in str(verdict)
+    assert "10.0 points more under depth" in str(verdict)
+
+
+def test_a_negative_gap_beside_an_illusion_is_said_too():
+    verdict = judged(GOOD, LARGE, ("short", -0.02, -0.03, -0.01, 0.01))
+    assert verdict.judgement == "illusion"
+    assert "More faithful under short" in str(verdict)
+
+
+def test_notes_given_are_kept():
+    assert judged(GOOD, SMALL, notes=("Not shown to beat its control.",)).notes[0].startswith("Not shown")
+
+
+@pytest.mark.parametrize("name", ["min_agreement", "max_gap", "alpha"])
+@pytest.mark.parametrize("value", [-0.1, 1.5, math.nan])
+def test_thresholds_are_shares(comparison, name, value):
+    with pytest.raises(AssayError, match=rf"{name}={value}.*between 0 and 1"):
+        comparison.verdicts(**{name: value})
+
+
+def test_thresholds_decide(comparison):
+    lenient = comparison.verdicts(min_agreement=0.0, max_gap=1.0)
+    assert {verdict.judgement for verdict in lenient} == {"faithful"}
+    strict = {verdict.proxy: verdict.judgement for verdict in comparison.verdicts(min_agreement=1.0)}
+    assert strict["SVD(rank=2)"] == "unfaithful"
+
+
+def test_a_control_that_does_as_well_is_said(comparison):
+    frame = comparison.agreement().set_index(["proxy", "site"])
+    for verdict in comparison.verdicts():
+        record = next(p for p in comparison.record.proxies if (p.proxy, p.site) == (verdict.proxy, verdict.site))
+        control = frame.loc[(record.control, record.site)]
+        beaten = control["high"] < verdict.low
+        assert any(record.control in note for note in verdict.notes) == (not beaten)

@@ -1,0 +1,187 @@
+"""The page is one file that needs nothing else, says the verdicts and lets no text become markup."""
+
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from assay.faithfulness import Comparison
+from assay.reports import figures, to_svg, write_figures, write_page
+
+
+@pytest.fixture(scope="module")
+def page(shown, illustrations, tmp_path_factory) -> Path:
+    record = shown.record.model_copy(
+        update={
+            "task": {**shown.record.task, "note": "<script>alert('task')</script>"},
+            "subjects": tuple({**item, "name": "<b>subject</b>"} for item in shown.record.subjects),
+        }
+    )
+    hostile = Comparison(record, shown.results, shown._gaps, shown._sequences)
+    return write_page(hostile, tmp_path_factory.mktemp("page") / "report.html", illustrations)
+
+
+class Tags(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def handle_starttag(self, tag, attributes):
+        self.seen.append((tag, dict(attributes)))
+
+    handle_startendtag = handle_starttag
+
+
+@pytest.fixture(scope="module")
+def tags(page):
+    parser = Tags()
+    parser.feed(page.read_text(encoding="utf-8"))
+    return parser.seen
+
+
+def test_the_page_is_small(page):
+    assert 20_000 < page.stat().st_size < 2_000_000
+
+
+def test_nothing_is_fetched_from_elsewhere(page, tags):
+    for tag, attributes in tags:
+        assert tag not in ("script", "link", "iframe", "object", "base"), tag
+        for name, value in attributes.items():
+            assert not name.startswith("on"), (tag, name)
+            if name in ("src", "href", "xlink:href", "action", "srcset", "poster"):
+                assert value.startswith(("data:image/", "#")), (tag, name, value[:60])
+    text = page.read_text(encoding="utf-8")
+    assert not re.findall(r"url\((?!['\"]?(?:#|data:))", text)
+    assert "@import" not in text
+
+
+def test_all_text_is_escaped(page, tags):
+    text = page.read_text(encoding="utf-8")
+    for raw in ("<script>", "<b>subject", "<img src=x", "<b>bold"):
+        assert raw not in text
+    assert "&lt;script&gt;alert(" in text
+    assert "&lt;img src=x" in text
+    assert not [tag for tag, attributes in tags if attributes.get("src") == "x"]
+
+
+def test_verdicts_come_first_and_in_words(page, shown):
+    text = page.read_text(encoding="utf-8")
+    body = text[text.index("<body>") :]
+    assert body.index("Verdicts") < body.index("Figures")
+    for verdict in shown.verdicts():
+        assert re.search(rf'class="verdict {verdict.judgement}"', body)
+        assert f"{verdict.proxy} at {verdict.site}" in body
+    assert all(f">{proxy.proxy}<" in body for proxy in shown.record.proxies)
+    assert all(split.name in body for split in shown.record.splits)
+
+
+def test_references_inside_figures_have_their_targets(tags):
+    own = [attributes["id"] for _, attributes in tags if "id" in attributes]
+    assert len(own) == len(set(own)), "two figures share an id"
+    wanted = [attributes[name] for _, attributes in tags for name in ("href", "xlink:href") if name in attributes]
+    assert wanted
+    assert {value.removeprefix("#") for value in wanted} <= set(own)
+
+
+def test_the_page_fits_phones_and_dark_mode(page):
+    text = page.read_text(encoding="utf-8")
+    assert 'name="viewport"' in text
+    assert "prefers-color-scheme: dark" in text
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium to open the page with")
+def test_chromium_opens_the_page_without_a_word(page, shown, tmp_path):
+    done = subprocess.run(
+        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run",
+         "--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path}", "--enable-logging=stderr",
+         "--dump-dom", page.as_uri()],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0
+    assert "CONSOLE" not in done.stderr, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    for verdict in shown.verdicts():
+        assert f"{verdict.proxy} at {verdict.site}" in done.stdout
+        assert f'<div class="verdict {verdict.judgement}">' in done.stdout
+    assert "<script" not in done.stdout
+
+
+# -- figures --------------------------------------------------------------------------------------------------------
+
+
+def test_every_figure_has_its_axes_labelled(shown, illustrations):
+    names = []
+    for name, caption, figure in figures(shown, illustrations):
+        names.append(name)
+        assert caption
+        axes = [one for one in figure.axes if one.get_label() != "<colorbar>"]
+        assert all(one.get_xlabel() for one in axes), name
+        assert axes[0].get_ylabel() or axes[0].get_yticklabels(), name
+    assert {"agreement-by-size-layer1", "gaps-layer1", "agreement-by-depth-layer1", "attention-by-layer-layer1",
+            "keys-layer1", "sentence-0"} <= set(names)  # fmt: skip
+
+
+def test_figures_are_the_same_bytes_twice(shown, illustrations):
+    first = {name: to_svg(figure) for name, _, figure in figures(shown, illustrations)}
+    assert {name: to_svg(figure) for name, _, figure in figures(shown, illustrations)} == first
+
+
+def test_figures_are_written_in_both_forms(shown, illustrations, tmp_path):
+    paths = write_figures(shown, tmp_path, illustrations)
+    assert {path.suffix for path in paths} == {".svg", ".png"}
+    assert all(path.stat().st_size > 500 for path in paths)
+
+
+def test_no_layer_is_left_out(shown, illustrations):
+    """A model of twelve layers has twelve bars a proxy."""
+    rows = shown.results.query("feature == 'layer' and bin == 1")
+    import pandas as pd
+
+    more = pd.concat([shown.results, *(rows.assign(bin=layer) for layer in range(2, 12))], ignore_index=True)
+    deep = Comparison(shown.record, more, shown._gaps, shown._sequences)
+    drawn = {name: figure for name, _, figure in figures(deep, illustrations)}
+    axes = drawn["attention-by-layer-layer1"].axes[0]
+    labels = {text.get_text() for text in axes.get_legend().get_texts()}
+    assert labels == {f"layer {layer}" for layer in range(12)}
+
+
+def test_no_shift_is_left_out(shown, illustrations):
+    import pandas as pd
+
+    shift = next(split for split in shown.record.splits if split.name == "unseen_depth")
+    names = [f"shift{number}" for number in range(9)]
+    record = shown.record.model_copy(
+        update={"splits": (*shown.record.splits, *(shift.model_copy(update={"name": name}) for name in names))}
+    )
+    frames = [
+        pd.concat([frame, *(frame[frame["split"] == "unseen_depth"].assign(split=name) for name in names)])
+        for frame in (shown.results, shown._gaps)
+    ]
+    many = Comparison(record, *(frame.reset_index(drop=True) for frame in frames), shown._sequences)
+    drawn = {name: figure for name, _, figure in figures(many, illustrations)}
+    legend = {text.get_text() for text in drawn["gaps-layer1"].axes[0].get_legend().get_texts()}
+    assert set(names) <= legend
+    lines = {line.get_label() for line in drawn["agreement-by-size-layer1"].axes[0].get_lines()}
+    assert set(names) <= lines
+
+
+def test_tokens_with_dollar_signs_are_text(shown, illustrations):
+    view = illustrations.sentences[0].model_copy(update={"tokens": ["$", "$$", r"$\nonsense$"]})
+    only = illustrations.model_copy(update={"sentences": [view]})
+    drawn = {name: figure for name, _, figure in figures(shown, only)}
+    assert r"\nonsense" in to_svg(drawn["sentence-0"])
+
+
+def test_gap_chart_shows_the_gaps(shown, illustrations):
+    drawn = {name: figure for name, _, figure in figures(shown, illustrations)}
+    axes = drawn["gaps-layer1"].axes[0]
+    marks = np.concatenate([line.get_xdata() for line in axes.get_lines()]).astype(float)
+    gaps = shown.gaps().query("trained and site == 'layer1'")["gap"].dropna() * 100
+    for value in gaps:
+        assert np.isclose(marks, value).any()

@@ -1,0 +1,86 @@
+"""The conformance suite passes ours and catches what it says it catches."""
+
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+
+from assay.engine import Edit
+from assay.simplify import SVD, Identity, KMeans, OneHotAttention, RandomProjection, UniformAttention, simplifications
+from assay.simplify._protocol import proxy_of
+from assay.testing import check_simplification
+
+OURS = {
+    "svd": lambda: SVD(rank=3),
+    "svd-separate-centred": lambda: SVD(rank=3, joint=False, centred=True),
+    "kmeans": lambda: KMeans(clusters=5),
+    "one-hot": OneHotAttention,
+    "random-projection": lambda: RandomProjection(rank=3),
+    "uniform": UniformAttention,
+    "identity": Identity,
+}
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_ours_keep_the_contract(name):
+    check_simplification(OURS[name])
+
+
+def test_every_registered_simplification_is_checked_here():
+    assert set(simplifications) <= set(OURS)
+
+
+@dataclass
+class _Broken:
+    """An identity with a planted fault."""
+
+    fault: str = ""
+    heads_: tuple | None = field(default=None, init=False)
+    calls_: int | None = field(default=None, init=False)
+    streams = ()
+
+    def fit(self, samples):
+        self.heads_ = samples.heads
+        self.calls_ = (self.calls_ or 0) + 1
+        return None if self.fault == "fit returns nothing" else self
+
+    def apply(self, subject):
+        if self.fault == "apply before fit" and self.heads_ is None:
+            return proxy_of(self, subject, (), Edit)
+        faults = {
+            "looks ahead": lambda pattern, visible: pattern.roll(1, dims=-1),
+            "depends on the batch": lambda pattern, visible: pattern.mean(dim=0, keepdim=True).expand_as(pattern),
+            "attends to padding": lambda pattern, visible: torch.ones_like(pattern).tril() / pattern.shape[-1],
+            "remembers": lambda pattern, visible: pattern * (self.calls_ or 0),
+            "not finite": lambda pattern, visible: pattern * float("nan"),
+        }
+        edit = faults.get(self.fault, lambda pattern, visible: pattern)
+        if self.fault == "changes the subject":
+            with torch.no_grad():
+                next(subject.model.parameters()).add_(1)
+        return proxy_of(self, subject, self.heads_, lambda head: Edit(head, pattern=edit))
+
+    def control(self):
+        return None
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("fit returns nothing", "fit must return self"),
+        ("apply before fit", "apply before fit"),
+        ("looks ahead", "later token"),
+        ("depends on the batch", "rest of the batch|later token"),
+        ("attends to padding", "padding"),
+        ("remembers", "forget"),
+        ("not finite", "not finite"),
+        ("changes the subject", "weights changed"),
+    ],
+)
+def test_faults_are_caught(fault, message):
+    with pytest.raises(AssertionError, match=message):
+        check_simplification(lambda: _Broken(fault))
+
+
+def test_the_planted_identity_without_a_fault_passes():
+    check_simplification(_Broken)
