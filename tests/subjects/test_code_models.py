@@ -95,7 +95,7 @@ def test_a_shipped_model_is_small_and_its_record_complete(name: str) -> None:
     assert record["model"]["parameters"] == subject.parameters
     assert set(record["measured"]) == set(record["task"]["splits"])
     measured = record["measured"]
-    assert 0 < measured["iid"]["bits_per_character"] < measured["unseen_repository"]["bits_per_character"] < 3
+    assert 0 < measured["iid"]["bits_per_character"] < measured["unseen_repository"]["bits_per_character"] < 4
     assert "/" not in json.dumps(record["task"]["source"])
 
 
@@ -109,7 +109,7 @@ def test_a_shipped_model_predicts_what_it_was_trained_on_and_a_fresh_one_does_no
         logits = judged(ids)[0, :-1]
         return torch.nn.functional.cross_entropy(logits, ids[0, 1:]).item() / np.log(2)
 
-    assert bits(subject, tokens) < 2
+    assert bits(subject, tokens) < 3
     assert bits(subject.untrained_copy(), tokens) > 5
     shuffled = tokens[:, torch.randperm(tokens.shape[1], generator=torch.Generator().manual_seed(0))]
     assert bits(subject, shuffled) > 5
