@@ -15,7 +15,7 @@ from assay.faithfulness import RULES, Comparison, Verdict
 from assay.reports._figures import figures
 from assay.reports._illustrations import Illustrations
 from assay.reports._style import INK, to_png, to_svg
-from assay.reports._tables import evaluation_splits, lines, percent, subject_accuracy
+from assay.reports._tables import evaluation_splits, limits, lines, percent, subject_accuracy
 from assay.subjects import write_atomically
 
 _RASTER = ("keys-", "sentence-")
@@ -87,6 +87,7 @@ def write_page(comparison: Comparison, path: Path, illustrations: Illustrations 
             accuracy=[float(accuracy["estimate"][name]) if name in accuracy.index else float("nan") for name in splits],
             lines=list(lines(comparison)),
             percent=percent,
+            limits=limits,
             pictures=drawn,
             sentences=shown.sentences,
         )

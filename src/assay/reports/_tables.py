@@ -68,6 +68,11 @@ def percent(value: float) -> str:
     return "100" if value == 1 else ">99.9" if value >= 0.9995 else f"{100 * value:.1f}"
 
 
+def limits(low: float, high: float) -> str:
+    """A confidence interval in per cent, as short as one decimal allows."""
+    return "–" if math.isnan(low) else "–".join(f"{100 * value:.1f}".replace("100.0", "100") for value in (low, high))
+
+
 def subject_accuracy(comparison: Comparison) -> pd.DataFrame:
     """The subject's accuracy on the primary kind, one row a split."""
     frame = comparison.results
@@ -107,7 +112,7 @@ def terminal(comparison: Comparison) -> RenderableType:
             continue
         style = JUDGEMENT_STYLE.get(line.judgement, "")
         cells = [
-            Text(percent(value), style=style) + Text(f"\n{percent(low)}–{percent(high)}", style="dim")
+            Text(percent(value), style=style) + Text(f"\n{limits(low, high)}", style="dim")
             for value, low, high in line.rates
         ]
         table.add_row(Text(line.proxy, style=style), *cells)
@@ -136,12 +141,12 @@ def markdown(comparison: Comparison) -> str:
     rows = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     accuracy = subject_accuracy(comparison)
     cells = [
-        f"{percent(float(row['estimate']))} [{percent(float(row['low']))}, {percent(float(row['high']))}]"
+        f"{percent(float(row['estimate']))} ({limits(float(row['low']), float(row['high']))})"
         for row in (accuracy.loc[split] for split in splits)
     ]
     rows.append("| *accuracy of the subject* | | " + " | ".join(cells) + " | |")
     for line in lines(comparison):
-        cells = [f"{percent(value)} [{percent(low)}, {percent(high)}]" for value, low, high in line.rates]
+        cells = [f"{percent(value)} ({limits(low, high)})" for value, low, high in line.rates]
         name = f"*{line.proxy}*" if line.is_control else line.proxy
         rows.append("| " + " | ".join([name, line.group, *cells, line.judgement]) + " |")
     return "\n".join(rows) + "\n"

@@ -15,7 +15,14 @@ from assay.subjects._max_of_k import (
     max_of_k_batches,
     max_of_k_model,
 )
-from assay.subjects._reference import DYCK_RECIPE, DYCK_TOKENS_PER_BATCH, dyck_model
+from assay.subjects._reference import (
+    CODE_RECIPE,
+    CODE_TOKENS_PER_BATCH,
+    DYCK_RECIPE,
+    DYCK_TOKENS_PER_BATCH,
+    code_model,
+    dyck_model,
+)
 from assay.subjects._subject import Subject
 from assay.subjects._train import (
     IGNORED,
@@ -29,6 +36,8 @@ from assay.subjects._train import (
 )
 
 __all__ = [
+    "CODE_RECIPE",
+    "CODE_TOKENS_PER_BATCH",
     "DYCK_RECIPE",
     "DYCK_TOKENS_PER_BATCH",
     "IGNORED",
@@ -47,6 +56,7 @@ __all__ = [
     "Subject",
     "Trained",
     "check_seed",
+    "code_model",
     "dyck_model",
     "import_max_of_k",
     "linear_max_model",

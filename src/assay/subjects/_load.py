@@ -1,5 +1,6 @@
 """Loading subjects: shipped reference models, local folders, names on the Hugging Face hub."""
 
+import copy
 import difflib
 import json
 from collections.abc import Iterator, Mapping
@@ -59,7 +60,8 @@ def load(name: str | Path, *, seed: int = 0, device: str = "cpu", dtype: torch.d
 
     `name` is a shipped reference model (`"dyck-20-10"`, trained from `seed`), a folder made by `save_pretrained`, or
     a name on the Hugging Face hub. Weights are read from safetensors only, and no remote code is run. `device` may be
-    `"auto"`; `dtype` defaults to that of the checkpoint.
+    `"auto"`; `dtype` defaults to that of the training record (the shipped models are computed with in float32, also
+    where they are stored in float16), else to that of the checkpoint.
 
     Raises AssayError if there is no such model, seed or device, or if it cannot be read as a causal language model.
     """
@@ -93,10 +95,20 @@ def _quiet(quiet: bool) -> Iterator[None]:
 
 
 def _read(source: str | Path, name: str, device: str, dtype: torch.dtype | None) -> Subject:
+    record: Mapping[str, Any] = {}
+    if isinstance(source, Path) and (source / _RECORD).exists():
+        try:
+            record = json.loads((source / _RECORD).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise AssayError(f"{source / _RECORD} is damaged ({error}); remove it or restore it.") from None
     try:
         with _quiet(isinstance(source, Path)):
             found: Any = AutoModelForCausalLM.from_pretrained(
-                source, use_safetensors=True, trust_remote_code=False, dtype=dtype or "auto", output_loading_info=True
+                source,
+                use_safetensors=True,
+                trust_remote_code=False,
+                dtype=dtype or record.get("dtype") or "auto",
+                output_loading_info=True,
             )
             model: PreTrainedModel = found[0]
             missing: set[str] = set(found[1]["missing_keys"])
@@ -119,12 +131,6 @@ def _read(source: str | Path, name: str, device: str, dtype: torch.dtype | None)
     broken = [key for key, value in model.state_dict().items() if not torch.isfinite(value).all()]
     if broken:
         raise AssayError(f"{name!r} has weights that are not finite ({broken[0]}); it cannot be judged.")
-    record: Mapping[str, Any] = {}
-    if isinstance(source, Path) and (source / _RECORD).exists():
-        try:
-            record = json.loads((source / _RECORD).read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise AssayError(f"{source / _RECORD} is damaged ({error}); remove it or restore it.") from None
     torch.nn.Module.to(model, device)
     return Subject(model.eval(), _tokenizer(source), name, seed=record.get("seed"), record=record)
 
@@ -138,11 +144,18 @@ def _tokenizer(source: str | Path) -> PreTrainedTokenizerBase | None:
     return found if set(found.get_vocab()) - set(found.all_special_tokens) else None
 
 
-def save(subject: Subject, folder: Path) -> None:
-    """Write a subject as a folder that `load` reads: config, safetensors, tokenizer, training record."""
+def save(subject: Subject, folder: Path, *, stored: torch.dtype | None = None) -> None:
+    """Write a subject as a folder that `load` reads: config, safetensors, tokenizer, training record.
+
+    `stored` is the dtype of the weights in the file (default: the subject's own); what is rounded away is lost.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    model = subject.model
+    if stored is not None:
+        model = copy.deepcopy(model)
+        torch.nn.Module.to(model, stored)
     with _quiet(True):
-        subject.model.save_pretrained(folder)
+        model.save_pretrained(folder)
     if subject.tokenizer is not None:
         subject.tokenizer.save_pretrained(folder)
     text = json.dumps(subject.record, indent=2, ensure_ascii=False) + "\n"

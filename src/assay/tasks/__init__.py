@@ -4,16 +4,47 @@ One file a task. Knows nothing of models.
 """
 
 from assay._registry import Registry
+from assay.tasks._code import Code
 from assay.tasks._dyck import Dyck
+from assay.tasks._functions import Folder, Found, Function, HubDataset, Interpreter, JsonLines, Source, source_of
+from assay.tasks._lexing import KINDS, LANGUAGES, PARTS
 from assay.tasks._max_of_k import InputSet, MaxOfK
 from assay.tasks._task import UNSCORED, Feature, Kind, Role, Split, Task
 from assay.tasks._text import Text
+from assay.tasks._tokenizer import SPECIALS, code_vocabulary
 
 tasks = Registry("assay.tasks", "task")
 """All tasks by name."""
 
+tasks.register("code", Code.from_data)
 tasks.register("dyck", Dyck)
 tasks.register("max-of-k", MaxOfK)
 tasks.register("text", Text)
 
-__all__ = ["UNSCORED", "Dyck", "Feature", "InputSet", "Kind", "MaxOfK", "Role", "Split", "Task", "Text", "tasks"]
+__all__ = [
+    "KINDS",
+    "LANGUAGES",
+    "PARTS",
+    "SPECIALS",
+    "UNSCORED",
+    "Code",
+    "Dyck",
+    "Feature",
+    "Folder",
+    "Found",
+    "Function",
+    "HubDataset",
+    "InputSet",
+    "Interpreter",
+    "JsonLines",
+    "Kind",
+    "MaxOfK",
+    "Role",
+    "Source",
+    "Split",
+    "Task",
+    "Text",
+    "code_vocabulary",
+    "source_of",
+    "tasks",
+]
