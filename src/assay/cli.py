@@ -84,7 +84,7 @@ def _default_folder(study: str) -> Path:
 def run_dyck(
     full: Annotated[bool, typer.Option("--full", help="All seeds, sites and ranks, 2,000 sequences a split.")] = False,
     seed: Annotated[int | None, typer.Option(help="Training seed of the shipped model (default 0).")] = None,
-    sequences: Annotated[int | None, typer.Option(min=2, help="Sequences a split (default 200, full 2,000).")] = None,
+    sequences: Annotated[int | None, typer.Option(min=2, help="Sequences a split (default 300, full 2,000).")] = None,
     sentence: Annotated[str | None, typer.Option(help="A sentence to draw, such as '(0 (3 3) 0)'.")] = None,
     device: Device = "cpu",
     out_folder: Annotated[
@@ -188,6 +188,49 @@ def train_dyck(
         return
     for split, accuracy in subject.record["accuracy"].items():
         out.print(f"{split:24} " + "  ".join(f"{kind} {value:.4f}" for kind, value in accuracy.items()))
+    out.print(f"The model is in {escape(str(folder))}", soft_wrap=True)
+
+
+@train_app.command("code")
+def train_code(
+    data: Annotated[
+        str, typer.Option(help="python, hub:NAME, a CodeSearchNet file or folder, or a folder.")
+    ] = "python",
+    language: Annotated[str | None, typer.Option(help="Language to train on, where the data does not say.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the weights and of the order of the data.")] = 0,
+    steps: Annotated[int | None, typer.Option(min=1, help="Training steps (default: the recipe's).")] = None,
+    device: Device = "cpu",
+    out_folder: Annotated[Path | None, typer.Option("--out", help="Folder of the model.", file_okay=False)] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train a character-level model of program functions."""
+    from dataclasses import replace  # noqa: PLC0415
+
+    from assay.studies import code  # noqa: PLC0415
+    from assay.subjects import CODE_RECIPE, resolve_device  # noqa: PLC0415
+    from assay.tasks import Code  # noqa: PLC0415
+
+    device = _argument("device", lambda: resolve_device(device))
+    recipe = CODE_RECIPE if steps is None else replace(CODE_RECIPE, steps=steps)
+    with _progress() as bar:
+        line = bar.add_task("reading functions", total=None)
+        task = _argument("data", lambda: Code.from_data(data, language))
+        folder = out_folder or Path("assay-models") / task.name / f"seed-{seed}"
+        bar.update(line, total=recipe.steps)
+        subject = code.train(
+            folder,
+            task=task,
+            seed=seed,
+            device=device,
+            recipe=recipe,
+            progress=lambda now: bar.update(line, completed=now.step, description=f"loss {now.loss:.3f} nats"),
+        )
+    if as_json:
+        print(json.dumps({"folder": str(folder), **subject.record}, indent=2))
+        return
+    for split, measured in subject.record["measured"].items():
+        bits, accuracy = measured["bits_per_character"], measured["accuracy"]
+        out.print(f"{split:20} {bits:.3f} bits a character  accuracy {accuracy:.3f}  {measured['functions']} functions")
     out.print(f"The model is in {escape(str(folder))}", soft_wrap=True)
 
 

@@ -46,7 +46,7 @@ def test_markdown_has_a_row_a_proxy_with_limits(shown):
     frame = shown.agreement("iid").set_index("proxy")
     [row] = [row for row in rows if row.startswith("| SVD(rank=2) | at layer1 |")]
     value = frame.loc["SVD(rank=2)"]
-    assert f"{100 * value['estimate']:.1f} [{100 * value['low']:.1f}, {100 * value['high']:.1f}]" in row
+    assert f"{100 * value['estimate']:.1f} ({100 * value['low']:.1f}–{100 * value['high']:.1f})" in row
     assert sum(row.startswith("| *Identity()*") for row in rows) == 1
     trained = len(shown.record.proxies)
     untrained = sum(not proxy.is_control for proxy in shown.record.proxies)

@@ -90,7 +90,7 @@ def test_shipped_models_load_with_their_record():
             subject = load(name, seed=seed)
             assert (subject.name, subject.seed) == (name, seed)
             assert subject.record["seed"] == seed
-            assert subject.tokenizer is not None
+            assert (subject.tokenizer is None) == ("max-of" in name)
 
 
 def test_missing_seed_is_refused_with_those_that_exist():

@@ -62,7 +62,7 @@ def run(
 ) -> Comparison:
     """Judge the shipped models and leave a run folder.
 
-    By default one training seed (`seed`), layer 1, 200 sequences a split; with `everything`, all shipped seeds, every
+    By default one training seed (`seed`), layer 1, 300 sequences a split; with `everything`, all shipped seeds, every
     layer and both together, all ranks and cluster counts, 2,000 sequences a split. `sentence` (such as
     `"(0 (3 3) 0)"`) is drawn with the attention of subject and proxy; by default one from the deepest split on which
     they differ. A run that was stopped goes on where it was. Raises AssayError for bad arguments.
@@ -75,7 +75,7 @@ def run(
         task,
         full() if everything else quick(),
         sites=("layer0", "layer1", "all") if everything else (SITE,),
-        sequences=sequences if sequences is not None else 2_000 if everything else 200,
+        sequences=sequences if sequences is not None else 2_000 if everything else 300,
         folder=folder,
         progress=progress,
     )
