@@ -88,7 +88,7 @@ def _floats(matrix: Any) -> np.ndarray:
     values = []
     for entry in matrix.entries():
         value = float(entry)
-        _require(np.isfinite(value) and abs(value) < 2.0**500, "a table entry is out of range")
+        _require(np.isfinite(value) and abs(value) < 2.0**200, "a table entry is out of range")
         _require(bool(entry.rad() <= 2.0**-60 * abs(value) + 2.0**-600), "a table entry could not be enclosed")
         values.append(value)
     return np.array(values).reshape(matrix.nrows(), matrix.ncols())
@@ -107,7 +107,9 @@ def _powers(matrix: Any) -> tuple[np.ndarray, np.ndarray]:
         mantissas.append(float(mantissa))
         exponents.append(exponent)
     shape = matrix.nrows(), matrix.ncols()
-    return np.array(mantissas).reshape(shape), np.array(exponents).reshape(shape)
+    grid = np.array(exponents).reshape(shape)
+    _require(int(np.ptp(grid, axis=1).max()) <= 401, "the attention weights of one query span more than 2^400")
+    return np.array(mantissas).reshape(shape), grid
 
 
 def _models(weights: Mapping[str, np.ndarray], length: int, head: int, proxy: Mapping[str, Any] | None) -> list[_Model]:
@@ -140,7 +142,7 @@ def _contributions(model: _Model, q: int, m: int, low: int) -> tuple[np.ndarray,
     tokens = np.append(np.arange(low, m + 1), q)
     shift = model.token[1][q, tokens].max() + model.position[1][q].max()
     exponent = model.position[1][q][:, None] + model.token[1][q, tokens][None] - shift
-    weight = np.ldexp(model.position[0][q][:, None] * model.token[0][q, tokens][None], np.maximum(exponent, -1000))
+    weight = np.ldexp(model.position[0][q][:, None] * model.token[0][q, tokens][None], exponent)
     difference = (
         (model.EU[q] - model.EU[q, m])[:, None, None]
         + (model.EV[tokens] - model.EV[tokens, m, None]).T[:, None, :]

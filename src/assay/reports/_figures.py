@@ -39,8 +39,8 @@ def figures(comparison: Comparison, illustrations: Illustrations) -> Iterator[tu
                 if primary in feature.kinds or primary == ALL:
                     yield (
                         f"agreement-by-{feature.name}-{site}",
-                        f"Same prediction against the {feature.description}, under the shift where it reaches "
-                        f"furthest; simplified at {site}. Dashed: accuracy of the subject.",
+                        f"Same prediction as the subject, and accuracy, against the {feature.description}, under the "
+                        f"shift where it reaches furthest; simplified at {site}. Bands: confidence intervals.",
                         agreement_by_feature(comparison, site, feature.name),
                     )
             yield (
@@ -156,32 +156,40 @@ def gap_chart(comparison: Comparison, site: str) -> Figure:
 
 
 def agreement_by_feature(comparison: Comparison, site: str, feature: str) -> Figure:
-    """Same prediction of the proxies that are faithful enough to be of interest, against a feature."""
-    table = _rows(comparison, site, "same_prediction", feature=feature)
-    subject = _rows(comparison, site, "subject_accuracy", feature=feature)
+    """Same prediction and accuracy of the five proxies that agree most in distribution, against a feature."""
     shifts = comparison.shifts
-    reach = table[table["split"].isin(shifts)].groupby("split", sort=False)["bin"].max()
-    figure = Figure(figsize=(8, 3.6))
-    axes = figure.subplots()
+    agreement = _rows(comparison, site, "same_prediction", feature=feature)
+    reach = agreement[agreement["split"].isin(shifts)].groupby("split", sort=False)["bin"].max()
+    best = comparison.agreement().query("site == @site and not is_control")
+    names = list(best.sort_values("estimate", ascending=False, kind="stable")["proxy"].head(5))
+    words = next(item.description for item in comparison.record.features if item.name == feature)
+    figure = Figure(figsize=(10, 4.2))
+    panels = figure.subplots(1, 2, sharey=True)
     if len(reach):
         split = str(reach.idxmax())
-        iid_reach = table[~table["split"].isin(shifts)]["bin"].max()
-        best = comparison.agreement().query("site == @site and not is_control")
-        names = best.sort_values("estimate", ascending=False)["proxy"].head(5)
-        for colour, name in zip(cycle(PALETTE), names, strict=False):
-            rows = table[(table["split"] == split) & (table["proxy"] == name)].sort_values("bin")
-            _band(axes, rows["bin"].to_numpy(), rows, colour, name)
+        iid_reach = agreement[~agreement["split"].isin(shifts)]["bin"].max()
+        for axes, metric, title in (
+            (panels[0], "same_prediction", "same prediction as the subject"),
+            (panels[1], "proxy_accuracy", "accuracy"),
+        ):
+            table = _rows(comparison, site, metric, feature=feature)
+            table = table[table["split"] == split].sort_values("bin")
+            for colour, name in zip(cycle(PALETTE), names, strict=False):
+                rows = table[table["proxy"] == name]
+                _band(axes, rows["bin"].to_numpy(), rows, colour, name if metric == "same_prediction" else "")
+            if iid_reach < reach.max():
+                axes.axvline(iid_reach + 0.5, color=INK, linewidth=1, linestyle=":")
+                axes.text(iid_reach + 0.6, 0.0, "beyond any on iid →", fontsize=9, va="bottom")
+            axes.set_title(f"{title}, {split}", loc="left")
+        subject = _rows(comparison, site, "subject_accuracy", feature=feature)
         rows = subject[subject["split"] == split].drop_duplicates("bin").sort_values("bin")
-        axes.plot(rows["bin"], rows["estimate"], color=INK, linestyle="--", linewidth=1.4, label="subject's accuracy")
-        if iid_reach < reach.max():
-            axes.axvline(iid_reach + 0.5, color=INK, linewidth=1, linestyle=":")
-            axes.text(iid_reach + 0.6, 0.02, "beyond any on iid →", fontsize=9, va="bottom")
-        axes.set_title(f"on {split}", loc="left")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_xlabel(next(item.description for item in comparison.record.features if item.name == feature))
-    axes.set_ylabel("share of predictions")
-    axes.set_ylim(-0.02, 1.02)
-    axes.legend(loc="lower left", bbox_to_anchor=(1.0, 0.0))
+        _band(panels[1], rows["bin"].to_numpy(), rows, INK, "the subject", linestyle="--")
+    for axes in panels:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_xlabel(words)
+        axes.set_ylim(-0.02, 1.02)
+    panels[0].set_ylabel("share of predictions")
+    figure.legend(loc="outside lower center", ncols=3)
     return figure
 
 

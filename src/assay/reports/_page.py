@@ -39,7 +39,7 @@ def environment() -> Environment:
 def picture(name: str, caption: str, figure: Figure) -> Picture:
     """A figure as it stands in a page: inline SVG whose text takes the page's colour, or a PNG."""
     if name.startswith(_RASTER):
-        data = base64.b64encode(to_png(figure)).decode()
+        data = base64.b64encode(to_png(figure, dpi=110)).decode()
         return Picture(caption, Markup('<img alt="{}" src="data:image/png;base64,{}">').format(caption, data))
     svg = re.sub(r"^.*?(?=<svg)", "", to_svg(figure), flags=re.DOTALL).replace(INK, "currentColor")
     prefix = re.sub(r"\W", "_", name)

@@ -1,5 +1,6 @@
 """How figures look: one palette, quiet axes, and colours that a page can adapt to dark mode."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO, StringIO
@@ -50,16 +51,16 @@ def style() -> Iterator[None]:
 
 
 def to_svg(figure: Figure) -> str:
-    """A figure as SVG text, the same bytes for the same figure."""
+    """A figure as SVG text, the same bytes for the same figure; coordinates to a hundredth of a point."""
     buffer = StringIO()
     with style():
         figure.savefig(buffer, format="svg", dpi=110, metadata={"Date": None, "Creator": None})
-    return buffer.getvalue()
+    return re.sub(r"(\d\.\d\d)\d+", r"\1", buffer.getvalue())
 
 
-def to_png(figure: Figure) -> bytes:
+def to_png(figure: Figure, *, dpi: int = 160) -> bytes:
     """A figure as PNG bytes on white."""
     buffer = BytesIO()
     with style():
-        figure.savefig(buffer, format="png", dpi=160, facecolor="white", metadata={"Software": None})
+        figure.savefig(buffer, format="png", dpi=dpi, facecolor="white", metadata={"Software": None})
     return buffer.getvalue()

@@ -23,6 +23,7 @@ UNIT = 2.0**-53
 """The unit roundoff of float64."""
 
 _LARGEST_SCORE = 2.0**40
+_LARGEST_SPAN = 400
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ def read_weights(subject: Subject) -> Weights:
 def exponentials(scores: ExactMatrix, divisor_squared: int) -> Powers:
     """exp(scores / √divisor_squared), enclosed by Arb at 192 bits.
 
-    Raises AssayError if a score is 2^40 or more.
+    Raises AssayError if a score is 2^40 or more, or if the exponentials of one query span more than 2^400.
     """
     library = flint()
     mantissas, exponents = [], []
@@ -133,7 +134,16 @@ def exponentials(scores: ExactMatrix, divisor_squared: int) -> Powers:
             power = round(size * inverse)
             mantissas.append(float((score - power * log2).exp()))
             exponents.append(power)
-    return Powers(np.array(mantissas).reshape(scores.shape), np.array(exponents, dtype=np.int64).reshape(scores.shape))
+    powers = Powers(
+        np.array(mantissas).reshape(scores.shape), np.array(exponents, dtype=np.int64).reshape(scores.shape)
+    )
+    span = int(np.ptp(powers.exponent, axis=1).max())
+    if span > _LARGEST_SPAN:
+        raise AssayError(
+            f"the attention weights of one query span a factor of 2^{span}; at most 2^{_LARGEST_SPAN} can be "
+            "certified, so that no weight is lost to underflow."
+        )
+    return powers
 
 
 def _queries(weights: Weights) -> ExactMatrix:
@@ -171,8 +181,8 @@ def make_tables(weights: Weights, operations: Operations) -> Tables:
     operations.add(arithmetic=v * v + v * length, exponentials=v * v + v * length)
     tables = Tables(EU, EV, PV, token, position)
     spread = tables.spread
-    if spread != 0 and not 2.0**-500 < spread < 2.0**500:
-        raise AssayError(f"the logits differ by up to {spread:.3g}; between 2^-500 and 2^500 is what can be certified.")
+    if spread != 0 and not 2.0**-200 < spread < 2.0**200:
+        raise AssayError(f"the logits differ by up to {spread:.3g}; between 2^-200 and 2^200 is what can be certified.")
     return tables
 
 
