@@ -104,7 +104,9 @@ def engine_of(name: str) -> Engine:
     """An engine of a random model, made once."""
     if name not in _engines:
         torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(configuration(name)).eval()
+        # In some versions of transformers the fused attention that is the default leaves out Gemma's soft-capping.
+        chosen = {"attn_implementation": "eager"} if name == "gemma2" else {}
+        model = AutoModelForCausalLM.from_config(configuration(name), **chosen).eval()
         _engines[name] = Engine(Subject(model, None, name))
     return _engines[name]
 
