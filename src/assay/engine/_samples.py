@@ -36,8 +36,8 @@ class Samples:
 def batches(engine: Engine, split: Split) -> Iterator[tuple[Int[np.ndarray, " sequence"], Split]]:
     """Index and sequences of batches of similar length, at least one sequence each.
 
-    A batch's attention patterns have about a million numbers on a CPU, so that they stay in its cache (measured:
-    attention and its divergence are three to five times faster than from memory), and 64 million elsewhere.
+    A batch's attention patterns have about a million numbers on a CPU, so that they stay in its cache, and 64 million
+    elsewhere (`benchmarks/batch_size.py` shows what it gains).
     """
     budget = 1_000_000 if engine.subject.device.type == "cpu" else 64_000_000
     order = np.argsort(split.lengths, kind="stable")

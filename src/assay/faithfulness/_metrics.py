@@ -49,8 +49,8 @@ def attention_divergence(
 def _divergence(p: Tensor, q: Tensor) -> Tensor:
     """The terms of JSD(p, q), outcome by outcome; exactly 0 where p = q.
 
-    Probabilities below 1e-30 count as that in the logarithm: their terms are below 1e-28, and logarithms of numbers
-    that are smaller still (denormals) are ten times slower.
+    Probabilities below 1e-30 count as that in the logarithm: their terms are below 1e-28, and arithmetic on numbers
+    that are smaller still (denormals) is slow.
     """
     log_middle = ((p + q) / 2).clamp_min(1e-30).log_()
     terms = p.clamp_min(1e-30).log_().sub_(log_middle).mul_(p)
