@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
-from assay._errors import AssayError
+from assay._errors import AssayError, unknown_name
 
 app = typer.Typer(
     help="Test what an explanation of a Transformer is worth.",
@@ -312,7 +312,11 @@ def certify(
     from assay.subjects import MaxOfKForCausalLM, import_max_of_k, load  # noqa: PLC0415
     from assay.tasks import InputSet  # noqa: PLC0415
 
-    subject = import_max_of_k(model) if Path(model).is_file() else load(model, seed=seed)
+    is_file = Path(model).is_file()
+    subject = _argument("model", lambda: import_max_of_k(model) if is_file else load(model, seed=seed))
+    if strategy not in proofs.STRATEGIES:
+        message = str(unknown_name("proof strategy", strategy, proofs.STRATEGIES))
+        raise typer.BadParameter(message, param_hint="--strategy")
     inputs = None
     if isinstance(subject.model, MaxOfKForCausalLM):
         sizes = subject.model.config
@@ -330,7 +334,7 @@ def certify(
 
 @app.command()
 def verify(
-    certificate: Annotated[Path, typer.Argument(help="A certificate file.")],
+    certificate: Annotated[Path, typer.Argument(help="A certificate file.", exists=True, dir_okay=False)],
     model: Annotated[str | None, typer.Option(help="The subject, where it is not a shipped model.")] = None,
 ) -> None:
     """Check a certificate independently: exit status 0 if it holds, 1 with the reason if it is refuted."""

@@ -1,5 +1,6 @@
 import json
 
+import pytest
 from typer.testing import CliRunner
 
 from assay.cli import app, main
@@ -26,3 +27,16 @@ def test_certify_and_verify(tmp_path, monkeypatch, capsys):
 
 def test_an_impossible_set_is_a_wrong_call():
     assert CliRunner().invoke(app, ["certify", "max-of-4", "--copies", "9"]).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        ["certify", "max-of-9"],
+        ["certify", "max-of-4", "--seed", "77"],
+        ["certify", "max-of-4", "--strategy", "separabel"],
+        ["verify", "no-such-certificate.json"],
+    ],
+)
+def test_wrong_calls_exit_with_2(call):
+    assert CliRunner().invoke(app, call).exit_code == 2

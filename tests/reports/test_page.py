@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 
 from assay.faithfulness import Comparison
-from assay.reports import figures, to_svg, write_figures, write_page
+from assay.reports import figures, style, to_svg, write_figures, write_page
 
 
 @pytest.fixture(scope="module")
@@ -184,3 +185,12 @@ def test_gap_chart_shows_the_gaps(shown, illustrations):
     gaps = shown.gaps().query("trained and site == 'layer1'")["gap"].dropna() * 100
     for value in gaps:
         assert np.isclose(marks, value).any()
+
+
+def test_logarithmic_axes_have_readable_labels():
+    with style():
+        figure = Figure()
+        axes = figure.subplots()
+        axes.semilogy([1, 2], [1e-3, 1e-1])
+    drawn = re.sub(r"<!--.*?-->", "", to_svg(figure), flags=re.DOTALL)
+    assert "mathdefault" not in drawn

@@ -31,7 +31,6 @@ _RC: Any = {
     "text.color": INK,
     "legend.frameon": False,
     "legend.fontsize": 9,
-    "text.parse_math": False,
     "axes.grid": True,
     "grid.color": "#80868b",
     "grid.alpha": 0.25,
