@@ -96,13 +96,13 @@ def compare(
     if len(iid) != 1:
         raise AssayError(f"task {task.name!r} has {len(iid)} splits of role 'iid'; exactly one is needed.")
     for split in (train, *splits.values()):
-        _check_fits(subjects, split)
+        check_fits(subjects, split)
     hashes = {split.name: _split_hash(split) for split in (train, *splits.values())}
 
     variants = [*subjects, *([subjects[0].untrained_copy()] if controls else [])]
     engines = [Engine(variant) for variant in variants]
     candidates = candidates_of(engines[0], chosen, sites, controls)
-    noise = _noise_floor(engines[0], task, iid[0])
+    noise = noise_floor(engines[0], task, iid[0])
 
     total = sum(len(splits) * len(_candidates_for(engine.subject, candidates)) for engine in engines)
     found = Found(cells)
@@ -264,7 +264,8 @@ def _architecture(subject: Subject) -> dict[str, list[int]]:
     return {name: list(value.shape) for name, value in subject.model.state_dict().items()}
 
 
-def _check_fits(subjects: Sequence[Subject], split: Split) -> None:
+def check_fits(subjects: Sequence[Subject], split: Split) -> None:
+    """Raise AssayError if a split has tokens that a subject does not know, or more positions than it has."""
     for subject in subjects:
         known = subject.vocabulary
         largest = int(split.tokens.max())
@@ -297,7 +298,8 @@ def _fit(engine: Engine, train: Split, candidates: Sequence[Candidate]) -> dict[
     }
 
 
-def _noise_floor(engine: Engine, task: Task, split: Split) -> NoiseFloor:
+def noise_floor(engine: Engine, task: Task, split: Split) -> NoiseFloor:
+    """What an identity edit changes on the first `NOISE_SEQUENCES` sequences of a split."""
     part = split.first(NOISE_SEQUENCES)
     eager, as_loaded, flipped, scored = 0.0, 0.0, 0, 0
     for _, batch in batches(engine, part):
