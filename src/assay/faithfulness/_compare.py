@@ -273,6 +273,11 @@ def _architecture(subject: Subject) -> dict[str, list[int]]:
 def check_fits(subjects: Sequence[Subject], split: Split) -> None:
     """Raise AssayError if a split has tokens that a subject does not know, or more positions than it has."""
     for subject in subjects:
+        if split.objective != subject.objective:
+            raise AssayError(
+                f"split {split.name!r} is made for the objective {split.objective!r} but {subject.name!r} is judged as "
+                f"{subject.objective!r}; give both the same, as Text(objective=...) and load(objective=...)."
+            )
         known = subject.vocabulary
         largest = int(split.tokens.max())
         if largest >= known:
@@ -280,7 +285,7 @@ def check_fits(subjects: Sequence[Subject], split: Split) -> None:
                 f"split {split.name!r} has token {largest} but {subject.name!r} knows tokens 0 to {known - 1}; "
                 "the task and the subject do not belong together."
             )
-        limit = getattr(subject.model.config, "max_position_embeddings", None)
+        limit = subject.positions
         if limit is not None and split.tokens.shape[1] > limit:
             raise AssayError(
                 f"split {split.name!r} has sequences of {split.tokens.shape[1]} tokens but {subject.name!r} has "
