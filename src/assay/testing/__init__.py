@@ -3,8 +3,9 @@
 The pytest plugin that comes with the package gives the fixture `assay_session` (see `Session`).
 """
 
+from assay.testing._architectures import Support, check_architecture
 from assay.testing._faithful import assert_faithful
 from assay.testing._session import Session
 from assay.testing._simplifications import TOLERANCE, check_simplification
 
-__all__ = ["TOLERANCE", "Session", "assert_faithful", "check_simplification"]
+__all__ = ["TOLERANCE", "Session", "Support", "assert_faithful", "check_architecture", "check_simplification"]

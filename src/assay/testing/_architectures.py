@@ -1,0 +1,266 @@
+"""Whether a model can be read and edited: the checks behind the table of architectures."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from assay._errors import AssayError
+from assay.engine import Block, Edit, Engine, Head, Proxy, Run, collect
+from assay.engine._attention import using
+from assay.simplify import SVD
+from assay.subjects import Subject
+from assay.tasks import Split
+
+SEQUENCES, LENGTH, PADDED = 3, 12, 4
+STREAMS = ("queries", "keys", "values", "outputs")
+
+
+@dataclass(frozen=True)
+class Support:
+    """What Assay can do with a model that passed `check_architecture`.
+
+    `layers` and `heads` count the attention layers and heads that can be edited, in order of execution; `streams` are
+    the ends of sites that work; `resumes` says whether a proxy starts at its first edited layer (otherwise it runs
+    whole, which is only slower); `not_reached` names classes of attention modules that ran and cannot be edited.
+    `identity` is the largest change of an output by edits that change nothing, against the architecture's own eager
+    attention, and `as_loaded` against the attention implementation that the model was given with.
+    """
+
+    layers: int
+    heads: int
+    streams: tuple[str, ...]
+    resumes: bool
+    not_reached: tuple[str, ...]
+    identity: float
+    as_loaded: float
+
+
+def check_architecture(model: PreTrainedModel, *, seed: int = 0) -> Support:
+    """Check that a model can be read and edited, and say what of it.
+
+        check_architecture(AutoModelForCausalLM.from_pretrained("./my-model"))
+
+    On random tokens, some of them padding: edits that give back what they get change nothing, at every head and block
+    and in every stream; neither does an SVD at full width; an edit of any layer and stream changes the model's
+    output, and at its own head alone; a causal model stays causal under an edit; a run that resumes equals the whole
+    run; attention in blocks of rows and logits at chosen positions equal those of the whole.
+
+    Works in float32 and float64. Raises AssayError if the model is not supported, and AssertionError that names the
+    first check that failed, which is a bug worth reporting.
+    """
+    subject = Subject(model.eval(), None, type(model).__name__)
+    if model.dtype not in (torch.float32, torch.float64):
+        raise AssayError(f"check_architecture() needs a model in float32 or float64, not {model.dtype}.")
+    ran: set[nn.Module] = set()
+    hooks = [module.register_forward_hook(lambda module, *_: ran.add(module)) for module in model.modules()]
+    try:
+        engine = Engine(subject)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return _Check(subject, engine, seed).support(ran)
+
+
+class _Check:
+    def __init__(self, subject: Subject, engine: Engine, seed: int) -> None:
+        self.subject, self.engine, self.name = subject, engine, subject.name
+        generator = torch.Generator().manual_seed(seed)
+        special = set(_special(subject.model.config.to_dict()))
+        ordinary = torch.tensor([token for token in range(subject.vocabulary) if token not in special][:500_000])
+        chosen = torch.randint(len(ordinary), (2 * SEQUENCES, LENGTH), generator=generator)
+        both = ordinary[chosen].to(subject.device)
+        self.tokens, self.others = both[:SEQUENCES], both[SEQUENCES:]
+        self.valid = torch.ones_like(self.tokens)
+        self.valid[-1, LENGTH - PADDED :] = 0
+        self.clean = self.run(read=(*STREAMS, "patterns"), resumable=True)
+        self.scale = max(1.0, float(self.clean.logits[self.valid.bool()].abs().max()))
+        self.tolerance = 1_000 * torch.finfo(subject.model.dtype).eps * self.scale
+
+    def run(self, edits: tuple[Edit, ...] | list[Edit] = (), *, tokens: Tensor | None = None, **options: Any) -> Run:
+        return self.engine.run(self.tokens if tokens is None else tokens, self.valid, edits=edits, **options)
+
+    def difference(self, first: Tensor, second: Tensor) -> float:
+        """The largest difference of an output at a token, from the first token on; infinite where one is not finite."""
+        difference = (first - second).abs().amax(dim=-1)[self.valid[:, : first.shape[1]].bool()]
+        return float(difference.max()) if bool(torch.isfinite(difference).all()) else torch.inf
+
+    def same(self, first: Tensor, second: Tensor, what: str) -> float:
+        difference = self.difference(first, second)
+        assert difference <= self.tolerance, f"{self.name}: {what} (an output differs by {difference:.2g})"
+        return difference
+
+    def support(self, ran: set[nn.Module]) -> Support:
+        assert torch.isfinite(self.clean.logits[self.valid.bool()]).all(), f"{self.name}: its outputs are not finite"
+        blocks = tuple(stream for stream in ("mlp", "residual") if self._offered(stream))
+        identity, as_loaded = self._identity(blocks)
+        self._full_rank(blocks)
+        for layer in range(self.engine.layers):
+            self._effect(layer, blocks)
+            self._resume(layer)
+        self._one_head()
+        self._causality()
+        self._parts()
+        met = {id(module) for module in self.engine._modules}
+        inside = {id(child) for module in self.engine._modules for child in module.modules()}
+        other = {
+            type(module).__name__
+            for module in ran
+            if "attention" in type(module).__name__.lower()
+            and id(module) not in inside
+            and not any(id(child) in met for child in module.modules())
+        }
+        return Support(
+            layers=self.engine.layers,
+            heads=len(self.engine.heads),
+            streams=(*STREAMS, "pattern", *blocks),
+            resumes=True,
+            not_reached=tuple(sorted(other)),
+            identity=identity,
+            as_loaded=as_loaded,
+        )
+
+    def _offered(self, stream: str) -> bool:
+        try:
+            self.engine.site(f"all.{stream}")
+            self.run(read=(stream,))
+        except AssayError:
+            return False
+        return True
+
+    def _identity(self, blocks: tuple[str, ...]) -> tuple[float, float]:
+        model = self.subject.model
+        as_loaded = self.subject(self.tokens, self.valid)
+        with using(model, "eager"):
+            eager = self.subject(self.tokens, self.valid)
+        vectors: Mapping[str, Callable[[Tensor], Tensor]] = {stream: lambda states: states for stream in STREAMS}
+        edits = [Edit(head, **vectors, pattern=lambda pattern, _: pattern) for head in self.engine.heads]
+        if blocks:
+            of_block = {stream: lambda states: states for stream in blocks}
+            edits += [Edit(block, **of_block) for block in self.engine.blocks]
+        edited = self.run(edits).logits
+        self.same(self.clean.logits, eager, "reading changes its output")
+        return (
+            self.same(edited, eager, "edits that give back what they get change its output"),
+            self.difference(edited, as_loaded),
+        )
+
+    def _full_rank(self, blocks: tuple[str, ...]) -> None:
+        split = Split(
+            name="random",
+            role="train",
+            description="random tokens",
+            tokens=self.tokens.cpu().numpy(),
+            lengths=self.valid.sum(dim=1).cpu().numpy(),
+            kinds=(self.tokens * 0).cpu().numpy(),
+        )
+        samples = collect(self.engine, split, (*STREAMS, *blocks))
+        for stream in ("", "values", "outputs", *blocks):
+            edits: list[Edit] = []
+            for layer in range(self.engine.layers):
+                site = self.engine.site(f"layer{layer}.{stream}".rstrip("."))
+                here = samples.at(site)
+                width = here.of(site.places[0])[0].shape[-1]
+                edits += SVD(rank=width).fit(here).apply(self.subject).edits
+            self.same(
+                self.run(edits).logits,
+                self.clean.logits,
+                f"an SVD at full width of {stream or 'queries and keys'} changes its output",
+            )
+
+    def _effect(self, layer: int, blocks: tuple[str, ...]) -> None:
+        heads = [head for head in self.engine.heads if head.layer == layer]
+        for stream in (*STREAMS, *blocks):
+            places = [Block(layer)] if stream in blocks else heads
+            edited = self.run([Edit(place, **{stream: _moved}) for place in places]).logits
+            self.changed(edited, f"an edit of {stream} in layer {layer} has no effect")
+        edited = self.run([Edit(head, pattern=_reversed) for head in heads]).logits
+        self.changed(edited, f"an edit of patterns in layer {layer} has no effect")
+
+    def changed(self, edited: Tensor, what: str) -> None:
+        assert self.difference(edited, self.clean.logits) > 10 * self.tolerance, f"{self.name}: {what}"
+
+    def _resume(self, layer: int) -> None:
+        last = self.engine.heads[-1]
+        first = next(head for head in self.engine.heads if head.layer == layer)
+        edits = [Edit(head, queries=_moved, values=_moved) for head in dict.fromkeys((first, last))]
+        whole = self.run(edits).logits
+        rest = self.run(edits, resume=self.clean).logits
+        self.same(rest, whole, f"a run that resumes at layer {layer} differs from the whole run")
+
+    def _one_head(self) -> None:
+        """An edit of one head changes what is read there as it should, and nothing of the layer's other heads."""
+        head = self.engine.heads[len(self.engine.heads) // 2]
+        others = [item.head for item in self.engine.heads if item.layer == head.layer and item != head]
+        for stream in STREAMS:
+            edited = getattr(self.run([Edit(head, **{stream: _moved})], read=(stream,)), stream)
+            before, after = getattr(self.clean, stream)[head.layer], edited[head.layer]
+            what = f"an edit of {stream} at {head}"
+            expected = _moved(before[:, head.head])
+            assert torch.allclose(after[:, head.head], expected, atol=1e-5, rtol=1e-4), f"{self.name}: {what} is lost"
+            assert torch.allclose(after[:, others], before[:, others], atol=1e-5, rtol=1e-4), (
+                f"{self.name}: {what} changes other heads"
+            )
+        twice = [Edit(item, values=lambda states: 2 * states) for item in self.engine.heads if item.layer == head.layer]
+        doubled = self.run(twice, read=("outputs",)).outputs[head.layer]
+        expected = 2 * self.clean.outputs[head.layer]
+        keep = self.valid.bool()[:, None, :, None].expand_as(doubled) if doubled.shape[2] == LENGTH else ...
+        assert torch.allclose(doubled[keep], expected[keep], atol=1e-4, rtol=1e-3), (
+            f"{self.name}: twice the values do not give twice the outputs"
+        )
+
+    def _causality(self) -> None:
+        half = LENGTH // 2
+        later = self.tokens.clone()
+        later[:, half:] = self.others[:, half:]
+        plain = self.subject(later, self.valid)
+        if self.difference(plain[:, :half], self.clean.logits[:, :half]) > self.tolerance:
+            return
+        head = self.engine.heads[0]
+        edits = [Edit(head, queries=_moved, keys=_moved, values=_moved)]
+        first, second = self.run(edits).logits, self.run(edits, tokens=later).logits
+        self.same(first[:, :half], second[:, :half], "under an edit, later tokens change earlier outputs")
+
+    def _parts(self) -> None:
+        rows: list[tuple[int, slice, Tensor]] = []
+        blocked = self.run(on_rows=lambda layer, where, weights, *_: rows.append((layer, where, weights)), rows=5)
+        self.same(blocked.logits, self.clean.logits, "attention in blocks of rows changes its output")
+        for layer, where, weights in rows:
+            whole = self.clean.patterns[layer][:, :, where]
+            cut = whole[..., : weights.shape[-1]]
+            close = torch.allclose(cut, weights, atol=1e-5, rtol=1e-4)
+            assert close and not bool(whole[..., weights.shape[-1] :].any()), (
+                f"{self.name}: a block of rows is not that part of the pattern"
+            )
+        without = self.run(logits=False)
+        some = slice(2, LENGTH - PADDED)
+        found = self.engine.logits(without, some)
+        expected = self.clean.logits[:, some]
+        difference = float((found - expected).abs().max())
+        assert difference <= self.tolerance, f"{self.name}: logits at chosen positions differ by {difference:.2g}"
+
+
+def _moved(states: Tensor) -> Tensor:
+    """An edit that changes scores and outputs of every position differently."""
+    return states.flip(-1) * 1.5 + 0.5
+
+
+def _reversed(pattern: Tensor, visible: Tensor) -> Tensor:
+    """Weights in proportion to how late a visible key is: far from what attention does by itself."""
+    place = torch.arange(1, pattern.shape[-1] + 1, device=pattern.device, dtype=pattern.dtype) ** 2
+    weights = torch.where(visible, place, 0.0)
+    return weights / weights.sum(dim=-1, keepdim=True).clamp_min(1)
+
+
+def _special(config: Mapping[str, Any]) -> Iterator[int]:
+    """The ids in a configuration of tokens that are not ordinary text."""
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _special(value)
+        elif "token_i" in str(name) and isinstance(value, int):
+            yield value
+        elif "token_i" in str(name) and isinstance(value, list):
+            yield from (item for item in value if isinstance(item, int))
