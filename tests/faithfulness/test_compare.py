@@ -178,7 +178,7 @@ class Coin:
     streams = ()
 
     def fit(self, samples):
-        self.heads_ = samples.heads
+        self.heads_ = samples.places
         return self
 
     def apply(self, subject):
@@ -274,7 +274,7 @@ class Spoiled:
     streams = ()
 
     def fit(self, samples):
-        self.heads_ = samples.heads
+        self.heads_ = samples.places
         return self
 
     def apply(self, subject):

@@ -32,7 +32,7 @@ def split(bracket_task):
 @pytest.fixture(scope="module")
 def proxies(known, bracket_task):
     samples = collect(known, bracket_task.split("train", 60), ("queries", "keys"))
-    last = samples.at(known.sites("layer1"))
+    last = samples.at(known.site("layer1"))
     return {
         "svd": SVD(rank=4).fit(samples).apply(known.subject),
         "hard": OneHotAttention().fit(last).apply(known.subject),
@@ -184,7 +184,7 @@ class Broken:
     streams = ()
 
     def fit(self, samples: Samples) -> "Broken":
-        self.heads_ = samples.heads
+        self.heads_ = samples.places
         return self
 
     def apply(self, subject):

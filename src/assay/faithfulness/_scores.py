@@ -1,7 +1,7 @@
 """Scores of one cell (subject x proxy x split): sums and counts a sequence, for every metric and kind."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -9,11 +9,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
 
 from assay._errors import AssayError
-from assay.engine import Engine, Proxy, Run, batches, tensors
-from assay.faithfulness._metrics import Metric, Pair, Predictions, attention_divergence
+from assay.engine import Engine, Proxy, batches, tensors
+from assay.faithfulness._attention_rows import AttentionRows
+from assay.faithfulness._metrics import Metric, Pair, Predictions
 from assay.tasks import UNSCORED, Split, Task
 
 ALL = "all"
@@ -21,6 +21,9 @@ ALL = "all"
 
 LAYER = "layer"
 """The feature under which attention divergences are given by layer."""
+
+TOKENS_HELD, LOGITS_HELD = 32_768, 2_000_000
+"""Final hidden states of proxies, and logits of one model, that are in memory at the same time (in numbers)."""
 
 
 class Column(NamedTuple):
@@ -148,37 +151,50 @@ def score(
         tokens, valid = tensors(batch, engine.subject.device)
         kind_of = torch.from_numpy(batch.kinds).to(tokens.device)
         targets = tokens.roll(-1, dims=1)
-        scored = kind_of != UNSCORED
-        clean = engine.run(tokens, valid, read=("patterns", "outputs"))
-        if not torch.isfinite(clean.logits[scored]).all():
-            raise AssayError(
-                f"the subject {engine.subject.name!r} gives logits that are not finite numbers on split "
-                f"{split.name!r}; it cannot be judged (in half precision, try float32)."
-            )
-        subject = Predictions(clean.logits, kind_of, task.kinds)
-        for name, proxy in proxies.items():
-            current = found[name]
-            if isinstance(current, NotFiniteError):
-                continue
-            logits, attention = _run_against(engine, proxy, clean, tokens, valid)
-            if not torch.isfinite(logits[scored]).all():
-                found[name] = NotFiniteError(f"{name} gives logits that are not finite numbers on {split.name}")
-                continue
-            pair = Pair(subject, Predictions(logits, kind_of, task.kinds), targets, attention)
-            values = {metric.name: metric(pair).cpu().numpy() for metric in metrics}
-            by_layer = {layer: numbers.cpu().numpy() for layer, numbers in attention.items()}
-            current.sums[index], current.counts[index] = grouping.scores(values, by_layer, batch)
+        attention = AttentionRows(engine, tokens, valid)
+        clean = attention.clean
+        whole = [name for name in proxies if not isinstance(found[name], NotFiniteError)]
+        for some in _groups(whole, batch.tokens.size):
+            runs = {name: attention.of(proxies[name]) for name in some}
+            values: dict[str, dict[str, np.ndarray]] = {
+                name: {metric.name: np.zeros(batch.tokens.shape) for metric in metrics} for name in some
+            }
+            for positions in _chunks(batch.tokens.shape, engine.subject.vocabulary):
+                here, answers = kind_of[:, positions], targets[:, positions]
+                scored = here != UNSCORED
+                logits = engine.logits(clean, positions)
+                if not torch.isfinite(logits[scored]).all():
+                    raise AssayError(
+                        f"the subject {engine.subject.name!r} gives logits that are not finite numbers on split "
+                        f"{split.name!r}; it cannot be judged (in half precision, try float32)."
+                    )
+                subject = Predictions(logits, here, task.kinds)
+                for name, (run, divergence) in runs.items():
+                    logits = engine.logits(run, positions)
+                    if not torch.isfinite(logits[scored]).all():
+                        found[name] = NotFiniteError(f"{name} gives logits that are not finite numbers on {split.name}")
+                        continue
+                    rows = {layer: rows[:, positions] for layer, rows in divergence.items()}
+                    pair = Pair(subject, Predictions(logits, here, task.kinds), answers, rows)
+                    for metric in metrics:
+                        values[name][metric.name][:, positions] = metric(pair).cpu().numpy()
+            for name, (_, divergence) in runs.items():
+                current = found[name]
+                if isinstance(current, Scores):
+                    by_layer = {layer: numbers.cpu().numpy() for layer, numbers in divergence.items()}
+                    current.sums[index], current.counts[index] = grouping.scores(values[name], by_layer, batch)
     return found
 
 
-def _run_against(
-    engine: Engine, proxy: Proxy, clean: Run, tokens: Tensor, valid: Tensor
-) -> tuple[Tensor, dict[int, Tensor]]:
-    """A proxy's logits, and each layer's attention divergence from the clean run, taken as the layers go by."""
-    nothing = torch.zeros(tokens.shape, dtype=torch.float64, device=tokens.device)
-    attention = dict.fromkeys(range(engine.layers), nothing)
+def _groups(names: Sequence[str], tokens: int) -> Iterator[Sequence[str]]:
+    """The proxies in groups whose final hidden states are held at the same time."""
+    size = max(1, TOKENS_HELD // tokens)
+    for start in range(0, len(names), size):
+        yield names[start : start + size]
 
-    def compare(layer: int, pattern: Tensor) -> None:
-        attention[layer] = attention_divergence(clean.patterns[layer], pattern)
 
-    return engine.run(tokens, valid, edits=proxy.edits, on_pattern=compare, resume=clean).logits, attention
+def _chunks(shape: tuple[int, ...], vocabulary: int) -> Iterator[slice]:
+    """The positions of a batch in pieces whose logits have at most LOGITS_HELD numbers (a position at least)."""
+    size = max(1, LOGITS_HELD // (shape[0] * vocabulary))
+    for start in range(0, shape[1], size):
+        yield slice(start, min(start + size, shape[1]))
