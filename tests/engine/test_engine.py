@@ -304,7 +304,7 @@ def test_rows_are_those_of_the_pattern(gpt2, reader, tokens, rows, padded):
     found = {layer: torch.zeros_like(pattern) for layer, pattern in whole.patterns.items()}
     widths = []
 
-    def note(layer, part, pattern):
+    def note(layer, part, pattern, _):
         found[layer][:, :, part, : pattern.shape[-1]] = pattern
         widths.append((part.stop, pattern.shape[-1]))
 
@@ -318,13 +318,28 @@ def test_rows_are_those_of_the_pattern(gpt2, reader, tokens, rows, padded):
 def test_rows_of_an_edited_pattern(reader, tokens):
     edits = [Edit(Head(1, 2), pattern=lambda p, _: p / 2)]
     whole, sums = reader.run(tokens, edits=edits).logits, []
-    run = reader.run(tokens, edits=edits, rows=4, on_rows=lambda layer, _, rows: sums.append((layer, rows.sum(-1))))
+    run = reader.run(tokens, edits=edits, rows=4, on_rows=lambda layer, _, rows, __: sums.append((layer, rows.sum(-1))))
     torch.testing.assert_close(run.logits, whole, atol=1e-5, rtol=1e-5)
     halves = torch.cat([mass[:, 2] for layer, mass in sums if layer == 1], dim=-1)
     torch.testing.assert_close(halves, torch.full((4, 11), 0.5))
 
 
-@pytest.mark.parametrize("positions", [slice(0, 11), slice(2, 5), slice(10, 11)])
+@pytest.mark.parametrize("hard", [False, True])
+def test_rows_of_another_run_beside(reader, tokens, hard):
+    clean = reader.run(tokens, read=("queries", "keys", "patterns"))
+    found = {layer: torch.zeros_like(pattern) for layer, pattern in clean.patterns.items()}
+
+    def note(layer, part, pattern, beside):
+        assert beside.shape == pattern.shape
+        found[layer][:, :, part, : beside.shape[-1]] = beside
+
+    edit = Edit(Head(0, 0), queries=double, pattern=(lambda p, _: p / 2) if hard else None)
+    reader.run(tokens, edits=[edit], on_rows=note, rows=3, beside=clean)
+    for layer, pattern in clean.patterns.items():
+        torch.testing.assert_close(found[layer], pattern, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("positions", [slice(0, 11), slice(2, 5), torch.tensor([10]), torch.tensor([0, 3, 7])])
 def test_logits_of_some_positions(reader, tokens, positions):
     edits = [Edit(Head(0, 0), queries=double)]
     whole = reader.run(tokens, edits=edits).logits

@@ -166,6 +166,19 @@ def test_batch_size_does_not_matter(size, monkeypatch, known, proxies, bracket_t
         np.testing.assert_allclose(scores.sums, found[name].sums, atol=5e-4)
 
 
+@pytest.mark.parametrize(
+    ("module", "constant", "value"),
+    [("_attention_rows", "ROWS", 5), ("_attention_rows", "WEIGHTS_KEPT", 0), ("_scores", "LOGITS_HELD", 1),
+     ("_scores", "NUMBERS_HELD", 1)],
+)  # fmt: skip
+def test_pieces_do_not_matter(module, constant, value, monkeypatch, known, proxies, bracket_task, split, judged, found):  # noqa: PLR0917
+    monkeypatch.setattr(f"assay.faithfulness.{module}.{constant}", value)
+    again = score(known, proxies, bracket_task, split, judged)
+    for name, scores in found.items():
+        np.testing.assert_array_equal(again[name].counts, scores.counts)
+        np.testing.assert_allclose(again[name].sums, scores.sums, atol=1e-5, rtol=5e-6)
+
+
 def test_scores_survive_the_disk(tmp_path, found):
     found["svd"].write(tmp_path / "cell.npz")
     again = Scores.read(tmp_path / "cell.npz")

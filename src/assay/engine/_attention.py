@@ -7,6 +7,7 @@ silently stops being causal.
 """
 
 import functools
+import itertools
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,7 +32,7 @@ PatternEdit = Callable[
     [Float[Tensor, "batch query key"], Bool[Tensor, "batch query key"]], Float[Tensor, "batch query key"]
 ]
 LayerObserver = Callable[[int, Tensor], None]
-RowObserver = Callable[[int, slice, Tensor], None]
+RowObserver = Callable[[int, slice, Tensor, Tensor | None], None]
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,8 @@ class Plan:
 
     An observer of "queries", "keys", "values" or "outputs" gets the layer and (batch, head, position, width), one of
     "patterns" (batch, head, query, key), all as edited and as soon as they are there, so that nobody has to hold all
-    layers at once. `on_rows` gets the pattern in blocks of `rows` queries, cut to the keys that any of them sees.
+    layers at once. `on_rows` gets the pattern in blocks of `rows` queries, cut to the keys that any of them sees, and
+    the same rows of the pattern that the queries and keys of `beside` give at that layer (None where it has none).
     """
 
     layers: Mapping[int, int]
@@ -78,6 +80,7 @@ class Plan:
     observers: Mapping[str, LayerObserver] = field(default_factory=dict)
     on_rows: RowObserver | None = None
     rows: int = sys.maxsize
+    beside: Mapping[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     met: list[nn.Module] = field(default_factory=list)
     _reach: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
@@ -166,13 +169,20 @@ def _attention(
         if stream in plan.observers:
             plan.observers[stream](layer, states)
     attend = functools.partial(eager, owner)
+    other = plan.beside.get(layer)
     pattern: Tensor | None = None
     whole = "patterns" in plan.observers or any(edit.pattern is not None for edit in edits)
+    blocks = list(_row_blocks(plan, attention_mask, query.shape[2], key.shape[2])) if plan.on_rows is not None else []
+    rows_beside: Iterator[Tensor | None] = itertools.repeat(None)
+    if other is not None:
+        aside = functools.partial(eager, _Ungrouped(module))
+        found = _by_rows(aside, (*other, other[1][..., :0]), attention_mask, options, blocks)
+        rows_beside = (weights for _, _, weights in found)
     if plan.on_rows is not None and not whole:
         outputs = []
-        blocks = _row_blocks(plan, attention_mask, query.shape[2], key.shape[2])
-        for rows, part, weights in _by_rows(attend, (query, key, value), attention_mask, options, blocks):
-            plan.on_rows(layer, rows, weights)
+        by_rows = _by_rows(attend, (query, key, value), attention_mask, options, blocks)
+        for (rows, part, weights), beside in zip(by_rows, rows_beside, strict=False):
+            plan.on_rows(layer, rows, weights, beside)
             outputs.append(part)
         output = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
     else:
@@ -181,8 +191,8 @@ def _attention(
         )
         if "patterns" in plan.observers:
             plan.observers["patterns"](layer, pattern)
-        for rows, reach in _row_blocks(plan, attention_mask, query.shape[2], key.shape[2]) if plan.on_rows else ():
-            plan.on_rows(layer, rows, pattern[:, :, rows, :reach])  # type: ignore[misc]
+        for (rows, reach), beside in zip(blocks, rows_beside, strict=False):
+            plan.on_rows(layer, rows, pattern[:, :, rows, :reach], beside)  # type: ignore[misc]
     output = _edited(output, edits, "outputs", heads_at=2)
     if "outputs" in plan.observers:
         plan.observers["outputs"](layer, output.transpose(1, 2))

@@ -1,6 +1,7 @@
 """Running a subject: plainly, watched, or edited."""
 
 import re
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -48,6 +49,11 @@ class Run:
     _valid: Tensor | None = field(default=None, repr=False)
     _edited: bool = field(default=False, repr=False)
     _body: Any = field(default=None, repr=False)
+
+    @property
+    def held(self) -> int:
+        """How many numbers are kept for its logits: the logits themselves, or final hidden states."""
+        return int(self.logits.numel() if self._body is None else self._body[0].numel())
 
 
 @dataclass(frozen=True)
@@ -180,6 +186,7 @@ class Engine:
         on_pattern: LayerObserver | None = None,
         on_rows: RowObserver | None = None,
         rows: int | None = None,
+        beside: Run | None = None,
         logits: bool = True,
         resumable: bool = False,
         resume: Run | None = None,
@@ -189,7 +196,9 @@ class Engine:
         `valid` is 1 at tokens and 0 at padding. `read` names what to keep: the fields of `Run`. `on_pattern` is
         called with each layer's pattern when it is there; `on_rows` with the layer, a slice of at most `rows` queries
         and their rows of the pattern (batch, head, query, key), cut after the last key that any of them sees: then no
-        whole pattern is made, unless an edit needs it. With `logits=False` the unembedding is left to `logits()`.
+        whole pattern is made, unless an edit needs it. Its last argument are the same rows of another run `beside`
+        this one, made again from its queries and keys, or None. With `logits=False` the unembedding is left to
+        `logits()`.
 
         A run with `resumable` keeps what each block gave. `resume` is such a run, unedited and on the same tokens:
         blocks below the first edited layer are not computed again (and so nothing is read there). Raises AssayError
@@ -221,9 +230,10 @@ class Engine:
             },
             observers,
             on_rows,
-            rows if rows is not None and self._rows_agree else int(1e9),
+            rows if rows is not None and self._rows_agree else sys.maxsize,
+            {layer: (queries, beside.keys[layer]) for layer, queries in beside.queries.items()} if beside else {},
         )
-        first = 0 if resume is None else min(by_layer, default=self.layers)
+        first = 0 if resume is None else self._block_start(min(by_layer, default=self.layers))
         with ExitStack() as stack:
             if resume is not None:
                 self._skip(stack, resume, first)
@@ -233,6 +243,12 @@ class Engine:
             else:
                 run._body = self._forward(tokens, valid, plan, self.layers - first, self._tail.body)
         return run
+
+    def _block_start(self, layer: int) -> int:
+        """The first attention layer of the block that a layer belongs to."""
+        while 0 < layer < self.layers and self._blocks[layer - 1] is self._blocks[layer]:
+            layer -= 1
+        return layer
 
     def _skip(self, stack: ExitStack, resume: Run, first: int) -> None:
         """Until the stack is closed, blocks below `first` give back what they gave in another run."""
@@ -266,7 +282,7 @@ class Engine:
             if resumable:
                 stack.callback(block.register_forward_hook(_keep_output(run._blocks, layer)).remove)
 
-    def logits(self, run: Run, positions: slice) -> Float[Tensor, "batch position vocabulary"]:
+    def logits(self, run: Run, positions: slice | Int[Tensor, " chosen"]) -> Float[Tensor, "batch chosen vocabulary"]:
         """The logits of some positions of a run that left them out (of any run: it takes a part of them)."""
         if run._body is None or self._tail is None or run._tokens is None:
             return run.logits[:, positions]

@@ -17,8 +17,8 @@ Vectors = Mapping[Place, Float[Tensor, "sample width"]]
 LARGEST = 1_000_000_000
 """The most bytes of samples; positions are thinned out beyond."""
 
-TOKENS_PER_BATCH, WEIGHTS_PER_BATCH = 4_096, 4_000_000
-"""On a CPU: tokens, and attention weights of one layer; elsewhere 16 times as many."""
+TOKENS_PER_BATCH, WEIGHTS_PER_BATCH = 4_096, 6_000_000
+"""On a CPU: tokens, and attention weights of all heads; elsewhere 16 times as many."""
 
 
 @dataclass(frozen=True)
@@ -61,14 +61,14 @@ def batches(engine: Engine, split: Split) -> Iterator[tuple[Int[np.ndarray, " se
     Batches are small enough for a CPU's cache, larger elsewhere (`benchmarks/batch_size.py` shows what it gains).
     """
     scale = 1 if engine.subject.device.type == "cpu" else 16
-    heads = max(sum(head.layer == layer for head in engine.heads) for layer in range(engine.layers))
     order = np.argsort(split.lengths, kind="stable")
     start = 0
     while start < len(order):
         end = start + 1
         while end < len(order):
             width, count = int(split.lengths[order[end]]), end + 1 - start
-            if count * width > TOKENS_PER_BATCH * scale or count * width * width * heads > WEIGHTS_PER_BATCH * scale:
+            weights = count * width * width * len(engine.heads)
+            if count * width > TOKENS_PER_BATCH * scale or weights > WEIGHTS_PER_BATCH * scale:
                 break
             end += 1
         index = order[start:end]

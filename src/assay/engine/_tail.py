@@ -60,7 +60,7 @@ class Tail:
         """Everything up to the final hidden states, in the form in which the model passes it on."""
         return self._call(self._module, tokens, valid)
 
-    def logits(self, body: Any, tokens: Tensor, valid: Tensor | None, positions: slice) -> Tensor:
+    def logits(self, body: Any, tokens: Tensor, valid: Tensor | None, positions: slice | Tensor) -> Tensor:
         """Logits (batch, position, vocabulary) of some positions."""
         part = copy.copy(body)
         part["last_hidden_state"] = body[0][:, positions]

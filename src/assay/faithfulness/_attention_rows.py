@@ -12,7 +12,7 @@ ROWS = 64
 """Queries a block."""
 
 WEIGHTS_KEPT = 16_000_000
-"""Attention weights of the subject that are kept for the proxies to come; of further layers they are made again."""
+"""Attention weights of the subject on a batch that are kept for the proxies; more of them are made again each time."""
 
 
 class AttentionRows:
@@ -25,10 +25,18 @@ class AttentionRows:
     def __init__(self, engine: Engine, tokens: Tensor, valid: Tensor) -> None:
         self._engine, self._tokens, self._valid = engine, tokens, valid
         self._blocks: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor]] = {}
-        self._kept = 0
-        self.clean: Run = engine.run(tokens, valid, on_rows=self._keep, rows=ROWS, logits=False, resumable=True)
+        self._kept = tokens.numel() * tokens.shape[1] * len(engine.heads) <= WEIGHTS_KEPT
+        self.clean: Run = engine.run(
+            tokens,
+            valid,
+            on_rows=self._keep if self._kept else None,
+            rows=ROWS,
+            read=() if self._kept else ("queries", "keys"),
+            logits=False,
+            resumable=True,
+        )
 
-    def _keep(self, layer: int, rows: slice, pattern: Float[Tensor, "batch head query key"]) -> None:
+    def _keep(self, layer: int, rows: slice, pattern: Tensor, _: Tensor | None) -> None:
         pattern = pattern.float()
         self._blocks[layer, rows.start] = (pattern, *_entropies(pattern))
 
@@ -39,11 +47,21 @@ class AttentionRows:
             for layer in range(self._engine.layers)
         }
 
-        def compare(layer: int, rows: slice, pattern: Float[Tensor, "batch head query key"]) -> None:
-            found[layer][:, rows] = _divergence(*self._blocks[layer, rows.start], pattern.float())
+        def compare(layer: int, rows: slice, pattern: Tensor, clean: Tensor | None) -> None:
+            if clean is None:
+                found[layer][:, rows] = _divergence(*self._blocks[layer, rows.start], pattern.float())
+            else:
+                found[layer][:, rows] = _divergence(clean.float(), *_entropies(clean.float()), pattern.float())
 
         run = self._engine.run(
-            self._tokens, self._valid, edits=proxy.edits, on_rows=compare, rows=ROWS, logits=False, resume=self.clean
+            self._tokens,
+            self._valid,
+            edits=proxy.edits,
+            on_rows=compare,
+            rows=ROWS,
+            beside=None if self._kept else self.clean,
+            logits=False,
+            resume=self.clean,
         )
         return run, found
 

@@ -192,7 +192,13 @@ def _task_records(
             KindRecord(name=kind.name, description=kind.description, determined=kind.determined) for kind in task.kinds
         ),
         "features": tuple(
-            FeatureRecord(name=feature.name, description=feature.description, kinds=feature.kinds)
+            FeatureRecord(
+                name=feature.name,
+                description=feature.description,
+                kinds=feature.kinds,
+                edges=feature.edges,
+                labels=feature.labels,
+            )
             for feature in task.features
         ),
         "metrics": tuple(
@@ -283,7 +289,9 @@ def _check_fits(subjects: Sequence[Subject], split: Split) -> None:
 
 def _split_hash(split: Split) -> str:
     digest = hashlib.sha256()
-    for array in (split.tokens, split.lengths, split.kinds, *(split.features[name] for name in sorted(split.features))):
+    targets = () if split.targets is None else (split.targets,)
+    features = (split.features[name] for name in sorted(split.features))
+    for array in (split.tokens, split.lengths, split.kinds, *targets, *features):
         digest.update(np.ascontiguousarray(array.astype(np.int64)).tobytes())
     return digest.hexdigest()
 

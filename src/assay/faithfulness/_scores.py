@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
 
 from assay._errors import AssayError
 from assay.engine import Engine, Proxy, batches, tensors
@@ -22,7 +23,7 @@ ALL = "all"
 LAYER = "layer"
 """The feature under which attention divergences are given by layer."""
 
-TOKENS_HELD, LOGITS_HELD = 32_768, 2_000_000
+NUMBERS_HELD, LOGITS_HELD = 8_000_000, 2_000_000
 """Final hidden states of proxies, and logits of one model, that are in memory at the same time (in numbers)."""
 
 
@@ -123,7 +124,8 @@ class _Grouping:
                 for name, kind_name in self.features:
                     edges = self.edges[name]
                     bins = np.searchsorted(edges, batch.features[name][scored], side="right") - 1
-                    mask = answered & (kind == self.kinds.index(kind_name)) & (bins >= 0)
+                    of_kind = True if kind_name == ALL else kind == self.kinds.index(kind_name)
+                    mask = answered & of_kind & (bins >= 0)
                     flat = row[mask] * len(edges) + bins[mask]
                     first = place[Column(metric.name, kind_name, name, int(edges[0]))]
                     block = slice(first, first + len(edges))
@@ -151,15 +153,17 @@ def score(
         tokens, valid = tensors(batch, engine.subject.device)
         kind_of = torch.from_numpy(batch.kinds).to(tokens.device)
         targets = tokens.roll(-1, dims=1)
+        if batch.targets is not None:
+            targets = torch.from_numpy(batch.targets).to(tokens.device)
         attention = AttentionRows(engine, tokens, valid)
         clean = attention.clean
-        whole = [name for name in proxies if not isinstance(found[name], NotFiniteError)]
-        for some in _groups(whole, batch.tokens.size):
+        finite = [name for name in proxies if not isinstance(found[name], NotFiniteError)]
+        for some in _groups(finite, clean.held):
             runs = {name: attention.of(proxies[name]) for name in some}
             values: dict[str, dict[str, np.ndarray]] = {
                 name: {metric.name: np.zeros(batch.tokens.shape) for metric in metrics} for name in some
             }
-            for positions in _chunks(batch.tokens.shape, engine.subject.vocabulary):
+            for positions in _chunks(kind_of != UNSCORED, engine.subject.vocabulary):
                 here, answers = kind_of[:, positions], targets[:, positions]
                 scored = here != UNSCORED
                 logits = engine.logits(clean, positions)
@@ -177,7 +181,7 @@ def score(
                     rows = {layer: rows[:, positions] for layer, rows in divergence.items()}
                     pair = Pair(subject, Predictions(logits, here, task.kinds), answers, rows)
                     for metric in metrics:
-                        values[name][metric.name][:, positions] = metric(pair).cpu().numpy()
+                        values[name][metric.name][:, positions.cpu().numpy()] = metric(pair).cpu().numpy()
             for name, (_, divergence) in runs.items():
                 current = found[name]
                 if isinstance(current, Scores):
@@ -186,15 +190,13 @@ def score(
     return found
 
 
-def _groups(names: Sequence[str], tokens: int) -> Iterator[Sequence[str]]:
-    """The proxies in groups whose final hidden states are held at the same time."""
-    size = max(1, TOKENS_HELD // tokens)
+def _groups(names: Sequence[str], held: int) -> Iterator[Sequence[str]]:
+    """The proxies in groups whose runs are held at the same time (one at least)."""
+    size = max(1, NUMBERS_HELD // held)
     for start in range(0, len(names), size):
         yield names[start : start + size]
 
 
-def _chunks(shape: tuple[int, ...], vocabulary: int) -> Iterator[slice]:
-    """The positions of a batch in pieces whose logits have at most LOGITS_HELD numbers (a position at least)."""
-    size = max(1, LOGITS_HELD // (shape[0] * vocabulary))
-    for start in range(0, shape[1], size):
-        yield slice(start, min(start + size, shape[1]))
+def _chunks(scored: Bool[Tensor, "batch position"], vocabulary: int) -> Iterator[Int[Tensor, " chosen"]]:
+    """The scored positions in pieces whose logits have at most LOGITS_HELD numbers (one position at least)."""
+    return iter(scored.any(dim=0).nonzero()[:, 0].split(max(1, LOGITS_HELD // (len(scored) * vocabulary))))

@@ -154,7 +154,7 @@ class Certificate(_Record):
         `subject` defaults to the shipped model that the certificate names. Raises AssayError with the reason if the
         certificate is refuted.
         """
-        from assay.proofs._check import check  # noqa: PLC0415 (the checker stands alone)
+        from assay.proofs.checker import check  # noqa: PLC0415 (the checker stands alone)
         from assay.subjects import load, shipped  # noqa: PLC0415
 
         if subject is None:

@@ -1,4 +1,4 @@
-"""The independent checker: reads a certificate and weights, and redoes the proof on another path.
+"""The checker for max-of-K attention: redoes the proof on another path.
 
 It shares no code with what makes certificates. Products of weights and exponentials are enclosed by Arb at 320 bits and
 turned into float64 intervals; the worst case of every group is taken over all outputs, positions and tokens, without
@@ -6,57 +6,18 @@ tiers; searches prune by one rule only; counting packs polynomials into single i
 sitting, next to docs/soundness.md, whose theorem numbers appear below. Everything it does not accept, it refuses.
 """
 
-import hashlib
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import comb
 from typing import Any
 
 import numpy as np
 
-from assay._errors import AssayError
+from assay.proofs.checker._common import groups, require, size_of, words
 
 _BITS = 320
 _U = 2.0**-53
 _FRACTION = 6
-
-
-def _require(condition: bool, reason: str) -> None:
-    if not condition:
-        raise AssayError(f"certificate refuted: {reason}")
-
-
-# -- inputs ---------------------------------------------------------------------------------------------------------
-
-
-def _groups(inputs: Mapping[str, Any]) -> Iterator[tuple[int, int, int, tuple[int, int]]]:
-    """(last token, largest token, lowest token, least and most copies of the largest at free positions)."""
-    free = inputs["length"] - 1
-    for m in range(inputs["minimum_maximum"], inputs["vocabulary"]):
-        low = 0 if inputs["within"] is None else max(0, m - inputs["within"])
-        for q in range(low, m + 1):
-            is_m = 1 if q == m else 0
-            if inputs["copies"] is None:
-                yield q, m, low, (1 - is_m, free)
-            elif 0 <= inputs["copies"] - is_m <= free:
-                yield q, m, low, (inputs["copies"] - is_m, inputs["copies"] - is_m)
-
-
-def _size(free: int, smaller: int, copies: tuple[int, int]) -> int:
-    return sum(comb(free, c) * smaller ** (free - c) for c in range(copies[0], copies[1] + 1))
-
-
-def _words(inputs: Mapping[str, Any]) -> str:
-    parts = []
-    if inputs["minimum_maximum"]:
-        parts.append(f"the largest token is at least {inputs['minimum_maximum']}")
-    if inputs["within"] is not None:
-        parts.append(f"every token is within {inputs['within']} of the largest")
-    if inputs["copies"] is not None:
-        parts.append(f"exactly {inputs['copies']} tokens equal the largest")
-    where = " in which " + " and ".join(parts) if parts else ""
-    return f"all sequences of {inputs['length']} tokens out of {inputs['vocabulary']}{where}"
 
 
 # -- the model as tables (theorem 1) ----------------------------------------------------------------------------------
@@ -88,8 +49,8 @@ def _floats(matrix: Any) -> np.ndarray:
     values = []
     for entry in matrix.entries():
         value = float(entry)
-        _require(np.isfinite(value) and abs(value) < 2.0**200, "a table entry is out of range")
-        _require(bool(entry.rad() <= 2.0**-60 * abs(value) + 2.0**-600), "a table entry could not be enclosed")
+        require(np.isfinite(value) and abs(value) < 2.0**200, "a table entry is out of range")
+        require(bool(entry.rad() <= 2.0**-60 * abs(value) + 2.0**-600), "a table entry could not be enclosed")
         values.append(value)
     return np.array(values).reshape(matrix.nrows(), matrix.ncols())
 
@@ -100,15 +61,15 @@ def _powers(matrix: Any) -> tuple[np.ndarray, np.ndarray]:
     log2 = arb.const_log2()
     mantissas, exponents = [], []
     for score in matrix.entries():
-        _require(abs(float(score)) < 2.0**40, "an attention score is 2^40 or more")
+        require(abs(float(score)) < 2.0**40, "an attention score is 2^40 or more")
         exponent = int(float(score) / 0.6931471805599453)
         mantissa = (score - exponent * log2).exp()
-        _require(bool(mantissa.rad() < 2.0**-80), "an exponential could not be enclosed")
+        require(bool(mantissa.rad() < 2.0**-80), "an exponential could not be enclosed")
         mantissas.append(float(mantissa))
         exponents.append(exponent)
     shape = matrix.nrows(), matrix.ncols()
     grid = np.array(exponents).reshape(shape)
-    _require(int(np.ptp(grid, axis=1).max()) <= 401, "the attention weights of one query span more than 2^400")
+    require(int(np.ptp(grid, axis=1).max()) <= 401, "the attention weights of one query span more than 2^400")
     return np.array(mantissas).reshape(shape), grid
 
 
@@ -190,13 +151,13 @@ def _count_relaxation(values: np.ndarray, last: float, tops: list[int], copies: 
 
     free, tokens = values.shape
     top = np.array(tops, dtype=np.float64) / 2**_FRACTION
-    _require(bool((np.abs(top) < 2.0**40).all()) and abs(last) < 2.0**40, "a top is out of range")
+    require(bool((np.abs(top) < 2.0**40).all()) and abs(last) < 2.0**40, "a top is out of range")
     guard = 2.0**-34 + 4 * _U * (float(np.abs(top).sum()) + abs(last))
-    _require(bool((values <= top[:, None] + guard).all()), "a contribution exceeds its recorded top")
+    require(bool((values <= top[:, None] + guard).all()), "a contribution exceeds its recorded top")
     limit = int(np.floor(float(top.sum()) + last + guard))
     if limit < 0:
         return 0
-    _require(limit < 2**24, "the grid is finer than the checker accepts")
+    require(limit < 2**24, "the grid is finer than the checker accepts")
     slack = np.maximum(np.floor(top[:, None] - np.maximum(values, -(2.0**60)) - guard), 0)
     width = (tokens**free).bit_length() + 1
     whole = (fmpz(1) << (width * (limit + 1))) - 1
@@ -271,10 +232,10 @@ def _check_pieces(content: Mapping[str, Any], models: list[_Model]) -> tuple[int
     """Returns possibly and surely wrong inputs; every group that is not listed is shown to be right throughout."""
     listed: dict[tuple[int, int], Mapping[str, Any]] = {}
     for piece in content["pieces"]:
-        _require((piece["last"], piece["maximum"]) not in listed, "a group is listed twice")
+        require((piece["last"], piece["maximum"]) not in listed, "a group is listed twice")
         listed[piece["last"], piece["maximum"]] = piece
     free, wrong, surely_wrong = content["inputs"]["length"] - 1, 0, 0
-    for q, m, low, copies in _groups(content["inputs"]):
+    for q, m, low, copies in groups(content["inputs"]):
         bounds = [_contributions(model, q, m, low) for model in models]
         whole = [_integers(upper, lower) for upper, lower, _ in bounds]
         suspects = set()
@@ -284,34 +245,34 @@ def _check_pieces(content: Mapping[str, Any], models: list[_Model]) -> tuple[int
             suspects |= {(index, int(x)) for x in np.flatnonzero(reach)}
         piece = listed.pop((q, m), None)
         if piece is None:
-            _require(not suspects or _size(free, m - low, copies) == 0, f"group {(q, m)} is not shown to be right")
+            require(not suspects or size_of(free, m - low, copies) == 0, f"group {(q, m)} is not shown to be right")
             continue
-        size = _size(free, m - low, copies)
+        size = size_of(free, m - low, copies)
         if piece["relaxations"]:
             covered = set()
             for relaxation in piece["relaxations"]:
                 names = [tuple(name) for name in relaxation["outputs"]]
-                _require(len(names) == len(relaxation["shifts"]) and names != [], "a relaxation is malformed")
-                _require(all(0 <= k <= 200 for k in relaxation["shifts"]), "a scaling is out of range")
-                _require(len(relaxation["tops"]) == free, "a relaxation is malformed")
+                require(len(names) == len(relaxation["shifts"]) and names != [], "a relaxation is malformed")
+                require(all(0 <= k <= 200 for k in relaxation["shifts"]), "a scaling is out of range")
+                require(len(relaxation["tops"]) == free, "a relaxation is malformed")
                 covered |= set(names)
                 joint = np.full(bounds[0][0].shape[1:], -np.inf)
                 for (index, x), shift in zip(names, relaxation["shifts"], strict=True):
-                    _require(0 <= index < len(models) and 0 <= x < len(models[0].EU), "an output is out of range")
+                    require(0 <= index < len(models) and 0 <= x < len(models[0].EU), "an output is out of range")
                     power = bounds[index][2] - shift - relaxation["step"]
-                    _require(power < 900, "a step is out of range")
+                    require(power < 900, "a step is out of range")
                     values = bounds[index][0][x]
                     # Far below the grid only the sign matters; what is negative there is rounded up to 0.
                     scaled = np.ldexp(values if power > -900 else np.maximum(values, 0), max(power, -900))
                     joint = np.maximum(joint, scaled)
                 count = _count_relaxation(joint[:-1, :-1], float(joint[-1, -1]), relaxation["tops"], copies)
-                _require(
+                require(
                     min(count, size) <= relaxation["count"] <= size,
                     f"a relaxation of group {(q, m)} holds {count} inputs",
                 )
-            _require(suspects <= covered, f"group {(q, m)} leaves out an output that could win")
+            require(suspects <= covered, f"group {(q, m)} leaves out an output that could win")
             possibly, surely = min(sum(relaxation["count"] for relaxation in piece["relaxations"]), size), 0
-            _require(piece["wrong"] == possibly, f"the counts of group {(q, m)} do not add up")
+            require(piece["wrong"] == possibly, f"the counts of group {(q, m)} do not add up")
         else:
             parts = []
             for index, (upper, lower) in enumerate(whole):
@@ -319,11 +280,11 @@ def _check_pieces(content: Mapping[str, Any], models: list[_Model]) -> tuple[int
                 if rows:
                     parts.append((upper[rows], lower[rows]))
             surely, possibly = _search(parts, copies) if parts else (0, 0)
-        _require(possibly <= piece["wrong"] <= size, f"group {(q, m)} has up to {possibly} wrong inputs")
-        _require(0 <= piece["surely_wrong"] <= surely, f"group {(q, m)} has only {surely} surely wrong inputs")
+        require(possibly <= piece["wrong"] <= size, f"group {(q, m)} has up to {possibly} wrong inputs")
+        require(0 <= piece["surely_wrong"] <= surely, f"group {(q, m)} has only {surely} surely wrong inputs")
         wrong += piece["wrong"]
         surely_wrong += piece["surely_wrong"]
-    _require(not listed, "a listed group is not in the set of inputs")
+    require(not listed, "a listed group is not in the set of inputs")
     return wrong, surely_wrong
 
 
@@ -331,17 +292,17 @@ def _check_boxes(content: Mapping[str, Any], model: _Model) -> int:
     """Returns how many inputs the boxes hold; each box is shown to be right by its exact worst case (theorem 5)."""
     boxes: dict[tuple[int, int], list[int]] = {}
     for box in content["boxes"]:
-        _require((box["last"], box["maximum"]) not in boxes, "a box is listed twice")
+        require((box["last"], box["maximum"]) not in boxes, "a box is listed twice")
         boxes[box["last"], box["maximum"]] = box["tokens"]
     free, correct = content["inputs"]["length"] - 1, 0
-    for q, m, low, copies in _groups(content["inputs"]):
+    for q, m, low, copies in groups(content["inputs"]):
         masks = boxes.pop((q, m), [])
-        _require(len(masks) <= free + 1, "a box is malformed")
+        require(len(masks) <= free + 1, "a box is malformed")
         upper = np.delete(_integers(*_contributions(model, q, m, low)[:2])[0], m, axis=0)
         at_maximum = upper[:, :-1, -2]
         for smaller, mask in enumerate(masks):
             inside = (1 << m) - (1 << low) if smaller else 1 << m
-            _require(mask & ~inside == 0 <= mask, f"a box of group {(q, m)} holds a token outside the set")
+            require(mask & ~inside == 0 <= mask, f"a box of group {(q, m)} holds a token outside the set")
             if mask == 0 or not copies[0] <= free - smaller <= copies[1]:
                 continue
             members = [t for t in range(low, m) if mask >> t & 1]
@@ -349,52 +310,39 @@ def _check_boxes(content: Mapping[str, Any], model: _Model) -> int:
             if smaller:
                 gain = upper[:, :-1][:, :, [t - low for t in members]].max(axis=2) - at_maximum
                 worst = worst + np.sort(gain, axis=1)[:, free - smaller :].sum(axis=1)
-            _require(bool((worst < 0).all()), f"a box of group {(q, m)} holds a wrong input")
+            require(bool((worst < 0).all()), f"a box of group {(q, m)} holds a wrong input")
             correct += comb(free, smaller) * len(members) ** smaller
-    _require(not boxes, "a listed box is not in the set of inputs")
+    require(not boxes, "a listed box is not in the set of inputs")
     return correct
 
 
-def check(content: Mapping[str, Any], weights: Mapping[str, np.ndarray], *, head: int) -> None:
-    """Check a certificate (as its JSON content) against weights by name; silence means that it holds.
-
-    Raises AssayError with the reason if it does not.
-    """
-    rest = {key: value for key, value in content.items() if key != "digest"}
-    text = json.dumps(rest, sort_keys=True, separators=(",", ":"))
-    _require(hashlib.sha256(text.encode()).hexdigest() == content["digest"], "the content does not match its digest")
-    digest = hashlib.sha256()
-    for name, array in sorted(weights.items()):
-        digest.update(f"{name} torch.{array.dtype} {tuple(array.shape)}\n".encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
-        _require(bool(np.isfinite(array).all()), "a weight is not finite")
+def check_attention(content: Mapping[str, Any], weights: Mapping[str, np.ndarray], head: int) -> None:
+    """Check a certificate about a MaxOfKForCausalLM with heads of width `head`; silence means that it holds."""
     subject, inputs = content["subject"], content["inputs"]
-    _require(digest.hexdigest() == subject["weights_sha256"], "the weights are not those it was made for")
     length = len(weights["embed_positions.weight"]) - 1
     sizes = len(weights["embed_tokens.weight"]), length
-    _require((subject["vocabulary"], subject["length"]) == sizes, "the subject has other sizes")
-    _require((inputs["vocabulary"], inputs["length"]) == sizes, "the set of inputs is not the subject's")
-    _require(subject["architecture"] == "MaxOfKForCausalLM", "the architecture is unknown to the checker")
-    _require(content["strategy"] in ("brute-force", "cubic", "separable", "exact"), "the strategy is unknown")
-    _require((content["proxy"] is None) == (content["quantity"] == "accuracy"), "the quantity does not fit the proxy")
-    _require(content["quantity"] in ("accuracy", "agreement"), "the quantity is unknown")
+    require((subject["vocabulary"], subject["length"]) == sizes, "the subject has other sizes")
+    require((inputs["vocabulary"], inputs["length"]) == sizes, "the set of inputs is not the subject's")
+    require(content["strategy"] in ("brute-force", "cubic", "separable", "exact"), "the strategy is unknown")
+    require((content["proxy"] is None) == (content["quantity"] == "accuracy"), "the quantity does not fit the proxy")
+    require(content["quantity"] in ("accuracy", "agreement"), "the quantity is unknown")
 
-    size = sum(_size(length - 1, m - low, copies) for _, m, low, copies in _groups(inputs))
-    _require(size == inputs["size"] > 0, f"the set has {size} inputs, not {inputs['size']}")
+    size = sum(size_of(length - 1, m - low, copies) for _, m, low, copies in groups(inputs))
+    require(size == inputs["size"] > 0, f"the set has {size} inputs, not {inputs['size']}")
     models = _models(weights, length, head, content["proxy"])
     if content["strategy"] == "cubic":
-        _require(content["pieces"] is None and content["boxes"] is not None, "the strategy does not fit the proof")
-        _require(content["quantity"] == "accuracy", "boxes prove accuracy only")
+        require(content["pieces"] is None and content["boxes"] is not None, "the strategy does not fit the proof")
+        require(content["quantity"] == "accuracy", "boxes prove accuracy only")
         at_least, at_most = _check_boxes(content, models[0]), size
     else:
-        _require(content["boxes"] is None and content["pieces"] is not None, "the strategy does not fit the proof")
+        require(content["boxes"] is None and content["pieces"] is not None, "the strategy does not fit the proof")
         counted = any(piece["relaxations"] for piece in content["pieces"])
-        _require(not counted or content["strategy"] == "separable", "the strategy does not fit the proof")
+        require(not counted or content["strategy"] == "separable", "the strategy does not fit the proof")
         wrong, surely_wrong = _check_pieces(content, models)
         at_least, at_most = size - wrong, size - (surely_wrong if content["quantity"] == "accuracy" else 0)
-    _require(content["at_least"] == at_least, f"at least {at_least} inputs are right, not {content['at_least']}")
-    _require(content["at_most"] == at_most, f"at most {at_most} inputs are right, not {content['at_most']}")
+    require(content["at_least"] == at_least, f"at least {at_least} inputs are right, not {content['at_least']}")
+    require(content["at_most"] == at_most, f"at most {at_most} inputs are right, not {content['at_most']}")
     who = subject["name"] + (" predicts" if content["quantity"] == "accuracy" else " and its proxy both predict")
     upper = f" and at most {at_most}" if at_most < size else ""
-    claim = f"Of {_words(inputs)} ({size} inputs), {who} the largest token on at least {at_least}{upper}."
-    _require(content["statement"] == claim, f"the statement should read: {claim}")
+    claim = f"Of {words(inputs)} ({size} inputs), {who} the largest token on at least {at_least}{upper}."
+    require(content["statement"] == claim, f"the statement should read: {claim}")

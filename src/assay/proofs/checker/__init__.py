@@ -1,0 +1,9 @@
+"""The independent checker: reads a certificate and weights, and redoes the proof on another path.
+
+It shares no code with what makes certificates. Each model family has a file, which is meant to be read in one sitting,
+next to docs/soundness.md. Everything it does not accept, it refuses.
+"""
+
+from assay.proofs.checker._check import check
+
+__all__ = ["check"]

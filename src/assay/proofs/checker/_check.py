@@ -1,0 +1,32 @@
+"""Where a check begins: the content is whole, the weights are those named, and the family's checker goes on."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from assay.proofs.checker._attention import check_attention
+from assay.proofs.checker._common import require
+
+_FAMILIES = {"MaxOfKForCausalLM": check_attention}
+
+
+def check(content: Mapping[str, Any], weights: Mapping[str, np.ndarray], *, head: int) -> None:
+    """Check a certificate (as its JSON content) against weights by name; silence means that it holds.
+
+    Raises AssayError with the reason if it does not.
+    """
+    rest = {key: value for key, value in content.items() if key != "digest"}
+    text = json.dumps(rest, sort_keys=True, separators=(",", ":"))
+    require(hashlib.sha256(text.encode()).hexdigest() == content["digest"], "the content does not match its digest")
+    digest = hashlib.sha256()
+    for name, array in sorted(weights.items()):
+        digest.update(f"{name} torch.{array.dtype} {tuple(array.shape)}\n".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+        require(bool(np.isfinite(array).all()), "a weight is not finite")
+    subject = content["subject"]
+    require(digest.hexdigest() == subject["weights_sha256"], "the weights are not those it was made for")
+    require(subject["architecture"] in _FAMILIES, "the architecture is unknown to the checker")
+    _FAMILIES[subject["architecture"]](content, weights, head)
