@@ -168,7 +168,7 @@ def test_batch_size_does_not_matter(size, monkeypatch, known, proxies, bracket_t
 
 @pytest.mark.parametrize(
     ("module", "constant", "value"),
-    [("_attention_rows", "ROWS", 5), ("_attention_rows", "WEIGHTS_KEPT", 0), ("_scores", "LOGITS_HELD", 1),
+    [("_clean_pass", "ROWS", 5), ("_clean_pass", "WEIGHTS_KEPT", 0), ("_scores", "LOGITS_HELD", 1),
      ("_scores", "NUMBERS_HELD", 1)],
 )  # fmt: skip
 def test_pieces_do_not_matter(module, constant, value, monkeypatch, known, proxies, bracket_task, split, judged, found):  # noqa: PLR0917

@@ -3,9 +3,9 @@
 import re
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
@@ -49,6 +49,18 @@ class Run:
     _valid: Tensor | None = field(default=None, repr=False)
     _edited: bool = field(default=False, repr=False)
     _body: Any = field(default=None, repr=False)
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Every tensor that the run holds on to."""
+        left: list[Any] = [getattr(self, item.name) for item in fields(self)]
+        while left:
+            item = left.pop()
+            if isinstance(item, Tensor):
+                yield item
+            elif isinstance(item, Mapping):
+                left += item.values()
+            elif isinstance(item, tuple | list):
+                left += item
 
     @property
     def held(self) -> int:

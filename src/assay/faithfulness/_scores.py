@@ -1,7 +1,7 @@
 """Scores of one cell (subject x proxy x split): sums and counts a sequence, for every metric and kind."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from assay._errors import AssayError
 from assay.engine import Engine, Proxy, batches, tensors
-from assay.faithfulness._attention_rows import AttentionRows
+from assay.faithfulness._clean_pass import CleanPass
 from assay.faithfulness._metrics import Metric, Pair, Predictions
 from assay.tasks import UNSCORED, Split, Task
 
@@ -137,12 +137,19 @@ class _Grouping:
 
 
 def score(
-    engine: Engine, proxies: Mapping[str, Proxy], task: Task, split: Split, metrics: Sequence[Metric]
+    engine: Engine,
+    proxies: Mapping[str, Proxy],
+    task: Task,
+    split: Split,
+    metrics: Sequence[Metric],
+    *,
+    clean_pass: Callable[[Engine, Tensor, Tensor], CleanPass] = CleanPass,
 ) -> dict[str, Scores | NotFiniteError]:
     """Scores of several proxies of one subject on one split.
 
-    The subject's own pass is shared by all of them, and a proxy resumes from its first simplified layer. A proxy
-    whose logits are not finite gets the error instead of scores; for a subject AssayError is raised.
+    The subject's own pass, made by `clean_pass`, is shared by all of them, and a proxy resumes from its first
+    simplified layer. A proxy whose logits are not finite gets the error instead of scores; for a subject AssayError
+    is raised.
     """
     grouping = _Grouping(task, split, metrics, engine.layers)
     shape = (len(split), len(grouping.columns))
@@ -155,11 +162,11 @@ def score(
         targets = tokens.roll(-1, dims=1)
         if batch.targets is not None:
             targets = torch.from_numpy(batch.targets).to(tokens.device)
-        attention = AttentionRows(engine, tokens, valid)
-        clean = attention.clean
+        shared = clean_pass(engine, tokens, valid)
+        clean = shared.clean
         finite = [name for name in proxies if not isinstance(found[name], NotFiniteError)]
         for some in _groups(finite, clean.held):
-            runs = {name: attention.of(proxies[name]) for name in some}
+            runs = {name: shared.of(proxies[name]) for name in some}
             values: dict[str, dict[str, np.ndarray]] = {
                 name: {metric.name: np.zeros(batch.tokens.shape) for metric in metrics} for name in some
             }

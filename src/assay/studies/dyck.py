@@ -198,7 +198,9 @@ def train(
         "seconds": round(done.seconds, 1),
         "final_loss_nats": done.final_loss,
         "accuracy": {
-            name: {row.kind: round(float(row.estimate), 6) for row in part.itertuples() if row.predictions}
+            name: {
+                row["kind"]: round(float(row["estimate"]), 6) for row in part.to_dict("records") if row["predictions"]
+            }
             for name, part in rows.groupby("split", sort=False)
         },
         "evaluation_sequences": evaluation_sequences,

@@ -1,6 +1,7 @@
 """Divergence of attention, block of rows by block of rows, without ever holding all patterns."""
 
 import math
+from collections.abc import Iterator
 
 import torch
 from jaxtyping import Float
@@ -15,8 +16,8 @@ WEIGHTS_KEPT = 16_000_000
 """Attention weights of the subject on a batch that are kept for the proxies; more of them are made again each time."""
 
 
-class AttentionRows:
-    """The subject on one batch, and how far the attention of proxies diverges from its own.
+class CleanPass:
+    """The subject's own pass on one batch, which its proxies share, and how far their attention diverges from it.
 
     The divergence is that of `attention_divergence`, by H(m) − H(p)/2 − H(q)/2 with m = (p + q)/2 and H the entropy,
     so that what is known of the subject is computed once. `clean` is the subject's run, without logits.
@@ -35,6 +36,12 @@ class AttentionRows:
             logits=False,
             resumable=True,
         )
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Everything that is kept, for those who count memory."""
+        for block in self._blocks.values():
+            yield from block
+        yield from self.clean.tensors()
 
     def _keep(self, layer: int, rows: slice, pattern: Tensor, _: Tensor | None) -> None:
         pattern = pattern.float()
