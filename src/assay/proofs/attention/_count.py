@@ -90,9 +90,9 @@ class _Scales:
         if np.all(factors == factors[0]):
             return _Scales(np.ones(len(factors), dtype=np.int64), np.zeros(len(factors), dtype=np.int64))
         mantissa, exponent = np.frexp(np.maximum(factors / factors.max(), 2.0**-40))
-        return _Scales(
-            np.round(np.ldexp(mantissa, _DIGITS)).astype(np.int64), (_DIGITS + 1 - exponent).astype(np.int64)
-        )
+        multipliers = np.rint(np.ldexp(mantissa, _DIGITS)).astype(np.int64)
+        shifts = _DIGITS + 1 - exponent.astype(np.int64)
+        return _Scales(multipliers, shifts)
 
     def down(self, values: Int[np.ndarray, "row ..."]) -> Int[np.ndarray, "row ..."]:
         """λ times each row, rounded down."""
@@ -185,7 +185,9 @@ def _leads(group: Group, models: int) -> Iterator[_Leads]:
     for token in sorted({x for _, x in group.outputs}):
         if any((model, token) not in where for model in range(models)):
             continue
-        rivals, lower, last, units, direct = [], [], [], [], []
+        rivals: list[tuple[int, int]] = []
+        units: list[int] = []
+        lower, last, direct = [], [], []
         for model in range(models):
             own = where[model, token]
             direct += [len(rivals)] * sum(name[0] == model for name in group.outputs)

@@ -77,7 +77,7 @@ def count_one_hot(model: OneHot, cell: Cell, operations: Operations) -> int:
     maximum = np.zeros((free, len(score)), dtype=np.int64)
     for other in range(free):
         ordered = np.sort(rank[other, tokens])
-        before, after = (np.searchsorted(ordered, score, side=side) for side in ("left", "right"))  # type: ignore[call-overload]
+        before, after = (np.searchsorted(ordered, score, side=side) for side in ("left", "right"))
         own = position == other
         allowed[other] = np.where(own, 1, np.where(other < position, before, after))
         wins = np.where(other < position, rank[other, m] < score, rank[other, m] <= score)

@@ -103,14 +103,14 @@ class _Hard:
     correct: np.ndarray
 
 
-def _hard(model: _Model, keys: Any, E: Any, P: Any) -> _Hard:
+def _hard(model: _Model, token_scores: Any, position_scores: Any) -> _Hard:
     def exact(matrix: Any) -> list[list[tuple[int, int]]]:
         require(all(entry.rad() == 0 for entry in matrix.entries()), "the scores cannot be ordered")
         parts = [entry.mid().man_exp() for entry in matrix.entries()]
         columns = matrix.ncols()
         return [[(int(m), int(e)) for m, e in parts[i * columns : (i + 1) * columns]] for i in range(matrix.nrows())]
 
-    of_token, of_position = exact(keys * E.transpose()), exact(keys * P.transpose())
+    of_token, of_position = exact(token_scores), exact(position_scores)
     order = []
     for tokens, positions in zip(of_token, of_position, strict=True):
         unit = min(e for _, e in tokens + positions)
@@ -147,7 +147,9 @@ def _models(weights: Mapping[str, np.ndarray], length: int, head: int, proxy: Ma
         if proxy is None:
             return [subject]
         if proxy["kind"] == "one-hot":
-            return [subject, _hard(subject, query * (Q * K.transpose()), E, P)]
+            with ctx.workprec(64 * _BITS):
+                keys = (E + one * _arb(weights["embed_positions.weight"][length - 1 : length])) * (Q * K.transpose())
+                return [subject, _hard(subject, keys * E.transpose(), keys * P.transpose())]
         token, position = subject.token, subject.position
         if proxy["kind"] == "projection":
             queries = _project(query * Q, proxy["queries"], one, shifted=True)
