@@ -73,6 +73,7 @@ class Plan:
     "patterns" (batch, head, query, key), all as edited and as soon as they are there, so that nobody has to hold all
     layers at once. `on_rows` gets the pattern in blocks of `rows` queries, cut to the keys that any of them sees, and
     the same rows of the pattern that the queries and keys of `beside` give at that layer (None where it has none).
+    In layers that are `scaled`, the architecture scales outputs after attention, and patterns are made to say so.
     """
 
     layers: Mapping[int, int]
@@ -81,6 +82,7 @@ class Plan:
     on_rows: RowObserver | None = None
     rows: int = sys.maxsize
     beside: Mapping[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    scaled: frozenset[int] = frozenset()
     met: list[nn.Module] = field(default_factory=list)
     _reach: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
@@ -123,6 +125,30 @@ def own_eager_attention(module: nn.Module) -> Callable[..., tuple[Tensor, Tensor
     return found
 
 
+def _check_keys(module: nn.Module, query: Tensor, key: Tensor) -> None:
+    if key.shape[2] != query.shape[2]:
+        raise AssayError(
+            f"{type(module).__name__} attends to {key.shape[2]} keys from {query.shape[2]} tokens (compressed keys, or "
+            "those of another sequence); an architecture with such layers is not supported."
+        )
+
+
+def _scaled(
+    eager: Callable[..., tuple[Tensor, Tensor]], owner: Any, *states: Tensor | None, **options: Any
+) -> tuple[Tensor, Tensor]:
+    """Eager attention of an architecture that scales each output after attention (an attention sink computed aside).
+
+    `states` are queries, keys, values and mask. A column of ones among the values shows the scale; with it the weights
+    are those that make the outputs, and their rows add up to less than one as under any sink.
+    """
+    query, key, value, mask = states
+    assert value is not None
+    wide = torch.cat((value, torch.ones_like(value[..., :1])), dim=-1)
+    output, pattern = eager(owner, query, key, wide, mask, **options)
+    scale = output[..., -1].transpose(1, 2).unsqueeze(-1) / pattern.sum(dim=-1, keepdim=True)
+    return output[..., :-1].contiguous(), pattern * scale
+
+
 def _edited(states: Tensor, edits: tuple[Edit, ...], stream: str, *, heads_at: int = 1) -> Tensor:
     chosen = [(edit.place.head, getattr(edit, stream)) for edit in edits if isinstance(edit.place, Head)]
     chosen = [(head, function) for head, function in chosen if function is not None]
@@ -158,6 +184,8 @@ def _attention(
     if layer is None or not (edits or plan.observers or plan.on_rows):
         return eager(module, query, key, value, attention_mask, **options)
 
+    _check_keys(module, query, key)
+    eager = functools.partial(_scaled, eager) if layer in plan.scaled else eager
     groups = query.shape[1] // key.shape[1]
     owner: Any = module
     if groups > 1 and (edits or "keys" in plan.observers or "values" in plan.observers):
@@ -216,6 +244,9 @@ def _with_pattern(
 
 def _row_blocks(plan: Plan, mask: Tensor | None, queries: int, keys: int) -> Iterator[tuple[slice, int]]:
     """Blocks of queries, each with the number of keys that it reaches."""
+    if plan.rows >= queries:
+        yield slice(0, queries), keys
+        return
     reach = plan.reach(mask, queries, keys)
     for start in range(0, queries, plan.rows):
         stop = min(start + plan.rows, queries)

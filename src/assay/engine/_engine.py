@@ -24,6 +24,9 @@ READABLE = (*HEAD_STREAMS, "patterns", *BLOCK_STREAMS)
 
 _MLP_NAMES = ("mlp", "feed_forward", "feedforward", "ffn", "ff", "moe", "block_sparse_moe", "output.dense", "fc2")
 
+_LIKE_MLP = re.compile("^(?!.*(norm|gate|router)).*(mlp|moe|expert|feed_?forward|ffn)")
+"""The names of modules that do an MLP's work."""
+
 
 @dataclass
 class Run:
@@ -92,10 +95,9 @@ class Engine:
 
     def __init__(self, subject: Subject) -> None:
         self.subject = subject
+        self._checked: set[str] = set()
         plan = Plan(layers={})
-        tokens = torch.arange(5, device=subject.device)[None] % subject.vocabulary
-        with in_force(subject.model, plan):
-            subject(tokens)
+        tokens = self._try(plan)
         if not plan.met:
             raise AssayError(
                 f"{type(subject.model).__name__} ({subject.name!r}) does not compute attention through transformers' "
@@ -114,14 +116,77 @@ class Engine:
             widths[layer] = (queries.shape[1], queries.shape[3])
 
         whole = self._forward(tokens, None, Plan(self._layers, observers={"queries": note}), self.layers)
+        self._scaled = self._find_scaled(tokens)
         self.widths = {layer: width for layer, (_, width) in widths.items()}
         self.heads = tuple(Head(layer, head) for layer, (count, _) in widths.items() for head in range(count))
-        self.blocks = tuple(Block(layer) for layer in range(self.layers))
-        self._rows_agree = torch.allclose(
-            whole, self._forward(tokens, None, Plan(self._layers, on_rows=lambda *_: None, rows=2), self.layers),
-            atol=1e-4, rtol=1e-4,
-        )  # fmt: skip
+        self.blocks = tuple(Block(layer) for layer in range(self.layers) if self._block_start(layer) == layer)
+        self._rows_agree = self._try_rows(tokens, whole)
         self._tail = Tail.of(subject, tokens, whole, lambda plan: in_force(subject.model, plan))
+
+    def _try(self, plan: Plan) -> Tensor:
+        """A first pass, on the tokens given back.
+
+        Raises AssayError if the subject cannot be run on token ids alone, whatever the reason.
+        """
+        who = f"{type(self.subject.model).__name__} ({self.subject.name!r})"
+        with in_force(self.subject.model, plan):
+            try:
+                tokens = torch.arange(5, device=self.subject.device)[None] % self.subject.vocabulary
+                output = self.subject(tokens)
+            except (torch.OutOfMemoryError, AssayError):
+                raise
+            except Exception as error:
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                raise AssayError(
+                    f"{who} could not be run on token ids alone ({reason}); it is not supported."
+                ) from error
+        if output.shape[:2] != tokens.shape:
+            raise AssayError(
+                f"{who} gives outputs of shape {tuple(output.shape)} for tokens of shape {tuple(tokens.shape)}; only "
+                "models with one output a token are supported."
+            )
+        return tokens
+
+    def _try_rows(self, tokens: Tensor, whole: Tensor) -> bool:
+        """Whether attention in blocks of rows gives what the whole gives; some architectures look at all rows."""
+        by_rows = Plan(self._layers, on_rows=lambda *_: None, rows=2, scaled=self._scaled)
+        try:
+            found = self._forward(tokens, None, by_rows, self.layers)
+        except (RuntimeError, IndexError):
+            return False
+        return torch.allclose(whole, found, atol=1e-4, rtol=1e-4)
+
+    def _find_scaled(self, tokens: Tensor) -> frozenset[int]:
+        """The layers whose outputs are scaled after attention.
+
+        Raises AssayError for a layer whose outputs are not its attention weights times its values, scaled or not:
+        there an edit of the pattern would do something else than it says.
+        """
+        suspected = self._unexplained(tokens, frozenset())
+        unexplained = self._unexplained(tokens, suspected)
+        if unexplained:
+            raise AssayError(
+                f"{type(self.subject.model).__name__} ({self.subject.name!r}): the outputs of "
+                f"{self.layer_name(min(unexplained))} are not its attention weights times its values; this "
+                "architecture is not supported."
+            )
+        return suspected
+
+    def _unexplained(self, tokens: Tensor, scaled: frozenset[int]) -> frozenset[int]:
+        """The layers whose outputs are not pattern times values."""
+        found: dict[str, dict[int, Tensor]] = {"patterns": {}, "values": {}, "outputs": {}}
+        observers = {stream: into.__setitem__ for stream, into in found.items()}
+        self._forward(tokens, None, Plan(self._layers, observers=observers, scaled=scaled), self.layers)
+        unexplained = set()
+        for layer, pattern in found["patterns"].items():
+            expected, outputs = pattern @ found["values"][layer], found["outputs"][layer]
+            near = 1e-2 if outputs.dtype in (torch.float16, torch.bfloat16) else 1e-4
+            scale = float(outputs.abs().max())
+            if expected.shape != outputs.shape or not bool(
+                ((expected - outputs).abs() <= near * max(scale, near)).all()
+            ):
+                unexplained.add(layer)
+        return frozenset(unexplained)
 
     @property
     def layers(self) -> int:
@@ -153,8 +218,8 @@ class Engine:
             where, stream = match[1], match[2]
         places: Sequence[Place] = self.blocks if stream in BLOCK_STREAMS else self.heads
         chosen = tuple(place for place in places if where in ("all", f"layer{place.layer}", str(place)))
-        if stream == "mlp" and chosen:
-            self._mlp(chosen[0].layer)
+        if stream in BLOCK_STREAMS and chosen:
+            self._check_stream(stream)
         if not chosen or stream == "patterns":
             last = self.heads[-1]
             raise AssayError(
@@ -163,6 +228,18 @@ class Engine:
                 f"followed by .{' or .'.join(BLOCK_STREAMS)}; or 'all-heads' or 'all-layers' for each by itself."
             )
         return Site(name, chosen, (stream,) if stream else ATTENTION)
+
+    def _check_stream(self, stream: str) -> None:
+        """Raise AssayError unless every block has this stream, as one vector a token."""
+        if stream not in self._checked:
+            tokens = torch.arange(5, device=self.subject.device)[None] % self.subject.vocabulary
+            missing = {block.layer for block in self.blocks} - set(getattr(self.run(tokens, read=(stream,)), stream))
+            if missing:
+                raise AssayError(
+                    f"the {stream} of {type(self._blocks[min(missing)]).__name__} (layer {min(missing)}) was not met in a "
+                    f"pass; sites that end in .{stream} cannot be used with this architecture."
+                )
+            self._checked.add(stream)
 
     def expand(self, name: str) -> tuple[str, ...]:
         """The names of sites that a sweep stands for, one at a time; any other name stands for itself.
@@ -173,7 +250,8 @@ class Engine:
         if sweep == "all-heads":
             return tuple(f"{head}{dot}{stream}" for head in self.heads)
         if sweep == "all-layers":
-            return tuple(f"layer{layer}{dot}{stream}" for layer in range(self.layers))
+            layers = [block.layer for block in self.blocks] if stream in BLOCK_STREAMS else range(self.layers)
+            return tuple(f"layer{layer}{dot}{stream}" for layer in layers)
         return (name,)
 
     def _forward(
@@ -244,6 +322,7 @@ class Engine:
             on_rows,
             rows if rows is not None and self._rows_agree else sys.maxsize,
             {layer: (queries, beside.keys[layer]) for layer, queries in beside.queries.items()} if beside else {},
+            self._scaled,
         )
         first = 0 if resume is None else self._block_start(min(by_layer, default=self.layers))
         with ExitStack() as stack:
@@ -264,8 +343,9 @@ class Engine:
 
     def _skip(self, stack: ExitStack, resume: Run, first: int) -> None:
         """Until the stack is closed, blocks below `first` give back what they gave in another run."""
-        for layer, block in enumerate(self._blocks[:first]):
-            stack.enter_context(given(block, resume._blocks[layer]))
+        outputs = {block: resume._blocks[layer] for layer, block in enumerate(self._blocks[:first])}
+        for block, output in outputs.items():
+            stack.enter_context(given(block, output))
 
     def _hook(
         self,
@@ -278,21 +358,24 @@ class Engine:
         resumable: bool,
     ) -> None:
         """Until the stack is closed, blocks from `first` on are edited and read as a run needs it."""
-        for layer, block in enumerate(self._blocks[first:], start=first):
+        shape = run._tokens.shape if run._tokens is not None else torch.Size()
+        for layer in range(first, self.layers):
+            block = self._blocks[layer]
+            if resumable:
+                stack.callback(block.register_forward_hook(_keep_output(run._blocks, layer)).remove)
+            if self._block_start(layer) != layer:
+                continue
             edits = [edit for edit in by_layer.get(layer, ()) if isinstance(edit.place, Block)]
             of_residual = next((edit.residual for edit in edits if edit.residual is not None), None)
             of_mlp = next((edit.mlp for edit in edits if edit.mlp is not None), None)
             if of_residual is not None or "residual" in read:
                 keep = run.residual if "residual" in read else None
-                hook = block.register_forward_pre_hook(_at_input(layer, of_residual, keep), with_kwargs=True)
+                hook = block.register_forward_pre_hook(_at_input(layer, of_residual, keep, shape), with_kwargs=True)
                 stack.callback(hook.remove)
             if of_mlp is not None or "mlp" in read:
                 keep = run.mlp if "mlp" in read else None
-                shape = run._tokens.shape if run._tokens is not None else torch.Size()
                 out = self._mlp(layer).register_forward_hook(_at_output(layer, of_mlp, keep, shape))
                 stack.callback(out.remove)
-            if resumable:
-                stack.callback(block.register_forward_hook(_keep_output(run._blocks, layer)).remove)
 
     def logits(self, run: Run, positions: slice | Int[Tensor, " chosen"]) -> Float[Tensor, "batch chosen vocabulary"]:
         """The logits of some positions of a run that left them out (of any run: it takes a part of them)."""
@@ -328,19 +411,32 @@ class Engine:
         return blocks
 
     def _mlp(self, layer: int) -> nn.Module:
-        """The module whose output a block adds to the residual stream after attention."""
+        """The module whose output a block adds to the residual stream after attention.
+
+        Raises AssayError if there is none, or several side by side.
+        """
         block = self._blocks[layer]
-        for name in _MLP_NAMES:
-            try:
-                found = block.get_submodule(name)
-            except AttributeError:
-                continue
-            if not isinstance(found, nn.Identity):
-                return found
-        raise AssayError(
-            f"no MLP was found in layer {layer} of {self.subject.name!r} ({type(block).__name__}); sites that end in "
-            ".mlp cannot be used with it."
+        found = next(
+            (
+                block.get_submodule(name)
+                for name in _MLP_NAMES
+                if _has(block, name) and not isinstance(block.get_submodule(name), nn.Identity)
+            ),
+            None,
         )
+        others = [
+            name
+            for name, child in block.named_children()
+            if _LIKE_MLP.search(name) and child is not found and any(True for _ in child.parameters())
+        ]
+        others += ["several attention layers"] if self._blocks.count(block) > 1 else []
+        if found is None or others:
+            beside = f"has {', '.join(others)} besides" if found is not None else "has no MLP that was found"
+            raise AssayError(
+                f"{type(block).__name__} (layer {layer} of {self.subject.name!r}) {beside}; sites that end in .mlp "
+                "cannot be used with this architecture."
+            )
+        return found
 
     def identity_difference(
         self, tokens: Int[Tensor, "batch position"], valid: Int[Tensor, "batch position"] | None = None
@@ -364,6 +460,14 @@ class Engine:
         return IdentityDifference(largest(untouched), largest(as_loaded), edited, as_loaded)
 
 
+def _has(module: nn.Module, name: str) -> bool:
+    for part in name.split("."):
+        if not hasattr(module, part):
+            return False
+        module = getattr(module, part)
+    return isinstance(module, nn.Module)
+
+
 def _both(first: LayerObserver | None, second: LayerObserver) -> LayerObserver:
     if first is None:
         return second
@@ -376,12 +480,19 @@ def _both(first: LayerObserver | None, second: LayerObserver) -> LayerObserver:
 
 
 def _at_input(
-    layer: int, edit: Callable[[Tensor], Tensor] | None, keep: dict[int, Tensor] | None
+    layer: int, edit: Callable[[Tensor], Tensor] | None, keep: dict[int, Tensor] | None, shape: torch.Size
 ) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], tuple[tuple[Any, ...], dict[str, Any]]]:
     """A hook that edits and keeps the residual stream that enters a block: its first argument."""
 
-    def hook(_: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        residual = inputs[0] if inputs else options["hidden_states"]
+    def hook(
+        block: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        residual = inputs[0] if inputs else options.get("hidden_states")
+        if not isinstance(residual, Tensor) or residual.shape[:-1] != shape:
+            raise AssayError(
+                f"the residual stream that enters {type(block).__name__} (layer {layer}) is not one vector a token; "
+                "sites that end in .residual cannot be used with this architecture."
+            )
         if edit is not None:
             residual = edit(residual.clone())
         if keep is not None:
@@ -398,8 +509,13 @@ def _at_output(
 ) -> Callable[[nn.Module, tuple[Any, ...], Any], Any]:
     """A hook that edits and keeps what an MLP gives back (the first thing, where it gives several)."""
 
-    def hook(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+    def hook(mlp: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
         added = output[0] if isinstance(output, tuple) else output
+        if not isinstance(added, Tensor) or added.numel() != shape.numel() * added.shape[-1]:
+            raise AssayError(
+                f"what {type(mlp).__name__} gives back (layer {layer}) is not one vector a token; sites that end in "
+                ".mlp cannot be used with this architecture."
+            )
         vectors = added.reshape(*shape, added.shape[-1])
         if edit is not None:
             vectors = edit(vectors.clone())

@@ -44,6 +44,61 @@ _SIZES: dict[str, int] = {
 _COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _ORDINARY_IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2}
 
+_SECTIONS: dict[str, Any] = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
+_FEW_SECTIONS: dict[str, Any] = {
+    "rope_type": "default",
+    "rope_theta": 10000.0,
+    "mrope_section": [1, 1, 0],
+    "partial_rotary_factor": 0.5,
+}
+OVERRIDES: dict[str, dict[str, Any]] = {
+    "falcon_h1": {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_chunk_size": 4},
+    "bamba": {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_chunk_size": 4, "attn_layer_indices": [0, 2]},
+    "granitemoehybrid": {
+        "mamba_n_heads": 8,
+        "mamba_d_head": 8,
+        "mamba_chunk_size": 4,
+        "layer_types": ["mamba", "attention", "attention"],
+    },
+    "gemma4_text": {"vocab_size_per_layer_input": 128, "hidden_size_per_layer_input": 8},
+    "gemma4": {"text_config": {"vocab_size_per_layer_input": 128, "hidden_size_per_layer_input": 8}},
+    "dbrx": {"attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0}},
+    "deepseek_v2": {"num_experts_per_tok": 2},
+    "dots1": {
+        "n_routed_experts": 4,
+        "n_shared_experts": 1,
+        "num_experts_per_tok": 2,
+        "n_group": 1,
+        "topk_group": 1,
+        "moe_intermediate_size": 40,
+    },
+    "dots3_note_text": {"num_key_value_heads": 4},
+    "gemma3n_text": {
+        "num_hidden_layers": 4,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "num_kv_shared_layers": 2,
+        "activation_sparsity_pattern": [0.0] * 4,
+        "vocab_size_per_layer_input": 128,
+        "hidden_size_per_layer_input": 8,
+        "laurel_rank": 4,
+        "altup_num_inputs": 2,
+    },
+    "lfm2_moe": {"layer_types": ["conv", "full_attention", "full_attention"]},
+    "mamba2": {"num_heads": 8, "head_dim": 8},
+    "reformer": {"is_decoder": True, "axial_pos_embds": False},
+    "xmod": {"default_language": "en_XX"},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "num_hidden_layers": 4, "mamba_dt_rank": 4},
+    "esm": {"vocab_size": 128, "mask_token_id": 4, "pad_token_id": 1},
+    "lilt": {"channel_shrink_ratio": 4},
+    "glm4v_text": {"rope_parameters": _SECTIONS},
+    "qwen2_vl_text": {"rope_parameters": _SECTIONS},
+    "qwen2_5_vl_text": {"rope_parameters": _SECTIONS},
+    "glm_image_text": {"rope_parameters": _SECTIONS},
+    "glm_ocr_text": {"rope_parameters": _SECTIONS},
+    "glm4v_moe_text": {"rope_parameters": _FEW_SECTIONS},
+}
+"""Sizes that a configuration needs besides, or instead, by model type."""
+
 
 def tiny_config(default: PreTrainedConfig, overrides: Mapping[str, Any]) -> PreTrainedConfig:
     """A configuration like `default` with everything that has a size made small.
@@ -62,7 +117,10 @@ def tiny_config(default: PreTrainedConfig, overrides: Mapping[str, Any]) -> PreT
             given[name] = tiny_config(value, overrides.get(name, {}))
         elif name == "per_layer_config" and value:
             given[name] = {
-                f"{place:02}": {key: _SIZES.get(key, size) for key, size in value[f"{layer:02}"].items()}
+                f"{place:02}": {
+                    key: HEADS if key == "num_key_value_heads" else _SIZES.get(key, size)
+                    for key, size in value[f"{layer:02}"].items()
+                }
                 for place, layer in enumerate(layers)
                 if f"{layer:02}" in value
             }
@@ -79,7 +137,7 @@ def tiny_config(default: PreTrainedConfig, overrides: Mapping[str, Any]) -> PreT
             given[name] = _ORDINARY_IDS.get(name, value if 0 <= value < FIRST_TOKEN else next(places))
         elif name in ("rope_parameters", "rope_scaling") and isinstance(value, dict):
             given[name] = _tiny_rope(value)
-        elif isinstance(value, list) and layers and len(value) == _count(default):
+        elif isinstance(value, list) and layers and _is_by_layer(value, _count(default)):
             given[name] = [value[layer] for layer in layers]
         elif isinstance(value, list) and layers and name.endswith(("_idxs", "_layers", "_layer_ids")):
             given[name] = [place for place, layer in enumerate(layers) if layer in value]
@@ -100,17 +158,23 @@ def _count(config: PreTrainedConfig) -> int | None:
     return next((held[name] for name in _COUNTS if isinstance(held.get(name), int)), None)
 
 
+def _is_by_layer(values: list[Any], count: int | None) -> bool:
+    """Whether a list has an entry a layer, and is not one of all layers' numbers."""
+    return len(values) == count and values != list(range(count))
+
+
 def _kept_layers(config: PreTrainedConfig) -> list[int]:
-    """Layers so that every value of every list with an entry a layer is among them; at least `LAYERS` of them."""
+    """Layers so that every value of every list with an entry a layer is among them twice; at least `LAYERS` of them."""
     count = _count(config)
     if not count:
         return []
-    lists = [value for _, value in _fields(config) if isinstance(value, list) and len(value) == count]
+    lists = [value for _, value in _fields(config) if isinstance(value, list) and _is_by_layer(value, count)]
     kept: set[int] = set()
     for values in lists:
         for value in values:
-            if not any(values[layer] == value for layer in kept):
-                kept.add(values.index(value))
+            where = [layer for layer in range(count) if values[layer] == value]
+            missing = min(2, len(where)) - sum(layer in kept for layer in where)
+            kept.update([layer for layer in where if layer not in kept][: max(missing, 0)])
     for layer in range(count):
         if len(kept) >= LAYERS:
             break

@@ -1,6 +1,6 @@
 """Whether a model can be read and edited: the checks behind the table of architectures."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from assay._errors import AssayError
-from assay.engine import Block, Edit, Engine, Head, Proxy, Run, collect
+from assay.engine import Block, Edit, Engine, Head, Run, collect
 from assay.engine._attention import using
 from assay.simplify import SVD
 from assay.subjects import Subject
@@ -24,8 +24,7 @@ class Support:
     """What Assay can do with a model that passed `check_architecture`.
 
     `layers` and `heads` count the attention layers and heads that can be edited, in order of execution; `streams` are
-    the ends of sites that work; `resumes` says whether a proxy starts at its first edited layer (otherwise it runs
-    whole, which is only slower); `not_reached` names classes of attention modules that ran and cannot be edited.
+    what can be edited there; `not_reached` names classes of attention modules that ran and cannot be edited.
     `identity` is the largest change of an output by edits that change nothing, against the architecture's own eager
     attention, and `as_loaded` against the attention implementation that the model was given with.
     """
@@ -33,7 +32,6 @@ class Support:
     layers: int
     heads: int
     streams: tuple[str, ...]
-    resumes: bool
     not_reached: tuple[str, ...]
     identity: float
     as_loaded: float
@@ -117,7 +115,6 @@ class _Check:
             layers=self.engine.layers,
             heads=len(self.engine.heads),
             streams=(*STREAMS, "pattern", *blocks),
-            resumes=True,
             not_reached=tuple(sorted(other)),
             identity=identity,
             as_loaded=as_loaded,
@@ -136,10 +133,10 @@ class _Check:
         as_loaded = self.subject(self.tokens, self.valid)
         with using(model, "eager"):
             eager = self.subject(self.tokens, self.valid)
-        vectors: Mapping[str, Callable[[Tensor], Tensor]] = {stream: lambda states: states for stream in STREAMS}
+        vectors: dict[str, Any] = {stream: lambda states: states for stream in STREAMS}
         edits = [Edit(head, **vectors, pattern=lambda pattern, _: pattern) for head in self.engine.heads]
         if blocks:
-            of_block = {stream: lambda states: states for stream in blocks}
+            of_block: dict[str, Any] = {stream: lambda states: states for stream in blocks}
             edits += [Edit(block, **of_block) for block in self.engine.blocks]
         edited = self.run(edits).logits
         self.same(self.clean.logits, eager, "reading changes its output")
@@ -157,10 +154,10 @@ class _Check:
             lengths=self.valid.sum(dim=1).cpu().numpy(),
             kinds=(self.tokens * 0).cpu().numpy(),
         )
-        samples = collect(self.engine, split, (*STREAMS, *blocks))
         for stream in ("", "values", "outputs", *blocks):
+            samples = collect(self.engine, split, (stream,) if stream else ("queries", "keys"))
             edits: list[Edit] = []
-            for layer in range(self.engine.layers):
+            for layer in self._layers(stream):
                 site = self.engine.site(f"layer{layer}.{stream}".rstrip("."))
                 here = samples.at(site)
                 width = here.of(site.places[0])[0].shape[-1]
@@ -171,11 +168,17 @@ class _Check:
                 f"an SVD at full width of {stream or 'queries and keys'} changes its output",
             )
 
+    def _layers(self, stream: str) -> list[int]:
+        of_blocks = stream in ("mlp", "residual")
+        return [block.layer for block in self.engine.blocks] if of_blocks else list(range(self.engine.layers))
+
     def _effect(self, layer: int, blocks: tuple[str, ...]) -> None:
         heads = [head for head in self.engine.heads if head.layer == layer]
         for stream in (*STREAMS, *blocks):
+            if layer not in self._layers(stream):
+                continue
             places = [Block(layer)] if stream in blocks else heads
-            edited = self.run([Edit(place, **{stream: _moved}) for place in places]).logits
+            edited = self.run([_edit(place, stream) for place in places]).logits
             self.changed(edited, f"an edit of {stream} in layer {layer} has no effect")
         edited = self.run([Edit(head, pattern=_reversed) for head in heads]).logits
         self.changed(edited, f"an edit of patterns in layer {layer} has no effect")
@@ -196,7 +199,7 @@ class _Check:
         head = self.engine.heads[len(self.engine.heads) // 2]
         others = [item.head for item in self.engine.heads if item.layer == head.layer and item != head]
         for stream in STREAMS:
-            edited = getattr(self.run([Edit(head, **{stream: _moved})], read=(stream,)), stream)
+            edited = getattr(self.run([_edit(head, stream)], read=(stream,)), stream)
             before, after = getattr(self.clean, stream)[head.layer], edited[head.layer]
             what = f"an edit of {stream} at {head}"
             expected = _moved(before[:, head.head])
@@ -231,10 +234,9 @@ class _Check:
         for layer, where, weights in rows:
             whole = self.clean.patterns[layer][:, :, where]
             cut = whole[..., : weights.shape[-1]]
-            close = torch.allclose(cut, weights, atol=1e-5, rtol=1e-4)
-            assert close and not bool(whole[..., weights.shape[-1] :].any()), (
-                f"{self.name}: a block of rows is not that part of the pattern"
-            )
+            what = f"{self.name}: a block of rows is not that part of the pattern"
+            assert torch.allclose(cut, weights, atol=1e-5, rtol=1e-4), what
+            assert not bool(whole[..., weights.shape[-1] :].any()), what
         without = self.run(logits=False)
         some = slice(2, LENGTH - PADDED)
         found = self.engine.logits(without, some)
@@ -243,9 +245,14 @@ class _Check:
         assert difference <= self.tolerance, f"{self.name}: logits at chosen positions differ by {difference:.2g}"
 
 
+def _edit(place: Head | Block, stream: str) -> Edit:
+    functions: dict[str, Any] = {stream: _moved}
+    return Edit(place, **functions)
+
+
 def _moved(states: Tensor) -> Tensor:
     """An edit that changes scores and outputs of every position differently."""
-    return states.flip(-1) * 1.5 + 0.5
+    return states.flip(-1) * 4 + 1
 
 
 def _reversed(pattern: Tensor, visible: Tensor) -> Tensor:
@@ -255,7 +262,7 @@ def _reversed(pattern: Tensor, visible: Tensor) -> Tensor:
     return weights / weights.sum(dim=-1, keepdim=True).clamp_min(1)
 
 
-def _special(config: Mapping[str, Any]) -> Iterator[int]:
+def _special(config: Mapping[Any, Any]) -> Iterator[int]:
     """The ids in a configuration of tokens that are not ordinary text."""
     for name, value in config.items():
         if isinstance(value, Mapping):
