@@ -163,7 +163,7 @@ def score(
             current = found[name]
             if isinstance(current, NotFiniteError):
                 continue
-            logits, attention = _run_against(engine, proxy, clean, tokens, valid)
+            logits, attention = run_against(engine, proxy, clean, tokens, valid)
             if not torch.isfinite(logits[scored]).all():
                 found[name] = NotFiniteError(f"{name} gives logits that are not finite numbers on {split.name}")
                 continue
@@ -174,7 +174,7 @@ def score(
     return found
 
 
-def _run_against(
+def run_against(
     engine: Engine, proxy: Proxy, clean: Run, tokens: Tensor, valid: Tensor
 ) -> tuple[Tensor, dict[int, Tensor]]:
     """A proxy's logits, and each layer's attention divergence from the clean run, taken as the layers go by."""
