@@ -9,8 +9,9 @@ import numpy as np
 
 from assay.proofs.checker._attention import check_attention
 from assay.proofs.checker._common import require
+from assay.proofs.checker._linear import check_linear
 
-_FAMILIES = {"MaxOfKForCausalLM": check_attention}
+_FAMILIES = {"MaxOfKForCausalLM": check_attention, "LinearMaxForCausalLM": check_linear}
 
 
 def check(content: Mapping[str, Any], weights: Mapping[str, np.ndarray], *, head: int) -> None:
