@@ -17,7 +17,6 @@ from assay._errors import AssayError
 from assay.proofs._operations import Operations
 from assay.subjects import Subject, write_atomically
 
-
 LOSS_UNIT = 2**50
 """Certified losses are whole multiples of one nat divided by this."""
 
@@ -202,7 +201,7 @@ class Certificate(_Record):
                 )
             subject = load(self.subject.name, seed=self.subject.seed or 0)
         weights = {key: tensor.detach().cpu().numpy() for key, tensor in subject.model.state_dict().items()}
-        check(json.loads(self.model_dump_json()), weights, head=getattr(subject.model.config, "head_dim", 1))
+        check(json.loads(self.model_dump_json()), weights, subject.model.config.to_dict())
 
     def __repr__(self) -> str:
         return f"Certificate({self.statement!r}, strategy={self.strategy!r})"

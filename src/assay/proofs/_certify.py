@@ -87,8 +87,19 @@ def certify(
         )
     if quantity == "loss":
         raise AssayError("bounds on the loss are for linear models; for attention models, quantity is 'accuracy'.")
-    strategy = strategy or "separable"
-    refine = 64 if refine is None else refine
+    return _certify_attention(
+        subject,
+        strategy=strategy or "separable",
+        inputs=inputs,
+        against=against,
+        grid=grid,
+        refine=64 if refine is None else refine,
+    )
+
+
+def _certify_attention(
+    subject: Subject, *, strategy: str, inputs: InputSet | None, against: Proxy | None, grid: int, refine: int
+) -> Certificate:
     if strategy not in STRATEGIES:
         raise unknown_name("proof strategy", strategy, STRATEGIES)
     if not (8 <= grid <= 2**20 and refine >= 0):
@@ -137,10 +148,10 @@ def certify(
         at_least = inputs.size - sum(piece.wrong for piece in pieces)
         # Where subject and proxy are wrong together they may still agree: no upper bound then.
         at_most = inputs.size - (0 if against else sum(piece.surely_wrong for piece in pieces))
-    proved: Literal["accuracy", "agreement"] = "accuracy" if against is None else "agreement"
+    quantity: Literal["accuracy", "agreement"] = "accuracy" if against is None else "agreement"
     return Certificate(
         statement=statement_of(
-            quantity=proved,
+            quantity=quantity,
             name=subject.name,
             description=inputs.describe(),
             at_least=at_least,
@@ -150,7 +161,7 @@ def certify(
         subject=SubjectRecord.of(subject, vocabulary=v, length=length),
         proxy=proxy,
         inputs=InputsRecord(**asdict(inputs), size=inputs.size),
-        quantity=proved,
+        quantity=quantity,
         strategy=strategy,
         parameters=parameters,
         at_least=at_least,

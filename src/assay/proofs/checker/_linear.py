@@ -8,7 +8,7 @@ one sitting, next to docs/soundness.md, whose theorem numbers appear below. Ever
 
 import base64
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from itertools import combinations_with_replacement
 from math import factorial
@@ -22,6 +22,7 @@ _BITS = 192
 _U = 2.0**-53
 _UNIT = 2**50
 _LEAST = 2.0**-420
+_ROWS = 128
 _EXACT = ("brute-force", "symmetry", "gemm")
 
 
@@ -57,20 +58,23 @@ class _Model:
         self.unembed = (_arb_matrix(self.U) * _arb_matrix(self.W)).transpose()
         self.logits, self.A = np.empty((self.v, self.v)), np.empty((self.v, self.v))
         self.top, self.answers = [], arb(0)
-        for token in range(self.v):
-            row = self.row(token)
-            self.logits[token] = [float(x) for x in row]
-            self.top.append(row[int(self.logits[token].argmax())].mid())
-            shifted = [x - self.top[-1] for x in row]
-            self.A[token] = [float(x.exp()) if x > -485 else 0.0 for x in shifted]
-            for m in np.flatnonzero(counts[token]).tolist():
-                self.answers += int(counts[token, m]) * row[m]
+        for begin in range(0, self.v, _ROWS):
+            entries = self._rows(range(begin, min(begin + _ROWS, self.v)))
+            for token, start in enumerate(range(0, len(entries), self.v), begin):
+                row = entries[start : start + self.v]
+                self.logits[token] = [float(x) for x in row]
+                require(bool((np.abs(self.logits[token]) < 2.0**900).all()), "a logit is out of range")
+                self.top.append(row[int(self.logits[token].argmax())].mid())
+                shifted = [x - self.top[-1] for x in row]
+                self.A[token] = [float(x.exp()) if x > -485 else 0.0 for x in shifted]
+                for m in np.flatnonzero(counts[token]).tolist():
+                    self.answers += int(counts[token, m]) * row[m]
 
-    def row(self, token: int) -> list[Any]:
-        """The logits that a token contributes."""
-        row: list[Any] = (_arb_matrix(self.E[token : token + 1]) * self.unembed).entries()
-        require(all(x.rad() < 2.0**-70 and abs(float(x)) < 2.0**900 for x in row), "a logit could not be enclosed")
-        return row
+    def _rows(self, tokens: Sequence[int]) -> list[Any]:
+        """The logits that tokens contribute, one row after the other."""
+        entries: list[Any] = (_arb_matrix(self.E[list(tokens)]) * self.unembed).entries()
+        require(all(x.rad() < 2.0**-70 for x in entries), "a logit could not be enclosed")
+        return entries
 
     def error(self, n: int) -> float:
         """Relative error of the sums below over n tokens: 2 n u from entries, the rest from additions and products."""
@@ -106,7 +110,7 @@ class _Model:
         others = tokens[:, 2:]
         ends = np.flatnonzero(np.append((others[1:] != others[:-1]).any(axis=1), True)) + 1
         values, begin = np.empty(len(tokens)), 0
-        for end in ends:
+        for end in ends.tolist():
             matrix = matrix_of(self.A[others[begin]].prod(axis=0), others[begin, -1:])
             values[begin:end] = matrix[tokens[begin:end, 0], tokens[begin:end, 1]]
             begin = end
@@ -125,7 +129,7 @@ class _Model:
                 product *= value
             total += int(weight) * product.log()
         for row, weight in zip(tokens[small].tolist(), weights[small].tolist(), strict=True):
-            shifted = [[x - self.top[token] for x in self.row(token)] for token in row]
+            shifted = [[x - self.top[token] for x in self._rows([token])] for token in row]
             total += weight * sum((sum(column, arb(0)).exp() for column in zip(*shifted, strict=True)), arb(0)).log()
         return total
 
@@ -155,7 +159,8 @@ class _Model:
 def _arb_matrix(values: np.ndarray) -> Any:
     from flint import arb, arb_mat  # noqa: PLC0415
 
-    return arb_mat(*values.shape, [arb(float(x)) for x in values.ravel()])
+    rows, columns = values.shape
+    return arb_mat(rows, columns, [arb(float(x)) for x in values.ravel()])
 
 
 def _bits(text: str, number: int, what: str) -> np.ndarray:
@@ -228,19 +233,19 @@ def _length(
     return total(), dimension
 
 
-def check_linear(content: Mapping[str, Any], weights: Mapping[str, np.ndarray], head: int) -> None:
-    """Check a certificate about a LinearMaxForCausalLM; silence means that it holds. `head` is of no account here."""
+def check_linear(content: Mapping[str, Any], weights: Mapping[str, np.ndarray], length: int) -> None:
+    """Check a certificate about a LinearMaxForCausalLM that reads `length` tokens; silence means that it holds."""
     from flint import ctx  # noqa: PLC0415
 
     with ctx.workprec(_BITS):
-        _check(content, weights)
+        _check(content, weights, length)
 
 
-def _check(content: Mapping[str, Any], weights: Mapping[str, np.ndarray]) -> None:
+def _check(content: Mapping[str, Any], weights: Mapping[str, np.ndarray], n: int) -> None:
     subject, inputs, strategy, quantity = (content[key] for key in ("subject", "inputs", "strategy", "quantity"))
-    v, n = len(weights["embed_tokens.weight"]), inputs["length"]
+    v = len(weights["embed_tokens.weight"])
     require((subject["vocabulary"], inputs["vocabulary"]) == (v, v), "the subject has another vocabulary")
-    require(subject["length"] == n >= 2, "the subject reads another number of tokens")
+    require(subject["length"] == inputs["length"] == n >= 2, "the subject reads another number of tokens")
     require(quantity in ("accuracy", "loss"), "the quantity is unknown")
     require(strategy in (*_EXACT, "convexity", "blocks"), "the strategy is unknown")
     require(strategy in ("brute-force", "symmetry") or n in (2, 3), "the strategy is for two or three tokens")
@@ -260,7 +265,7 @@ def _check(content: Mapping[str, Any], weights: Mapping[str, np.ndarray]) -> Non
     model = _Model(weights, counts)
     kept, low, high = _sums(content, model, tokens)
     if quantity == "loss":
-        least, most = _loss(content, model, tokens, orders, counts, low, high)
+        least, most = _loss(content, model, tokens, orders, occurrences=counts.sum(axis=1), low=low, high=high)
         require(content["at_least"] == 0 or 0 < content["at_least"] <= least, "the loss may be smaller than stated")
         require(most <= content["at_most"], "the loss may be larger than stated")
         least, most = _decimals(content["at_least"], False), _decimals(content["at_most"], True)
@@ -308,14 +313,15 @@ def _loss(
     model: _Model,
     tokens: np.ndarray,
     orders: np.ndarray,
-    counts: np.ndarray,
+    *,
+    occurrences: np.ndarray,
     low: np.ndarray,
     high: np.ndarray,
 ) -> tuple[Any, Any]:
     """What the mean loss surely lies between, in units of 2^-50 nats, as balls of Arb (theorem L1)."""
     from flint import arb  # noqa: PLC0415
 
-    tops = sum((int(k) * top for k, top in zip(counts.sum(axis=1), model.top, strict=True)), arb(0))
+    tops = sum((int(k) * top for k, top in zip(occurrences, model.top, strict=True)), arb(0))
     if content["strategy"] == "convexity":
         logs = sum((model.logarithms(model.sums(rows), orders, rows) for rows in _repeated(tokens)), arb(0)) / 2
     else:
@@ -328,9 +334,7 @@ def _loss(
     return ((logs + tops - model.answers) / content["inputs"]["size"] + slack) * _UNIT, most
 
 
-def _right(
-    content: Mapping[str, Any], model: _Model, tokens: np.ndarray, orders: np.ndarray, high: np.ndarray
-) -> int:
+def _right(content: Mapping[str, Any], model: _Model, tokens: np.ndarray, orders: np.ndarray, high: np.ndarray) -> int:
     """How many inputs the strategy shows to be right (theorem L5)."""
     sure = model.surely_right(tokens, high)
     if content["strategy"] in _EXACT:

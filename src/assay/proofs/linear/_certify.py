@@ -7,7 +7,7 @@ from typing import Literal
 from assay._errors import AssayError, unknown_name
 from assay.proofs._certificate import Certificate, InputsRecord, SubjectRecord, statement_of, versions
 from assay.proofs._operations import Operations
-from assay.proofs.linear._proof import LINEAR_STRATEGIES, prove
+from assay.proofs.linear._proof import LINEAR_STRATEGIES, Question, prove
 from assay.proofs.linear._table import make_table
 from assay.subjects import Subject
 from assay.tasks import InputSet
@@ -46,7 +46,8 @@ def certify_linear(
         raise AssayError(
             f"certify(width={width}, top={top}, refine={refine}): width must be at least 1, the others at least 0."
         )
-    proof = prove(table, inputs, quantity, strategy, {"width": width, "top": top, "refine": refine}, operations)
+    question = Question(table, inputs, quantity, operations)
+    proof = prove(question, strategy, width=width, top=top, refine=refine)
     return Certificate(
         statement=statement_of(
             quantity=quantity,

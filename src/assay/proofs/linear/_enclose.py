@@ -127,11 +127,12 @@ def right(table: Table, tokens: Int[np.ndarray, "row n"]) -> Bool[np.ndarray, " 
 def _beats(table: Table, tokens: Int[np.ndarray, " n"], answer: int, rivals: Int[np.ndarray, " rival"]) -> bool:
     """Whether the answer's logit is strictly larger than those of its rivals, in integers."""
     d = table.embedding.shape[1]
-    embedding, unembedding = table.embedding.numerators, table.unembedding.numerators
-    row = [sum(int(embedding[int(t), k]) for t in tokens) for k in range(d)]  # type: ignore[index]
+    embedding: Any = table.embedding.numerators
+    unembedding: Any = table.unembedding.numerators
+    row = [sum(int(embedding[int(t), k]) for t in tokens) for k in range(d)]
 
     def logit(output: int) -> int:
-        return sum(row[k] * int(unembedding[k, output]) for k in range(d))  # type: ignore[index]
+        return sum(row[k] * int(unembedding[k, output]) for k in range(d))
 
     own = logit(answer)
     return all(logit(int(rival)) < own for rival in rivals)

@@ -1,7 +1,7 @@
 """An exponential whose error is proved, not measured: float64 additions, multiplications and exact scalings only.
 
-The exponential of a mathematical library comes without a guarantee, and one of Arb for each of billions of numbers takes
-too long. docs/soundness.md, "Rounding in the linear proofs", proves the bound that is stated here.
+The exponential of a mathematical library comes without a guarantee, and one of Arb for each of billions of numbers
+takes too long. docs/soundness.md, "Rounding in the linear proofs", proves the bound that is stated here.
 """
 
 from math import factorial

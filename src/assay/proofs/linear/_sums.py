@@ -1,7 +1,7 @@
-"""Sums of exponentials of logits, Z = Σ_x Π_i e^(l[t_i, x] - top[t_i]), for every multiset of tokens: exactly or bounded.
+"""Sums of exponentials of logits, Z = Σ_x Π_i e^(l[t_i, x] - top[t_i]), for every multiset of tokens, or their bounds.
 
 A loss is log Z plus terms that are linear in the embeddings, so a bound on Z is one on the loss; and Z is at most twice
-its term of the correct answer, minus something, only where the answer is right (docs/soundness.md, theorems 9 to 12).
+its term of the correct answer, minus something, only where the answer is right (docs/soundness.md, theorems L1 to L5).
 """
 
 from dataclasses import dataclass

@@ -24,7 +24,7 @@ _LARGEST_LOGIT = 2.0**900
 class Table:
     """What a token contributes to the logits.
 
-    `embedding` (v, d) times `unembedding` (d, v) is the exact table; each entry of `logits` (v, v), by token and output,
+    `embedding` (v, d) times `unembedding` (d, v) is the exact table, by token and output; each entry of `logits` (v, v)
     is within `radius` of it.
     """
 
