@@ -34,8 +34,9 @@ QUICK = {"sites": ("layer1",), "sequences": 8, "fit_sequences": 40, "resamples":
 def test_results_have_their_columns_units_and_directions(comparison):
     frame = comparison.to_frame()
     assert list(frame.columns) == [
-        "subject", "trained", "proxy", "site", "is_control", "split", "metric", "kind", "feature", "bin", "estimate",
-        "low", "high", "interval", "sequences", "predictions", "seeds", "unit", "higher_is_better", "reason",
+        "subject", "trained", "proxy", "site", "is_control", "split", "metric", "kind", "feature", "bin", "label",
+        "estimate", "low", "high", "interval", "sequences", "predictions", "seeds", "unit", "higher_is_better",
+        "reason",
     ]  # fmt: skip
     key = ["subject", "trained", "proxy", "site", "split", "metric", "kind", "feature", "bin"]
     assert not frame.duplicated(key).any()

@@ -96,13 +96,13 @@ def compare(
     if len(iid) != 1:
         raise AssayError(f"task {task.name!r} has {len(iid)} splits of role 'iid'; exactly one is needed.")
     for split in (train, *splits.values()):
-        _check_fits(subjects, split)
+        check_fits(subjects, split)
     hashes = {split.name: _split_hash(split) for split in (train, *splits.values())}
 
     variants = [*subjects, *([subjects[0].untrained_copy()] if controls else [])]
     engines = [Engine(variant) for variant in variants]
     candidates = candidates_of(engines[0], chosen, sites, controls)
-    noise = _noise_floor(engines[0], task, iid[0])
+    noise = noise_floor(engines[0], task, iid[0])
 
     total = sum(len(splits) * len(_candidates_for(engine.subject, candidates)) for engine in engines)
     found = Found(cells)
@@ -192,7 +192,13 @@ def _task_records(
             KindRecord(name=kind.name, description=kind.description, determined=kind.determined) for kind in task.kinds
         ),
         "features": tuple(
-            FeatureRecord(name=feature.name, description=feature.description, kinds=feature.kinds)
+            FeatureRecord(
+                name=feature.name,
+                description=feature.description,
+                kinds=feature.kinds,
+                edges=feature.edges,
+                labels=feature.labels,
+            )
             for feature in task.features
         ),
         "metrics": tuple(
@@ -264,8 +270,14 @@ def _architecture(subject: Subject) -> dict[str, list[int]]:
     return {name: list(value.shape) for name, value in subject.model.state_dict().items()}
 
 
-def _check_fits(subjects: Sequence[Subject], split: Split) -> None:
+def check_fits(subjects: Sequence[Subject], split: Split) -> None:
+    """Raise AssayError if a split has tokens that a subject does not know, or more positions than it has."""
     for subject in subjects:
+        if split.objective != subject.objective:
+            raise AssayError(
+                f"split {split.name!r} is made for the objective {split.objective!r} but {subject.name!r} is judged as "
+                f"{subject.objective!r}; give both the same, as Text(objective=...) and load(objective=...)."
+            )
         known = subject.vocabulary
         largest = int(split.tokens.max())
         if largest >= known:
@@ -273,7 +285,7 @@ def _check_fits(subjects: Sequence[Subject], split: Split) -> None:
                 f"split {split.name!r} has token {largest} but {subject.name!r} knows tokens 0 to {known - 1}; "
                 "the task and the subject do not belong together."
             )
-        limit = getattr(subject.model.config, "max_position_embeddings", None)
+        limit = subject.positions
         if limit is not None and split.tokens.shape[1] > limit:
             raise AssayError(
                 f"split {split.name!r} has sequences of {split.tokens.shape[1]} tokens but {subject.name!r} has "
@@ -283,7 +295,9 @@ def _check_fits(subjects: Sequence[Subject], split: Split) -> None:
 
 def _split_hash(split: Split) -> str:
     digest = hashlib.sha256()
-    for array in (split.tokens, split.lengths, split.kinds, *(split.features[name] for name in sorted(split.features))):
+    targets = () if split.targets is None else (split.targets,)
+    features = (split.features[name] for name in sorted(split.features))
+    for array in (split.tokens, split.lengths, split.kinds, *targets, *features):
         digest.update(np.ascontiguousarray(array.astype(np.int64)).tobytes())
     return digest.hexdigest()
 
@@ -297,7 +311,8 @@ def _fit(engine: Engine, train: Split, candidates: Sequence[Candidate]) -> dict[
     }
 
 
-def _noise_floor(engine: Engine, task: Task, split: Split) -> NoiseFloor:
+def noise_floor(engine: Engine, task: Task, split: Split) -> NoiseFloor:
+    """What an identity edit changes on the first `NOISE_SEQUENCES` sequences of a split."""
     part = split.first(NOISE_SEQUENCES)
     eager, as_loaded, flipped, scored = 0.0, 0.0, 0, 0
     for _, batch in batches(engine, part):

@@ -41,11 +41,13 @@ class KindRecord(_Model):
 
 
 class FeatureRecord(_Model):
-    """A feature that results are broken down by."""
+    """A feature that results are broken down by; `labels` name its bins, one an edge, where it stands for classes."""
 
     name: str
     description: str
     kinds: tuple[str, ...]
+    edges: tuple[int, ...] | None = None
+    labels: tuple[str, ...] | None = None
 
 
 class MetricRecord(_Model):
@@ -100,6 +102,7 @@ class Record(_Model):
     subjects: tuple[dict[str, Any], ...]
     task: dict[str, Any]
     primary_kind: str
+    primary_metric: str = "same_prediction"
     splits: tuple[SplitRecord, ...]
     kinds: tuple[KindRecord, ...]
     features: tuple[FeatureRecord, ...]
@@ -139,17 +142,27 @@ class Comparison:
     def to_frame(self) -> pd.DataFrame:
         """Tidy results: estimate, low, high (NaN where not measured; `reason` says why), unit and direction.
 
-        `feature` is "" for a kind as a whole; otherwise the row is about the feature's bin that starts at `bin`.
+        `feature` is "" for a kind as a whole; otherwise the row is about the feature's bin that starts at `bin`, called
+        `label` where the feature's bins have names ("" where they have not).
         """
-        return self.results.copy()
+        frame = self.results.copy()
+        names = {
+            (feature.name, edge): label
+            for feature in self.record.features
+            for edge, label in zip(feature.edges or (), feature.labels or (), strict=False)
+        }
+        pairs = zip(frame["feature"], frame["bin"], strict=True)
+        frame.insert(list(frame.columns).index("bin") + 1, "label", [names.get(pair, "") for pair in pairs])
+        return frame
 
-    def gaps(self, metric: str = "same_prediction", kind: str | None = None) -> pd.DataFrame:
+    def gaps(self, metric: str | None = None, kind: str | None = None) -> pd.DataFrame:
         """Generalization gaps of a metric with intervals: one row a (subject, proxy, site, shift).
 
         A gap is faithfulness on iid minus faithfulness on the shift, so positive always means less faithful under the
-        shift. `kind` defaults to the primary kind. `p_holm` is adjusted over all simplifications and shifts of the
-        same metric, kind and subject (controls are not in the family).
+        shift. `metric` defaults to the one that verdicts rest on, `kind` to the primary kind. `p_holm` is adjusted over
+        all simplifications and shifts of the same metric, kind and subject (controls are not in the family).
         """
+        metric = self.record.primary_metric if metric is None else metric
         kind = self.record.primary_kind if kind is None else kind
         for noun, given, known in (
             ("metric", metric, [item.name for item in self.record.metrics]),
@@ -161,10 +174,13 @@ class Comparison:
         return frame[(frame["metric"] == metric) & (frame["kind"] == kind)].reset_index(drop=True)
 
     def agreement(self, split: str = "iid", *, trained: bool = True) -> pd.DataFrame:
-        """The same-prediction rate of the primary kind on one split, one row a (proxy, site)."""
+        """The metric that verdicts rest on, on the primary kind of one split, one row a (proxy, site).
+
+        It is the same-prediction rate, or for embeddings the same-neighbour rate (`record.primary_metric`).
+        """
         frame = self.results
         chosen = (
-            (frame["metric"] == "same_prediction")
+            (frame["metric"] == self.record.primary_metric)
             & (frame["kind"] == self.record.primary_kind)
             & (frame["feature"] == "")
             & (frame["split"] == split)

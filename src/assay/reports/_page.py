@@ -15,7 +15,15 @@ from assay.faithfulness import RULES, Comparison, Verdict
 from assay.reports._figures import figures
 from assay.reports._illustrations import Illustrations
 from assay.reports._style import INK, to_png, to_svg
-from assay.reports._tables import evaluation_splits, limits, lines, percent, subject_accuracy
+from assay.reports._tables import (
+    agreement_words,
+    evaluation_splits,
+    limits,
+    lines,
+    on_what,
+    percent,
+    subject_accuracy,
+)
 from assay.subjects import write_atomically
 
 _RASTER = ("keys-", "sentence-")
@@ -84,7 +92,8 @@ def write_page(comparison: Comparison, path: Path, illustrations: Illustrations 
             words=in_words(comparison.verdicts()),
             rules=RULES,
             splits=splits,
-            accuracy=[float(accuracy["estimate"][name]) if name in accuracy.index else float("nan") for name in splits],
+            headline=agreement_words(comparison) + on_what(comparison),
+            accuracy=[float(accuracy["estimate"].get(name, float("nan"))) for name in splits] if len(accuracy) else [],
             lines=list(lines(comparison)),
             percent=percent,
             limits=limits,
