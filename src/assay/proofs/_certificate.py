@@ -163,6 +163,14 @@ class Certificate(_Record):
         share = self.at_most / self.unit
         return math.nextafter(share, math.inf) if Fraction(share) * self.unit < self.at_most else share
 
+    def decimals(self) -> tuple[str, str]:
+        """Both bounds in decimals, rounded outward: nine places of a share, twelve of a loss."""
+        places = 12 if self.quantity == "loss" else 9
+        return (
+            decimals(self.at_least, self.unit, places, up=False),
+            decimals(self.at_most, self.unit, places, up=True),
+        )
+
     def sealed(self) -> "Certificate":
         """The same certificate with the digest of everything else in it."""
         return self.model_copy(update={"digest": digest_of(self.model_dump(mode="json"))})
@@ -216,11 +224,11 @@ def digest_of(content: dict[str, object]) -> str:
     return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def decimals(units: int, *, up: bool) -> str:
-    """A loss in nats with twelve decimals, rounded up or down."""
-    scaled = units * 10**12
-    whole = -(-scaled // LOSS_UNIT) if up else scaled // LOSS_UNIT
-    return f"{whole // 10**12}.{whole % 10**12:012d}"
+def decimals(units: int, unit: int, places: int, *, up: bool) -> str:
+    """The fraction units / unit, rounded up or down to a number of decimal places."""
+    scaled = units * 10**places
+    whole = -(-scaled // unit) if up else scaled // unit
+    return f"{whole // 10**places}.{whole % 10**places:0{places}d}"
 
 
 def versions() -> dict[str, str]:
@@ -236,7 +244,7 @@ def versions() -> dict[str, str]:
 def statement_of(*, quantity: str, name: str, description: str, at_least: int, at_most: int, size: int) -> str:
     """The claim in words."""
     if quantity == "loss":
-        least, most = decimals(at_least, up=False), decimals(at_most, up=True)
+        least, most = decimals(at_least, LOSS_UNIT, 12, up=False), decimals(at_most, LOSS_UNIT, 12, up=True)
         return (
             f"Over {description} ({size} inputs), the mean cross-entropy of {name} is at least {least} "
             f"and at most {most} nats."
