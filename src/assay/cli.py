@@ -408,6 +408,9 @@ def certify(
     copies: Annotated[int | None, typer.Option(min=1, help="Only inputs with this many largest tokens.")] = None,
     rank: Annotated[int | None, typer.Option(min=1, help="Agreement with the rank-r query-key circuit.")] = None,
     average_positions: Annotated[bool, typer.Option(help="Agreement with position-averaged keys.")] = False,
+    simplification: Annotated[
+        str | None, typer.Option("--against", help="Agreement with a simplification, for example svd:rank=1, one-hot.")
+    ] = None,
     width: Annotated[int, typer.Option(min=1, help="Strategy blocks: outputs a block.")] = 64,
     top: Annotated[int, typer.Option(min=0, help="Strategy blocks: outputs a token that are taken exactly.")] = 16,
     refine: Annotated[
@@ -419,6 +422,7 @@ def certify(
 ) -> None:
     """Prove how many inputs of a set a max-of-K model answers correctly, or, for a linear one, its mean loss."""
     from assay import proofs  # noqa: PLC0415
+    from assay.simplify import Simplification, simplifications  # noqa: PLC0415
     from assay.subjects import LinearMaxForCausalLM, MaxOfKForCausalLM, import_max_of_k, load  # noqa: PLC0415
     from assay.tasks import InputSet  # noqa: PLC0415
 
@@ -432,7 +436,13 @@ def certify(
     if isinstance(subject.model, MaxOfKForCausalLM | LinearMaxForCausalLM):
         sizes = subject.model.config
         inputs = _argument("within", lambda: InputSet(sizes.length, sizes.vocab_size, minimum_maximum, within, copies))
-    against = proofs.Proxy(rank, average_positions) if rank is not None or average_positions else None
+    against: proofs.Proxy | Simplification | None = None
+    if rank is not None or average_positions:
+        against = proofs.Proxy(rank, average_positions)
+    if simplification is not None:
+        if against is not None:
+            raise typer.BadParameter("give --against, or --rank and --average-positions.", param_hint="--against")
+        against = _argument("against", lambda: simplifications.build(simplification))
     certificate = proofs.certify(
         subject,
         strategy=strategy,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from assay._errors import AssayError
 from assay.proofs._operations import Operations
@@ -28,13 +28,27 @@ class _Record(BaseModel):
 class Relaxation(_Record):
     """A set of inputs that is easy to count and holds every input of a cell that one of `outputs` makes wrong.
 
-    `outputs` are (model, output) pairs, each scaled by 2^-shift; contributions are rounded up to multiples of
-    2^step below `tops`, one a free position, in units of 2^(step - 6); `count` inputs remain.
+    `outputs` are (model, output) pairs; each one's contributions times its multiplier times 2^-power are rounded up to
+    whole numbers of steps below `tops`, one a free position, in units of 1/64 of a step; `count` inputs remain.
     """
 
     outputs: list[tuple[int, int]]
-    shifts: list[int]
-    step: int
+    multipliers: list[int]
+    powers: list[int]
+    tops: list[int]
+    count: int
+
+
+class Credit(_Record):
+    """A set of inputs that is easy to count, on which every model strictly prefers `output` to all `rivals`.
+
+    `rivals` are (model, output) pairs; the rest as in a relaxation, with leads over rivals rounded down.
+    """
+
+    output: int
+    rivals: list[tuple[int, int]]
+    multipliers: list[int]
+    powers: list[int]
     tops: list[int]
     count: int
 
@@ -42,12 +56,17 @@ class Relaxation(_Record):
 class Piece(_Record):
     """The inputs with one last token and one largest token: at least and at most how many are wrong.
 
-    Without relaxations the counts come from an exhaustive search of the group.
+    In a certificate of agreement an input is wrong when the two models predict different tokens. The relaxations hold
+    all inputs that a model gets wrong; the inputs of the credits are surely wrong, or agreed upon where agreement is
+    certified. `proxy_wrong` counts the inputs that a proxy with hard attention may get wrong. Without relaxations the
+    counts come from an exhaustive search of the group.
     """
 
     last: int
     maximum: int
     relaxations: list[Relaxation]
+    credits: list[Credit]
+    proxy_wrong: int = 0
     wrong: int
     surely_wrong: int
 
@@ -109,12 +128,38 @@ class InputsRecord(_Record):
     size: int
 
 
-class ProxyRecord(_Record):
-    """A simplified model: scores of tokens replaced by `left` `right`ᵀ (None: kept), positions averaged or not."""
+class ScoresRecord(_Record):
+    """Scores of tokens replaced by `left` `right`ᵀ (None: kept), positions averaged or not."""
 
+    kind: Literal["scores"] = "scores"
     left: list[list[float]] | None
     right: list[list[float]] | None
     average_positions: bool
+
+
+class SubspaceRecord(_Record):
+    """The map x -> mean + (x - mean) B Bᵀ of a head's queries or keys; B is `basis` (width, rank)."""
+
+    basis: list[list[float]]
+    mean: list[float]
+
+
+class ProjectionRecord(_Record):
+    """Queries and keys projected on subspaces."""
+
+    kind: Literal["projection"] = "projection"
+    queries: SubspaceRecord
+    keys: SubspaceRecord
+
+
+class PatternRecord(_Record):
+    """Attention to the best key only (of equal ones, the first), or equal attention to all keys."""
+
+    kind: Literal["one-hot", "uniform"]
+
+
+ProxyRecord = ScoresRecord | ProjectionRecord | PatternRecord
+"""A simplified model, exactly."""
 
 
 class Certificate(_Record):
@@ -122,15 +167,15 @@ class Certificate(_Record):
 
     Of the `inputs.size` inputs, at least `at_least` and at most `at_most` are answered as `quantity` says: "accuracy",
     the correct token has a strictly larger logit than every other (a tie is wrong); "agreement", subject and proxy
-    both do so. Where it says "loss", the mean over the inputs of the cross-entropy of the correct token lies between
-    `at_least` and `at_most` times 2^-50 nats.
+    predict the same token, each with a strictly larger logit than every other. Where it says "loss", the mean over the
+    inputs of the cross-entropy of the correct token lies between `at_least` and `at_most` times 2^-50 nats.
     """
 
     format: Literal["assay-certificate"] = "assay-certificate"
     version: Literal[1] = 1
     statement: str
     subject: SubjectRecord
-    proxy: ProxyRecord | None
+    proxy: ProxyRecord | None = Field(discriminator="kind")
     inputs: InputsRecord
     quantity: Literal["accuracy", "agreement", "loss"]
     strategy: str
@@ -249,6 +294,8 @@ def statement_of(*, quantity: str, name: str, description: str, at_least: int, a
             f"Over {description} ({size} inputs), the mean cross-entropy of {name} is at least {least} "
             f"and at most {most} nats."
         )
-    who = f"{name} predicts" if quantity == "accuracy" else f"{name} and its proxy both predict"
+    claim = f"{name} predicts the largest token"
+    if quantity == "agreement":
+        claim = f"{name} and its proxy predict the same token"
     upper = f" and at most {at_most}" if at_most < size else ""
-    return f"Of {description} ({size} inputs), {who} the largest token on at least {at_least}{upper}."
+    return f"Of {description} ({size} inputs), {claim} on at least {at_least}{upper}."

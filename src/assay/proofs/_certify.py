@@ -17,18 +17,24 @@ from assay.proofs._certificate import (
 )
 from assay.proofs._operations import Operations
 from assay.proofs.attention import (
+    OneHot,
     Proxy,
+    Tables,
     brute_force,
     correct_in_boxes,
+    count_disagreements,
     count_groups,
     count_wrong,
     cubic,
     make_tables,
+    proxy_record,
     proxy_tables,
     read_weights,
     suspicious_groups,
+    with_hard_attention,
 )
 from assay.proofs.linear import certify_linear
+from assay.simplify import Simplification, label
 from assay.subjects import LinearMaxForCausalLM, Subject
 from assay.tasks import InputSet
 
@@ -43,13 +49,43 @@ STRATEGIES = {
 _LARGEST_ENUMERATION = 2**31
 
 
+def _count(
+    strategy: str,
+    models: list[Tables],
+    hard: OneHot | None,
+    inputs: InputSet,
+    *,
+    grid: int,
+    refine: int,
+    operations: Operations,
+) -> list[Piece]:
+    """Group by group, the inputs that are wrong: of the one model, or where a proxy (the second, or `hard`) differs."""
+    if strategy == "brute-force":
+        if inputs.size > _LARGEST_ENUMERATION:
+            raise AssayError(
+                f"brute force would enumerate {inputs.size:.3g} inputs; at most 2^31. Use strategy 'separable'."
+            )
+        return brute_force(models, hard, inputs, operations)
+    groups = suspicious_groups(models, inputs, operations)
+    if strategy == "exact":
+        if hard is not None:
+            raise AssayError(
+                "strategy 'exact' cannot search hard attention; use 'separable', or 'brute-force' for the exact "
+                "agreement of a small model."
+            )
+        count = count_wrong if len(models) == 1 else count_disagreements
+        return [count(group, operations) for group in groups]
+    pieces = count_groups(groups, models=len(models), grid=grid, refine=refine, operations=operations)
+    return pieces if hard is None else with_hard_attention(pieces, hard, inputs, operations)
+
+
 def certify(
     subject: Subject,
     *,
     strategy: str | None = None,
     quantity: Literal["accuracy", "loss"] = "accuracy",
     inputs: InputSet | None = None,
-    against: Proxy | None = None,
+    against: Proxy | Simplification | None = None,
     grid: int = 1024,
     refine: int | None = None,
     width: int = 64,
@@ -58,14 +94,21 @@ def certify(
     """Prove how many inputs of a set a max-of-K subject answers correctly, or its mean loss over them.
 
     `inputs` defaults to all sequences. For attention models `strategy` is a name of `STRATEGIES`, by default
-    "separable". With `against`, the certificate is about agreement: how often subject and proxy both give the correct
-    token. `grid` is the number of steps to which "separable" rounds, `refine` (64 by default) how many of the heaviest
+    "separable"; `grid` is the number of steps to which this rounds, `refine` (64 by default) how many of the heaviest
     groups it counts output by output: both make the bound tighter and the proof longer.
 
     For linear models `strategy` is a name of `LINEAR_STRATEGIES`, by default "gemm", and `quantity` may be "loss": the
     mean cross-entropy, in nats, of the correct token. In the strategy "blocks", `top` outputs of each token are taken
     exactly, the others in blocks of `width`, and the `refine` multisets of tokens (65,536 by default) about which this
     says least are evaluated one by one.
+
+    With `against`, the certificate is about agreement: on how many inputs subject and proxy predict the same token,
+    right or wrong. `against` is a `Proxy`, or a simplification as `compare` judges it: `SVD`, `RandomProjection`,
+    `OneHotAttention` or `UniformAttention`. What is proved is what `simplification.apply(subject)` computes, with the
+    fitted bases and means in the subject's precision taken as exact numbers; they are stored in the certificate. A
+    simplification that has not been fitted is fitted (in a copy) on 1,000 sequences of the train split of
+    `MaxOfK(length, vocabulary)`, as `compare` would. Other simplifications, whose scores are not a sum over token and
+    position, are refused.
 
     The certified function is the one of real arithmetic with the subject's weights; a tie counts as wrong. The
     theorem behind each strategy is in docs/soundness.md. Raises AssayError for another architecture, an unknown
@@ -98,7 +141,13 @@ def certify(
 
 
 def _certify_attention(
-    subject: Subject, *, strategy: str, inputs: InputSet | None, against: Proxy | None, grid: int, refine: int
+    subject: Subject,
+    *,
+    strategy: str,
+    inputs: InputSet | None,
+    against: Proxy | Simplification | None,
+    grid: int,
+    refine: int,
 ) -> Certificate:
     if strategy not in STRATEGIES:
         raise unknown_name("proof strategy", strategy, STRATEGIES)
@@ -115,39 +164,34 @@ def _certify_attention(
         )
     tables = make_tables(weights, operations)
     models = [tables]
+    hard: OneHot | None = None
     proxy: ProxyRecord | None = None
     if against is not None:
         if strategy == "cubic":
             raise AssayError("strategy 'cubic' proves accuracy only; use 'separable' or 'exact' for agreement.")
-        replaced, proxy = proxy_tables(weights, tables, against, operations)
-        models.append(replaced)
+        proxy = proxy_record(subject, weights, against)
+        replaced = proxy_tables(weights, tables, proxy, operations)
+        if isinstance(replaced, OneHot):
+            hard = replaced
+        else:
+            models.append(replaced)
 
-    pieces: list[Piece] | None = None
-    boxes: list[Boxes] | None = None
-    parameters: dict[str, int | str] = {}
     v, length = weights.vocabulary, weights.length
     dimension = 3 * v * v + 2 * length * v
+    pieces: list[Piece] | None = None
+    boxes: list[Boxes] | None = None
     if strategy == "cubic":
         boxes = cubic(tables, inputs, operations)
         at_least, at_most = correct_in_boxes(boxes, inputs), inputs.size
     else:
         if strategy == "brute-force":
-            if inputs.size > _LARGEST_ENUMERATION:
-                raise AssayError(
-                    f"brute force would enumerate {inputs.size:.3g} inputs; at most 2^31. Use strategy 'separable'."
-                )
-            pieces = brute_force(models, inputs, operations)
             dimension = inputs.size * v
-        else:
-            groups = suspicious_groups(models, inputs, operations)
-            if strategy == "exact":
-                pieces = [count_wrong(group, operations) for group in groups]
-            else:
-                parameters = {"grid": grid, "refine": refine}
-                pieces = count_groups(groups, grid=grid, refine=refine, operations=operations)
+        pieces = _count(strategy, models, hard, inputs, grid=grid, refine=refine, operations=operations)
         at_least = inputs.size - sum(piece.wrong for piece in pieces)
-        # Where subject and proxy are wrong together they may still agree: no upper bound then.
-        at_most = inputs.size - (0 if against else sum(piece.surely_wrong for piece in pieces))
+        at_most = inputs.size - sum(piece.surely_wrong for piece in pieces)
+    parameters: dict[str, int | str] = {"grid": grid, "refine": refine} if strategy == "separable" else {}
+    if against is not None:
+        parameters["against"] = label(against)
     quantity: Literal["accuracy", "agreement"] = "accuracy" if against is None else "agreement"
     return Certificate(
         statement=statement_of(
