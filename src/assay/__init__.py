@@ -11,7 +11,7 @@ from assay import tasks
 from assay._errors import AssayError
 from assay.faithfulness import Comparison, Verdict, compare
 from assay.proofs import Certificate, certify
-from assay.simplify import SVD, Identity, KMeans, OneHotAttention, RandomProjection, UniformAttention
+from assay.simplify import SVD, Identity, KMeans, MeanAblation, OneHotAttention, RandomProjection, UniformAttention
 from assay.subjects import Subject, load
 
 __version__ = version("assay-interp")
@@ -23,6 +23,7 @@ __all__ = [
     "Comparison",
     "Identity",
     "KMeans",
+    "MeanAblation",
     "OneHotAttention",
     "RandomProjection",
     "Subject",

@@ -179,7 +179,7 @@ class Coin:
     streams = ()
 
     def fit(self, samples):
-        self.heads_ = samples.heads
+        self.heads_ = samples.places
         return self
 
     def apply(self, subject):
@@ -275,7 +275,7 @@ class Spoiled:
     streams = ()
 
     def fit(self, samples):
-        self.heads_ = samples.heads
+        self.heads_ = samples.places
         return self
 
     def apply(self, subject):

@@ -6,7 +6,16 @@ import pytest
 import torch
 
 from assay.engine import Edit
-from assay.simplify import SVD, Identity, KMeans, OneHotAttention, RandomProjection, UniformAttention, simplifications
+from assay.simplify import (
+    SVD,
+    Identity,
+    KMeans,
+    MeanAblation,
+    OneHotAttention,
+    RandomProjection,
+    UniformAttention,
+    simplifications,
+)
 from assay.simplify._protocol import proxy_of
 from assay.testing import check_simplification
 
@@ -17,6 +26,7 @@ OURS = {
     "one-hot": OneHotAttention,
     "random-projection": lambda: RandomProjection(rank=3),
     "uniform": UniformAttention,
+    "mean": MeanAblation,
     "identity": Identity,
 }
 
@@ -40,7 +50,7 @@ class _Broken:
     streams = ()
 
     def fit(self, samples):
-        self.heads_ = samples.heads
+        self.heads_ = samples.places
         self.calls_ = (self.calls_ or 0) + 1
         return None if self.fault == "fit returns nothing" else self
 

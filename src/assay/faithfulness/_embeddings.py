@@ -9,17 +9,18 @@ is. Pseudo-values are moved together so that their mean is the rate itself, and 
 scores of any other metric. Cosines are of one sequence each and need nothing of the kind.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar
 
 import numpy as np
-import torch
 from jaxtyping import Float, Int
+from torch import Tensor
 
 from assay._errors import AssayError
 from assay.engine import Engine, Proxy, batches, tensors
+from assay.faithfulness._clean_pass import CleanPass
 from assay.faithfulness._metrics import AttentionJSD, Metric
-from assay.faithfulness._scores import ALL, LAYER, Column, NotFiniteError, Scores, run_against, score
+from assay.faithfulness._scores import ALL, LAYER, Column, NotFiniteError, Scores, score
 from assay.subjects import pool
 from assay.tasks import Split, Task
 
@@ -115,15 +116,22 @@ def check_embeddings(split: Split) -> None:
 
 
 def score_split(
-    engine: Engine, proxies: Mapping[str, Proxy], task: Task, split: Split, metrics: Sequence[Metric]
+    engine: Engine,
+    proxies: Mapping[str, Proxy],
+    task: Task,
+    split: Split,
+    metrics: Sequence[Metric],
+    *,
+    clean_pass: Callable[[Engine, Tensor, Tensor], CleanPass] = CleanPass,
 ) -> dict[str, Scores | NotFiniteError]:
     """Scores of several proxies of one subject on one split, of tokens (see `score`) or of embeddings.
 
     Of embeddings there is one prediction a sequence, and of `metrics` those are measured that `embedding_metrics` has.
+    `clean_pass` makes the subject's own pass, which all proxies share.
     """
     if split.objective != "embedding":
-        return score(engine, proxies, task, split, metrics)
-    return _Collected(engine, proxies, split).scores([metric.name for metric in metrics])
+        return score(engine, proxies, task, split, metrics, clean_pass=clean_pass)
+    return _Collected(engine, proxies, split, clean_pass).scores([metric.name for metric in metrics])
 
 
 class _Collected:
@@ -131,7 +139,13 @@ class _Collected:
 
     subject_key: ClassVar[str] = ""
 
-    def __init__(self, engine: Engine, proxies: Mapping[str, Proxy], split: Split) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        proxies: Mapping[str, Proxy],
+        split: Split,
+        clean_pass: Callable[[Engine, Tensor, Tensor], CleanPass],
+    ) -> None:
         self.split = split
         self.layers = engine.layers
         self.vectors: dict[str, np.ndarray] = {}
@@ -139,11 +153,11 @@ class _Collected:
         subject = engine.subject
         for index, batch in batches(engine, split):
             tokens, valid = tensors(batch, subject.device)
-            clean = engine.run(tokens, valid, read=("patterns", "outputs"))
-            self._put(self.subject_key, index, pool(clean.logits, valid, subject.pooling))
+            shared = clean_pass(engine, tokens, valid)
+            self._put(self.subject_key, index, pool(engine.logits(shared.clean, slice(None)), valid, subject.pooling))
             for name, proxy in proxies.items():
-                hidden, divergence = run_against(engine, proxy, clean, tokens, valid)
-                self._put(name, index, pool(hidden, valid, subject.pooling))
+                run, divergence = shared.of(proxy)
+                self._put(name, index, pool(engine.logits(run, slice(None)), valid, subject.pooling))
                 for layer, rows in divergence.items():
                     mean = (rows * valid).sum(dim=1) / valid.sum(dim=1)
                     self.attention[name][index, layer] = mean.cpu().numpy()
@@ -153,7 +167,7 @@ class _Collected:
                 "it cannot be judged (in half precision, try float32)."
             )
 
-    def _put(self, name: str, index: np.ndarray, vectors: torch.Tensor) -> None:
+    def _put(self, name: str, index: np.ndarray, vectors: Tensor) -> None:
         found = vectors.cpu().numpy()
         if name not in self.vectors:
             self.vectors[name] = np.zeros((len(self.split), found.shape[1]), dtype=found.dtype)
