@@ -1,28 +1,40 @@
 """`certify`: from a subject and a strategy to a certificate."""
 
+from typing import Literal
+
+from assay._errors import AssayError
 from assay.proofs._certificate import Certificate
 from assay.proofs.attention import Proxy, certify_attention
+from assay.proofs.linear import certify_linear
 from assay.simplify import Simplification
-from assay.subjects import Subject
+from assay.subjects import LinearMaxForCausalLM, Subject
 from assay.tasks import InputSet
 
 
 def certify(
     subject: Subject,
     *,
-    strategy: str = "separable",
+    strategy: str | None = None,
+    quantity: Literal["accuracy", "loss"] = "accuracy",
     inputs: InputSet | None = None,
     against: Proxy | Simplification | None = None,
     grid: int = 1024,
-    refine: int = 512,
+    refine: int | None = None,
     two_sided: bool = False,
+    width: int = 64,
+    top: int = 16,
 ) -> Certificate:
-    """Prove how many inputs of a set a max-of-K subject answers correctly, over all of them.
+    """Prove how many inputs of a set a max-of-K subject answers correctly, or its mean loss over them.
 
-    `strategy` is a name of `STRATEGIES`; `inputs` defaults to all sequences. `grid` is the number of steps to which
-    "separable" rounds, `refine` how many of the heaviest groups it counts on that grid (the others on coarser ones):
-    both make the bound tighter and the proof longer. With `two_sided`, "separable" also counts inputs that are surely
-    wrong, which bounds accuracy from above; "exact" and "brute-force" bound from both sides always.
+    `inputs` defaults to all sequences. For attention models `strategy` is a name of `STRATEGIES`, by default
+    "separable"; `grid` is the number of steps to which this rounds, `refine` (512 by default) how many of the heaviest
+    groups it counts on that grid (the others on coarser ones): both make the bound tighter and the proof longer. With
+    `two_sided`, "separable" also counts inputs that are surely wrong, which bounds accuracy from above.
+
+    For linear models `strategy` is a name of `LINEAR_STRATEGIES`, by default "gemm", and `quantity` may be "loss": the
+    mean cross-entropy, in nats, of the correct token. In the strategy "blocks", `top` outputs of each token are taken
+    exactly, the others in blocks of `width`, and the `refine` multisets of tokens (65,536 by default) about which this
+    says least are evaluated one by one.
 
     With `against`, the certificate is about agreement: on how many inputs subject and proxy predict the same token,
     right or wrong. `against` is a `Proxy`, or a simplification as `compare` judges it: `SVD`, `RandomProjection`,
@@ -36,12 +48,28 @@ def certify(
     theorem behind each strategy is in docs/soundness.md. Raises AssayError for another architecture, an unknown
     strategy, an input set of other sizes, or weights for which the assumptions of the proofs do not hold.
     """
+    if quantity not in ("accuracy", "loss"):
+        raise AssayError(f"certify(quantity={quantity!r}): 'accuracy' or 'loss'.")
+    if isinstance(subject.model, LinearMaxForCausalLM):
+        if against is not None:
+            raise AssayError("agreement with a proxy is for attention models; a linear model has no query-key circuit.")
+        return certify_linear(
+            subject,
+            quantity=quantity,
+            strategy=strategy or "gemm",
+            inputs=inputs,
+            width=width,
+            top=top,
+            refine=65_536 if refine is None else refine,
+        )
+    if quantity == "loss":
+        raise AssayError("bounds on the loss are for linear models; for attention models, quantity is 'accuracy'.")
     return certify_attention(
         subject,
-        strategy=strategy,
+        strategy=strategy or "separable",
         inputs=inputs,
         against=against,
         grid=grid,
-        refine=refine,
+        refine=512 if refine is None else refine,
         two_sided=two_sided,
     )

@@ -1,12 +1,8 @@
 """Certificates about max-of-K attention: from a subject and a strategy to what is proved."""
 
-import platform
 import time
 from dataclasses import asdict
-from importlib.metadata import version
 from typing import Literal
-
-import numpy as np
 
 from assay._errors import AssayError, unknown_name
 from assay.proofs._certificate import (
@@ -17,6 +13,7 @@ from assay.proofs._certificate import (
     ProxyRecord,
     SubjectRecord,
     statement_of,
+    versions,
 )
 from assay.proofs._operations import Operations
 from assay.proofs.attention._agreement import count_disagreements
@@ -144,14 +141,7 @@ def certify_attention(
             at_most=at_most,
             size=inputs.size,
         ),
-        subject=SubjectRecord(
-            name=subject.name,
-            seed=subject.seed,
-            architecture=type(subject.model).__name__,
-            weights_sha256=subject.weights_sha256,
-            vocabulary=v,
-            length=length,
-        ),
+        subject=SubjectRecord.of(subject, vocabulary=v, length=length),
         proxy=proxy,
         inputs=InputsRecord(**asdict(inputs), size=inputs.size),
         quantity=quantity,
@@ -164,10 +154,5 @@ def certify_attention(
         operations=operations,
         unexplained_dimension=dimension,
         seconds=time.monotonic() - started,
-        versions={
-            "assay": version("assay-interp"),
-            "python": platform.python_version(),
-            "numpy": np.__version__,
-            "python-flint": version("python-flint"),
-        },
+        versions=versions(),
     ).sealed()
