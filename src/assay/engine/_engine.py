@@ -123,6 +123,11 @@ class Engine:
         self._rows_agree = self._try_rows(tokens, whole)
         self._tail = Tail.of(subject, tokens, whole, lambda plan: in_force(subject.model, plan))
 
+    def _few_tokens(self) -> Tensor:
+        """Five tokens, fewer where the model has fewer positions."""
+        longest = getattr(self.subject.model.config, "max_position_embeddings", None) or 5
+        return torch.arange(min(5, longest), device=self.subject.device)[None] % self.subject.vocabulary
+
     def _try(self, plan: Plan) -> Tensor:
         """A first pass, on the tokens given back.
 
@@ -131,7 +136,7 @@ class Engine:
         who = f"{type(self.subject.model).__name__} ({self.subject.name!r})"
         with in_force(self.subject.model, plan):
             try:
-                tokens = torch.arange(5, device=self.subject.device)[None] % self.subject.vocabulary
+                tokens = self._few_tokens()
                 output = self.subject(tokens)
             except (torch.OutOfMemoryError, AssayError):
                 raise
@@ -232,12 +237,12 @@ class Engine:
     def _check_stream(self, stream: str) -> None:
         """Raise AssayError unless every block has this stream, as one vector a token."""
         if stream not in self._checked:
-            tokens = torch.arange(5, device=self.subject.device)[None] % self.subject.vocabulary
-            missing = {block.layer for block in self.blocks} - set(getattr(self.run(tokens, read=(stream,)), stream))
-            if missing:
+            met = getattr(self.run(self._few_tokens(), read=(stream,)), stream)
+            missing = min((block.layer for block in self.blocks if block.layer not in met), default=None)
+            if missing is not None:
                 raise AssayError(
-                    f"the {stream} of {type(self._blocks[min(missing)]).__name__} (layer {min(missing)}) was not met in a "
-                    f"pass; sites that end in .{stream} cannot be used with this architecture."
+                    f"the {stream} of {type(self._blocks[missing]).__name__} (layer {missing}) was not met in a pass; "
+                    f"sites that end in .{stream} cannot be used with this architecture."
                 )
             self._checked.add(stream)
 

@@ -29,12 +29,13 @@ from assay.faithfulness._comparison import (
     Skipped,
     SplitRecord,
 )
-from assay.faithfulness._metrics import Metric, choices, metrics
-from assay.faithfulness._scores import NotFiniteError, score
+from assay.faithfulness._embeddings import SameNeighbour, check_embeddings, embedding_metrics, neighbours, score_split
+from assay.faithfulness._metrics import Metric, SamePrediction, choices, metrics
+from assay.faithfulness._scores import NotFiniteError
 from assay.faithfulness._statistics import Method
 from assay.faithfulness._summary import sequence_tables, summarise
 from assay.simplify import Simplification, label
-from assay.subjects import Subject
+from assay.subjects import Subject, pool
 from assay.tasks import UNSCORED, Split, Task
 
 NOISE_SEQUENCES = 100
@@ -89,9 +90,9 @@ def compare(
     if not 0 < level < 1:
         raise AssayError(f"compare(level={level}): must be between 0 and 1, for example 0.95.")
     cells = Cells(None if folder is None else Path(folder) / "cells")
-    judged = [metrics.get(name)() for name in metrics]
     splits = {name: task.split(name, sequences) for name in task.split_names if name != task.split_names[0]}
     train = task.split(task.split_names[0], fit_sequences)
+    judged = _metrics_for(train)
     iid = [split for split in splits.values() if split.role == "iid"]
     if len(iid) != 1:
         raise AssayError(f"task {task.name!r} has {len(iid)} splits of role 'iid'; exactly one is needed.")
@@ -125,7 +126,7 @@ def compare(
                 fitted = _fit(engine, train, own)
             if missing:
                 progress(Step(len(found), total, f"{_who(engine.subject)}: {name}"))
-                scores = score(engine, {item.key: fitted[item.key] for item in missing}, task, split, judged)
+                scores = score_split(engine, {item.key: fitted[item.key] for item in missing}, task, split, judged)
                 for item in missing:
                     cell = scores[item.key]
                     cells.put(names[item.key, name], cell)
@@ -171,6 +172,10 @@ def compare(
     return comparison
 
 
+def _metrics_for(split: Split) -> list[Any]:
+    return list(embedding_metrics) if split.objective == "embedding" else [metrics.get(name)() for name in metrics]
+
+
 def _task_records(
     task: Task, splits: Sequence[Split], hashes: Mapping[str, str], judged: Sequence[Metric]
 ) -> dict[str, Any]:
@@ -178,6 +183,7 @@ def _task_records(
     return {
         "task": dict(task.describe()),
         "primary_kind": task.primary_kind,
+        "primary_metric": SameNeighbour.name if splits[0].objective == "embedding" else SamePrediction.name,
         "splits": tuple(
             SplitRecord(
                 name=split.name,
@@ -271,7 +277,8 @@ def _architecture(subject: Subject) -> dict[str, list[int]]:
 
 
 def check_fits(subjects: Sequence[Subject], split: Split) -> None:
-    """Raise AssayError if a split has tokens that a subject does not know, or more positions than it has."""
+    """Raise AssayError if a split asks something else of a subject, or has tokens or positions that it has not."""
+    check_embeddings(split)
     for subject in subjects:
         if split.objective != subject.objective:
             raise AssayError(
@@ -315,15 +322,26 @@ def noise_floor(engine: Engine, task: Task, split: Split) -> NoiseFloor:
     """What an identity edit changes on the first `NOISE_SEQUENCES` sequences of a split."""
     part = split.first(NOISE_SEQUENCES)
     eager, as_loaded, flipped, scored = 0.0, 0.0, 0, 0
-    for _, batch in batches(engine, part):
+    vectors: dict[str, dict[int, np.ndarray]] = {"loaded": {}, "edited": {}}
+    for index, batch in batches(engine, part):
         tokens, valid = tensors(batch, engine.subject.device)
         kind_of = torch.from_numpy(batch.kinds).to(tokens.device)
         floor = engine.identity_difference(tokens, valid)
         eager, as_loaded = max(eager, floor.eager), max(as_loaded, floor.as_loaded)
+        if split.objective == "embedding":
+            for name, hidden in (("loaded", floor.loaded_logits), ("edited", floor.edited_logits)):
+                pooled = pool(hidden, valid, engine.subject.pooling).cpu().numpy()
+                vectors[name] |= dict(zip(index.tolist(), pooled, strict=True))
+            continue
         here = kind_of != UNSCORED
         changed = choices(floor.loaded_logits, kind_of, task.kinds) != choices(floor.edited_logits, kind_of, task.kinds)
         flipped += int(changed[here].sum())
         scored += int(here.sum())
+    if split.objective == "embedding":
+        loaded, edited = (
+            neighbours(np.stack([found[place] for place in range(len(part))]))[:, 0] for found in vectors.values()
+        )
+        flipped, scored = int((loaded != edited).sum()), len(part)
     return NoiseFloor(
         logit_difference=eager,
         logit_difference_as_loaded=as_loaded,

@@ -12,7 +12,8 @@ Standing = Literal["holds", "fails", "undecided"]
 """What an interval says about a claim: shown to hold, shown to fail, or neither."""
 
 RULES = """\
-All rules look at `same_prediction` on the primary kind, and at whole confidence intervals, never at points alone.
+All rules look at `same_prediction` on the primary kind (for embeddings at `same_neighbour`, the share of sequences with
+the same nearest neighbour), and at whole confidence intervals, never at points alone.
 
 1. **unfaithful**: the upper limit on `iid` is below `min_agreement`.
 2. **inconclusive**: the interval on `iid` contains `min_agreement`, or there is none.
