@@ -23,7 +23,6 @@ DIFFERENT = [
     ("gpt_oss", "causal"),  # attention sinks, experts
     ("granite_swa", "causal"),  # attention sinks computed beside the attention weights
     ("deepseek_v3", "causal"),  # latent attention: values narrower than keys
-    ("gemma3n_text", "causal"),  # later layers share the keys of earlier ones
     ("inkling2_text", "causal"),  # attention that sees all queries at once
     ("jamba", "causal"),  # most layers have no attention
     ("longcat_flash", "causal"),  # two attention layers a block
@@ -32,7 +31,6 @@ DIFFERENT = [
     ("modernbert", "masked"),
     ("distilbert", "features"),  # modules that do not know their layer
     ("t5", "features"),  # relative bias passed from block to block
-    ("qwen2_vl", "features"),  # text beside another tower
 ]
 
 REFUSED = [
