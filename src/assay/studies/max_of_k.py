@@ -151,7 +151,7 @@ _PROXIES: tuple[Proxy | Simplification, ...] = (Proxy(1), Proxy(1, average_posit
 def _plan(quick: bool) -> list[tuple[str, str, dict[str, Any]]]:
     """(group, model, keywords of certify) of every proof about attention, for each shipped seed of the model."""
     plan: list[tuple[str, str, dict[str, Any]]] = [
-        ("frontier", "max-of-4", {"strategy": "cubic"}),
+        *(("frontier", "max-of-4", {"strategy": name}) for name in ("subcubic-low-rank", "subcubic", "cubic")),
         ("frontier", "max-of-4", {"strategy": "separable", "grid": 64}),
         ("frontier", "max-of-4", {"strategy": "separable"}),
         ("frontier", "max-of-4", {"strategy": "exact"}),
@@ -163,7 +163,7 @@ def _plan(quick: bool) -> list[tuple[str, str, dict[str, Any]]]:
         return plan
     plan.append(("frontier", "max-of-5", {"strategy": "exact"}))
     for name in ("max-of-5", "max-of-10", "max-of-20", "max-of-10-vocabulary-128"):
-        plan.append(("frontier", name, {"strategy": "cubic"}))
+        plan += [("frontier", name, {"strategy": strategy}) for strategy in ("subcubic", "cubic")]
         plan.append(("frontier", name, {"strategy": "separable", "grid": 2048}))
     for name, length in (("max-of-10", 10), ("max-of-20", 20)):
         plan.append(("gap", name, {"strategy": "separable", "two_sided": True}))
