@@ -301,7 +301,9 @@ def compare_text(
     fit: Annotated[str, typer.Option(help="Text to fit on: .txt, .jsonl(.gz), .parquet, or hub:NAME.")],
     split: Annotated[list[str], typer.Option(help="NAME=FILE, repeated; one is iid, the others are shifts.")],
     simplify: Annotated[list[str], typer.Option(help="Such as svd:rank=8 or one-hot, repeated; see assay list.")],
-    sites: Annotated[list[str] | None, typer.Option(help="Where: all (default), layer0, layer0.head1, …")] = None,
+    sites: Annotated[
+        list[str] | None, typer.Option(help="all (default), layer0.head1, layer2.mlp, all-heads …, repeated.")
+    ] = None,
     text_field: Annotated[str, typer.Option(help="Field with the text, where the files have fields.")] = "text",
     max_length: Annotated[int | None, typer.Option(min=2, help="Tokens a sequence (default at most 256).")] = None,
     sequences: Annotated[int, typer.Option(min=2, help="Sequences a split.")] = 300,
