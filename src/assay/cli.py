@@ -422,6 +422,9 @@ def certify(
         typer.Option(min=0, help="Strategies separable and blocks: how many groups, or sums, to refine (512, 65536)."),
     ] = None,
     certificate_file: Annotated[Path | None, typer.Option("--out", help="Write the certificate here.")] = None,
+    coq_file: Annotated[
+        Path | None, typer.Option("--coq", help="Write the accuracy of a small linear model as a Coq theorem here.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Prove how many inputs of a set a max-of-K model answers correctly, or, for a linear one, its mean loss."""
@@ -461,6 +464,8 @@ def certify(
     )
     if certificate_file is not None:
         certificate.save(certificate_file)
+    if coq_file is not None:
+        coq_file.write_text(proofs.coq_development(subject, certificate), encoding="utf-8")
     if as_json:
         print(certificate.model_dump_json(indent=2, exclude={"pieces", "boxes", "blocks", "proxy"}))
         return
