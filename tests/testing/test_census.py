@@ -23,6 +23,7 @@ DIFFERENT = [
     ("gpt_oss", "causal"),  # attention sinks, experts
     ("granite_swa", "causal"),  # attention sinks computed beside the attention weights
     ("deepseek_v3", "causal"),  # latent attention: values narrower than keys
+    ("gemma3n_text", "causal"),  # later layers share the keys of earlier ones
     ("inkling2_text", "causal"),  # attention that sees all queries at once
     ("jamba", "causal"),  # most layers have no attention
     ("longcat_flash", "causal"),  # two attention layers a block
@@ -111,6 +112,16 @@ def test_sites_of_blocks_where_blocks_are_not_plain():
         Engine(Subject(build("granitemoeshared", "causal"), None, "beside")).site("layer1.mlp")
     with pytest.raises(AssayError, match="not one vector a token"):
         Engine(Subject(build("hy_v4", "causal"), None, "copies")).site("layer1.residual")
+
+
+def test_layers_that_share_keys_are_not_left_out():
+    engine = Engine(Subject(build("gemma3n_text", "causal"), None, "shared"))
+    tokens = torch.arange(10, 16)[None]
+    clean = engine.run(tokens, resumable=True)
+    edit = Edit(Head(3, 0), values=lambda states: 2 * states)
+    rest = engine.run(tokens, edits=[edit], read=("patterns",), resume=clean)
+    assert torch.equal(rest.logits, engine.run(tokens, edits=[edit]).logits)
+    assert set(rest.patterns) == {0, 1, 2, 3}
 
 
 def test_check_finds_an_edit_without_effect():

@@ -121,6 +121,8 @@ class Engine:
         self.heads = tuple(Head(layer, head) for layer, (count, _) in widths.items() for head in range(count))
         self.blocks = tuple(Block(layer) for layer in range(self.layers) if self._block_start(layer) == layer)
         self._rows_agree = self._try_rows(tokens, whole)
+        self._resumes = True
+        self._resumes = self._try_resuming(tokens, whole)
         self._tail = Tail.of(subject, tokens, whole, lambda plan: in_force(subject.model, plan))
 
     def _few_tokens(self) -> Tensor:
@@ -134,17 +136,15 @@ class Engine:
         Raises AssayError if the subject cannot be run on token ids alone, whatever the reason.
         """
         who = f"{type(self.subject.model).__name__} ({self.subject.name!r})"
-        with in_force(self.subject.model, plan):
-            try:
-                tokens = self._few_tokens()
+        try:
+            tokens = self._few_tokens()
+            with in_force(self.subject.model, plan):
                 output = self.subject(tokens)
-            except (torch.OutOfMemoryError, AssayError):
-                raise
-            except Exception as error:
-                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-                raise AssayError(
-                    f"{who} could not be run on token ids alone ({reason}); it is not supported."
-                ) from error
+        except (torch.OutOfMemoryError, AssayError):
+            raise
+        except Exception as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise AssayError(f"{who} could not be run on token ids alone ({reason}); it is not supported.") from error
         if output.shape[:2] != tokens.shape:
             raise AssayError(
                 f"{who} gives outputs of shape {tuple(output.shape)} for tokens of shape {tuple(tokens.shape)}; only "
@@ -160,6 +160,19 @@ class Engine:
         except (RuntimeError, IndexError):
             return False
         return torch.allclose(whole, found, atol=1e-4, rtol=1e-4)
+
+    def _try_resuming(self, tokens: Tensor, whole: Tensor) -> bool:
+        """Whether blocks can be left out: in some architectures, later blocks use what earlier ones put aside."""
+        clean = self.run(tokens, resumable=True, logits=True)
+        for layer in {self.layers // 2, self.layers - 1}:
+            nothing = Edit(next(head for head in self.heads if head.layer == layer), values=lambda states: states)
+            try:
+                rest = self.run(tokens, edits=[nothing], resume=clean).logits
+            except (RuntimeError, LookupError, TypeError, ValueError, AttributeError):
+                return False
+            if not torch.allclose(rest, whole, atol=1e-4, rtol=1e-4):
+                return False
+        return True
 
     def _find_scaled(self, tokens: Tensor) -> frozenset[int]:
         """The layers whose outputs are scaled after attention.
@@ -296,7 +309,8 @@ class Engine:
         `logits()`.
 
         A run with `resumable` keeps what each block gave. `resume` is such a run, unedited and on the same tokens:
-        blocks below the first edited layer are not computed again (and so nothing is read there). Raises AssayError
+        blocks below the first edited layer are not computed again, and so nothing is read there (they are, where later
+        blocks of the architecture need more of them than their outputs). Raises AssayError
         for a place that the subject does not have, two edits of one place, or an unknown name in `read`.
         """
         unknown = set(read) - set(READABLE)
@@ -329,6 +343,8 @@ class Engine:
             {layer: (queries, beside.keys[layer]) for layer, queries in beside.queries.items()} if beside else {},
             self._scaled,
         )
+        if not self._resumes:
+            resume = None
         first = 0 if resume is None else self._block_start(min(by_layer, default=self.layers))
         with ExitStack() as stack:
             if resume is not None:

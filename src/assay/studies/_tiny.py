@@ -77,6 +77,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "num_hidden_layers": 4,
         "layer_types": ["sliding_attention", "full_attention"] * 2,
         "num_kv_shared_layers": 2,
+        "intermediate_size": [40] * 4,
         "activation_sparsity_pattern": [0.0] * 4,
         "vocab_size_per_layer_input": 128,
         "hidden_size_per_layer_input": 8,
@@ -84,6 +85,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "altup_num_inputs": 2,
     },
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "full_attention"]},
+    "kimi_linear": {"linear_num_heads": 4, "linear_head_dim": 8},
     "mamba2": {"num_heads": 8, "head_dim": 8},
     "reformer": {"is_decoder": True, "axial_pos_embds": False},
     "xmod": {"default_language": "en_XX"},
@@ -114,7 +116,7 @@ def tiny_config(default: PreTrainedConfig, overrides: Mapping[str, Any]) -> PreT
         if name in overrides and not isinstance(overrides[name], Mapping):
             continue
         if isinstance(value, PreTrainedConfig):
-            given[name] = tiny_config(value, overrides.get(name, {}))
+            given[name] = tiny_config(value, overrides.get(name, OVERRIDES.get(value.model_type, {})))
         elif name == "per_layer_config" and value:
             given[name] = {
                 f"{place:02}": {
