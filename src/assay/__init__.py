@@ -11,7 +11,15 @@ from assay import tasks
 from assay._errors import AssayError
 from assay.faithfulness import Comparison, Verdict, compare
 from assay.proofs import Certificate, certify
-from assay.simplify import SVD, Identity, KMeans, OneHotAttention, RandomProjection, UniformAttention
+from assay.simplify import (
+    SVD,
+    Identity,
+    KMeans,
+    OneHotAttention,
+    RandomPerturbation,
+    RandomProjection,
+    UniformAttention,
+)
 from assay.subjects import Subject, load
 
 __version__ = version("assay-interp")
@@ -24,6 +32,7 @@ __all__ = [
     "Identity",
     "KMeans",
     "OneHotAttention",
+    "RandomPerturbation",
     "RandomProjection",
     "Subject",
     "UniformAttention",

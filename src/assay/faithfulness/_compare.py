@@ -39,6 +39,9 @@ from assay.tasks import UNSCORED, Split, Task
 
 NOISE_SEQUENCES = 100
 
+LEAST_REFIT = 30
+"""A simplification is refitted on at least so many sequences of a shift, or not at all."""
+
 
 @dataclass(frozen=True)
 class Step:
@@ -58,6 +61,7 @@ def compare(
     sequences: int = 500,
     fit_sequences: int = 1_000,
     controls: bool = True,
+    refit: bool = True,
     seed: int = 0,
     resamples: int = 2_000,
     level: float = 0.95,
@@ -70,8 +74,14 @@ def compare(
     Every simplification is fitted on `fit_sequences` sequences of the train split and applied at each of `sites`
     (`"all"`, `"layer1"`, `"layer1.head0"`); the proxy is then compared with the subject on `sequences` sequences of
     every other split. Several subjects are training seeds of one model: they are judged on the same sequences and
-    seeds are resampled too. With `controls`, each simplification's own control, an untrained copy of the (first)
-    subject and the identity are judged beside it. Intervals have the given `level` from `resamples` resamples.
+    seeds are resampled too. With `controls`, each simplification's own control, a random perturbation that moves as
+    much, an untrained copy of the (first) subject and the identity are judged beside it. Intervals have the given
+    `level` from `resamples` resamples.
+
+    What a gap is made of is told by two more comparisons (see `Comparison.gaps`): at the same margin of the subject in
+    and out of distribution, and, with `refit`, against the same recipe fitted on the shift itself. For that, every
+    simplification that learns from data is fitted once more on each shift's next `fit_sequences` sequences, those
+    after the `sequences` that are judged (or what there is of them, at least 30), and judged on that shift alone.
 
     With a `folder`, each finished cell (subject x proxy x split) is kept there, and a run that was stopped goes on
     where it was; nothing is reused that was made under other settings.
@@ -90,7 +100,15 @@ def compare(
         raise AssayError(f"compare(level={level}): must be between 0 and 1, for example 0.95.")
     cells = Cells(None if folder is None else Path(folder) / "cells")
     judged = [metrics.get(name)() for name in metrics]
-    splits = {name: task.split(name, sequences) for name in task.split_names if name != task.split_names[0]}
+    refit = refit and any(item.streams for item in chosen)
+    splits: dict[str, Split] = {}
+    refit_on: dict[str, Split | None] = {}
+    for name in task.split_names[1:]:
+        whole = task.split(name, sequences + (fit_sequences if refit else 0))
+        splits[name] = whole.first(sequences)
+        if refit and whole.role == "shift":
+            rest = np.arange(len(splits[name]), len(whole))
+            refit_on[name] = whole.take(rest) if len(rest) >= LEAST_REFIT else None
     train = task.split(task.split_names[0], fit_sequences)
     iid = [split for split in splits.values() if split.role == "iid"]
     if len(iid) != 1:
@@ -98,42 +116,62 @@ def compare(
     for split in (train, *splits.values()):
         _check_fits(subjects, split)
     hashes = {split.name: _split_hash(split) for split in (train, *splits.values())}
+    refit_hashes = {name: None if split is None else _split_hash(split) for name, split in refit_on.items()}
 
     variants = [*subjects, *([subjects[0].untrained_copy()] if controls else [])]
     engines = [Engine(variant) for variant in variants]
-    candidates = candidates_of(engines[0], chosen, sites, controls)
+    candidates = candidates_of(engines[0], chosen, sites, controls, refit)
     noise = _noise_floor(engines[0], task, iid[0])
 
-    total = sum(len(splits) * len(_candidates_for(engine.subject, candidates)) for engine in engines)
+    def judged_on(subject: Subject, name: str) -> list[Candidate]:
+        """The candidates for a split. An untrained copy is a control itself and has no controls of its own."""
+        return [
+            item
+            for item in candidates
+            if (subject.trained or not item.is_control) and (not item.refitted or refit_on.get(name) is not None)
+        ]
+
+    total = sum(len(judged_on(engine.subject, name)) for engine in engines for name in splits)
     found = Found(cells)
     failures: list[Skipped] = []
     for number, engine in enumerate(engines):
-        own = _candidates_for(engine.subject, candidates)
         described = engine.subject.describe()
-        names = {
-            (item.key, split): cell_name(
-                described, task, item, fitted_on=hashes[train.name], judged_on=hashes[split], seed=seed
-            )
-            for item in own
-            for split in splits
-        }
         fitted: dict[str, Proxy] = {}
         for name, split in splits.items():
-            missing = [item for item in own if names[item.key, name] not in cells]
-            if missing and not fitted:
+            own = judged_on(engine.subject, name)
+            names = {
+                item.key: cell_name(
+                    described,
+                    task,
+                    item,
+                    fitted_on=refit_hashes[name] if item.refitted else hashes[train.name],
+                    judged_on=hashes[name],
+                    seed=seed,
+                )
+                for item in own
+            }
+            missing = [item for item in own if names[item.key] not in cells]
+            usual = [item for item in missing if not item.refitted]
+            if usual and not fitted:
                 progress(Step(len(found), total, f"{_who(engine.subject)}: fitting"))
-                fitted = _fit(engine, train, own)
+                fitted = _fit(engine, train, [item for item in own if not item.refitted])
+            proxies = {item.key: fitted[item.key] for item in usual}
+            again = [item for item in missing if item.refitted]
+            rest = refit_on.get(name)
+            if again and rest is not None:
+                progress(Step(len(found), total, f"{_who(engine.subject)}: fitting on {name}"))
+                proxies |= _fit(engine, rest, again)
             if missing:
                 progress(Step(len(found), total, f"{_who(engine.subject)}: {name}"))
-                scores = score(engine, {item.key: fitted[item.key] for item in missing}, task, split, judged)
+                scores = score(engine, proxies, task, split, judged)
                 for item in missing:
                     cell = scores[item.key]
-                    cells.put(names[item.key, name], cell)
+                    cells.put(names[item.key], cell)
                     if isinstance(cell, NotFiniteError):
                         where = f"{item.key} on {name} ({_who(engine.subject)})"
                         failures.append(Skipped(what=where, reason=str(cell)))
             for item in own:
-                found.add((number, item.key, name), names[item.key, name])
+                found.add((number, item.key, name), names[item.key])
 
     progress(Step(total, total, "intervals"))
     options: dict[str, Any] = {"seed": seed, "resamples": resamples, "level": level, "method": method}
@@ -144,7 +182,7 @@ def compare(
         assay_version=version("assay-interp"),
         environment=_environment(),
         subjects=tuple(variant.describe() for variant in variants),
-        **_task_records(task, [train, *splits.values()], hashes, judged),
+        **_task_records(task, [train, *splits.values()], hashes, judged, refit_on),
         proxies=tuple(
             ProxyRecord(
                 proxy=label(item.simplification),
@@ -152,18 +190,21 @@ def compare(
                 heads=tuple(map(str, item.heads)),
                 is_control=item.is_control,
                 control=item.control,
+                perturbation=item.perturbation,
             )
             for item in candidates
+            if not item.refitted
         ),
         settings={
             "sites": list(sites),
             "sequences": sequences,
             "fit_sequences": fit_sequences,
             "controls": controls,
+            "refit": refit,
             **options,
         },
         noise_floor=noise,
-        skipped=(*failures, *_undetermined(task)),
+        skipped=(*failures, *_not_refitted(splits, refit_on), *_undetermined(task)),
     )
     comparison = Comparison(record, results, gaps, lambda: sequence_tables(variants, candidates, found))
     if folder is not None:
@@ -172,7 +213,11 @@ def compare(
 
 
 def _task_records(
-    task: Task, splits: Sequence[Split], hashes: Mapping[str, str], judged: Sequence[Metric]
+    task: Task,
+    splits: Sequence[Split],
+    hashes: Mapping[str, str],
+    judged: Sequence[Metric],
+    refit_on: Mapping[str, Split | None],
 ) -> dict[str, Any]:
     """What the record keeps of the task and the metrics."""
     return {
@@ -185,6 +230,7 @@ def _task_records(
                 description=split.description,
                 sequences=len(split),
                 sha256=hashes[split.name],
+                refit_sequences=len(refit_on.get(split.name) or ()),
             )
             for split in splits
         ),
@@ -205,6 +251,16 @@ def _task_records(
             for metric in judged
         ),
     }
+
+
+def _not_refitted(splits: Mapping[str, Split], refit_on: Mapping[str, Split | None]) -> Iterator[Skipped]:
+    for name, rest in refit_on.items():
+        if rest is None:
+            yield Skipped(
+                what=f"refitting on {name}",
+                reason=f"fewer than {LEAST_REFIT} sequences are left beside the {len(splits[name])} that are judged; "
+                "give more, or judge fewer",
+            )
 
 
 def _undetermined(task: Task) -> Iterator[Skipped]:
@@ -242,11 +298,6 @@ def _check_call(
     shapes = {json.dumps(_architecture(item)) for item in subjects}
     if len(shapes) > 1:
         raise AssayError("compare(): several subjects must be training seeds of one architecture; these differ.")
-
-
-def _candidates_for(subject: Subject, candidates: Sequence[Candidate]) -> list[Candidate]:
-    """An untrained copy is a control itself and has no controls of its own."""
-    return [item for item in candidates if subject.trained or not item.is_control]
 
 
 def _who(subject: Subject) -> str:
