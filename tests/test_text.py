@@ -52,8 +52,8 @@ def test_wrong_input(tokenizer, tmp_path):
     binary = tmp_path / "binary"
     binary.write_bytes(b"\xff\xfe\x00")
     task = Text(tokenizer, train=["a b"], iid=["a"], shifts={"binary": binary, "missing": tmp_path / "none.txt"})
-    for name in ("binary", "missing"):
-        with pytest.raises(assay.AssayError, match=f"{name}.*cannot be read"):
+    for name, words in (("binary", "cannot be read as UTF-8"), ("missing", "there is no file")):
+        with pytest.raises(assay.AssayError, match=f"{name}.*{words}"):
             task.split(name, 5)
     with pytest.raises(assay.AssayError, match="at least two tokens"):
         task.split("iid", 5)

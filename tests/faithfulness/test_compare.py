@@ -34,8 +34,9 @@ QUICK = {"sites": ("layer1",), "sequences": 8, "fit_sequences": 40, "resamples":
 def test_results_have_their_columns_units_and_directions(comparison):
     frame = comparison.to_frame()
     assert list(frame.columns) == [
-        "subject", "trained", "proxy", "site", "is_control", "split", "metric", "kind", "feature", "bin", "estimate",
-        "low", "high", "interval", "sequences", "predictions", "seeds", "unit", "higher_is_better", "reason",
+        "subject", "trained", "proxy", "site", "is_control", "split", "metric", "kind", "feature", "bin", "label",
+        "estimate", "low", "high", "interval", "sequences", "predictions", "seeds", "unit", "higher_is_better",
+        "reason",
     ]  # fmt: skip
     key = ["subject", "trained", "proxy", "site", "split", "metric", "kind", "feature", "bin"]
     assert not frame.duplicated(key).any()
@@ -495,8 +496,8 @@ def test_a_damaged_cell_is_named_or_made_again(tmp_path, small):
 @pytest.mark.parametrize(
     ("name", "content", "trouble"),
     [
-        ("comparison.json", b'{"schema_version": 1}', "schema 1"),
-        ("comparison.json", b'{"schema_version": 1, "stat', "schema 1"),
+        ("comparison.json", b'{"schema_version": 2}', "schema 2"),
+        ("comparison.json", b'{"schema_version": 2, "stat', "schema 2"),
         ("comparison.json", b"\xff\xfe\x00", "comparison.json"),
         ("results.parquet", b"PAR1 and no more", "damaged"),
         ("results.parquet", None, "damaged"),
@@ -515,10 +516,11 @@ def test_a_damaged_folder_is_refused(tmp_path, run_folder, comparison, name, con
         Comparison.load(tmp_path)
 
 
-def test_a_newer_schema_is_refused(tmp_path, run_folder, comparison):
+@pytest.mark.parametrize("version", [1, 3, None])
+def test_another_schema_is_refused(tmp_path, run_folder, comparison, version):
     record = json.loads((run_folder / "comparison.json").read_text())
-    (tmp_path / "comparison.json").write_text(json.dumps({**record, "schema_version": 2}))
-    with pytest.raises(AssayError, match="schema_version"):
+    (tmp_path / "comparison.json").write_text(json.dumps({**record, "schema_version": version}))
+    with pytest.raises(AssayError, match=rf"schema_version {version}.*reads 2"):
         Comparison.load(tmp_path)
 
 

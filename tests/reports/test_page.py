@@ -11,8 +11,10 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
+import assay
 from assay.faithfulness import Comparison
-from assay.reports import figures, style, to_svg, write_figures, write_page
+from assay.reports import Illustrations, figures, style, to_svg, write_figures, write_page
+from assay.tasks import Text
 
 
 @pytest.fixture(scope="module")
@@ -194,3 +196,41 @@ def test_logarithmic_axes_have_readable_labels():
         axes.semilogy([1, 2], [1e-3, 1e-1])
     drawn = re.sub(r"<!--.*?-->", "", to_svg(figure), flags=re.DOTALL)
     assert "mathdefault" not in drawn
+
+
+# -- groupings with names -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def of_text():
+    """A random model on text: every grouping is over all predictions and has names for its classes."""
+    subject = assay.load("code-python")
+    lines = [f"def f{n}(a, b):\n    return a{n} + {n} if a else 'b{n}'" for n in range(24)]
+    task = Text(subject.tokenizer, train=lines[:8], iid=lines[8:16], shifts={"other": lines[16:]}, max_length=40)
+    recipes = [assay.SVD(rank=2), assay.OneHotAttention()]
+    return assay.compare(subject, task, recipes, sites=("layer0",), sequences=8, fit_sequences=8, resamples=50)
+
+
+def test_classes_are_drawn_by_name(of_text):
+    drawn = {name: figure for name, _, figure in figures(of_text, Illustrations())}
+    assert {"agreement-by-class-layer0", "agreement-by-frequency-layer0", "agreement-by-induction-layer0"} <= set(drawn)
+    axes = drawn["agreement-by-class-layer0"].axes
+    assert [one.get_title(loc="left") for one in axes] == ["iid", "other"]
+    labels = [label.get_text() for label in axes[0].get_yticklabels()]
+    assert labels == ["word start", "word continuation", "digit", "punctuation", "whitespace"], "nothing is special"
+    frame = of_text.to_frame().query(
+        "trained and metric == 'same_prediction' and feature == 'class' and split == 'iid'"
+    )
+    marks = np.concatenate([line.get_xdata() for line in axes[0].get_lines()]).astype(float)
+    for value in frame[frame["proxy"] == "SVD(rank=2)"]["estimate"]:
+        assert np.isclose(marks, value).any()
+    assert set(frame["label"]) == set(labels)
+    assert set(of_text.to_frame().query("feature == ''")["label"]) == {""}
+
+
+def test_no_figure_is_empty(of_text, shown):
+    for comparison in (of_text, shown):
+        for name, _, figure in figures(comparison, Illustrations()):
+            for axes in figure.axes:
+                numbers = [line.get_xdata() for line in axes.get_lines()] + [[bar.get_width()] for bar in axes.patches]
+                assert any(np.isfinite(np.asarray(one, dtype=float)).any() for one in numbers), (name, axes.get_title())

@@ -1,7 +1,7 @@
 """How a proxy is judged: metrics, statistics, comparison, verdicts."""
 
 from assay.faithfulness._compare import Step, compare
-from assay.faithfulness._comparison import Comparison, Record
+from assay.faithfulness._comparison import Comparison, FeatureRecord, Record
 from assay.faithfulness._metrics import Metric, Pair, Predictions, attention_divergence, metrics
 from assay.faithfulness._scores import ALL, LAYER
 from assay.faithfulness._statistics import Estimates, estimate, gap, holm
@@ -13,6 +13,7 @@ __all__ = [
     "RULES",
     "Comparison",
     "Estimates",
+    "FeatureRecord",
     "Metric",
     "Pair",
     "Predictions",

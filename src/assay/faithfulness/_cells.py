@@ -113,7 +113,7 @@ def candidates_of(
     for site in sites:
         heads = engine.sites(site)
         of_controls: dict[str, Simplification] = {}
-        perturbations: list[Simplification] = []
+        perturbations: list[Any] = []
         refitted: list[Candidate] = []
         for item in simplifications:
             control = item.control() if controls else None

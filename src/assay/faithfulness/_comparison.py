@@ -44,11 +44,13 @@ class KindRecord(_Model):
 
 
 class FeatureRecord(_Model):
-    """A feature that results are broken down by."""
+    """A feature that results are broken down by; `labels` name its bins, one an edge, where it stands for classes."""
 
     name: str
     description: str
     kinds: tuple[str, ...]
+    edges: tuple[int, ...] | None = None
+    labels: tuple[str, ...] | None = None
 
 
 class MetricRecord(_Model):
@@ -146,9 +148,18 @@ class Comparison:
     def to_frame(self) -> pd.DataFrame:
         """Tidy results: estimate, low, high (NaN where not measured; `reason` says why), unit and direction.
 
-        `feature` is "" for a kind as a whole; otherwise the row is about the feature's bin that starts at `bin`.
+        `feature` is "" for a kind as a whole; otherwise the row is about the feature's bin that starts at `bin`, called
+        `label` where the feature's bins have names ("" where they have not).
         """
-        return self.results.copy()
+        frame = self.results.copy()
+        names = {
+            (feature.name, edge): label
+            for feature in self.record.features
+            for edge, label in zip(feature.edges or (), feature.labels or (), strict=False)
+        }
+        pairs = zip(frame["feature"], frame["bin"], strict=True)
+        frame.insert(list(frame.columns).index("bin") + 1, "label", [names.get(pair, "") for pair in pairs])
+        return frame
 
     def gaps(self, metric: str = "same_prediction", kind: str | None = None) -> pd.DataFrame:
         """Generalization gaps of a metric with intervals: one row a (subject, proxy, site, shift).

@@ -144,7 +144,8 @@ class _Grouping:
                 for name, kind_name in self.features:
                     edges = self.edges[name]
                     bins = np.searchsorted(edges, batch.features[name][scored], side="right") - 1
-                    mask = answered & (kind == self.kinds.index(kind_name)) & (bins >= 0)
+                    of_kind = True if kind_name == ALL else kind == self.kinds.index(kind_name)
+                    mask = answered & of_kind & (bins >= 0)
                     add_bins(Column(metric.name, kind_name, name, int(edges[0])), len(edges), bins, mask, numbers)
             for index, name in enumerate(self.kinds):
                 first = Column(metric.name, name, MARGIN, 0)
@@ -170,6 +171,8 @@ def score(
         tokens, valid = tensors(batch, engine.subject.device)
         kind_of = torch.from_numpy(batch.kinds).to(tokens.device)
         targets = tokens.roll(-1, dims=1)
+        if batch.targets is not None:
+            targets = torch.from_numpy(batch.targets).to(tokens.device)
         scored = kind_of != UNSCORED
         clean = engine.run(tokens, valid, read=("patterns", "outputs"))
         if not torch.isfinite(clean.logits[scored]).all():

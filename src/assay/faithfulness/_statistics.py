@@ -351,6 +351,13 @@ class Matched(NamedTuple):
     outside: float
     reason: str | None
 
+    @classmethod
+    def nothing(
+        cls, reason: str, effective: float = np.nan, overlap: float = np.nan, outside: float = np.nan
+    ) -> "Matched":
+        """A gap that was not measured, and why."""
+        return cls(np.nan, np.nan, np.nan, np.nan, np.nan, effective, overlap, outside, reason)
+
 
 def matched_gap(
     iid: tuple[Float[np.ndarray, "seed sequence stratum"], Int[np.ndarray, "seed sequence stratum"]],
@@ -397,15 +404,14 @@ def matched_gap(
     missed = on_shift[~usable].sum() - sums_b.sum(axis=1)[~usable].sum()
     outside = float(missed) / total if rate and total else 0.0 if overlap == 1 else np.nan
 
-    def not_measured(reason: str, effective: float = np.nan) -> Matched:
-        return Matched(*[np.nan] * 5, effective, overlap, outside, reason)
-
     if not total or not on_iid.sum():
-        return not_measured("no such prediction in one of the splits")
+        return Matched.nothing("no such prediction in one of the splits")
     if overlap < LEAST_OVERLAP or not usable.any(axis=1).all():
-        return not_measured(
+        return Matched.nothing(
             f"only {100 * overlap:.0f}% of the shift's predictions have a margin that at least {LEAST_SEQUENCES} iid "
-            "sequences have, too"
+            "sequences have, too",
+            overlap=overlap,
+            outside=outside,
         )
     share = np.where(usable, on_shift, 0) / on_shift[usable].sum()
     per_iid, per_shift = _divide(share, on_iid), 1 / on_shift[usable].sum()
@@ -414,10 +420,12 @@ def matched_gap(
     sequences_a = float(1 / (np.einsum("sng,sg->n", counts_a, per_iid) ** 2).sum())
     sequences_b = float(1 / (np.einsum("sng,sg->n", counts_b, usable * per_shift) ** 2).sum())
     if effective < LEAST_EFFECTIVE or min(sequences_a, sequences_b) < LEAST_SEQUENCES:
-        return not_measured(
+        return Matched.nothing(
             f"the re-weighted iid is worth only {effective:.1f} predictions of {sequences_a:.1f} sequences "
             f"({sequences_b:.1f} of the shift)",
             effective,
+            overlap,
+            outside,
         )
     mean_a = np.where(usable, _divide(sums_a.sum(axis=1), on_iid), 0)
     mean_b = np.where(usable, _divide(sums_b.sum(axis=1), on_shift), 0)

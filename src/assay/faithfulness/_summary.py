@@ -183,8 +183,8 @@ def _gap_rows(
 
     `again` is the same recipe refitted on the shift, where it was.
     """
-    columns: dict[str, Sequence[Any]] = {}
-    matched = [Matched(*[np.nan] * 8, "not measured")] * len(pairs)
+    columns: dict[str, Any] = {}
+    matched = [Matched.nothing("not measured")] * len(pairs)
     signs = np.array([1.0 if by_name[metric].higher_is_better else -1.0 for metric, _ in pairs])
     rates = [by_name[metric].unit == "rate" for metric, _ in pairs]
     if on_iid is not None and on_shift is not None:
@@ -220,10 +220,10 @@ def _gap_rows(
         }
 
 
-def _limits(name: str, found: Estimates) -> dict[str, Sequence[Any]]:
+def _limits(name: str, found: Estimates) -> dict[str, Any]:
     """The columns of an estimate and its limits."""
     prefix = "" if name == "gap" else f"{name}_"
-    return {name: found.value, f"{prefix}low": found.low, f"{prefix}high": found.high}  # type: ignore[dict-item]
+    return {name: found.value, f"{prefix}low": found.low, f"{prefix}high": found.high}
 
 
 def _unmeasured(
@@ -250,9 +250,7 @@ def _unmeasured(
         }
 
 
-def _rows(
-    base: Mapping[str, Any], measured: _Measured, by_name: Mapping[str, Metric]
-) -> list[dict[str, Any]]:
+def _rows(base: Mapping[str, Any], measured: _Measured, by_name: Mapping[str, Metric]) -> list[dict[str, Any]]:
     columns, counts, limits = measured.columns, measured.counts, measured.limits
     assert limits is not None
     predictions = counts[0].sum(axis=0)

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from assay.faithfulness import ALL, LAYER, Comparison
+from assay.faithfulness import LAYER, Comparison, FeatureRecord
 from assay.reports._illustrations import Illustrations, KeyCloud, SentenceView
 from assay.reports._style import INK, PALETTE, style
 
@@ -29,14 +29,25 @@ def figures(comparison: Comparison, illustrations: Illustrations) -> Iterator[tu
                     f"rank or number of clusters; simplified at {site}. Bands: confidence intervals.",
                     agreement_by_size(comparison, site),
                 )
-            yield (
-                f"gaps-{site}",
-                f"Generalization gap of every proxy at {site}: same-prediction rate in distribution minus under the "
-                "shift, in points, with confidence intervals. Right of zero: less faithful under the shift.",
-                gap_chart(comparison, site),
-            )
+            if comparison.shifts:
+                yield (
+                    f"gaps-{site}",
+                    f"Generalization gap of every proxy at {site}: same-prediction rate in distribution minus under "
+                    "the shift, in points, with confidence intervals. Right of zero: less faithful under the shift.",
+                    gap_chart(comparison, site),
+                )
             for feature in comparison.record.features:
-                if primary in feature.kinds or primary == ALL:
+                if primary not in feature.kinds:
+                    continue
+                if feature.labels is not None:
+                    yield (
+                        f"agreement-by-{feature.name}-{site}",
+                        f"Same prediction as the subject by {feature.description}; simplified at {site}. The five "
+                        "proxies that agree most in distribution, with confidence intervals; classes that do "
+                        "not occur are left out.",
+                        agreement_by_class(comparison, site, feature),
+                    )
+                else:
                     yield (
                         f"agreement-by-{feature.name}-{site}",
                         f"Same prediction as the subject, and accuracy, against the {feature.description}, under the "
@@ -155,13 +166,51 @@ def gap_chart(comparison: Comparison, site: str) -> Figure:
     return figure
 
 
+def _leading(comparison: Comparison, site: str) -> list[str]:
+    """The five proxies that agree most in distribution."""
+    best = comparison.agreement().query("site == @site and not is_control")
+    return list(best.sort_values("estimate", ascending=False, kind="stable")["proxy"].head(5))
+
+
+def agreement_by_class(comparison: Comparison, site: str, feature: FeatureRecord) -> Figure:
+    """Same prediction by the classes of a feature, a panel a split, a mark a proxy."""
+    splits, names = _evaluation_splits(comparison), _leading(comparison, site)
+    table = _rows(comparison, site, "same_prediction", feature=feature.name)
+    there = set(table[table["split"].isin(splits)]["bin"])
+    named = dict(zip(feature.edges or (), feature.labels or (), strict=True))
+    edges = [edge for edge in named if edge in there]
+    labels = [named[edge] for edge in edges]
+    columns = min(3, len(splits))
+    rows = -(-len(splits) // columns)
+    figure = Figure(figsize=(10, rows * (1.1 + 0.42 * len(labels)) + 0.5))
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+    for axes, split in zip(panels, splits, strict=False):
+        for index, (colour, name) in enumerate(zip(cycle(PALETTE), names, strict=False)):
+            found = table[(table["split"] == split) & (table["proxy"] == name)].set_index("bin").reindex(edges)
+            y = np.arange(len(edges)) + (index - (len(names) - 1) / 2) * 0.14
+            value = found["estimate"].to_numpy(dtype=float)
+            error = np.stack((found["estimate"] - found["low"], found["high"] - found["estimate"])).astype(float)
+            axes.errorbar(
+                value, y, xerr=np.clip(error, 0, None), fmt="o", color=colour, markersize=3.5, elinewidth=1.3,
+                label=name if axes is panels[0] else "",
+            )  # fmt: skip
+        axes.set_title(split, loc="left")
+        axes.set_xlabel("share of predictions")
+    panels[0].set_yticks(range(len(labels)), labels)
+    panels[0].set_ylim(len(labels) - 0.5, -0.5)
+    panels[0].set_xlim(-0.02, 1.02)
+    for empty in panels[len(splits) :]:
+        empty.remove()
+    figure.legend(loc="outside lower center", ncols=3)
+    return figure
+
+
 def agreement_by_feature(comparison: Comparison, site: str, feature: str) -> Figure:
     """Same prediction and accuracy of the five proxies that agree most in distribution, against a feature."""
     shifts = comparison.shifts
     agreement = _rows(comparison, site, "same_prediction", feature=feature)
     reach = agreement[agreement["split"].isin(shifts)].groupby("split", sort=False)["bin"].max()
-    best = comparison.agreement().query("site == @site and not is_control")
-    names = list(best.sort_values("estimate", ascending=False, kind="stable")["proxy"].head(5))
+    names = _leading(comparison, site)
     words = next(item.description for item in comparison.record.features if item.name == feature)
     figure = Figure(figsize=(10, 4.2))
     panels = figure.subplots(1, 2, sharey=True)

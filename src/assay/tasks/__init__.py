@@ -8,9 +8,11 @@ from assay.tasks._code import Code
 from assay.tasks._dyck import Dyck
 from assay.tasks._functions import Folder, Found, Function, HubDataset, Interpreter, JsonLines, Source, source_of
 from assay.tasks._lexing import KINDS, LANGUAGES, PARTS
+from assay.tasks._lines import TextSource
 from assay.tasks._max_of_k import InputSet, MaxOfK
-from assay.tasks._task import UNSCORED, Feature, Kind, Role, Split, Task
-from assay.tasks._text import Text
+from assay.tasks._pieces import CLASSES
+from assay.tasks._task import UNSCORED, Feature, Kind, Objective, Role, Split, Task
+from assay.tasks._text import Group, Text
 from assay.tasks._tokenizer import SPECIALS, code_vocabulary
 
 tasks = Registry("assay.tasks", "task")
@@ -22,6 +24,7 @@ tasks.register("max-of-k", MaxOfK)
 tasks.register("text", Text)
 
 __all__ = [
+    "CLASSES",
     "KINDS",
     "LANGUAGES",
     "PARTS",
@@ -33,17 +36,20 @@ __all__ = [
     "Folder",
     "Found",
     "Function",
+    "Group",
     "HubDataset",
     "InputSet",
     "Interpreter",
     "JsonLines",
     "Kind",
     "MaxOfK",
+    "Objective",
     "Role",
     "Source",
     "Split",
     "Task",
     "Text",
+    "TextSource",
     "code_vocabulary",
     "source_of",
     "tasks",

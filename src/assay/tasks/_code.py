@@ -172,7 +172,7 @@ class Code:
         """Depth, part and place of the predicted character."""
         parts = ", ".join(f"{index} {name}" for index, name in enumerate(PARTS))
         return (
-            Feature("depth", "brackets open at the predicted character", KINDS, (0, 1, 2, 3, 4, 5, 6)),
+            Feature("depth", "brackets open at the predicted character", (*KINDS, "all"), (0, 1, 2, 3, 4, 5, 6)),
             Feature("part", f"what the predicted character is part of ({parts})", KINDS, tuple(range(len(PARTS)))),
             Feature(
                 "place",

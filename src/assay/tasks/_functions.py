@@ -4,22 +4,19 @@ A source is any object with `read()` and `describe()`; all of them give the same
 time, use what can be read, and count what was lost and why.
 """
 
-import gzip
 import hashlib
-import json
 import os
 import sysconfig
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from assay._errors import AssayError, unknown_name
 from assay.tasks._cutting import UncutError, cut, decode
 from assay.tasks._lexing import LANGUAGES, check_language
+from assay.tasks._rows import hub_rows, json_rows
 
 _TESTS = ("test", "tests", "testing", "idlelib", "lib2to3", "turtledemo")
 _COPIES = ("site-packages", "dist-packages", "node_modules", "_vendor", "vendor", "vendored", "third_party", "extern")
@@ -144,28 +141,13 @@ class JsonLines:
                 raise AssayError(f"there is no file or folder {str(path)!r}; give .jsonl or .jsonl.gz files.")
         return files
 
-    def _rows(self, path: Path) -> Iterator[Function | str]:
-        try:
-            with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as stream:
-                for line in stream:
-                    if line.strip():
-                        try:
-                            row = json.loads(line.decode("utf-8"))
-                        except UnicodeDecodeError:
-                            yield "lines that are not UTF-8"
-                        except json.JSONDecodeError:
-                            yield "lines that are not JSON"
-                        else:
-                            yield _row_function(row) if isinstance(row, dict) else "lines that are not JSON objects"
-        except (EOFError, gzip.BadGzipFile, zlib.error, OSError):
-            yield "files that cannot be read to their end"
-
     def read(self) -> Found:
         """All functions of all files, in the order of the files' names. Raises AssayError if there are none."""
         check_language(self.language)
         files = self._files()
         lost: Counter[str] = Counter()
-        functions = tuple(_sort_out((row for path in files for row in self._rows(path)), lost))
+        rows = (row for path in files for row in json_rows(path))
+        functions = tuple(_sort_out((row if isinstance(row, str) else _row_function(row) for row in rows), lost))
         if not functions:
             raise _nothing_found(
                 ", ".join(repr(str(path)) for path in self.paths),
@@ -207,12 +189,6 @@ class HubDataset:
 
         Raises AssayError if `datasets` is not installed, or the dataset cannot be loaded or has no functions.
         """
-        try:
-            datasets = import_module("datasets")
-        except ImportError:
-            raise AssayError(
-                f"the dataset {self.name!r} needs the package datasets; pip install 'assay-interp[datasets]'."
-            ) from None
         for language in self.languages:
             check_language(language)
         lost: Counter[str] = Counter()
@@ -220,14 +196,7 @@ class HubDataset:
         parts = 0
         for language in self.languages:
             for part in ("train", "validation", "test") if language == self.language else ("test",):
-                try:
-                    rows = datasets.load_dataset(self.name, language, split=part)
-                except (OSError, ValueError, RuntimeError) as error:
-                    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-                    raise AssayError(
-                        f"could not load split {part!r} of {language!r} of the dataset {self.name!r} ({reason}); give "
-                        "a name of the hub or a folder in the layout of code_search_net."
-                    ) from None
+                rows = hub_rows(self.name, language, part)
                 parts += 1
                 functions += _sort_out(
                     (_row_function({"language": language, "split_name": part, **row}) for row in rows), lost

@@ -11,6 +11,9 @@ from assay._errors import AssayError
 
 Role = Literal["train", "iid", "shift"]
 
+Objective = Literal["causal", "masked", "embedding"]
+"""What a model is asked: the next token, the tokens under masks, or one vector for the whole sequence."""
+
 UNSCORED = -1
 """In `Split.kinds`: no prediction is scored at this position."""
 
@@ -34,13 +37,23 @@ class Kind:
 class Feature:
     """A number known of every prediction (depth, distance), against which results of `kinds` are drawn.
 
-    `edges` are the left edges of the bins, ascending; the last bin is open. None gives every integer its own bin.
+    `kinds` are names of kinds, or "all" for every prediction. `edges` are the left edges of the bins, ascending; the
+    last bin is open. None gives every integer its own bin. Where the number stands for a class of predictions (a digit,
+    punctuation), `labels` name the bins, one an edge, and results are drawn class by class instead of along a line.
     """
 
     name: str
     description: str
     kinds: tuple[str, ...]
     edges: tuple[int, ...] | None = None
+    labels: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.labels is not None and len(self.labels) != len(self.edges or ()):
+            raise AssayError(
+                f"Feature({self.name!r}): {len(self.labels)} labels for {len(self.edges or ())} edges; each bin needs "
+                "one label."
+            )
 
 
 @dataclass(frozen=True)
@@ -49,8 +62,12 @@ class Split:
 
     Shapes: `tokens`, `kinds` and every array of `features` are (sequence, position); `lengths` is (sequence,).
     Sequences are padded on the right. `kinds[s, t]` is the index (in the task's kinds) of the prediction *made at*
-    position t, which is of token t + 1; `UNSCORED` where none is made. `features[name][s, t]` belongs to that same
-    prediction.
+    position t; `UNSCORED` where none is made. `features[name][s, t]` belongs to that same prediction.
+
+    `objective` says what the model is asked. Under "causal" the prediction at t is of token t + 1. Under "masked"
+    `tokens` holds the mask token where a prediction is made, and `targets` (sequence, position) the right token there.
+    Under "embedding" the model gives one vector a sequence, which is what is judged: `kinds` is `UNSCORED` everywhere,
+    and no two sequences may be equal (each would be the other's nearest neighbour). AssayError if these do not fit.
     """
 
     name: str
@@ -60,10 +77,21 @@ class Split:
     lengths: Int[np.ndarray, " sequence"]
     kinds: Int[np.ndarray, "sequence position"]
     features: Mapping[str, Int[np.ndarray, "sequence position"]] = field(default_factory=dict)
+    objective: Objective = "causal"
+    targets: Int[np.ndarray, "sequence position"] | None = None
 
     def __post_init__(self) -> None:
         if len(self.tokens) == 0:
             raise AssayError(f"split {self.name!r} has no sequences; every split needs at least one.")
+        if (self.targets is not None) != (self.objective == "masked"):
+            raise AssayError(f"split {self.name!r}: targets belong to the objective 'masked', and it needs them.")
+        if self.objective == "embedding":
+            different = {row[:length].tobytes() for row, length in zip(self.tokens, self.lengths.tolist(), strict=True)}
+            if len(different) < len(self.tokens):
+                raise AssayError(
+                    f"split {self.name!r} has {len(self.tokens) - len(different)} sequences that occur before in it; "
+                    "for embeddings every sequence must be different."
+                )
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -82,6 +110,7 @@ class Split:
             lengths=self.lengths[index],
             kinds=self.kinds[index, :width],
             features={name: values[index, :width] for name, values in self.features.items()},
+            targets=None if self.targets is None else self.targets[index, :width],
         )
 
     def first(self, count: int) -> "Split":

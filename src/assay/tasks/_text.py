@@ -1,45 +1,117 @@
-"""Your own text: one split a file, every next token a prediction."""
+"""Your own text: one split a file, every next token (or masked token, or whole sequence) a prediction."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cached_property
+from itertools import islice
+from typing import Any, get_args
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from assay._errors import AssayError, unknown_name
-from assay.tasks._task import UNSCORED, Feature, Kind, Role, Split
+from assay.tasks._lines import TextSource, fingerprint, lines
+from assay.tasks._pieces import CLASSES, Piece, pieces
+from assay.tasks._task import UNSCORED, Feature, Kind, Objective, Role, Split
 
-Source = str | Path | Sequence[str]
-"""A file of UTF-8 text with one sequence a line, or the sequences themselves."""
+COUNTED = 5_000
+"""Sequences of the train split from which token frequencies are counted."""
+
+_BANDS = (0.0, 1e-4, 1e-3, 1e-2)
+_BAND_LABELS = ("unseen", "below 0.01%", "0.01% to 0.1%", "0.1% to 1%", "1% and more")
+_INDUCTION_LABELS = ("the token before is new", "the token before occurred earlier")
+
+
+@dataclass(frozen=True)
+class Group:
+    """A grouping of one's own: `function` gives the label of each token of a sequence from their texts.
+
+        def capital(texts):
+            return ["capital" if text.strip()[:1].isupper() else "other" for text in texts]
+
+        Group("capital", ("capital", "other"), capital)
+
+    The texts are those of the whole sequence, white space included, and empty for special tokens. A prediction is
+    grouped by the token it is of.
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    function: Callable[[Sequence[str]], Sequence[str]]
+
+    def of(self, texts: Sequence[str]) -> list[int]:
+        """Indices into `labels`. Raises AssayError if the function gives something else."""
+        found = list(self.function(texts))
+        wrong = [label for label in found if label not in self.labels]
+        if wrong or len(found) != len(texts):
+            said = f"the label {wrong[0]!r}" if wrong else f"{len(found)} labels"
+            raise AssayError(
+                f"Group({self.name!r}): its function gave {said} for {len(texts)} tokens; it must give one of "
+                f"{', '.join(map(repr, self.labels))} for each."
+            )
+        return [self.labels.index(label) for label in found]
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """One sequence as the model sees it; `answers[t]` is the place of the token that is predicted at t, or none."""
+
+    tokens: list[int]
+    pieces: list[Piece]
+    answers: dict[int, int]
 
 
 @dataclass(frozen=True)
 class Text:
-    """Next-token prediction on text: a train split to fit on, `iid`, and any number of named shifts.
+    """Predictions on text: a train split to fit on, `iid`, and any number of named shifts.
 
-    Each of `train`, `iid` and the values of `shifts` is a text file with one sequence a line, or a list of strings.
-    Blank lines are passed over; longer sequences are cut to `max_length` tokens, and those with fewer than two tokens
-    have nothing to predict and are left out. Sequences are used in order.
+    Each of `train`, `iid` and the values of `shifts` is a source of sequences: a list of strings, a file (`.txt`,
+    `.jsonl`, `.jsonl.gz`, `.parquet`; `text_field` names the field with the text) or `hub:NAME`, a dataset of the
+    Hugging Face hub. Blank lines are passed over; longer sequences are cut to `max_length` tokens, and those in which
+    there is nothing to predict are left out. Sequences are used in order.
 
-    Kinds of prediction: a token that occurred `repeated`ly (it stands earlier in the sequence) or is `new` in it.
-    Raises AssayError for a file that cannot be read as text, an empty split, a name that is taken.
+    `objective` must be that of the subject:
+
+    | objective | what is predicted |
+    |---|---|
+    | causal | every next token |
+    | masked | `mask_share` of a sequence's tokens, at least one, chosen at random from `seed` and the sequence itself |
+    | embedding | one vector for the whole sequence; a sequence that occurs a second time is left out |
+
+    Masking follows BERT (Devlin et al. 2019, arXiv 1810.04805, section 3.1 and appendix A.1): 15% of the tokens, not
+    special ones. There, 80% of them become the mask token, 10% a random token and 10% stay, to bring pretraining
+    nearer to fine-tuning; here, where the same question is to be asked everywhere, all become the mask token.
+
+    Every prediction is of one of two **kinds**, by what the sequence shows of its answer: `repeated`, a token that
+    stands earlier in the sequence (masked: anywhere else in it, unmasked), or `new`. The other groupings cut across
+    these, so they are **features**, each with a label for its classes, given for all predictions together:
+
+    | feature | classes of the predicted token |
+    |---|---|
+    | frequency | its share of the tokens of the first 5,000 sequences of the train split, in five bands |
+    | class | word start, word continuation, digit, punctuation, whitespace, special (`assay.tasks.CLASSES`) |
+    | induction | whether the token before it occurred earlier in the sequence (masked: both of them unmasked) |
+    | your own | `groups` |
+
+    Raises AssayError for a source that cannot be read as text, an empty split, a name that is taken, or a tokenizer
+    without a mask token under "masked".
     """
 
     tokenizer: PreTrainedTokenizerBase
-    train: Source
-    iid: Source
-    shifts: Mapping[str, Source]
+    train: TextSource
+    iid: TextSource
+    shifts: Mapping[str, TextSource]
     max_length: int = 256
+    text_field: str = "text"
+    objective: Objective = "causal"
+    groups: tuple[Group, ...] = ()
+    mask_share: float = 0.15
+    seed: int = 0
 
     name = "text"
     primary_kind = "all"
-    kinds = (
-        Kind("repeated", "a token that stands earlier in the sequence"),
-        Kind("new", "a token that does not stand earlier in the sequence"),
-    )
-    features: tuple[Feature, ...] = ()
 
     def __post_init__(self) -> None:
         taken = {"train", "iid"} & set(self.shifts)
@@ -47,50 +119,172 @@ class Text:
             raise AssayError(f"Text(shifts=...): {', '.join(sorted(taken))} is no name for a shift; choose another.")
         if self.max_length < 2:
             raise AssayError(f"Text(max_length={self.max_length}): must be at least 2.")
+        if self.objective not in get_args(Objective):
+            raise unknown_name("objective", self.objective, get_args(Objective))
+        if not 0 < self.mask_share <= 1:
+            raise AssayError(f"Text(mask_share={self.mask_share}): must be above 0 and at most 1, for example 0.15.")
+        if self.objective == "masked" and self.tokenizer.mask_token_id is None:
+            raise AssayError("Text(objective='masked'): the tokenizer has no mask token, so nothing can be masked.")
+        names = [group.name for group in self.groups]
+        twice = {name for name in names if names.count(name) > 1} | ({"frequency", "class", "induction"} & set(names))
+        if twice:
+            raise AssayError(f"Text(groups=...): {', '.join(sorted(twice))} is taken; choose another name.")
 
     @property
     def split_names(self) -> tuple[str, ...]:
         """train, iid and the shifts."""
         return ("train", "iid", *self.shifts)
 
-    def _lines(self, name: str) -> list[str]:
-        source = {"train": self.train, "iid": self.iid, **self.shifts}[name]
-        if not isinstance(source, str | Path):
-            return [line for line in source if line.strip()]
-        try:
-            text = Path(source).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise AssayError(f"split {name!r}: {str(source)!r} cannot be read as UTF-8 text ({error}).") from None
-        return [line for line in text.splitlines() if line.strip()]
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """Repeated and new; none for embeddings."""
+        if self.objective == "embedding":
+            return ()
+        where = "earlier" if self.objective == "causal" else "elsewhere"
+        return (
+            Kind("repeated", f"a token that stands {where} in the sequence"),
+            Kind("new", f"a token that does not stand {where} in the sequence"),
+        )
+
+    @property
+    def features(self) -> tuple[Feature, ...]:
+        """Frequency, class, induction and the groups; none for embeddings."""
+        if self.objective == "embedding":
+            return ()
+        described = (
+            ("frequency", "share of the predicted token in the train split", _BAND_LABELS),
+            ("class", "class of the predicted token", CLASSES),
+            ("induction", "the token before the predicted one", _INDUCTION_LABELS),
+            *((group.name, f"{group.name} of the predicted token", group.labels) for group in self.groups),
+        )
+        return tuple(
+            Feature(name, text, ("all",), tuple(range(len(labels))), labels) for name, text, labels in described
+        )
+
+    def _lines(self, name: str) -> Iterator[str]:
+        return lines({"train": self.train, "iid": self.iid, **self.shifts}[name], self.text_field, name)
+
+    @cached_property
+    def _shares(self) -> dict[int, float]:
+        """The share of each token among those of the first sequences of the train split."""
+        counts: Counter[int] = Counter()
+        texts = islice(self._lines("train"), COUNTED)
+        while batch := list(islice(texts, 256)):
+            found: Any = self.tokenizer(batch, truncation=True, max_length=self.max_length)
+            for ids in found["input_ids"]:
+                counts.update(ids)
+        return {token: count / counts.total() for token, count in counts.items()}
+
+    def _asked(self, line: str) -> _Asked:
+        found = pieces(self.tokenizer, line, self.max_length)
+        tokens = [piece.token for piece in found]
+        if self.objective == "causal":
+            return _Asked(tokens, found, {place: place + 1 for place in range(len(tokens) - 1)})
+        if self.objective == "embedding":
+            return _Asked(tokens, found, {0: 0} if any(not piece.is_special for piece in found) else {})
+        able = [place for place, piece in enumerate(found) if not piece.is_special]
+        if not able:
+            return _Asked(tokens, found, {})
+        digest = hashlib.sha256(np.array([self.seed, *tokens], dtype=np.int64).tobytes()).digest()
+        rng = np.random.default_rng(int.from_bytes(digest[:8], "little"))
+        count = max(1, round(self.mask_share * len(able)))
+        chosen = sorted(rng.choice(able, size=count, replace=False).tolist())
+        mask = self.tokenizer.mask_token_id
+        seen = [mask if place in chosen else token for place, token in enumerate(tokens)]
+        return _Asked(seen, found, {place: place for place in chosen})
+
+    def _sequences(self, name: str) -> Iterator[_Asked]:
+        """The sequences in which there is something to predict."""
+        before: set[tuple[int, ...]] = set()
+        for line in self._lines(name):
+            asked = self._asked(line)
+            if not asked.answers:
+                continue
+            if self.objective == "embedding":
+                if tuple(asked.tokens) in before:
+                    continue
+                before.add(tuple(asked.tokens))
+            yield asked
 
     def split(self, name: str, sequences: int) -> Split:
-        """The first `sequences` sequences of a split, fewer if it has fewer."""
+        """The first `sequences` sequences of a split, fewer if it has fewer.
+
+        Raises AssayError for an unknown split, a number below 1, a source that cannot be read or has no sequence.
+        """
         if name not in self.split_names:
             raise unknown_name("split", name, self.split_names)
         if sequences < 1:
             raise AssayError(f"split({name!r}, sequences={sequences}): must be at least 1.")
-        rows: list[list[int]] = []
-        for line in self._lines(name):
-            ids = self.tokenizer(line, truncation=True, max_length=self.max_length)["input_ids"]
-            if len(ids) >= 2:
-                rows.append(list(ids))
-            if len(rows) == sequences:
-                break
+        rows = list(islice(self._sequences(name), sequences))
         if not rows:
-            raise AssayError(f"split {name!r} has no sequence of at least two tokens.")
-        lengths = np.array([len(row) for row in rows])
-        tokens = np.zeros((len(rows), lengths.max()), dtype=np.int64)
+            least = "two tokens" if self.objective == "causal" else "one token that is not special"
+            raise AssayError(f"split {name!r} has no sequence of at least {least}; is the file empty?")
+        lengths = np.array([len(row.tokens) for row in rows])
+        pad = self.tokenizer.pad_token_id
+        tokens = np.full((len(rows), lengths.max()), 0 if pad is None else pad, dtype=np.int64)
         kinds = np.full(tokens.shape, UNSCORED, dtype=np.int64)
+        targets = np.zeros(tokens.shape, dtype=np.int64)
+        features = {feature.name: np.zeros(tokens.shape, dtype=np.int64) for feature in self.features}
         for index, row in enumerate(rows):
-            tokens[index, : len(row)] = row
-            seen: set[int] = set()
-            for place in range(len(row) - 1):
-                seen.add(row[place])
-                kinds[index, place] = 0 if row[place + 1] in seen else 1
+            tokens[index, : len(row.tokens)] = row.tokens
+            if self.objective == "embedding":
+                continue
+            at, answers = list(row.answers), list(row.answers.values())
+            targets[index, at] = [row.pieces[answer].token for answer in answers]
+            kinds[index, at] = self._kinds_of(row)
+            for feature, values in self._features_of(row).items():
+                features[feature][index, at] = np.array(values)[answers]
         role: Role = "train" if name == "train" else "iid" if name == "iid" else "shift"
-        return Split(name, role, f"your text for {name}", tokens, lengths, kinds)
+        return Split(
+            name=name,
+            role=role,
+            description=f"your text for {name}",
+            tokens=tokens,
+            lengths=lengths,
+            kinds=kinds,
+            features=features,
+            objective=self.objective,
+            targets=targets if self.objective == "masked" else None,
+        )
+
+    def _kinds_of(self, row: _Asked) -> list[int]:
+        """0 for a repeated token, 1 for a new one, of every answer."""
+        if self.objective == "masked":
+            shown = {token for place, token in enumerate(row.tokens) if place not in row.answers}
+            return [0 if row.pieces[answer].token in shown else 1 for answer in row.answers.values()]
+        first: dict[int, int] = {}
+        for place, token in enumerate(row.tokens):
+            first.setdefault(token, place)
+        return [0 if first[row.tokens[answer]] < answer else 1 for answer in row.answers.values()]
+
+    def _features_of(self, row: _Asked) -> dict[str, list[int]]:
+        """The class of every token of a sequence under every feature."""
+        own = [piece.token for piece in row.pieces]
+        shares = [self._shares.get(token, 0.0) for token in own]
+        hidden = row.answers if self.objective == "masked" else {}
+        seen: set[int] = set()
+        induction = [0]
+        for place, token in enumerate(own[:-1]):
+            induction.append(int(place not in hidden and token in seen))
+            if place not in hidden:
+                seen.add(token)
+        texts = [piece.text for piece in row.pieces]
+        return {
+            "frequency": [int(np.searchsorted(_BANDS, share, side="right")) if share else 0 for share in shares],
+            "class": [piece.of_class for piece in row.pieces],
+            "induction": induction,
+            **{group.name: group.of(texts) for group in self.groups},
+        }
 
     def describe(self) -> dict[str, object]:
-        """Names of the splits with a hash of their text, as plain values."""
-        hashes = {name: hashlib.sha256("\n".join(self._lines(name)).encode()).hexdigest() for name in self.split_names}
-        return {"task": "text", "max_length": self.max_length, **{f"{name}_sha256": h for name, h in hashes.items()}}
+        """Parameters and, of every split's source, a hash of its content or its name; plain values only."""
+        sources = {"train": self.train, "iid": self.iid, **self.shifts}
+        masking = {"mask_share": self.mask_share, "seed": self.seed} if self.objective == "masked" else {}
+        return {
+            "task": "text",
+            "objective": self.objective,
+            "max_length": self.max_length,
+            **masking,
+            "groups": [group.name for group in self.groups],
+            **{f"{name}_source": fingerprint(source) for name, source in sources.items()},
+        }

@@ -1,0 +1,115 @@
+"""Where text comes from: files, datasets of the hub, lists of strings."""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from assay._errors import AssayError
+from assay.tasks._rows import hub_rows, json_rows, parquet_rows
+
+TextSource = str | Path | Sequence[str]
+"""Sequences of text: a file, `hub:NAME` or the sequences themselves.
+
+A `.jsonl`, `.jsonl.gz` or `.parquet` file has one sequence a row, in the text field; any other file is UTF-8 text with
+one sequence a line. `hub:NAME`, `hub:NAME:SPLIT` and `hub:NAME:CONFIGURATION:SPLIT` name a dataset of the Hugging Face
+hub, or a local copy of one (split `train` unless said otherwise).
+"""
+
+_HUB = "hub:"
+_NOT_TEXT = (".json", ".csv", ".tsv", ".zip", ".gz", ".zst", ".bz2", ".xz")
+
+
+def lines(source: TextSource, field: str, split: str) -> Iterator[str]:
+    """The sequences of a source in order, blank ones passed over, read as they are asked for.
+
+    Raises AssayError, with the split's name, for what cannot be read as text.
+    """
+    if not isinstance(source, str | Path):
+        found: Iterable[str] = source
+    elif str(source).startswith(_HUB):
+        found = _hub(str(source), field, split)
+    else:
+        found = _file(Path(source), field, split)
+    return (text for text in found if text.strip())
+
+
+def _file(path: Path, field: str, split: str) -> Iterator[str]:
+    if not path.is_file():
+        raise AssayError(
+            f"split {split!r}: there is no file {str(path)!r}; give a .txt, .jsonl, .jsonl.gz or .parquet."
+        )
+    name = path.name.lower()
+    if name.endswith((".jsonl", ".jsonl.gz")):
+        for number, row in enumerate(json_rows(path), start=1):
+            if isinstance(row, str):
+                raise AssayError(f"split {split!r}: {str(path)!r} has {row} (row {number}); fix or remove it.")
+            yield from _field(row, field, split, f"row {number} of {str(path)!r}")
+    elif name.endswith(".parquet"):
+        for number, row in enumerate(parquet_rows(path), start=1):
+            yield from _field(row, field, split, f"row {number} of {str(path)!r}")
+    elif name.endswith(_NOT_TEXT):
+        raise AssayError(
+            f"split {split!r}: {str(path)!r} cannot be read; give a .txt, .jsonl, .jsonl.gz or .parquet file."
+        )
+    else:
+        yield from _plain(path, split)
+
+
+def _plain(path: Path, split: str) -> Iterator[str]:
+    try:
+        with path.open(encoding="utf-8") as stream:
+            for line in stream:
+                if "\0" in line:
+                    raise AssayError(
+                        f"split {split!r}: {str(path)!r} cannot be read as UTF-8 text (it holds NUL bytes, so it is "
+                        "binary)."
+                    )
+                yield line.rstrip("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise AssayError(f"split {split!r}: {str(path)!r} cannot be read as UTF-8 text ({error}).") from None
+
+
+def _hub(source: str, field: str, split: str) -> Iterator[str]:
+    name, *rest = source.removeprefix(_HUB).split(":")
+    if not name or len(rest) > 2:
+        raise AssayError(
+            f"split {split!r}: {source!r} must be hub:NAME, hub:NAME:SPLIT or hub:NAME:CONFIGURATION:SPLIT."
+        )
+    part = rest[-1] if rest else "train"
+    for number, row in enumerate(hub_rows(name, rest[0] if len(rest) == 2 else None, part), start=1):
+        yield from _field(row, field, split, f"row {number} of {source!r}")
+
+
+def _field(row: Mapping[str, Any], field: str, split: str, where: str) -> Iterator[str]:
+    """The text of a row; none where it is null."""
+    if field not in row:
+        raise AssayError(
+            f"split {split!r}: {where} has no field {field!r}, only {', '.join(map(repr, row))}; name the field with "
+            "the text (text_field, --text-field)."
+        )
+    text = row[field]
+    if text is None:
+        return
+    if not isinstance(text, str):
+        raise AssayError(f"split {split!r}: field {field!r} of {where} is no text but of type {type(text).__name__}.")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise AssayError(f"split {split!r}: field {field!r} of {where} is not Unicode text.") from None
+    yield text
+
+
+def fingerprint(source: TextSource) -> str:
+    """What tells a source from another in a record: the hash of its content, or the name of a dataset."""
+    if isinstance(source, str) and source.startswith(_HUB):
+        return source if not Path(source.removeprefix(_HUB)).is_absolute() else _HUB + Path(source).name
+    digest = hashlib.sha256()
+    if isinstance(source, str | Path):
+        with Path(source).open("rb") as stream:
+            for block in iter(lambda: stream.read(1 << 20), b""):
+                digest.update(block)
+    else:
+        for text in source:
+            digest.update(text.encode() + b"\n")
+    return digest.hexdigest()
