@@ -116,7 +116,7 @@ def test_missing_folder_is_refused(tmp_path):
 
 def test_folder_that_is_no_model_is_refused(tmp_path):
     (tmp_path / "readme.txt").write_text("nothing here")
-    with pytest.raises(AssayError, match="causal language model"):
+    with pytest.raises(AssayError, match=r"could not read .* as a model"):
         load(tmp_path)
 
 
@@ -126,22 +126,96 @@ def test_folder_without_weights_is_refused(folder):
         load(folder)
 
 
-def test_pickled_weights_are_not_read(subject, folder):
+def test_pickled_weights_are_read_only_when_asked_for(subject, folder):
     (folder / "model.safetensors").unlink()
     torch.save(state(subject), folder / "pytorch_model.bin")
-    with pytest.raises(AssayError, match="causal language model"):
+    with pytest.raises(AssayError, match=r"pickle \(pytorch_model\.bin\).*allow_pickle=True"):
+        load(folder)
+    assert load(folder, allow_pickle=True).weights_sha256 == subject.weights_sha256
+
+
+def test_safetensors_go_before_pickles(subject, folder):
+    torch.save({name: weight + 1 for name, weight in state(subject).items()}, folder / "pytorch_model.bin")
+    for allowed in (False, True):
+        assert load(folder, allow_pickle=allowed).weights_sha256 == subject.weights_sha256
+
+
+class Harmful:
+    """Run when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_a_pickle_with_code_is_refused_and_not_run(subject, folder, tmp_path):
+    mark = tmp_path / "was-run"
+    (folder / "model.safetensors").unlink()
+    torch.save({**state(subject), "extra": Harmful(mark)}, folder / "pytorch_model.bin")
+    with pytest.raises(AssayError, match="could not read"):
+        load(folder, allow_pickle=True)
+    assert not mark.exists()
+
+
+def test_code_of_the_model_is_not_run_unless_asked_for(subject, folder, tmp_path):
+    mark = tmp_path / "was-run"
+    code = (
+        f"import pathlib\npathlib.Path({str(mark)!r}).touch()\n"
+        "from transformers import GPT2Config, GPT2LMHeadModel\n"
+        "class OwnConfig(GPT2Config):\n    model_type = 'own'\n"
+        "class OwnForCausalLM(GPT2LMHeadModel):\n    config_class = OwnConfig\n"
+    )
+    (folder / "own.py").write_text(code)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {
+        "model_type": "own",
+        "architectures": ["OwnForCausalLM"],
+        "auto_map": {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnForCausalLM"},
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(AssayError, match="trust_remote_code=True"):
+        load(folder)
+    assert not mark.exists()
+    assert type(load(folder, trust_remote_code=True).model).__name__ == "OwnForCausalLM"
+    assert mark.exists()
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+def test_a_broken_tokenizer_is_refused(folder, name):
+    (folder / name).write_text("{")
+    with pytest.raises(AssayError, match="tokenizer of 'mine' cannot be read"):
+        load(folder)
+
+
+def test_a_tokenizer_of_a_larger_vocabulary_is_refused(subject, folder):
+    tokenizer = load(folder).tokenizer
+    tokenizer.add_tokens(["one-more"])
+    save(replace(subject, tokenizer=tokenizer), folder)
+    size = subject.vocabulary
+    with pytest.raises(AssayError, match=f"tokens up to {size}, but .* 0 to {size - 1} only.*resize_token_embeddings"):
+        load(folder)
+
+
+def test_a_model_that_overflows_is_refused(subject, folder):
+    def enlarge(weights):
+        weights["transformer.h.1.mlp.c_proj.weight"] += 1e38
+
+    damage(folder, enlarge)
+    with pytest.raises(AssayError, match="logits that are not finite"):
         load(folder)
 
 
 def test_config_of_an_unknown_architecture_is_refused(folder):
     (folder / "config.json").write_text('{"model_type": "no-such-model"}')
-    with pytest.raises(AssayError, match="causal language model"):
+    with pytest.raises(AssayError, match=r"could not read .* as a model"):
         load(folder)
 
 
 def test_config_that_is_no_json_is_refused(folder):
     (folder / "config.json").write_text("{")
-    with pytest.raises(AssayError, match="causal language model"):
+    with pytest.raises(AssayError, match=r"could not read .* as a model"):
         load(folder)
 
 

@@ -152,6 +152,7 @@ def cell_name(
         "versions": [version(name) for name in ("torch", "transformers", "scikit-learn")],
         "weights": subject["weights_sha256"],
         "config": subject["config_sha256"],
+        "asked": [subject["objective"], subject.get("pooling")],
         "dtype": subject["dtype"],
         "device": subject["device"],
         "kinds": [repr(kind) for kind in task.kinds],

@@ -103,12 +103,12 @@ def compare(
     refit = refit and any(item.streams for item in chosen)
     inputs = _Inputs.of(task, sequences, fit_sequences, refit=refit)
     for split in inputs.all:
-        _check_fits(subjects, split)
+        check_fits(subjects, split)
 
     variants = [*subjects, *([subjects[0].untrained_copy()] if controls else [])]
     engines = [Engine(variant) for variant in variants]
     candidates = candidates_of(engines[0], chosen, sites, controls, refit)
-    noise = _noise_floor(engines[0], task, inputs.iid)
+    noise = noise_floor(engines[0], task, inputs.iid)
 
     cells = Cells(None if folder is None else Path(folder) / "cells")
     judging = _Judging(task, inputs, candidates, judged, Found(cells), cells, seed)
@@ -371,8 +371,14 @@ def _architecture(subject: Subject) -> dict[str, list[int]]:
     return {name: list(value.shape) for name, value in subject.model.state_dict().items()}
 
 
-def _check_fits(subjects: Sequence[Subject], split: Split) -> None:
+def check_fits(subjects: Sequence[Subject], split: Split) -> None:
+    """Raise AssayError if a split has tokens that a subject does not know, or more positions than it has."""
     for subject in subjects:
+        if split.objective != subject.objective:
+            raise AssayError(
+                f"split {split.name!r} is made for the objective {split.objective!r} but {subject.name!r} is judged as "
+                f"{subject.objective!r}; give both the same, as Text(objective=...) and load(objective=...)."
+            )
         known = subject.vocabulary
         largest = int(split.tokens.max())
         if largest >= known:
@@ -380,7 +386,7 @@ def _check_fits(subjects: Sequence[Subject], split: Split) -> None:
                 f"split {split.name!r} has token {largest} but {subject.name!r} knows tokens 0 to {known - 1}; "
                 "the task and the subject do not belong together."
             )
-        limit = getattr(subject.model.config, "max_position_embeddings", None)
+        limit = subject.positions
         if limit is not None and split.tokens.shape[1] > limit:
             raise AssayError(
                 f"split {split.name!r} has sequences of {split.tokens.shape[1]} tokens but {subject.name!r} has "
@@ -406,7 +412,8 @@ def _fit(engine: Engine, train: Split, candidates: Sequence[Candidate]) -> dict[
     }
 
 
-def _noise_floor(engine: Engine, task: Task, split: Split) -> NoiseFloor:
+def noise_floor(engine: Engine, task: Task, split: Split) -> NoiseFloor:
+    """What an identity edit changes on the first `NOISE_SEQUENCES` sequences of a split."""
     part = split.first(NOISE_SEQUENCES)
     eager, as_loaded, flipped, scored = 0.0, 0.0, 0, 0
     for _, batch in batches(engine, part):

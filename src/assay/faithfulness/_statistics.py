@@ -392,8 +392,8 @@ def matched_gap(
     are effective sequences.
 
     Limits: what differs between the splits other than the margin is not taken off; a margin that the shift itself
-    made small (the subject fails there, too) is; and within a bin margins may still differ a little, which leaves a
-    small part of the difference in.
+    made small (the subject fails there, too) is. Within a bin margins may still differ a little, and a margin knows the
+    nearest rival only: where more of them are close behind on the shift, a part of the harder inputs' gap is left in.
     """
     (sums_a, counts_a), (sums_b, counts_b) = iid, shift
     seeds = len(sums_a)

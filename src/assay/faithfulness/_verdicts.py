@@ -8,6 +8,9 @@ import pandas as pd
 
 Judgement = Literal["faithful", "illusion", "unfaithful", "inconclusive"]
 
+Standing = Literal["holds", "fails", "undecided"]
+"""What an interval says about a claim: shown to hold, shown to fail, or neither."""
+
 RULES = """\
 All rules look at `same_prediction` on the primary kind, and at whole confidence intervals, never at points alone.
 
@@ -90,6 +93,22 @@ def _percent(rate: float) -> str:
     return f"{100 * rate:.1f}%"
 
 
+def standing_of_agreement(low: float, high: float, min_agreement: float) -> Standing:
+    """What an interval of agreement says of "at least `min_agreement`"; NaN decides nothing."""
+    if high < min_agreement:
+        return "fails"
+    return "holds" if low >= min_agreement else "undecided"
+
+
+def standing_of_gap(
+    gap: float, low: float, high: float, p_holm: float, *, max_gap: float, alpha: float, noise: float
+) -> Standing:
+    """What a gap with its interval and adjusted p-value says of "at most `max_gap`"; NaN decides nothing."""
+    if low > max_gap and p_holm < alpha and gap > noise:
+        return "fails"
+    return "holds" if high <= max_gap else "undecided"
+
+
 def judge(
     agreement: pd.Series,
     gaps: pd.DataFrame,
@@ -114,13 +133,14 @@ def judge(
     extra = list(notes)
     if len(better):
         extra.append(f"More faithful under {', '.join(better['split'])} than in distribution.")
+    standing = standing_of_agreement(low, high, min_agreement)
     judgement: Judgement
     if math.isnan(low):
         judgement = "inconclusive"
         extra.append(f"Nothing to go by in distribution: {agreement['reason'] or 'no interval'}.")
-    elif high < min_agreement:
+    elif standing == "fails":
         judgement = "unfaithful"
-    elif low < min_agreement:
+    elif standing == "undecided":
         judgement = "inconclusive"
         extra.append(
             f"The interval in distribution contains the threshold {_percent(min_agreement)}: use more sequences."
@@ -129,17 +149,24 @@ def judge(
         judgement = "inconclusive"
         extra.append("No shift was measured.")
     else:
-        shown = measured[(measured["low"] > max_gap) & (measured["p_holm"] < alpha) & (measured["gap"] > noise)]
+        standings = pd.Series(
+            [
+                standing_of_gap(*numbers, max_gap=max_gap, alpha=alpha, noise=noise)
+                for numbers in measured[["gap", "low", "high", "p_holm"]].to_numpy(dtype=float).tolist()
+            ],
+            index=measured.index,
+        )
+        shown = measured[standings == "fails"]
         survives = shown[(shown["matched_low"] > max_gap) & (shown["p_both"] < alpha)]
         extra += [_cause(row, max_gap=max_gap, survives=index in survives.index) for index, row in shown.iterrows()]
         if len(survives):
             judgement = "illusion"
             worst = survives.iloc[0]
-        elif bool((measured["high"] <= max_gap).all()) and len(measured) == len(gaps):
+        elif bool((standings == "holds").all()) and len(measured) == len(gaps):
             judgement = "faithful"
         else:
             judgement = "inconclusive"
-            undecided = measured[~(measured["high"] <= max_gap) & ~measured.index.isin(shown.index)]
+            undecided = measured[standings == "undecided"]
             missing = gaps[gaps["gap"].isna()]["split"]
             if len(undecided):
                 extra.append(

@@ -15,7 +15,18 @@ from assay.faithfulness import RULES, Comparison, Verdict
 from assay.reports._figures import figures
 from assay.reports._illustrations import Illustrations
 from assay.reports._style import INK, to_png, to_svg
-from assay.reports._tables import evaluation_splits, limits, lines, percent, subject_accuracy
+from assay.reports._tables import (
+    CAUSES,
+    causes,
+    evaluation_splits,
+    limits,
+    lines,
+    percent,
+    point_limits,
+    points,
+    subject_accuracy,
+    worth,
+)
 from assay.subjects import write_atomically
 
 _RASTER = ("keys-", "sentence-")
@@ -86,6 +97,10 @@ def write_page(comparison: Comparison, path: Path, illustrations: Illustrations 
             splits=splits,
             accuracy=[float(accuracy["estimate"][name]) if name in accuracy.index else float("nan") for name in splits],
             lines=list(lines(comparison)),
+            headings=(*CAUSES[:2], "n (of shift)", *CAUSES[2:]),
+            causes=[(row, worth(row)) for row in causes(comparison)],
+            points=points,
+            point_limits=point_limits,
             percent=percent,
             limits=limits,
             pictures=drawn,

@@ -1,6 +1,6 @@
 """Who is tested: any Hugging Face model, and the reference models that Assay trains and ships."""
 
-from assay.subjects._load import check_seed, load, resolve_device, save, shipped
+from assay.subjects._load import DTYPES, check_seed, load, resolve_device, resolve_dtype, save, shipped
 from assay.subjects._max_of_k import (
     LINEAR_MAX_BATCH,
     LINEAR_MAX_RECIPE,
@@ -15,6 +15,7 @@ from assay.subjects._max_of_k import (
     max_of_k_batches,
     max_of_k_model,
 )
+from assay.subjects._objective import Pooling, pool
 from assay.subjects._reference import (
     CODE_RECIPE,
     CODE_TOKENS_PER_BATCH,
@@ -38,6 +39,7 @@ from assay.subjects._train import (
 __all__ = [
     "CODE_RECIPE",
     "CODE_TOKENS_PER_BATCH",
+    "DTYPES",
     "DYCK_RECIPE",
     "DYCK_TOKENS_PER_BATCH",
     "IGNORED",
@@ -51,6 +53,7 @@ __all__ = [
     "LinearMaxForCausalLM",
     "MaxOfKConfig",
     "MaxOfKForCausalLM",
+    "Pooling",
     "Progress",
     "Recipe",
     "Subject",
@@ -63,7 +66,9 @@ __all__ = [
     "load",
     "max_of_k_batches",
     "max_of_k_model",
+    "pool",
     "resolve_device",
+    "resolve_dtype",
     "save",
     "shipped",
     "train",

@@ -3,20 +3,33 @@
 import copy
 import difflib
 import json
+import pickle
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from assay._errors import AssayError, unknown_name
+from assay.subjects._objective import (
+    AUTO_CLASSES,
+    WHAT,
+    Pooling,
+    check_objective,
+    check_pooling,
+    is_sentence_transformer,
+    objective_of,
+    read_pooling,
+)
 from assay.subjects._subject import Subject
 from assay.subjects._train import write_atomically
+from assay.tasks import Objective
 
 _CHECKPOINTS = files("assay.subjects") / "checkpoints"
 _RECORD = "training.json"
@@ -55,30 +68,77 @@ def resolve_device(device: str) -> str:
     return device
 
 
-def load(name: str | Path, *, seed: int = 0, device: str = "cpu", dtype: torch.dtype | None = None) -> Subject:
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+
+
+def resolve_dtype(dtype: str) -> torch.dtype:
+    """The dtype of that name. Raises AssayError unless it is one of `DTYPES`."""
+    if dtype not in DTYPES:
+        raise unknown_name("dtype", dtype, DTYPES)
+    return DTYPES[dtype]
+
+
+def load(
+    name: str | Path,
+    *,
+    seed: int = 0,
+    device: str = "cpu",
+    dtype: torch.dtype | None = None,
+    objective: Objective | None = None,
+    pooling: Pooling | None = None,
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
+) -> Subject:
     """Load a subject.
 
     `name` is a shipped reference model (`"dyck-20-10"`, trained from `seed`), a folder made by `save_pretrained`, or
-    a name on the Hugging Face hub. Weights are read from safetensors only, and no remote code is run. `device` may be
-    `"auto"`; `dtype` defaults to that of the training record (the shipped models are computed with in float32, also
-    where they are stored in float16), else to that of the checkpoint.
+    a name on the Hugging Face hub. `device` may be `"auto"`; `dtype` defaults to that of the training record (the
+    shipped models are computed with in float32, also where they are stored in float16), else to that of the checkpoint.
 
-    Raises AssayError if there is no such model, seed or device, or if it cannot be read as a causal language model.
+    `objective` is what the model is asked: "causal" (the next token), "masked" (tokens under masks) or "embedding"
+    (one vector a sequence). By default it is what the architecture that the configuration names is for; a folder of
+    sentence-transformers is an encoder. An encoder's `pooling` is read from such a folder, and otherwise the mean over
+    tokens.
+
+    Weights are read from safetensors only, unless `allow_pickle` is given: then `pytorch_model.bin` is read where there
+    is nothing else, by torch.load with weights_only, which runs no code. Code that comes with a model is run only if
+    `trust_remote_code` is given; read it before.
+
+    Raises AssayError if there is no such model, seed or device; if it cannot be read as what it is asked for; if
+    weights are missing or not finite; if the tokenizer is broken or knows tokens that the model has no embedding for;
+    or if, on two tokens, the model fails, gives numbers that are not finite or, as a causal one, sees the future.
     """
     device = resolve_device(device)
+    if objective is not None:
+        check_objective(objective)
+    if pooling is not None:
+        check_pooling(pooling)
+    how = _How(device, dtype, objective, pooling, allow_pickle, trust_remote_code)
     known = shipped()
     if str(name) in known:
         check_seed(str(name), seed)
         with as_file(_CHECKPOINTS / str(name) / f"seed-{seed}") as folder:
-            return _read(folder, str(name), device, dtype)
+            return _read(folder, str(name), how)
     path = Path(name)
     if path.is_dir():
-        return _read(path, path.name, device, dtype)
+        return _read(path, path.name, how)
     if difflib.get_close_matches(str(name), known, cutoff=0.7):
         raise unknown_name("reference model", str(name), known)
     if path.is_absolute() or str(name).startswith("."):
         raise AssayError(f"there is no folder {str(name)!r}; give a folder made by save_pretrained, or a model's name.")
-    return _read(str(name), str(name), device, dtype)
+    return _read(str(name), str(name), how)
+
+
+@dataclass(frozen=True)
+class _How:
+    """The arguments of `load`."""
+
+    device: str
+    dtype: torch.dtype | None
+    objective: Objective | None
+    pooling: Pooling | None
+    allow_pickle: bool
+    trust_remote_code: bool
 
 
 @contextmanager
@@ -94,52 +154,167 @@ def _quiet(quiet: bool) -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def _read(source: str | Path, name: str, device: str, dtype: torch.dtype | None) -> Subject:
+def _reason(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+_UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, SafetensorError, pickle.UnpicklingError)
+
+
+def _read(source: str | Path, name: str, how: _How) -> Subject:
     record: Mapping[str, Any] = {}
     if isinstance(source, Path) and (source / _RECORD).exists():
         try:
             record = json.loads((source / _RECORD).read_text(encoding="utf-8"))
         except ValueError as error:
             raise AssayError(f"{source / _RECORD} is damaged ({error}); remove it or restore it.") from None
+    what = "a model" if how.objective is None else WHAT[how.objective]
     try:
         with _quiet(isinstance(source, Path)):
-            found: Any = AutoModelForCausalLM.from_pretrained(
+            objective = how.objective or _guess(source, name, how)
+            what = WHAT[objective]
+            if not how.allow_pickle:
+                _refuse_pickle(source, name)
+            found: Any = AUTO_CLASSES[objective].from_pretrained(
                 source,
-                use_safetensors=True,
-                trust_remote_code=False,
-                dtype=dtype or record.get("dtype") or "auto",
+                use_safetensors=None if how.allow_pickle else True,
+                weights_only=True,
+                trust_remote_code=how.trust_remote_code,
+                dtype=how.dtype or record.get("dtype") or "auto",
                 output_loading_info=True,
             )
-            model: PreTrainedModel = found[0]
-            missing: set[str] = set(found[1]["missing_keys"])
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        if isinstance(source, str):
-            raise AssayError(
-                f"could not load {source!r} from the Hugging Face hub ({reason}); give a name of the hub, a folder, "
-                f"or a shipped model: {', '.join(shipped())}."
-            ) from None
-        raise AssayError(
-            f"could not read {name!r} as a causal language model ({reason}); the folder must hold config.json and "
-            "model.safetensors, as save_pretrained writes them."
-        ) from None
+    except _UNREADABLE as error:
+        raise _unreadable(source, name, what, error) from None
+    model: PreTrainedModel = found[0]
+    missing: set[str] = set(found[1]["missing_keys"])
+    if objective == "embedding":
+        missing = _without_pooler(model, missing)
+    elif how.pooling is not None:
+        raise AssayError(f"load(pooling={how.pooling!r}): {name!r} is {what}; pooling is for embeddings.")
     if missing:
         raise AssayError(
             f"the checkpoint of {name!r} lacks {len(missing)} tensors ({min(missing)}), which would be random; "
-            "it cannot be judged."
+            f"as {what} it cannot be judged."
         )
     broken = [key for key, value in model.state_dict().items() if not torch.isfinite(value).all()]
     if broken:
         raise AssayError(f"{name!r} has weights that are not finite ({broken[0]}); it cannot be judged.")
-    torch.nn.Module.to(model, device)
-    return Subject(model.eval(), _tokenizer(source), name, seed=record.get("seed"), record=record)
+    torch.nn.Module.to(model, how.device)
+    subject = Subject(
+        model.eval(),
+        _tokenizer(source, name, how.trust_remote_code),
+        name,
+        seed=record.get("seed"),
+        record=record,
+        objective=objective,
+        pooling=how.pooling or (read_pooling(source) if objective == "embedding" else "mean"),
+    )
+    _check_vocabulary(subject)
+    _check_forward(subject)
+    return subject
 
 
-def _tokenizer(source: str | Path) -> PreTrainedTokenizerBase | None:
-    """The model's tokenizer; None if it has none (transformers makes up an empty one then)."""
+def _unreadable(source: str | Path, name: str, what: str, error: Exception) -> AssayError:
+    reason = _reason(error)
+    if "trust_remote_code" in str(error):
+        return AssayError(
+            f"{name!r} comes with code of its own, which is not run unless you ask for it: read the code, then give "
+            "trust_remote_code=True (--trust-remote-code)."
+        )
+    if isinstance(source, str):
+        return AssayError(
+            f"could not load {source!r} from the Hugging Face hub as {what} ({reason}); give a name of the hub, a "
+            f"folder, or a shipped model: {', '.join(shipped())}."
+        )
+    return AssayError(
+        f"could not read {name!r} as {what} ({reason}); the folder must hold config.json and model.safetensors, as "
+        "save_pretrained writes them, of an architecture that can be asked for that (objective=, --objective)."
+    )
+
+
+def _guess(source: str | Path, name: str, how: _How) -> Objective:
+    """What the model is for, as its files tell."""
+    if is_sentence_transformer(source):
+        return "embedding"
+    config = AutoConfig.from_pretrained(source, trust_remote_code=how.trust_remote_code)
+    architectures = getattr(config, "architectures", None) or []
+    found = objective_of(architectures[0]) if architectures else "causal"
+    if found is None:
+        raise AssayError(
+            f"the configuration of {name!r} names {architectures[0]}, which does not tell what to ask it; say "
+            f"objective= (--objective): {', '.join(get_args(Objective))}."
+        )
+    return found
+
+
+def _refuse_pickle(source: str | Path, name: str) -> None:
+    """Say what is wrong where a folder has its weights in a pickle only."""
+    if isinstance(source, Path) and not any(source.glob("*.safetensors")):
+        pickles = sorted(path.name for path in source.glob("*.bin"))
+        if pickles:
+            raise AssayError(
+                f"{name!r} has its weights in a pickle ({pickles[0]}), and pickles can run code when they are read. "
+                "Write it again as safetensors (save_pretrained does), or give allow_pickle=True (--allow-pickle), "
+                "which reads tensors and nothing else."
+            )
+
+
+def _without_pooler(model: PreTrainedModel, missing: set[str]) -> set[str]:
+    """Take off a pooling layer without weights, which the hidden states do not go through; what else is missing."""
+    of_pooler = {key for key in missing if key.startswith("pooler.")}
+    if of_pooler:
+        model.register_module("pooler", None)
+    return missing - of_pooler
+
+
+def _check_vocabulary(subject: Subject) -> None:
+    if subject.tokenizer is not None:
+        largest = max(subject.tokenizer.get_vocab().values(), default=0)
+        if largest >= subject.vocabulary:
+            raise AssayError(
+                f"the tokenizer of {subject.name!r} has tokens up to {largest}, but the model has embeddings of 0 to "
+                f"{subject.vocabulary - 1} only; they do not belong together (after adding tokens, "
+                "model.resize_token_embeddings(len(tokenizer)) is needed)."
+            )
+
+
+def _check_forward(subject: Subject) -> None:
+    """Refuse a model that fails on two tokens, gives no numbers, or is asked for the next token and sees it."""
+    tokens = torch.tensor([[0, 0], [0, subject.vocabulary - 1]], device=subject.device)
     try:
-        found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    except (OSError, ValueError, KeyError):
+        logits = subject(tokens)
+    except (RuntimeError, ValueError, IndexError, TypeError, AttributeError) as error:
+        raise AssayError(f"{subject.name!r} cannot be run on two tokens ({_reason(error)}).") from None
+    if not torch.isfinite(logits).all():
+        raise AssayError(
+            f"{subject.name!r} gives logits that are not finite numbers; it cannot be judged (in half precision, try "
+            "float32)."
+        )
+    if subject.objective == "causal":
+        first, second = logits[:, 0].float()
+        exact = logits.dtype in (torch.float32, torch.float64)
+        if float((first - second).abs().max()) > (1e-4 if exact else 1e-1) * float(first.abs().max()):
+            raise AssayError(
+                f"{subject.name!r} sees later tokens when it predicts the next one, so it is no causal language model; "
+                "load it with objective='masked' or objective='embedding' (--objective)."
+            )
+
+
+_OF_TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "*.model")
+
+
+def _tokenizer(source: str | Path, name: str, trust_remote_code: bool) -> PreTrainedTokenizerBase | None:
+    """The model's tokenizer; None if it has none (transformers makes up an empty one then)."""
+    has_files = isinstance(source, Path) and any(any(source.glob(pattern)) for pattern in _OF_TOKENIZERS)
+    try:
+        found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+    except Exception as error:  # tokenizers raises nothing more special
+        if has_files or not isinstance(error, OSError | ValueError | KeyError):
+            raise AssayError(
+                f"the tokenizer of {name!r} cannot be read ({_reason(error)}); restore its files, or remove them to "
+                "load the model without one."
+            ) from None
         return None
     return found if set(found.get_vocab()) - set(found.all_special_tokens) else None
 

@@ -13,13 +13,18 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from assay.subjects._objective import Pooling, check_objective, check_pooling, objective_of
+from assay.tasks import Objective
+
 
 @dataclass(frozen=True, repr=False)
 class Subject:
     """A Hugging Face model with its tokenizer and a name.
 
     `seed` is the training seed where it is known, `record` the training record of a reference model (empty
-    otherwise), `trained` is False for a copy with fresh weights.
+    otherwise), `trained` is False for a copy with fresh weights. `objective` is what the model is asked (default: what
+    its class is for), `pooling` how an encoder's embedding is made of its tokens' vectors; other objectives do not
+    use it.
     """
 
     model: PreTrainedModel
@@ -28,15 +33,27 @@ class Subject:
     seed: int | None = None
     record: Mapping[str, Any] = field(default_factory=dict)
     trained: bool = True
+    objective: Objective | None = None
+    pooling: Pooling = "mean"
+
+    def __post_init__(self) -> None:
+        found = self.objective or objective_of(type(self.model).__name__) or "causal"
+        check_objective(found)
+        check_pooling(self.pooling)
+        object.__setattr__(self, "objective", found)
 
     @torch.inference_mode()
     def __call__(
         self, tokens: Int[Tensor, "batch position"], valid: Int[Tensor, "batch position"] | None = None
     ) -> Float[Tensor, "batch position vocabulary"]:
-        """Logits of every position; `valid` is 1 at tokens and 0 at padding (default: no padding)."""
+        """Logits of every position; `valid` is 1 at tokens and 0 at padding (default: no padding).
+
+        For an encoder that gives embeddings, the last hidden states (batch, position, width) stand in their place.
+        """
         mask = torch.ones_like(tokens) if valid is None else valid
         without_cache = {"use_cache": False} if getattr(self.model.config, "use_cache", False) else {}
-        logits: Tensor = self.model(input_ids=tokens, attention_mask=mask, **without_cache).logits
+        output = self.model(input_ids=tokens, attention_mask=mask, **without_cache)
+        logits: Tensor = output.last_hidden_state if self.objective == "embedding" else output.logits
         return logits
 
     @property
@@ -53,6 +70,25 @@ class Subject:
     def vocabulary(self) -> int:
         """The number of tokens that the model has embeddings for."""
         return int(self.model.get_input_embeddings().weight.shape[0])  # type: ignore[index]
+
+    @property
+    def positions(self) -> int | None:
+        """The longest sequence that the model has positions for; None if its configuration names none.
+
+        Position embeddings with a padding row (RoBERTa's) begin after it, which takes that many from the number.
+        """
+        limit = getattr(self.model.config, "max_position_embeddings", None)
+        if limit is None:
+            return None
+        for name, module in self.model.named_modules():
+            if (
+                isinstance(module, torch.nn.Embedding)
+                and "position" in name
+                and module.num_embeddings == limit
+                and module.padding_idx is not None
+            ):
+                return int(limit) - module.padding_idx - 1
+        return int(limit)
 
     @property
     def weights_sha256(self) -> str:
@@ -91,6 +127,8 @@ class Subject:
             "seed": self.seed,
             "trained": self.trained,
             "architecture": type(self.model).__name__,
+            "objective": self.objective,
+            **({"pooling": self.pooling} if self.objective == "embedding" else {}),
             "parameters": self.parameters,
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "device": str(self.device),

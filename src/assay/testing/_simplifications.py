@@ -1,4 +1,4 @@
-"""For authors of simplifications: a conformance suite that yours and ours have to pass."""
+"""A conformance suite for simplifications, which yours and ours have to pass."""
 
 import copy
 import inspect

@@ -1,0 +1,150 @@
+"""One proxy against two claims: it agrees with its subject in distribution, and no shift takes much away."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from assay.engine import Engine, Proxy, Samples
+from assay.faithfulness._cells import Candidate
+from assay.faithfulness._compare import check_fits, noise_floor
+from assay.faithfulness._metrics import SamePrediction
+from assay.faithfulness._scores import NotFiniteError, score
+from assay.faithfulness._statistics import holm, p_above
+from assay.faithfulness._summary import summarise
+from assay.faithfulness._verdicts import Standing, standing_of_agreement, standing_of_gap
+from assay.subjects import Subject
+from assay.tasks import Split, Task
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What the measurements say of one claim, which is about one split and kind.
+
+    On `iid` the claim is "agrees on at least `bound`", and `value`, `low`, `high` are the share of predictions on which
+    the proxy predicts the subject's token. On a shift it is "agrees at most `bound` less than on iid", and they are
+    the gap. All are shares; NaN where they were not measured, with the `reason`. `interval` names the method of the
+    interval. `agreement` is that share on the split itself, of `predictions` predictions in `sequences` of its `size`
+    sequences.
+    """
+
+    split: str
+    kind: str
+    is_gap: bool
+    standing: Standing
+    bound: float
+    value: float
+    low: float
+    high: float
+    interval: str
+    agreement: float
+    predictions: int
+    sequences: int
+    size: int
+    reason: str | None
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """The findings, the agreement by split and kind (every kind, judged or not), and the noise floor."""
+
+    findings: tuple[Finding, ...]
+    agreement: Mapping[tuple[str, str], float]
+    noise: float
+
+
+@dataclass
+class _Made:
+    """The recipe of a proxy that was made elsewhere."""
+
+    proxy: Proxy
+    streams: ClassVar[tuple[str, ...]] = ()
+
+    def fit(self, samples: Samples) -> "_Made":
+        return self
+
+    def apply(self, subject: Subject) -> Proxy:
+        return self.proxy
+
+    def control(self) -> None:
+        return None
+
+
+def assess(
+    engine: Engine,
+    proxy: Proxy,
+    task: Task,
+    splits: Sequence[Split],
+    *,
+    kinds: Sequence[str],
+    min_agreement: float,
+    max_gap: float,
+    seed: int,
+    resamples: int,
+    level: float,
+) -> Assessment:
+    """Judge one proxy on one iid split and at least one shift, for every one of `kinds` ("all" is a kind).
+
+    Scores, intervals and rules are those of `compare` and its verdicts; the gaps' tests are adjusted by Holm over the
+    shifts and kinds judged here. `task` says what kinds there are.
+    """
+    by_name = {split.name: split for split in splits}
+    for split in splits:
+        check_fits([engine.subject], split)
+    iid = next(split for split in splits if split.role == "iid")
+    noise = noise_floor(engine, task, iid).flipped
+    metric = SamePrediction()
+    candidate = Candidate(_Made(proxy), "its heads", (), is_control=False, control=None)
+    scores = {split.name: score(engine, {candidate.key: proxy}, task, split, [metric]) for split in splits}
+    found = {(0, candidate.key, name): cells[candidate.key] for name, cells in scores.items()}
+    results, gaps = summarise(
+        [metric],
+        task.kinds,
+        [engine.subject],
+        [candidate],
+        splits=by_name,
+        found=found,
+        seed=seed,
+        resamples=resamples,
+        level=level,
+        method="bca",
+    )
+    rows = {(row["split"], row["kind"]): row for row in results.to_dict("records") if row["feature"] == ""}
+    gaps = gaps[gaps["kind"].isin(kinds)].copy()
+    gaps["p_holm"] = holm(p_above(gaps["gap"], gaps["error"], gaps["degrees"], max_gap).tolist())
+    gap_rows = {(row["split"], row["kind"]): row for row in gaps.to_dict("records")}
+    broken = {name for (_, _, name), cell in found.items() if isinstance(cell, NotFiniteError)}
+
+    findings = []
+    for split in (iid, *(split for split in splits if split.role == "shift")):
+        for kind in kinds:
+            own = rows[split.name, kind]
+            gap = None if split is iid else gap_rows[split.name, kind]
+            measured = own if gap is None else gap
+            value, low, high = (float(measured[key]) for key in ("estimate" if gap is None else "gap", "low", "high"))
+            standing: Standing
+            if split.name in broken:
+                standing = "fails"
+            elif gap is None:
+                standing = standing_of_agreement(low, high, min_agreement)
+            else:
+                p_holm = float(gap["p_holm"])
+                standing = standing_of_gap(value, low, high, p_holm, max_gap=max_gap, alpha=1 - level, noise=noise)
+            findings.append(
+                Finding(
+                    split=split.name,
+                    kind=kind,
+                    is_gap=gap is not None,
+                    standing=standing,
+                    bound=min_agreement if gap is None else max_gap,
+                    value=value,
+                    low=low,
+                    high=high,
+                    interval=str(measured["interval"]),
+                    agreement=float(own["estimate"]),
+                    predictions=int(own["predictions"]),
+                    sequences=int(own["sequences"]),
+                    size=len(split),
+                    reason=own["reason"] if isinstance(own["reason"], str) else None,
+                )
+            )
+    return Assessment(tuple(findings), {place: float(row["estimate"]) for place, row in rows.items()}, noise)

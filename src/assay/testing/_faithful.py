@@ -1,0 +1,237 @@
+"""An assertion that an explanation holds."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from assay._errors import AssayError
+from assay.engine import Engine, Proxy
+from assay.faithfulness import ALL
+from assay.faithfulness._assess import Assessment, Finding, assess
+from assay.faithfulness._statistics import FEW
+from assay.subjects import Subject
+from assay.tasks import UNSCORED, Feature, Kind, Split, Task
+from assay.testing._session import Session
+
+_SEQUENCES = 500
+_KINDS_SHOWN = 5
+_TOO_NEAR = 0.001
+"""A share nearer to its bound than this takes hundreds of thousands of predictions to tell from it."""
+
+_PREDICTION = Kind("prediction", "any scored prediction")
+
+
+def assert_faithful(
+    subject: Subject,
+    proxy: Proxy,
+    splits: Task | Sequence[Split],
+    *,
+    min_agreement: float = 0.95,
+    max_gap: float = 0.02,
+    task: Task | None = None,
+    kinds: Sequence[str] | None = None,
+    sequences: int | None = None,
+    seed: int = 0,
+    resamples: int = 2_000,
+    level: float = 0.95,
+    session: Session | None = None,
+) -> None:
+    """Assert that a proxy predicts what the subject predicts, in distribution and under every shift.
+
+        assert_faithful(subject, proxy, task)
+
+    It passes if whole confidence intervals of the given `level`, from `resamples` resamples drawn with `seed`, show
+    that the proxy predicts the subject's token on at least `min_agreement` of the predictions on the split of role
+    "iid", and that under every shift the share is at most `max_gap` lower: the rule for the verdict "faithful" of
+    `assay.compare`. The same arguments give the same result.
+
+    `splits` is a task, of which every split but the first (train) is judged on its first `sequences` sequences (500),
+    or a list of splits, one of role "iid" and at least one of role "shift" (all their sequences, or the first
+    `sequences`). `kinds` names the kinds of prediction that have to hold, each by itself; the default is the task's
+    primary kind. For a list of splits `task` says what their kinds are; without it every scored prediction counts
+    alike, and its prediction is the arg max over the whole vocabulary.
+
+    With a `session` (the fixture `assay_session`) the subject's own passes are computed once for all tests.
+
+    Raises AssertionError that gives the numbers of every split and kind that failed, and says whether the proxy was
+    shown to be unfaithful or whether there is too little data to tell; AssayError if the call itself is wrong, or the
+    subject gives numbers that are not finite.
+    """
+    __tracebackhide__ = True
+    for name, value in (("min_agreement", min_agreement), ("max_gap", max_gap)):
+        if not 0 <= value <= 1:
+            raise AssayError(f"assert_faithful({name}={value}): must be a share between 0 and 1.")
+    if not 0 < level < 1:
+        raise AssayError(f"assert_faithful(level={level}): must be between 0 and 1, for example 0.95.")
+    for name, number in (("resamples", resamples), ("sequences", _SEQUENCES if sequences is None else sequences)):
+        if number < 2:
+            raise AssayError(f"assert_faithful({name}={number}): must be at least 2.")
+    _check_proxy(subject, proxy)
+    judged = _GivenSplits(splits, task, sequences)
+    chosen = (judged.primary_kind,) if kinds is None else tuple(kinds)
+    known = (ALL, *(kind.name for kind in judged.kinds))
+    for kind in chosen:
+        if kind not in known:
+            raise AssayError(f"assert_faithful(kinds=...): there is no kind {kind!r}; there are {', '.join(known)}.")
+    if not chosen or len(set(chosen)) < len(chosen):
+        raise AssayError("assert_faithful(kinds=...): name at least one kind, each once.")
+    result = assess(
+        Engine(subject) if session is None else session.engine(subject),
+        proxy,
+        judged,
+        judged.splits,
+        kinds=chosen,
+        min_agreement=min_agreement,
+        max_gap=max_gap,
+        seed=seed,
+        resamples=resamples,
+        level=level,
+    )
+    if any(finding.standing != "holds" for finding in result.findings):
+        asked = (
+            f"asked for: the subject's own prediction on at least {100 * min_agreement:g}% in distribution, and at "
+            f"most {100 * max_gap:g} points less under every shift ({100 * level:g}% intervals)"
+        )
+        raise AssertionError("\n".join(_message(proxy, asked, result)))
+
+
+def _check_proxy(subject: Subject, proxy: Proxy) -> None:
+    if not isinstance(proxy, Proxy):
+        raise AssayError(
+            f"assert_faithful(proxy={proxy!r}): not a proxy. Fit the simplification and apply it to the subject: "
+            "`assay_session.proxy(subject, simplification, task)`."
+        )
+    if proxy.subject is not subject and proxy.subject.weights_sha256 != subject.weights_sha256:
+        raise AssayError(
+            f"assert_faithful(): the proxy was made of {proxy.subject!r}, whose weights are not those of {subject!r}; "
+            "apply the simplification to the subject that is tested."
+        )
+
+
+class _GivenSplits:
+    """The splits to be judged as a task: without features, and of one kind where nobody said what kinds there are."""
+
+    def __init__(self, given: Task | Sequence[Split], task: Task | None, sequences: int | None) -> None:
+        if isinstance(given, Task):
+            if task is not None:
+                raise AssayError("assert_faithful(task=...): only for a list of splits; splits= is a task already.")
+            names = given.split_names[1:]
+            found = [given.split(name, _SEQUENCES if sequences is None else sequences) for name in names]
+            task = given
+        else:
+            if not isinstance(given, Sequence) or not all(isinstance(item, Split) for item in given):
+                raise AssayError(f"assert_faithful(splits={given!r}): give a task, or a list of its splits.")
+            found = [item if sequences is None else item.first(sequences) for item in given]
+        roles = [item.role for item in found]
+        if roles.count("iid") != 1 or "shift" not in roles or "train" in roles:
+            raise AssayError(
+                "assert_faithful(splits=...): needs one split of role 'iid' and at least one of role 'shift', none of "
+                f"role 'train'; got {', '.join(f'{item.name!r} ({item.role})' for item in found) or 'none'}."
+            )
+        if len({item.name for item in found}) < len(found):
+            raise AssayError("assert_faithful(splits=...): two splits have the same name.")
+        self.name = "splits" if task is None else task.name
+        self.kinds: tuple[Kind, ...] = (_PREDICTION,) if task is None else task.kinds
+        self.primary_kind = ALL if task is None else task.primary_kind
+        self.features: tuple[Feature, ...] = ()
+        self.splits = [replace(item, features={}, kinds=self._kinds_of(item, task)) for item in found]
+        self.split_names = tuple(item.name for item in found)
+
+    @staticmethod
+    def _kinds_of(split: Split, task: Task | None) -> np.ndarray:
+        if task is None:
+            return np.where(split.kinds == UNSCORED, UNSCORED, 0)
+        if split.kinds.max() >= len(task.kinds):
+            raise AssayError(
+                f"assert_faithful(): split {split.name!r} has kind {split.kinds.max()}, but the task {task.name!r} has "
+                f"{len(task.kinds)} kinds; the split is not of this task."
+            )
+        return split.kinds
+
+    def split(self, name: str, sequences: int) -> Split:
+        """The first sequences of a split."""
+        return next(item for item in self.splits if item.name == name).first(sequences)
+
+    def describe(self) -> dict[str, object]:
+        """The names of the splits."""
+        return {"splits": list(self.split_names)}
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}%"
+
+
+def _message(proxy: Proxy, asked: str, result: Assessment) -> Iterator[str]:
+    """Why an assertion failed, line by line, and what to do."""
+    failing = [finding for finding in result.findings if finding.standing == "fails"]
+    undecided = [finding for finding in result.findings if finding.standing == "undecided"]
+    yield f"{'NOT FAITHFUL' if failing else 'NOT DECIDED (too little data to tell)'}: {proxy!r}"
+    yield asked
+    width = max(len(f"{finding.split}, {finding.kind}") for finding in result.findings)
+    order = ("fails", "undecided", "holds")
+    for finding in sorted(result.findings, key=lambda item: order.index(item.standing)):
+        yield f"  {finding.standing:<9}  {f'{finding.split}, {finding.kind}':<{width}}  {_numbers(finding)}"
+    for name in dict.fromkeys(finding.split for finding in failing):
+        rates = {kind: rate for (split, kind), rate in result.agreement.items() if split == name and kind != ALL}
+        rates = {kind: rate for kind, rate in rates.items() if not math.isnan(rate)}
+        if set(rates) - {finding.kind for finding in result.findings}:
+            lowest = sorted(rates, key=lambda kind: rates[kind])[:_KINDS_SHOWN]
+            yield f"  lowest on {name}: {', '.join(f'{kind} {_percent(rates[kind])}' for kind in lowest)}"
+    if failing:
+        yield (
+            "This is shown; more sequences will not change it. Find a better explanation, or claim less: another "
+            "min_agreement or max_gap, or only the splits on which it holds."
+        )
+    else:
+        yield from _advice(undecided, result.noise)
+
+
+def _numbers(finding: Finding) -> str:
+    of = f"{finding.predictions:,} predictions in {finding.sequences:,} sequences"
+    if math.isnan(finding.low):
+        return f"not measured: {finding.reason or 'nothing to compare with in distribution'}" + (
+            f" ({of})" if finding.predictions else ""
+        )
+    if not finding.is_gap:
+        return f"agrees on {_percent(finding.value)} [{_percent(finding.low)}, {_percent(finding.high)}] of {of}"
+    change = "less" if finding.value >= 0 else "more"
+    return (
+        f"{abs(100 * finding.value):.1f} points {change} than in distribution "
+        f"(gap [{100 * finding.low:+.1f}, {100 * finding.high:+.1f}]); agrees on {_percent(finding.agreement)} of {of}"
+    )
+
+
+def _advice(undecided: Sequence[Finding], noise: float) -> Iterator[str]:
+    """How to get a decision."""
+    needed = 0
+    for finding in undecided:
+        where = f"{finding.split}, {finding.kind}"
+        distance = abs(finding.value - finding.bound)
+        if finding.sequences < FEW:
+            yield (
+                f"{where}: only {finding.sequences} of {finding.size} sequences have such predictions; give at least "
+                f"{FEW} that do, better hundreds."
+            )
+        elif math.isnan(finding.low):
+            continue
+        elif finding.is_gap and finding.bound < finding.value <= noise:
+            yield (
+                f"{where}: the gap is within the noise floor, the {_percent(noise)} of predictions that flip when "
+                "nothing is edited; compute in a wider dtype, or allow a larger max_gap."
+            )
+        elif distance < _TOO_NEAR:
+            yield f"{where}: too near the bound for any number of sequences to decide soon; choose another bound."
+        else:
+            half = finding.value - finding.low if finding.value > finding.bound else finding.high - finding.value
+            shrinks = 1 if finding.interval in ("clopper-pearson", "mover") else 2
+            needed = max(needed, math.ceil(finding.size * max(1.5, 1.1 * (half / distance) ** shrinks)))
+    if needed:
+        yield f"If the rates stay as they are, about {_round(needed)} sequences a split decide (sequences=...)."
+
+
+def _round(number: int) -> str:
+    """A number upwards to two digits: an extrapolation is not worth more."""
+    unit = 10 ** max(len(str(number)) - 2, 0)
+    return f"{math.ceil(number / unit) * unit:,}"

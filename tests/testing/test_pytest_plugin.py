@@ -1,0 +1,85 @@
+"""The plugin in pytest runs of its own."""
+
+import sys
+
+import pytest
+
+PLUGIN = ("-p", "assay_pytest", "-p", "no:cacheprovider")
+
+
+@pytest.fixture
+def run(pytester, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", ":".join(path for path in sys.path if path))
+    return lambda *arguments: pytester.runpytest_subprocess(*PLUGIN, *arguments)
+
+
+def test_a_run_that_does_not_use_it_imports_nothing(pytester, run):
+    pytester.makepyfile(
+        """
+        import sys
+
+        def test_nothing_was_imported():
+            heavy = {"torch", "transformers", "assay"} & set(sys.modules)
+            assert not heavy, heavy
+        """
+    )
+    result = run("-W", "error", "--strict-markers", "--strict-config")
+    result.assert_outcomes(passed=1)
+
+
+def test_it_is_an_entry_point_and_lists_its_fixture(pytester, run):
+    result = run("--fixtures")
+    result.stdout.fnmatch_lines(["assay_session*session scope*", "*clean passes*"])
+
+
+def test_a_users_tests(pytester, run):
+    """What the README says, with a passing and both failing outcomes, in one run."""
+    pytester.makepyfile(
+        """
+        import assay
+        import pytest
+        from assay.testing import assert_faithful
+
+        TASK = assay.tasks.Dyck(training_sentences=2_000)
+
+        @pytest.fixture(scope="module")
+        def subject(assay_session):
+            return assay_session.load("dyck-20-10")
+
+        def test_holds(assay_session, subject):
+            proxy = assay_session.proxy(subject, assay.SVD(rank=32), TASK, site="layer1", sequences=100)
+            splits = [TASK.split(name, 200) for name in ("iid", "unseen_depth")]
+            assert_faithful(subject, proxy, splits, session=assay_session)
+
+        def test_does_not_hold(assay_session, subject):
+            proxy = assay_session.proxy(subject, assay.SVD(rank=2), TASK, site="layer1", sequences=100)
+            splits = [TASK.split(name, 200) for name in ("iid", "unseen_depth")]
+            assert_faithful(subject, proxy, splits, session=assay_session)
+
+        def test_cannot_be_decided(assay_session, subject):
+            proxy = assay_session.proxy(subject, assay.SVD(rank=32), TASK, site="layer1", sequences=100)
+            assert_faithful(subject, proxy, TASK, sequences=10, session=assay_session)
+
+        def test_subjects_are_shared(assay_session, subject):
+            assert assay_session.load("dyck-20-10") is subject
+
+        def test_wrong_types_are_refused_in_plain_words(assay_session, subject):
+            proxy = assay_session.proxy(subject, assay.SVD(rank=32), TASK, sequences=20)
+            with pytest.raises(assay.AssayError, match="not a proxy.*Fit the simplification"):
+                assert_faithful(subject, assay.SVD(rank=2), TASK)
+            for wrong in (["iid"], "iid", 3):
+                with pytest.raises(assay.AssayError, match="give a task, or a list of its splits"):
+                    assert_faithful(subject, proxy, wrong)
+        """
+    )
+    result = run()
+    result.assert_outcomes(passed=3, failed=2)
+    result.stdout.fnmatch_lines(
+        [
+            ">*assert_faithful(subject, proxy, splits, session=assay_session)",
+            "E*AssertionError: NOT FAITHFUL: Proxy(Subject('dyck-20-10'*layer1.head0)",
+            "E*fails*iid, all*agrees on *% *predictions in 200 sequences",
+            "E*AssertionError: NOT DECIDED (too little data to tell)*",
+        ]
+    )
+    result.stdout.no_fnmatch_line("*_faithful.py:*: in assert_faithful*")
