@@ -6,7 +6,16 @@ import pytest
 import torch
 
 from assay.engine import Edit
-from assay.simplify import SVD, Identity, KMeans, OneHotAttention, RandomProjection, UniformAttention, simplifications
+from assay.simplify import (
+    SVD,
+    Identity,
+    KMeans,
+    OneHotAttention,
+    RandomPerturbation,
+    RandomProjection,
+    UniformAttention,
+    simplifications,
+)
 from assay.simplify._protocol import proxy_of
 from assay.testing import check_simplification
 
@@ -18,6 +27,8 @@ OURS = {
     "random-projection": lambda: RandomProjection(rank=3),
     "uniform": UniformAttention,
     "identity": Identity,
+    "random-perturbation": lambda: RandomPerturbation(SVD(rank=3)),
+    "random-perturbation-of-a-pattern": lambda: RandomPerturbation(OneHotAttention()),
 }
 
 

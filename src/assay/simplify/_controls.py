@@ -151,7 +151,7 @@ def _mass_moved_at_random(edit: PatternEdit, seed: int) -> PatternEdit:
         here = pattern.to(torch.promote_types(pattern.dtype, torch.float32))
         amount = (edit(pattern, visible).to(here) - here).abs().sum(dim=-1, keepdim=True)
         queries, keys = (torch.arange(size, device=pattern.device) for size in pattern.shape[1:])
-        drawn = _mixed(queries[:, None] * 65_537 + keys[None, :] + (seed & 0x7FFFFFFF) * 1_000_003)
+        drawn = _mixed(queries[:, None] * 65_537 + keys[None, :] + seed * 1_000_003)
         target = one_hot(torch.where(visible, drawn, -1).argmax(dim=-1), pattern.shape[-1]).to(here)
         whole = (target - here).abs().sum(dim=-1, keepdim=True)
         share = (amount / whole.clamp_min(1e-30)).clamp(max=1)
@@ -211,8 +211,7 @@ class RandomPerturbation:
         for stream in streams:
             function = getattr(edit, stream.name)
             if function is not None:
-                place = f"{getattr(edit, where.name)} {stream.name}"
-                seed = self.seed * 2**32 + zlib.crc32(place.encode())
+                seed = zlib.crc32(f"{getattr(edit, where.name)} {stream.name} {self.seed}".encode())
                 make = _mass_moved_at_random if stream.name == "pattern" else _moved_at_random
                 changes[stream.name] = make(function, seed)
         return replace(edit, **changes)
