@@ -7,6 +7,7 @@ install_import_hook("assay", "beartype.beartype")
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
+from assay import cli  # noqa: E402
 from assay.engine import Engine, Samples, collect  # noqa: E402
 from assay.subjects import Subject, dyck_model  # noqa: E402
 from assay.tasks import Dyck  # noqa: E402
@@ -42,3 +43,20 @@ def engine(subject: Subject) -> Engine:
 @pytest.fixture(scope="session")
 def samples(engine: Engine, task: Dyck) -> Samples:
     return collect(engine, task.split("train", 200), ("queries", "keys"))
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """command("list", "--json") -> (exit status, stdout, stderr), through main()."""
+
+    def call(*arguments):
+        monkeypatch.setattr("sys.argv", ["assay", *map(str, arguments)])
+        status = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            status = end.code or 0
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return call

@@ -14,23 +14,6 @@ from assay.studies import dyck
 from assay.tasks import Dyck
 
 
-@pytest.fixture
-def command(monkeypatch, capsys):
-    """command("list", "--json") -> (exit status, stdout, stderr), through main()."""
-
-    def call(*arguments):
-        monkeypatch.setattr("sys.argv", ["assay", *map(str, arguments)])
-        status = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            status = end.code or 0
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return call
-
-
 def strict(text):
     """JSON as the standard has it: no NaN, no Infinity."""
 

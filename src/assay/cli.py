@@ -125,6 +125,14 @@ def run_dyck(
     )
 
 
+_PARTS = (
+    "matched", "matched_low", "matched_high", "effective", "overlap", "outside", "matched_reason",
+    "perturbed", "perturbed_low", "perturbed_high",
+    "removed", "removed_low", "removed_high", "remaining", "remaining_low", "remaining_high",
+)  # fmt: skip
+"""What a gap is made of: the columns of `Comparison.gaps` that say so."""
+
+
 def _summary(comparison: Any, folder: Path) -> dict[str, Any]:
     """What `--json` prints: verdicts, agreement and gaps, with the folder that holds the rest."""
     columns = ["proxy", "site", "trained", "is_control", "split"]
@@ -136,12 +144,13 @@ def _summary(comparison: Any, folder: Path) -> dict[str, Any]:
     return {
         "folder": str(folder),
         "primary_kind": comparison.record.primary_kind,
+        "primary_metric": comparison.record.primary_metric,
         "noise_floor": comparison.record.noise_floor.model_dump(),
         "verdicts": [_plain({**vars(verdict), "text": str(verdict)}) for verdict in comparison.verdicts()],
-        "same_prediction": [
+        comparison.record.primary_metric: [
             row for part in agreement for row in _records(part, [*columns, "estimate", "low", "high", "sequences"])
         ],
-        "gaps": _records(comparison.gaps(), [*columns, "gap", "low", "high", "p_holm"]),
+        "gaps": _records(comparison.gaps(), [*columns, "gap", "low", "high", "p_holm", *_PARTS]),
     }
 
 
@@ -292,6 +301,102 @@ def train_max_of_k(
         return
     out.print(f"{task.name}: accuracy {subject.record['iid_accuracy']:.4f} on fresh sequences")
     out.print(f"The model is in {folder / name / f'seed-{seed}'}", highlight=False, soft_wrap=True)
+
+
+@app.command("compare")
+def compare_text(
+    model: Annotated[str, typer.Argument(help="A folder, a Hugging Face name, or a shipped model.")],
+    fit: Annotated[str, typer.Option(help="Text to fit on: .txt, .jsonl(.gz), .parquet, or hub:NAME.")],
+    split: Annotated[list[str], typer.Option(help="NAME=FILE, repeated; one is iid, the others are shifts.")],
+    simplify: Annotated[list[str], typer.Option(help="Such as svd:rank=8 or one-hot, repeated; see assay list.")],
+    sites: Annotated[list[str] | None, typer.Option(help="Where: all (default), layer0, layer0.head1, …")] = None,
+    text_field: Annotated[str, typer.Option(help="Field with the text, where the files have fields.")] = "text",
+    max_length: Annotated[int | None, typer.Option(min=2, help="Tokens a sequence (default at most 256).")] = None,
+    sequences: Annotated[int, typer.Option(min=2, help="Sequences a split.")] = 300,
+    fit_sequences: Annotated[int, typer.Option(min=2, help="Sequences to fit on.")] = 1_000,
+    objective: Annotated[
+        str | None, typer.Option(help="causal, masked or embedding (default: as the model is).")
+    ] = None,
+    pooling: Annotated[str | None, typer.Option(help="mean, cls, last or max, for embeddings.")] = None,
+    seed: Annotated[int, typer.Option(help="Training seed of a shipped model.")] = 0,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16 (default: the checkpoint's).")] = None,
+    device: Device = "cpu",
+    controls: Annotated[bool, typer.Option(help="Judge controls and an untrained copy too.")] = True,
+    allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Read pytorch_model.bin, tensors only.")] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run the code that comes with the model.")
+    ] = False,
+    out_folder: Annotated[
+        Path | None, typer.Option("--out", help="Run folder; an unfinished run in it goes on.", file_okay=False)
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Judge simplifications of your own model on your own text."""
+    from assay.reports import terminal  # noqa: PLC0415  (keeps --help fast)
+    from assay.simplify import simplifications  # noqa: PLC0415
+    from assay.studies import text  # noqa: PLC0415
+    from assay.subjects import (  # noqa: PLC0415
+        load,
+        resolve_device,
+        resolve_dtype,
+        resolve_objective,
+        resolve_pooling,
+    )
+
+    recipes = _argument("simplify", lambda: [simplifications.build(specification) for specification in simplify])
+    splits = _argument("split", lambda: _splits(split))
+    device = _argument("device", lambda: resolve_device(device))
+    precision = None if dtype is None else _argument("dtype", lambda: resolve_dtype(dtype))
+    asked = None if objective is None else _argument("objective", lambda: resolve_objective(objective))
+    pooled = None if pooling is None else _argument("pooling", lambda: resolve_pooling(pooling))
+    subject = _argument(
+        "model",
+        lambda: load(
+            model,
+            seed=seed,
+            device=device,
+            dtype=precision,
+            objective=asked,
+            pooling=pooled,
+            allow_pickle=allow_pickle,
+            trust_remote_code=trust_remote_code,
+        ),
+    )
+    task = _argument("split", lambda: text.task_of(subject, fit, splits, text_field=text_field, max_length=max_length))
+    folder = out_folder or _default_folder("compare")
+    with _progress() as bar:
+        line = bar.add_task("starting", total=None)
+        comparison = text.run(
+            folder,
+            subject,
+            task,
+            recipes,
+            sites=sites or ["all"],
+            sequences=sequences,
+            fit_sequences=fit_sequences,
+            controls=controls,
+            progress=lambda step: bar.update(line, description=step.text, completed=step.done, total=step.total),
+        )
+    if as_json:
+        print(json.dumps(_summary(comparison, folder), indent=2))
+        return
+    out.print(terminal(comparison))
+    out.print(
+        f"\nThe run is in {escape(str(folder))}; open [bold]{escape(str(folder / 'report.html'))}[/]", soft_wrap=True
+    )
+
+
+def _splits(given: list[str]) -> dict[str, str]:
+    """`NAME=FILE` as a table. Raises AssayError for another form, or a name given twice or taken."""
+    found: dict[str, str] = {}
+    for text in given:
+        name, equals, source = text.partition("=")
+        if not (name and equals and source):
+            raise AssayError(f"{text!r} is not of the form NAME=FILE, such as iid=held_out.txt.")
+        if name in found:
+            raise AssayError(f"two splits are called {name!r}; give each a name of its own.")
+        found[name] = source
+    return found
 
 
 @app.command()

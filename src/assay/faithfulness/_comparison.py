@@ -109,6 +109,7 @@ class Record(_Model):
     subjects: tuple[dict[str, Any], ...]
     task: dict[str, Any]
     primary_kind: str
+    primary_metric: str = "same_prediction"
     splits: tuple[SplitRecord, ...]
     kinds: tuple[KindRecord, ...]
     features: tuple[FeatureRecord, ...]
@@ -161,12 +162,12 @@ class Comparison:
         frame.insert(list(frame.columns).index("bin") + 1, "label", [names.get(pair, "") for pair in pairs])
         return frame
 
-    def gaps(self, metric: str = "same_prediction", kind: str | None = None) -> pd.DataFrame:
+    def gaps(self, metric: str | None = None, kind: str | None = None) -> pd.DataFrame:
         """Generalization gaps of a metric with intervals: one row a (subject, proxy, site, shift).
 
         A gap is faithfulness on iid minus faithfulness on the shift, so positive always means less faithful under the
-        shift. `kind` defaults to the primary kind. `p_holm` is adjusted over all simplifications and shifts of the
-        same metric, kind and subject (controls are not in the family).
+        shift. `metric` defaults to the one that verdicts rest on, `kind` to the primary kind. `p_holm` is adjusted over
+        all simplifications and shifts of the same metric, kind and subject (controls are not in the family).
 
         What the gap is made of stands beside it, each with `_low` and `_high`:
 
@@ -181,6 +182,7 @@ class Comparison:
           itself takes away, and the part that it does not. NaN for a recipe that learns nothing from data, and where
           too few sequences were left to refit on (`record.skipped`); `record.splits` has their number.
         """
+        metric = self.record.primary_metric if metric is None else metric
         kind = self.record.primary_kind if kind is None else kind
         for noun, given, known in (
             ("metric", metric, [item.name for item in self.record.metrics]),
@@ -192,10 +194,13 @@ class Comparison:
         return frame[(frame["metric"] == metric) & (frame["kind"] == kind)].reset_index(drop=True)
 
     def agreement(self, split: str = "iid", *, trained: bool = True) -> pd.DataFrame:
-        """The same-prediction rate of the primary kind on one split, one row a (proxy, site)."""
+        """The metric that verdicts rest on, on the primary kind of one split, one row a (proxy, site).
+
+        It is the same-prediction rate, or for embeddings the same-neighbour rate (`record.primary_metric`).
+        """
         frame = self.results
         chosen = (
-            (frame["metric"] == "same_prediction")
+            (frame["metric"] == self.record.primary_metric)
             & (frame["kind"] == self.record.primary_kind)
             & (frame["feature"] == "")
             & (frame["split"] == split)

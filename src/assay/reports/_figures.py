@@ -13,36 +13,40 @@ from matplotlib.ticker import MaxNLocator
 from assay.faithfulness import LAYER, Comparison, FeatureRecord
 from assay.reports._illustrations import Illustrations, KeyCloud, SentenceView
 from assay.reports._style import INK, PALETTE, style
+from assay.reports._tables import agreement_words, on_what
 
 RANKED = re.compile(r"^(\w+)\((?:rank|clusters)=(\d+)\)$")
 
 
 def figures(comparison: Comparison, illustrations: Illustrations) -> Iterator[tuple[str, str, Figure]]:
     """All figures: a name for the file, a caption, the figure."""
-    primary = comparison.record.primary_kind
+    splits = _evaluation_splits(comparison)
+    words, on = agreement_words(comparison), on_what(comparison)
+    accuracy = ", and accuracy of the proxy," if _has_accuracy(comparison) else ""
     with style():
         for site in _sites(comparison):
             if _ranked(comparison, site):
                 yield (
                     f"agreement-by-size-{site}",
-                    f"Same prediction as the subject, and accuracy of the proxy, on {primary} predictions, against "
-                    f"rank or number of clusters; simplified at {site}. Bands: confidence intervals.",
+                    f"{words}{accuracy}{on}, against rank or number of clusters; simplified at {site}. Bands: "
+                    "confidence intervals.",
                     agreement_by_size(comparison, site),
                 )
             if comparison.shifts:
                 yield (
                     f"gaps-{site}",
-                    f"Generalization gap of every proxy at {site}: same-prediction rate in distribution minus under "
-                    "the shift, in points, with confidence intervals. Right of zero: less faithful under the shift.",
+                    f"Generalization gap of every proxy at {site}. {words}: in distribution minus under the shift, in "
+                    "points, with confidence intervals. Right of zero: less faithful under the shift.",
                     gap_chart(comparison, site),
                 )
             for feature in comparison.record.features:
-                if primary not in feature.kinds:
+                drawn = _rows(comparison, site, comparison.record.primary_metric, feature=feature.name)
+                if not drawn["split"].isin(comparison.shifts if feature.labels is None else splits).any():
                     continue
                 if feature.labels is not None:
                     yield (
                         f"agreement-by-{feature.name}-{site}",
-                        f"Same prediction as the subject by {feature.description}; simplified at {site}. The five "
+                        f"{words} by {feature.description}; simplified at {site}. The five "
                         "proxies that agree most in distribution, with confidence intervals; classes that do "
                         "not occur are left out.",
                         agreement_by_class(comparison, site, feature),
@@ -50,8 +54,8 @@ def figures(comparison: Comparison, illustrations: Illustrations) -> Iterator[tu
                 else:
                     yield (
                         f"agreement-by-{feature.name}-{site}",
-                        f"Same prediction as the subject, and accuracy, against the {feature.description}, under the "
-                        f"shift where it reaches furthest; simplified at {site}. Bands: confidence intervals.",
+                        f"{words}, and accuracy, against the {feature.description}, under the shift where it reaches "
+                        f"furthest; simplified at {site}. Bands: confidence intervals.",
                         agreement_by_feature(comparison, site, feature.name),
                     )
             yield (
@@ -73,6 +77,10 @@ def figures(comparison: Comparison, illustrations: Illustrations) -> Iterator[tu
                 "position that a query attends to most.",
                 sentence_attention(view),
             )
+
+
+def _has_accuracy(comparison: Comparison) -> bool:
+    return any(metric.name == "proxy_accuracy" for metric in comparison.record.metrics)
 
 
 def _sites(comparison: Comparison) -> list[str]:
@@ -113,15 +121,15 @@ def _band(axes: Axes, x: np.ndarray, rows: pd.DataFrame, colour: str, label: str
 def agreement_by_size(comparison: Comparison, site: str) -> Figure:
     """Same prediction and proxy accuracy against rank or number of clusters, a line a split, a row a family."""
     families = _ranked(comparison, site)
+    shown = [(comparison.record.primary_metric, agreement_words(comparison))]
+    if _has_accuracy(comparison):
+        shown.append(("proxy_accuracy", "Accuracy of the proxy"))
     figure = Figure(figsize=(9, 3.1 * len(families)))
-    grid = figure.subplots(len(families), 2, squeeze=False, sharey=True)
+    grid = figure.subplots(len(families), len(shown), squeeze=False, sharey=True)
     for row, (family, members) in zip(grid, families.items(), strict=True):
         sizes = np.array([size for size, _ in members])
         names = [name for _, name in members]
-        for axes, metric, title in (
-            (row[0], "same_prediction", f"{family}: same prediction as the subject"),
-            (row[1], "proxy_accuracy", f"{family}: accuracy of the proxy"),
-        ):
+        for axes, (metric, title) in zip(row, shown, strict=True):
             table = _rows(comparison, site, metric)
             for colour, split in zip(cycle(PALETTE), _evaluation_splits(comparison), strict=False):
                 rows = table[table["split"] == split].set_index("proxy").reindex(names)
@@ -135,9 +143,9 @@ def agreement_by_size(comparison: Comparison, site: str) -> Figure:
             axes.set_xticks(sizes, [str(size) for size in sizes])
             axes.set_xlabel("rank" if names[0].count("rank") else "clusters")
             axes.set_ylim(-0.02, 1.02)
-            axes.set_title(title, loc="left")
-        row[0].set_ylabel("share of predictions")
-    grid[0][1].legend(title="split (dotted: the subject)", loc="lower right")
+            axes.set_title(f"{family}: {title[0].lower()}{title[1:]}", loc="left")
+        row[0].set_ylabel(f"share of {_unit(comparison)}")
+    grid[0][-1].legend(title="split (dotted: the subject)" if len(shown) > 1 else "split", loc="lower right")
     return figure
 
 
@@ -168,9 +176,17 @@ def gap_chart(comparison: Comparison, site: str) -> Figure:
     axes.set_yticks(range(len(proxies)), proxies)
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
-    axes.set_xlabel("gap: same prediction on iid minus on the shift (points)")
+    axes.set_xlabel(f"gap: {_short(comparison)} on iid minus on the shift (points)")
     figure.legend(loc="outside lower center", ncols=2)
     return figure
+
+
+def _short(comparison: Comparison) -> str:
+    return comparison.record.primary_metric.replace("_", " ")
+
+
+def _unit(comparison: Comparison) -> str:
+    return "predictions" if comparison.record.primary_metric == "same_prediction" else "sequences"
 
 
 def _leading(comparison: Comparison, site: str) -> list[str]:
@@ -182,7 +198,7 @@ def _leading(comparison: Comparison, site: str) -> list[str]:
 def agreement_by_class(comparison: Comparison, site: str, feature: FeatureRecord) -> Figure:
     """Same prediction by the classes of a feature, a panel a split, a mark a proxy."""
     splits, names = _evaluation_splits(comparison), _leading(comparison, site)
-    table = _rows(comparison, site, "same_prediction", feature=feature.name)
+    table = _rows(comparison, site, comparison.record.primary_metric, feature=feature.name)
     there = set(table[table["split"].isin(splits)]["bin"])
     named = dict(zip(feature.edges or (), feature.labels or (), strict=True))
     edges = [edge for edge in named if edge in there]
@@ -202,7 +218,7 @@ def agreement_by_class(comparison: Comparison, site: str, feature: FeatureRecord
                 label=name if axes is panels[0] else "",
             )  # fmt: skip
         axes.set_title(split, loc="left")
-        axes.set_xlabel("share of predictions")
+        axes.set_xlabel(f"share with the {_short(comparison)}")
     panels[0].set_yticks(range(len(labels)), labels)
     panels[0].set_ylim(len(labels) - 0.5, -0.5)
     panels[0].set_xlim(-0.02, 1.02)
@@ -255,7 +271,7 @@ def attention_by_layer(comparison: Comparison, site: str) -> Figure:
     table = table[table["split"] == _evaluation_splits(comparison)[0]]
     proxies = list(dict.fromkeys(table["proxy"]))
     layers = sorted(set(table["bin"]))
-    figure = Figure(figsize=(8.5, 0.9 + 0.3 * len(proxies)))
+    figure = Figure(figsize=(8.5, 0.9 + max(0.3, 0.09 * len(layers)) * len(proxies)))
     axes = figure.subplots()
     height = 0.8 / max(len(layers), 1)
     for colour, (index, layer) in zip(cycle(PALETTE), enumerate(layers), strict=False):

@@ -17,10 +17,12 @@ from assay.reports._illustrations import Illustrations
 from assay.reports._style import INK, to_png, to_svg
 from assay.reports._tables import (
     CAUSES,
+    agreement_words,
     causes,
     evaluation_splits,
     limits,
     lines,
+    on_what,
     percent,
     point_limits,
     points,
@@ -95,7 +97,8 @@ def write_page(comparison: Comparison, path: Path, illustrations: Illustrations 
             words=in_words(comparison.verdicts()),
             rules=RULES,
             splits=splits,
-            accuracy=[float(accuracy["estimate"][name]) if name in accuracy.index else float("nan") for name in splits],
+            headline=agreement_words(comparison) + on_what(comparison),
+            accuracy=[float(accuracy["estimate"].get(name, float("nan"))) for name in splits] if len(accuracy) else [],
             lines=list(lines(comparison)),
             headings=(*CAUSES[:2], "n (of shift)", *CAUSES[2:]),
             causes=[(row, worth(row)) for row in causes(comparison)],

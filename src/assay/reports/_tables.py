@@ -150,6 +150,27 @@ def limits(low: float, high: float) -> str:
     return "–" if math.isnan(low) else "–".join(f"{100 * value:.1f}".replace("100.0", "100") for value in (low, high))
 
 
+_AGREEMENT = {
+    "same_prediction": "Same prediction as the subject",
+    "same_neighbour": "Same nearest neighbour as by the subject's embeddings",
+}
+
+
+def agreement_words(comparison: Comparison) -> str:
+    """What the verdicts rest on, in a few words."""
+    record = comparison.record
+    described = {metric.name: metric.description for metric in record.metrics}
+    return _AGREEMENT.get(record.primary_metric, described.get(record.primary_metric, record.primary_metric))
+
+
+def on_what(comparison: Comparison) -> str:
+    """Which predictions the verdicts are about, to be put behind `agreement_words`; nothing for embeddings."""
+    record = comparison.record
+    if record.primary_metric != "same_prediction":
+        return ""
+    return f" on {record.primary_kind} predictions"
+
+
 def subject_accuracy(comparison: Comparison) -> pd.DataFrame:
     """The subject's accuracy on the primary kind, one row a split."""
     frame = comparison.results
@@ -164,9 +185,8 @@ def subject_accuracy(comparison: Comparison) -> pd.DataFrame:
 
 def terminal(comparison: Comparison) -> RenderableType:
     """The main table and the verdicts, for a terminal."""
-    record = comparison.record
     table = Table(
-        title=f"Same prediction as the subject on {record.primary_kind} (%, interval below)",
+        title=f"{agreement_words(comparison)}{on_what(comparison)} (%, interval below)",
         title_justify="left",
         box=None,
         pad_edge=False,
@@ -176,8 +196,9 @@ def terminal(comparison: Comparison) -> RenderableType:
     for split in evaluation_splits(comparison):
         table.add_column(split.replace("_", " "), justify="right", width=9)
     accuracy = subject_accuracy(comparison)
-    rates = [accuracy["estimate"].get(split, math.nan) for split in evaluation_splits(comparison)]
-    table.add_row(Text("accuracy of subject", style="italic"), *map(percent, rates))
+    if len(accuracy):
+        rates = [accuracy["estimate"].get(split, math.nan) for split in evaluation_splits(comparison)]
+        table.add_row(Text("accuracy of subject", style="italic"), *map(percent, rates))
     group = None
     for line in lines(comparison):
         if line.group != group:
@@ -255,11 +276,12 @@ def markdown(comparison: Comparison) -> str:
     head = ["proxy", "where", *splits, "verdict"]
     rows = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     accuracy = subject_accuracy(comparison)
-    cells = [
-        f"{percent(float(row['estimate']))} ({limits(float(row['low']), float(row['high']))})"
-        for row in (accuracy.loc[split] for split in splits)
-    ]
-    rows.append("| *accuracy of the subject* | | " + " | ".join(cells) + " | |")
+    if len(accuracy):
+        cells = [
+            f"{percent(float(row['estimate']))} ({limits(float(row['low']), float(row['high']))})"
+            for row in (accuracy.loc[split] for split in splits)
+        ]
+        rows.append("| *accuracy of the subject* | | " + " | ".join(cells) + " | |")
     for line in lines(comparison):
         cells = [f"{percent(value)} ({limits(low, high)})" for value, low, high in line.rates]
         name = f"*{line.proxy}*" if line.is_control else line.proxy

@@ -15,7 +15,7 @@ from assay.subjects._max_of_k import (
     max_of_k_batches,
     max_of_k_model,
 )
-from assay.subjects._objective import Pooling, pool
+from assay.subjects._objective import Pooling, pool, resolve_objective, resolve_pooling
 from assay.subjects._reference import (
     CODE_RECIPE,
     CODE_TOKENS_PER_BATCH,
@@ -69,6 +69,8 @@ __all__ = [
     "pool",
     "resolve_device",
     "resolve_dtype",
+    "resolve_objective",
+    "resolve_pooling",
     "save",
     "shipped",
     "train",

@@ -21,11 +21,11 @@ from assay.subjects._objective import (
     AUTO_CLASSES,
     WHAT,
     Pooling,
-    check_objective,
-    check_pooling,
     is_sentence_transformer,
     objective_of,
     read_pooling,
+    resolve_objective,
+    resolve_pooling,
 )
 from assay.subjects._subject import Subject
 from assay.subjects._train import write_atomically
@@ -110,9 +110,9 @@ def load(
     """
     device = resolve_device(device)
     if objective is not None:
-        check_objective(objective)
+        resolve_objective(objective)
     if pooling is not None:
-        check_pooling(pooling)
+        resolve_pooling(pooling)
     how = _How(device, dtype, objective, pooling, allow_pickle, trust_remote_code)
     known = shipped()
     if str(name) in known:

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -53,16 +53,18 @@ def objective_of(architecture: str) -> Objective | None:
     return next((objective for objective, _, ending in _BY_CLASS if architecture.endswith(ending)), None)
 
 
-def check_objective(objective: str) -> None:
-    """Raise AssayError unless there is such an objective."""
+def resolve_objective(objective: str) -> Objective:
+    """The objective of that name. Raises AssayError unless there is one."""
     if objective not in get_args(Objective):
         raise unknown_name("objective", objective, get_args(Objective))
+    return cast(Objective, objective)
 
 
-def check_pooling(pooling: str) -> None:
-    """Raise AssayError unless there is such a pooling."""
+def resolve_pooling(pooling: str) -> Pooling:
+    """The pooling of that name. Raises AssayError unless there is one."""
     if pooling not in get_args(Pooling):
         raise unknown_name("pooling", pooling, get_args(Pooling))
+    return cast(Pooling, pooling)
 
 
 def pool(

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from assay.subjects._objective import Pooling, check_objective, check_pooling, objective_of
+from assay.subjects._objective import Pooling, objective_of, resolve_objective, resolve_pooling
 from assay.tasks import Objective
 
 
@@ -38,9 +38,8 @@ class Subject:
 
     def __post_init__(self) -> None:
         found = self.objective or objective_of(type(self.model).__name__) or "causal"
-        check_objective(found)
-        check_pooling(self.pooling)
-        object.__setattr__(self, "objective", found)
+        resolve_pooling(self.pooling)
+        object.__setattr__(self, "objective", resolve_objective(found))
 
     @torch.inference_mode()
     def __call__(

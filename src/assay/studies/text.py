@@ -1,0 +1,89 @@
+"""One's own model and text: simplifications judged, and a run folder left."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from assay._errors import AssayError
+from assay.faithfulness import Comparison, Step, compare
+from assay.reports import write_figures, write_page
+from assay.simplify import Simplification
+from assay.subjects import Subject
+from assay.tasks import Text, TextSource
+
+MAX_LENGTH = 256
+"""Tokens a sequence, where the model has positions for as many and nothing else is said."""
+
+
+def task_of(
+    subject: Subject,
+    fit: TextSource,
+    splits: Mapping[str, TextSource],
+    *,
+    text_field: str = "text",
+    max_length: int | None = None,
+) -> Text:
+    """The task of a subject and text: `fit` to fit on, `splits["iid"]`, and every other split a shift.
+
+    Raises AssayError if the subject has no tokenizer, there is no split `iid`, a file is not there, a name is taken, or
+    `max_length` (default: 256, or the subject's positions if those are fewer) is more than its positions.
+    """
+    if subject.tokenizer is None:
+        raise AssayError(
+            f"{subject.name!r} has no tokenizer, so it cannot read text; save one beside it "
+            "(tokenizer.save_pretrained(folder))."
+        )
+    shifts = dict(splits)
+    if "iid" not in shifts:
+        raise AssayError(
+            f"the splits are {', '.join(splits) or 'none'}; exactly one must be called iid: text like that of fit, but "
+            "held out (--split iid=FILE)."
+        )
+    for name, source in {"fit": fit, **splits}.items():
+        is_file = isinstance(source, Path) or (isinstance(source, str) and not source.startswith("hub:"))
+        if is_file and not Path(str(source)).is_file():
+            raise AssayError(f"{name}: there is no file {str(source)!r}.")
+    positions = subject.positions
+    if max_length is not None and positions is not None and max_length > positions:
+        raise AssayError(f"max_length={max_length}: {subject.name!r} has {positions} positions; give at most that.")
+    return Text(
+        subject.tokenizer,
+        train=fit,
+        iid=shifts.pop("iid"),
+        shifts=shifts,
+        max_length=max_length or min(MAX_LENGTH, positions or MAX_LENGTH),
+        text_field=text_field,
+        objective=subject.objective or "causal",
+    )
+
+
+def run(
+    folder: Path,
+    subject: Subject,
+    task: Text,
+    simplifications: Sequence[Simplification],
+    *,
+    sites: Sequence[str] = ("all",),
+    sequences: int = 300,
+    fit_sequences: int = 1_000,
+    controls: bool = True,
+    progress: Callable[[Step], None] = lambda step: None,
+) -> Comparison:
+    """Judge simplifications of a subject on its text and leave a run folder with figures and a page.
+
+    See `assay.compare` for the arguments and errors. A run that was stopped goes on where it was.
+    """
+    comparison = compare(
+        subject,
+        task,
+        simplifications,
+        sites=sites,
+        sequences=sequences,
+        fit_sequences=fit_sequences,
+        controls=controls,
+        folder=folder,
+        progress=progress,
+    )
+    progress(Step(1, 1, "figures"))
+    write_figures(comparison, folder / "figures")
+    write_page(comparison, folder / "report.html")
+    return comparison

@@ -1,0 +1,178 @@
+"""`assay compare`: one's own model and text from the command line."""
+
+import json
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
+
+import assay
+from assay.faithfulness import Comparison
+from assay.subjects import Subject, save
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("texts")
+    lines = [f"def f{n}(a, b): return a{n} + {n} if a else 'b{n}'" for n in range(24)]
+    (folder / "fit.txt").write_text("\n".join(lines[:10]), encoding="utf-8")
+    rows = "\n".join(json.dumps({"body": line}) for line in lines[10:20])
+    (folder / "iid.jsonl").write_text(rows, encoding="utf-8")
+    (folder / "prose.txt").write_text("\n".join(f"Call {n} a day, if you like to." for n in range(9)), encoding="utf-8")
+    (folder / "empty.txt").write_text("\n", encoding="utf-8")
+    (folder / "binary.txt").write_bytes(b"\xff\xfe\x00\x01")
+    return folder
+
+
+def call_of(texts, *changed):
+    """The shortest call that works, with options put over it."""
+    given = {
+        "--fit": texts / "fit.txt", "--split": f"iid={texts / 'fit.txt'}", "--simplify": "one-hot",
+        "--max-length": 16, "--sequences": 4, "--fit-sequences": 4,
+    }  # fmt: skip
+    extra = []
+    for name, value in zip(changed[::2], changed[1::2], strict=True):
+        if name in ("--split+", "--simplify+"):
+            extra += [name[:-1], value]
+        else:
+            given[name] = value
+    return [*(part for pair in given.items() for part in pair), *extra]
+
+
+def test_a_run_from_files_to_the_page(command, texts, tmp_path):
+    status, out, err = command(
+        "compare", "code-python", "--fit", texts / "fit.txt", "--split", f"iid={texts / 'fit.txt'}",
+        "--split", f"prose={texts / 'prose.txt'}", "--simplify", "svd:rank=2", "--simplify", "one-hot",
+        "--sites", "layer0", "--max-length", "24", "--sequences", "6", "--fit-sequences", "6",
+        "--out", tmp_path / "run",
+    )  # fmt: skip
+    assert status == 0, err
+    comparison = Comparison.load(tmp_path / "run")
+    assert comparison.shifts == ("prose",)
+    assert comparison.record.task["max_length"] == 24
+    assert [split.sequences for split in comparison.record.splits] == [6, 6, 6]
+    assert "SVD(rank=2)" in out
+    assert "Same prediction as the subject on all predictions" in " ".join(out.split())
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert "Same prediction as the subject on all predictions" in page
+    assert ">word continuation<" in page
+    assert {path.suffix for path in (tmp_path / "run" / "figures").iterdir()} == {".svg", ".png"}
+    for verdict in comparison.verdicts():
+        assert verdict.where in page
+
+
+def test_json_fields_and_precision(command, texts, tmp_path):
+    arguments = call_of(texts, "--split", f"iid={texts / 'iid.jsonl'}", "--text-field", "body", "--dtype", "bfloat16")
+    arguments[arguments.index("--fit") + 1] = texts / "iid.jsonl"
+    status, out, err = command(
+        "compare", "code-python", *arguments, "--no-controls", "--json", "--out", tmp_path / "run"
+    )
+    assert status == 0, err
+    found = json.loads(out)
+    assert found["primary_metric"] == "same_prediction"
+    assert [row["proxy"] for row in found["same_prediction"]] == ["OneHotAttention()"]
+    assert Comparison.load(tmp_path / "run").record.subjects[0]["dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        (("--simplify", "svdd:rank=2"), "did you mean 'svd'"),
+        (("--simplify", "svd:size=2"), "rank"),
+        (("--split", "iid=nowhere.txt"), "no file 'nowhere.txt'"),
+        (("--split", "nowhere.txt"), "NAME=FILE"),
+        (("--split", "other={texts}/fit.txt"), "exactly one must be called iid"),
+        (("--split+", "iid={texts}/prose.txt"), "two splits are called 'iid'"),
+        (("--split+", "train={texts}/prose.txt"), "train is no name for a shift"),
+        (("--fit", "nowhere.txt"), "no file 'nowhere.txt'"),
+        (("--max-length", "257"), "256 positions"),
+        (("--dtype", "int8"), "unknown dtype 'int8'"),
+        (("--objective", "speech"), "unknown objective"),
+        (("--objective", "masked"), "as a masked language model"),
+        (("--pooling", "median"), "unknown pooling"),
+        (("--pooling", "mean"), "pooling is for embeddings"),
+        (("--device", "abacus"), "abacus"),
+        (("--seed", "5"), "shipped with seeds"),
+        (("--sequences", "1"), "sequences"),
+    ],
+)
+def test_wrong_calls_end_with_2_and_the_reason(command, texts, changed, words):
+    filled = [str(part).format(texts=texts) for part in changed]
+    status, out, err = command("compare", "code-python", *call_of(texts, *filled))
+    assert status == 2
+    assert words in " ".join(err.replace("│", " ").split())
+    assert not out
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        (("--split+", "dark={texts}/binary.txt"), "cannot be read as UTF-8"),
+        (("--split+", "none={texts}/empty.txt"), "split 'none' has no sequence"),
+        (("--split", "iid={texts}/iid.jsonl"), "no field 'text', only 'body'"),
+        (("--sites", "layer99"), "site 'layer99' is not in 'code-python'"),
+        (("--simplify", "svd:rank=0"), "rank"),
+    ],
+)
+def test_work_that_fails_ends_with_1_and_one_line(command, texts, tmp_path, changed, words):
+    filled = [str(part).format(texts=texts) for part in changed]
+    status, out, err = command("compare", "code-python", *call_of(texts, *filled), "--out", tmp_path / "run")
+    assert status == 1
+    assert words in err
+    assert len([line for line in err.strip().splitlines() if "error" in line]) == 1
+    assert "Traceback" not in err
+    assert not out
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("max-of-4", "has no tokenizer"),
+        ("./nowhere", "there is no folder"),
+        ("code-pythom", "did you mean 'code-python'"),
+    ],
+)
+def test_models_that_cannot_be_asked_are_wrong_calls(command, texts, name, words):
+    status, _, err = command("compare", name, *call_of(texts))
+    assert status == 2
+    assert words in " ".join(err.replace("│", " ").split())
+
+
+def test_a_masked_language_model_from_a_folder(command, texts, tmp_path):
+    words = ["[PAD]", "[UNK]", "[MASK]", "def", "return", "if", "else", "a", "b", "+", "(", ")", ":", ",", "you"]
+    backend = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, unk_token="[UNK]", pad_token="[PAD]", mask_token="[MASK]"
+    )
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(words), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+        max_position_embeddings=20,
+    )  # fmt: skip
+    save(Subject(BertForMaskedLM(config).eval(), tokenizer, "mine"), tmp_path / "mine")
+    arguments = call_of(texts)
+    at = arguments.index("--max-length")
+    del arguments[at : at + 2]
+    status, out, err = command("compare", tmp_path / "mine", *arguments, "--out", tmp_path / "run")
+    assert status == 0, err
+    record = Comparison.load(tmp_path / "run").record
+    assert record.task["objective"] == record.subjects[0]["objective"] == "masked"
+    assert record.task["max_length"] == 20, "as many as the model has positions"
+    assert "OneHotAttention()" in out
+
+
+def test_half_precision_has_a_noise_floor_that_counts():
+    """In bfloat16 some predictions flip when nothing is changed; a gap that small decides nothing."""
+    lines = [f"def f{n}(a, b): return a{n} + {n} if a else 'b{n}'" for n in range(24)]
+    subject = assay.load("code-python", dtype=torch.bfloat16)
+    task = assay.tasks.Text(subject.tokenizer, train=lines, iid=lines, shifts={"again": lines[::-1]}, max_length=64)
+    full_rank = assay.SVD(rank=32)
+    comparison = assay.compare(subject, task, [full_rank], sequences=24, fit_sequences=10, resamples=99, controls=False)
+    floor = comparison.record.noise_floor
+    assert floor.logit_difference_as_loaded > 1e-3
+    assert 0 < floor.flipped < 0.05
+    [verdict] = comparison.verdicts(min_agreement=0.5, max_gap=0.0)
+    assert verdict.judgement == "inconclusive"
+    assert "Some of these gaps are within the noise floor." in verdict.notes
