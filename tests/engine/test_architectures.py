@@ -169,7 +169,7 @@ def test_edited_model_stays_causal(name, part):
 @pytest.mark.parametrize("part", ["queries", "keys"])
 def test_edit_takes_effect_at_its_head_alone(name, part):
     engine, tokens = engine_of(name), tokens_for()
-    read = ("queries", "keys", "patterns", "residuals")
+    read = ("queries", "keys", "patterns", "residual")
     clean = engine.run(tokens, read=read)
     edited = engine.run(tokens, edits=[Edit(Head(1, 2), **{part: shifted})], read=read)
     others = [0, 1, 3]
@@ -180,8 +180,8 @@ def test_edit_takes_effect_at_its_head_alone(name, part):
         changed = not torch.equal(after[1][:, 2], before[1][:, 2])
         assert changed == (stream in (part, "patterns"))
     assert torch.equal(getattr(edited, part)[1][:, 2], shifted(getattr(clean, part)[1][:, 2]))
-    assert torch.equal(edited.residuals[1], clean.residuals[1])
-    assert not torch.equal(edited.residuals[2], clean.residuals[2])
+    assert torch.equal(edited.residual[1], clean.residual[1])
+    assert not torch.equal(edited.residual[2], clean.residual[2])
 
 
 @pytest.mark.parametrize("name", GROUPED)
@@ -252,7 +252,7 @@ def test_resuming_gives_the_same_logits(name, layer):
     engine, tokens = engine_of(name), tokens_for()
     valid = torch.ones_like(tokens)
     valid[1, 9:] = 0
-    clean = engine.run(tokens, valid, read=("outputs",))
+    clean = engine.run(tokens, valid, resumable=True)
     edits = [Edit(Head(layer, 1), queries=shifted), Edit(Head(LAYERS - 1, 0), keys=shifted)]
     whole = engine.run(tokens, valid, edits=edits, read=("patterns",))
     rest = engine.run(tokens, valid, edits=edits, read=("patterns",), resume=clean)
@@ -265,12 +265,12 @@ def test_resuming_gives_the_same_logits(name, layer):
 @pytest.mark.parametrize("name", ALL)
 def test_first_residual_is_the_embedding(name):
     engine, tokens = engine_of(name), tokens_for()
-    run = engine.run(tokens, read=("residuals",))
-    assert set(run.residuals) == set(range(LAYERS))
+    run = engine.run(tokens, read=("residual",))
+    assert set(run.residual) == set(range(LAYERS))
     with torch.inference_mode():
         hidden = engine.subject.model(input_ids=tokens, output_hidden_states=True).hidden_states
     for layer in range(LAYERS):
-        torch.testing.assert_close(run.residuals[layer], hidden[layer], atol=1e-5, rtol=0)
+        torch.testing.assert_close(run.residual[layer], hidden[layer], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(

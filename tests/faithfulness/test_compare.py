@@ -182,7 +182,7 @@ class Coin:
     streams = ()
 
     def fit(self, samples):
-        self.heads_ = samples.heads
+        self.heads_ = samples.places
         return self
 
     def apply(self, subject):
@@ -278,7 +278,7 @@ class Spoiled:
     streams = ()
 
     def fit(self, samples):
-        self.heads_ = samples.heads
+        self.heads_ = samples.places
         return self
 
     def apply(self, subject):

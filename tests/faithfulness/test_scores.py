@@ -32,7 +32,7 @@ def split(bracket_task):
 @pytest.fixture(scope="module")
 def proxies(known, bracket_task):
     samples = collect(known, bracket_task.split("train", 60), ("queries", "keys"))
-    last = samples.at(known.sites("layer1"))
+    last = samples.at(known.site("layer1"))
     return {
         "svd": SVD(rank=4).fit(samples).apply(known.subject),
         "hard": OneHotAttention().fit(last).apply(known.subject),
@@ -169,6 +169,19 @@ def test_batch_size_does_not_matter(size, monkeypatch, known, proxies, bracket_t
         np.testing.assert_allclose(scores.sums, found[name].sums, atol=5e-4)
 
 
+@pytest.mark.parametrize(
+    ("module", "constant", "value"),
+    [("_clean_pass", "ROWS", 5), ("_clean_pass", "WEIGHTS_KEPT", 0), ("_scores", "LOGITS_HELD", 1),
+     ("_scores", "NUMBERS_HELD", 1)],
+)  # fmt: skip
+def test_pieces_do_not_matter(module, constant, value, monkeypatch, known, proxies, bracket_task, split, judged, found):  # noqa: PLR0917
+    monkeypatch.setattr(f"assay.faithfulness.{module}.{constant}", value)
+    again = score(known, proxies, bracket_task, split, judged)
+    for name, scores in found.items():
+        np.testing.assert_array_equal(again[name].counts, scores.counts)
+        np.testing.assert_allclose(again[name].sums, scores.sums, atol=1e-5, rtol=5e-6)
+
+
 def test_scores_survive_the_disk(tmp_path, found):
     found["svd"].write(tmp_path / "cell.npz")
     again = Scores.read(tmp_path / "cell.npz")
@@ -187,7 +200,7 @@ class Broken:
     streams = ()
 
     def fit(self, samples: Samples) -> "Broken":
-        self.heads_ = samples.heads
+        self.heads_ = samples.places
         return self
 
     def apply(self, subject):

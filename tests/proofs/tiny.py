@@ -2,6 +2,8 @@
 
 from fractions import Fraction
 from itertools import product
+from math import isqrt
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,15 +47,17 @@ def _transpose(a: list[list[Fraction]]) -> list[list[Fraction]]:
 
 
 class Truth:
-    """Exact predictions of a tiny model whose head has width 1, input by input.
+    """Exact predictions of a tiny model, input by input; the width of its head must be a square.
 
-    The sign of a sum of rational multiples of exponentials of distinct rationals is decided by raising Arb's precision:
-    the sum is zero only if all coefficients are (Lindemann and Weierstrass).
+    With `proxy`, the record of a proxy in a certificate's JSON, they are the proxy's. The sign of a sum of rational
+    multiples of exponentials of distinct rationals is decided by raising Arb's precision: the sum is zero only if all
+    coefficients are (Lindemann and Weierstrass).
     """
 
-    def __init__(self, subject: Subject) -> None:
+    def __init__(self, subject: Subject, proxy: dict[str, Any] | None = None) -> None:
         state = subject.model.state_dict()
-        assert subject.model.config.head_dim == 1
+        root = isqrt(subject.model.config.head_dim)
+        assert root * root == subject.model.config.head_dim
         self.length = subject.model.config.length
         E = _exact(state["embed_tokens.weight"])
         P = _exact(state["embed_positions.weight"][: self.length])
@@ -62,17 +66,44 @@ class Truth:
         query = [[a + b for a, b in zip(row, P[-1], strict=True)] for row in E]
         out = _times(_times(V, O), U)
         self.EU, self.EV, self.PV = _times(query, U), _times(E, out), _times(P, out)
-        keys = _times(_times(query, Q), _transpose(K))
-        self.SE, self.SP = _times(keys, _transpose(E)), _times(keys, _transpose(P))
+        kind = proxy["kind"] if proxy else None
+        queries, tokens, positions = _times(query, Q), _times(E, K), _times(P, K)
+        if kind == "projection":
+            # Every key is projected as a whole, the sum of a token's and a position's part.
+            queries = _projected(queries, proxy["queries"])
+            whole = [[[a + b for a, b in zip(t, p, strict=True)] for t in tokens] for p in positions]
+            keys = [_projected(part, proxy["keys"]) for part in whole]
+        else:
+            keys = [[[a + b for a, b in zip(t, p, strict=True)] for t in tokens] for p in positions]
+        self.scores = [_times(queries, _transpose(part)) for part in keys]
+        self.scores = [[[s / root for s in row] for row in part] for part in self.scores]
+        if kind == "scores":
+            of_token = [[s / root for s in row] for row in _times(queries, _transpose(tokens))]
+            of_position = [[s / root for s in row] for row in _times(queries, _transpose(positions))]
+            if proxy["left"] is not None:
+                left, right = ([[Fraction(x) for x in row] for row in proxy[side]] for side in ("left", "right"))
+                of_token = _times(left, _transpose(right))
+            self.scores = [
+                [
+                    [s + (0 if proxy["average_positions"] else of_position[q][p]) for s in row]
+                    for q, row in enumerate(of_token)
+                ]
+                for p in range(self.length)
+            ]
+        if kind == "uniform":
+            self.scores = [[[Fraction(0)] * len(E)] * len(E)] * self.length
+        self.hard = kind == "one-hot"
 
-    def sign(self, tokens: tuple[int, ...], x: int) -> int:
-        """The sign of logit_x minus the largest token's logit."""
-        q, m = tokens[-1], max(tokens)
+    def sign(self, tokens: tuple[int, ...], x: int, y: int) -> int:
+        """The sign of logit_x minus logit_y."""
+        q = tokens[-1]
         terms: dict[Fraction, Fraction] = {}
         for p, t in enumerate(tokens):
-            score = self.SE[q][t] + self.SP[q][p]
-            value = self.EU[q][x] - self.EU[q][m] + self.EV[t][x] - self.EV[t][m] + self.PV[p][x] - self.PV[p][m]
-            terms[score] = terms.get(score, Fraction(0)) + value
+            score = self.scores[p][q][t]
+            value = self.EU[q][x] - self.EU[q][y] + self.EV[t][x] - self.EV[t][y] + self.PV[p][x] - self.PV[p][y]
+            if self.hard and terms and score <= max(terms):
+                continue
+            terms = ({} if self.hard else terms) | {score: terms.get(score, Fraction(0)) + value}
         terms = {score: value for score, value in terms.items() if value}
         if not terms:
             return 0
@@ -97,13 +128,42 @@ class Truth:
 
     def correct(self, tokens: tuple[int, ...]) -> bool:
         m = max(tokens)
-        return all(self.sign(tokens, x) < 0 for x in range(len(self.EU)) if x != m)
+        return all(self.sign(tokens, x, m) < 0 for x in range(len(self.EU)) if x != m)
+
+    def predicted(self, tokens: tuple[int, ...]) -> int | None:
+        """The token with a strictly larger logit than every other, if there is one."""
+        best = 0
+        for x in range(1, len(self.EU)):
+            best = x if self.sign(tokens, x, best) > 0 else best
+        strict = all(self.sign(tokens, x, best) < 0 for x in range(len(self.EU)) if x != best)
+        return best if strict else None
 
     def count(self, inputs: InputSet) -> int:
-        every = np.array(list(product(range(inputs.vocabulary), repeat=inputs.length)))
-        chosen = every[inputs.contains(every)]
-        assert len(chosen) == inputs.size
-        return sum(self.correct(tuple(map(int, tokens))) for tokens in chosen)
+        return sum(self.correct(tokens) for tokens in sequences(inputs))
+
+
+def agreement(subject: Subject, proxy: dict[str, Any], inputs: InputSet) -> int:
+    """On how many inputs subject and proxy predict the same token."""
+    first, second = Truth(subject), Truth(subject, proxy)
+    predictions = [(first.predicted(tokens), second.predicted(tokens)) for tokens in sequences(inputs)]
+    return sum(a == b and a is not None for a, b in predictions)
+
+
+def sequences(inputs: InputSet) -> list[tuple[int, ...]]:
+    """All inputs of a set."""
+    every = np.array(list(product(range(inputs.vocabulary), repeat=inputs.length)))
+    chosen = every[inputs.contains(every)]
+    assert len(chosen) == inputs.size
+    return [tuple(map(int, tokens)) for tokens in chosen]
+
+
+def _projected(rows: list[list[Fraction]], subspace: dict[str, Any]) -> list[list[Fraction]]:
+    basis = [[Fraction(x) for x in row] for row in subspace["basis"]]
+    mean = [Fraction(x) for x in subspace["mean"]]
+    centred = [[a - b for a, b in zip(row, mean, strict=True)] for row in rows]
+    return [
+        [a + b for a, b in zip(row, mean, strict=True)] for row in _times(_times(centred, basis), _transpose(basis))
+    ]
 
 
 _PLAIN = st.floats(-3, 3, width=16)
@@ -111,11 +171,13 @@ _NASTY = st.sampled_from([0.0, 1.0, -1.0, 0.5, 3.0, 1e-40, -1e-45, 1e-6, 2.0**-2
 
 
 @st.composite
-def tiny_models(draw: st.DrawFn) -> Subject:
+def tiny_models(draw: st.DrawFn, head: int = 1) -> Subject:
     """Random and adversarial weights: ties, equal tokens, huge, tiny and denormal numbers."""
     v, length, d = draw(st.integers(3, 4)), draw(st.integers(2, 4)), draw(st.integers(1, 2))
     number = draw(st.sampled_from([_PLAIN, _PLAIN, _NASTY, st.one_of(_PLAIN, _NASTY), st.integers(-2, 2).map(float)]))
-    shapes = {"W_E": (v, d), "W_pos": (length, d), "W_U": (d, v), "W_O": (1, d)} | {f"W_{n}": (d, 1) for n in "QKV"}
+    shapes = {"W_E": (v, d), "W_pos": (length, d), "W_U": (d, v), "W_O": (head, d)} | {
+        f"W_{n}": (d, head) for n in "QKV"
+    }
     arrays = {}
     for name, (rows, columns) in shapes.items():
         values = draw(st.lists(number, min_size=rows * columns, max_size=rows * columns))

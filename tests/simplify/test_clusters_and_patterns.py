@@ -6,14 +6,14 @@ import torch
 from sklearn.cluster import KMeans as ScikitKMeans
 
 from assay import AssayError
-from assay.engine import Head, Samples
+from assay.engine import Head, Samples, Site
 from assay.simplify import KMeans, OneHotAttention, UniformAttention
 
 HEAD = Head(0, 0)
 
 
 def edit_of(simplification, subject, head: Head = HEAD):
-    return {edit.head: edit for edit in simplification.apply(subject).edits}[head]
+    return {edit.place: edit for edit in simplification.apply(subject).edits}[head]
 
 
 def samples_of(queries: torch.Tensor, keys: torch.Tensor) -> Samples:
@@ -75,7 +75,7 @@ def test_attention_by_depth_is_exact_within_and_blind_beyond(clustered):
 
 def test_centres_and_assignments_are_those_of_scikit_learn(subject, samples):
     fitted = KMeans(clusters=12, restarts=2, seed=3).fit(samples)
-    for head in samples.heads:
+    for head in samples.places:
         edit = edit_of(fitted, subject, head)
         for place, (stream, vectors) in enumerate((("queries", samples.queries), ("keys", samples.keys))):
             points = vectors[head]
@@ -96,8 +96,8 @@ def test_queries_and_keys_are_clustered_apart(subject):
 
 
 def test_one_cluster_is_the_mean(subject, samples):
-    edit = edit_of(KMeans(clusters=1).fit(samples), subject, samples.heads[0])
-    keys = samples.keys[samples.heads[0]]
+    edit = edit_of(KMeans(clusters=1).fit(samples), subject, samples.places[0])
+    keys = samples.keys[samples.places[0]]
     torch.testing.assert_close(edit.keys(keys[None])[0], keys.mean(0).expand_as(keys), atol=1e-4, rtol=0)
 
 
@@ -108,7 +108,7 @@ def test_as_many_clusters_as_distinct_vectors_are_exact(subject):
 
 
 def test_clustering_is_idempotent_and_repeatable(subject, samples):
-    head = samples.heads[0]
+    head = samples.places[0]
     points = samples.keys[head][None, :300]
     once = edit_of(KMeans(clusters=9).fit(samples), subject, head).keys(points)
     again = edit_of(KMeans(clusters=9).fit(samples), subject, head)
@@ -200,7 +200,7 @@ def test_one_hot_keeps_the_dtype_and_the_shape(subject, samples):
 def test_one_hot_of_a_model_points_where_the_subject_looks_most(subject, engine, samples, task):
     tokens = torch.from_numpy(task.read_sentence("(0 (3 3) (1 1) 0)").tokens)
     clean = engine.run(tokens, read=("patterns",)).patterns[0][0, 0]
-    proxy = OneHotAttention().fit(samples.at([HEAD])).apply(subject)
+    proxy = OneHotAttention().fit(samples.at(Site("one head", (HEAD,)))).apply(subject)
     hard = engine.run(tokens, edits=proxy.edits, read=("patterns",)).patterns[0][0, 0]
     for row, soft in zip(hard, clean, strict=True):
         assert row.sum() == row.max() == 1

@@ -80,7 +80,7 @@ def test_apply_before_fit_is_refused(simplification, subject):
 @pytest.mark.parametrize("simplification", [item for item in each() if item.streams], ids=label)
 def test_fit_that_fails_halfway_leaves_nothing_fitted(simplification, subject, samples):
     """Otherwise a proxy could be made that is simplified at some of the heads only."""
-    first, second = samples.heads
+    first, second = samples.places
     with pytest.raises(KeyError):
         simplification.fit(Samples((first, second), {first: samples.queries[first]}, {first: samples.keys[first]}))
     with pytest.raises(AssayError, match="has not been fitted"):
@@ -89,18 +89,18 @@ def test_fit_that_fails_halfway_leaves_nothing_fitted(simplification, subject, s
 
 @pytest.mark.parametrize("number", range(len(each())))
 def test_refit_forgets(number, subject, samples):
-    first, second = samples.heads
+    first, second = samples.places
     other = Samples((second,), {second: samples.keys[second]}, {second: 3 * samples.queries[first]})
     refitted, fresh = each()[number].fit(samples).fit(other), each()[number].fit(other)
     proxy = refitted.apply(subject)
-    assert [edit.head for edit in proxy.edits] == [second]
+    assert [edit.place for edit in proxy.edits] == [second]
     assert torch.equal(proxy(TOKENS), fresh.apply(subject)(TOKENS))
 
 
 @pytest.mark.parametrize("number", range(len(each())))
 def test_a_proxy_keeps_what_it_was_made_of(number, subject, samples):
     """A later fit of the same object does not change a proxy that exists already."""
-    first, second = samples.heads
+    first, second = samples.places
     simplification = each()[number].fit(samples)
     proxy = simplification.apply(subject)
     before = proxy(TOKENS)
@@ -110,7 +110,7 @@ def test_a_proxy_keeps_what_it_was_made_of(number, subject, samples):
 
 @pytest.mark.parametrize("simplification", [item for item in each() if not item.streams], ids=label)
 def test_recipes_without_streams_need_no_data(simplification, subject, samples):
-    proxy = simplification.fit(Samples(samples.heads)).apply(subject)
+    proxy = simplification.fit(Samples(samples.places)).apply(subject)
     assert torch.equal(proxy(TOKENS), simplification.fit(samples).apply(subject)(TOKENS))
 
 

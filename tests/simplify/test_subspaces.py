@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from assay import AssayError
-from assay.engine import Engine, Head, Samples
+from assay.engine import Engine, Head, Samples, Site
 from assay.simplify import SVD, Identity, RandomProjection
 
 HEAD = Head(0, 0)
@@ -17,7 +17,7 @@ def samples_of(queries: torch.Tensor, keys: torch.Tensor, head: Head = HEAD) -> 
 
 def edits_of(simplification, subject) -> dict:
     """The edits of a fitted simplification, by head."""
-    return {edit.head: edit for edit in simplification.apply(subject).edits}
+    return {edit.place: edit for edit in simplification.apply(subject).edits}
 
 
 def projected(edit, stream: str, vectors: torch.Tensor) -> torch.Tensor:
@@ -109,8 +109,8 @@ def test_subspaces_are_those_of_numpy(subject, skewed, rank, joint, centred):
 
 def test_real_activations_against_numpy(subject, samples):
     fitted = SVD(rank=4).fit(samples)
-    assert set(fitted.subspaces_) == set(samples.heads)
-    for head in samples.heads:
+    assert set(fitted.subspaces_) == set(samples.places)
+    for head in samples.places:
         both = np.concatenate((samples.queries[head].numpy(), samples.keys[head].numpy())).astype(np.float64)
         directions = np.linalg.svd(both, full_matrices=False)[2][:4].T
         assert sines(fitted.subspaces_[head][0].basis.numpy(), directions).max() < 1e-5
@@ -193,9 +193,9 @@ def test_more_directions_come_closer_and_few_are_far(subject, samples, task):
 
 
 def test_only_fitted_heads_are_simplified(subject, engine, samples, task):
-    head = samples.heads[1]
-    proxy = SVD(rank=2).fit(samples.at([head])).apply(subject)
-    assert [edit.head for edit in proxy.edits] == [head]
+    head = samples.places[1]
+    proxy = SVD(rank=2).fit(samples.at(Site("one head", (head,)))).apply(subject)
+    assert [edit.place for edit in proxy.edits] == [head]
     tokens = torch.from_numpy(task.read_sentence("(0 (3 3) (1 1) 0)").tokens)
     clean = engine.run(tokens, read=("patterns",))
     edited = engine.run(tokens, edits=proxy.edits, read=("patterns",))
@@ -228,13 +228,13 @@ def test_random_subspaces_are_orthonormal(samples):
 
 def test_random_subspaces_depend_on_seed_and_head_but_not_on_data(samples):
     first = bases(RandomProjection(rank=4), samples)
-    other_data = Samples(samples.heads, {head: torch.randn(7, 32) for head in samples.heads})
+    other_data = Samples(samples.places, {head: torch.randn(7, 32) for head in samples.places})
     again = bases(RandomProjection(rank=4), other_data)
     other_seed = bases(RandomProjection(rank=4, seed=1), samples)
-    for head in samples.heads:
+    for head in samples.places:
         np.testing.assert_array_equal(again[head], first[head])
         assert sines(other_seed[head], first[head]).max() > 0.5
-    one, two = samples.heads
+    one, two = samples.places
     assert sines(first[one], first[two]).max() > 0.5
 
 
@@ -279,4 +279,4 @@ def test_rank_that_is_no_positive_whole_number_is_refused(samples, make, rank):
 
 
 def test_engine_sees_the_same_heads_as_the_proxy(subject, samples):
-    assert tuple(edit.head for edit in Identity().fit(samples).apply(subject).edits) == Engine(subject).heads
+    assert tuple(edit.place for edit in Identity().fit(samples).apply(subject).edits) == Engine(subject).heads

@@ -92,7 +92,7 @@ def blind_beyond(subject, position, *, only_odd=False):
         first[..., 0] = 1
         return torch.where(changed[None, :, None], first, weights)
 
-    return Proxy(subject, [Edit(head, pattern=pattern) for head in assay.engine.Engine(subject).sites("layer0")])
+    return Proxy(subject, [Edit(head, pattern=pattern) for head in assay.engine.Engine(subject).site("layer0").places])
 
 
 @pytest.fixture(scope="module")

@@ -65,26 +65,23 @@ def test_no_memory_shares_nothing(own, task):
 
 
 def test_memory_is_a_limit(own, task):
-    session = Session(memory=200_000)
+    session = Session(memory=2_000_000)
     judge(own, task, session)
-    assert 0 < session._passes.used <= 200_000
+    assert 0 < session._passes.used <= 2_000_000
     session.clear()
     assert session._passes.used == 0
 
 
-def test_runs_are_those_of_any_engine(own):
-    engine, plain = Session().engine(own), assay.engine.Engine(own)
+def test_a_clean_pass_is_that_of_its_tokens(own):
+    session = Session()
+    engine = session.engine(own)
     tokens = torch.arange(12).reshape(2, 6) % own.vocabulary
-    shorter = torch.tensor([[1] * 6, [1] * 4 + [0] * 2])
-    for read in (("patterns",), ("outputs",), ("patterns", "outputs")):
-        for valid in (None, shorter):
-            for _ in range(2):
-                run, expected = engine.run(tokens, valid, read=read), plain.run(tokens, valid, read=read)
-                assert torch.equal(run.logits, expected.logits)
-                assert run.patterns.keys() == expected.patterns.keys()
-                assert all(torch.equal(run.patterns[layer], expected.patterns[layer]) for layer in run.patterns)
-    edit = Edit(Head(0, 0), queries=shifted)
-    assert torch.equal(engine.run(tokens, edits=[edit]).logits, plain.run(tokens, edits=[edit]).logits)
+    valid, shorter = torch.ones_like(tokens), torch.tensor([[1] * 6, [1] * 4 + [0] * 2])
+    first = session.clean_pass(engine, tokens, valid)
+    assert session.clean_pass(engine, tokens.clone(), valid.clone()) is first
+    for other in (session.clean_pass(engine, tokens, shorter), session.clean_pass(engine, tokens.flip(0), valid)):
+        assert other is not first
+    assert torch.equal(engine.logits(first.clean, slice(0, 6)), engine.run(tokens, valid).logits)
 
 
 def test_changed_weights_are_another_subject(own):

@@ -10,6 +10,7 @@ from assay.simplify import (
     SVD,
     Identity,
     KMeans,
+    MeanAblation,
     OneHotAttention,
     RandomPerturbation,
     RandomProjection,
@@ -26,6 +27,7 @@ OURS = {
     "one-hot": OneHotAttention,
     "random-projection": lambda: RandomProjection(rank=3),
     "uniform": UniformAttention,
+    "mean": MeanAblation,
     "identity": Identity,
     "random-perturbation": lambda: RandomPerturbation(SVD(rank=3)),
     "random-perturbation-of-a-pattern": lambda: RandomPerturbation(OneHotAttention()),
@@ -51,7 +53,7 @@ class _Broken:
     streams = ()
 
     def fit(self, samples):
-        self.heads_ = samples.heads
+        self.heads_ = samples.places
         self.calls_ = (self.calls_ or 0) + 1
         return None if self.fault == "fit returns nothing" else self
 

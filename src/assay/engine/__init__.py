@@ -1,18 +1,25 @@
-"""How a subject is read and edited: its attention, through transformers' AttentionInterface."""
+"""How a subject is read and edited: its attention, through transformers' AttentionInterface, its MLPs and residuals."""
 
-from assay.engine._attention import Edit, Head, PatternEdit, VectorEdit
+from assay.engine._attention import Edit, PatternEdit, VectorEdit
 from assay.engine._engine import Engine, Run
+from assay.engine._places import ATTENTION, BLOCK_STREAMS, HEAD_STREAMS, Block, Head, Place, Site
 from assay.engine._proxy import Proxy
 from assay.engine._samples import Samples, batches, collect, tensors
 
 __all__ = [
+    "ATTENTION",
+    "BLOCK_STREAMS",
+    "HEAD_STREAMS",
+    "Block",
     "Edit",
     "Engine",
     "Head",
     "PatternEdit",
+    "Place",
     "Proxy",
     "Run",
     "Samples",
+    "Site",
     "VectorEdit",
     "batches",
     "collect",

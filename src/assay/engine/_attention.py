@@ -1,16 +1,18 @@
 """One attention function for every architecture that goes through transformers' AttentionInterface.
 
 It calls the model's own eager attention, so that soft-capping, attention sinks, relative biases and masks stay as the
-model has them; around that call it reads and edits queries, keys and patterns as the active plan says. The mask
-function is registered under the same name: without it transformers passes no mask and a decoder silently stops being
-causal.
+model has them; around that call it reads and edits queries, keys, values, patterns and outputs as the active plan
+says. The mask function is registered under the same name: without it transformers passes no mask and a decoder
+silently stops being causal.
 """
 
+import functools
+import itertools
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -21,6 +23,7 @@ from transformers.masking_utils import AttentionMaskInterface, eager_mask
 from transformers.modeling_utils import AttentionInterface
 
 from assay._errors import AssayError
+from assay.engine._places import BLOCK_STREAMS, HEAD_STREAMS, Head, Place
 
 IMPLEMENTATION = "assay_read_and_edit"
 
@@ -29,53 +32,70 @@ PatternEdit = Callable[
     [Float[Tensor, "batch query key"], Bool[Tensor, "batch query key"]], Float[Tensor, "batch query key"]
 ]
 LayerObserver = Callable[[int, Tensor], None]
-
-
-@dataclass(frozen=True, order=True)
-class Head:
-    """One attention head: the layer in order of execution and the (query) head in it, both from 0."""
-
-    layer: int
-    head: int
-
-    def __str__(self) -> str:
-        return f"layer{self.layer}.head{self.head}"
+RowObserver = Callable[[int, slice, Tensor, Tensor | None], None]
 
 
 @dataclass(frozen=True)
 class Edit:
-    """Replace what a head computes by a function of it.
+    """Replace what a head or a block computes by a function of it.
 
-    `queries` and `keys` map (batch, position, width) to the same shape, after biases, rotary positions and
-    normalisation, before scaling. With grouped queries every query head gets its own copy of the keys. `pattern` maps
-    the attention weights (batch, query, key), and which of them the mask leaves visible, to new weights.
+    At a `Head`: `queries` and `keys` map (batch, position, width) to the same shape, after biases, rotary positions
+    and normalisation, before scaling; `values` likewise; `outputs` the head's output before the output projection.
+    With grouped queries every query head gets its own copy of keys and values. `pattern` maps the attention weights
+    (batch, query, key), and which of them the mask leaves visible, to new weights.
+
+    At a `Block`: `mlp` maps what its MLP adds to the residual stream, `residual` the residual stream that enters it,
+    both (batch, position, model width). Raises AssayError for a stream that the place does not have.
     """
 
-    head: Head
+    place: Place
     queries: VectorEdit | None = None
     keys: VectorEdit | None = None
+    values: VectorEdit | None = None
+    outputs: VectorEdit | None = None
     pattern: PatternEdit | None = None
+    mlp: VectorEdit | None = None
+    residual: VectorEdit | None = None
+
+    def __post_init__(self) -> None:
+        own = (*HEAD_STREAMS, "pattern") if isinstance(self.place, Head) else BLOCK_STREAMS
+        for item in fields(self)[1:]:
+            if getattr(self, item.name) is not None and item.name not in own:
+                what = "head" if isinstance(self.place, Head) else "block"
+                raise AssayError(f"Edit({self.place}, {item.name}=...): a {what} has {', '.join(own)}.")
 
 
 @dataclass
 class Plan:
     """What to do at each attention module in one forward pass, and which modules were met, in order.
 
-    An observer gets the layer and its (edited) queries or keys (batch, head, position, width) or pattern (batch, head,
-    query, key) as soon as they are there, so that nobody has to hold all layers at once.
+    An observer of "queries", "keys", "values" or "outputs" gets the layer and (batch, head, position, width), one of
+    "patterns" (batch, head, query, key), all as edited and as soon as they are there, so that nobody has to hold all
+    layers at once. `on_rows` gets the pattern in blocks of `rows` queries, cut to the keys that any of them sees, and
+    the same rows of the pattern that the queries and keys of `beside` give at that layer (None where it has none).
     """
 
     layers: Mapping[int, int]
     edits: Mapping[int, tuple[Edit, ...]] = field(default_factory=dict)
-    on_queries: LayerObserver | None = None
-    on_keys: LayerObserver | None = None
-    on_pattern: LayerObserver | None = None
+    observers: Mapping[str, LayerObserver] = field(default_factory=dict)
+    on_rows: RowObserver | None = None
+    rows: int = sys.maxsize
+    beside: Mapping[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     met: list[nn.Module] = field(default_factory=list)
+    _reach: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
-    @property
-    def observed(self) -> bool:
-        """Whether anything is to be read."""
-        return not (self.on_queries is None and self.on_keys is None and self.on_pattern is None)
+    def reach(self, mask: Tensor | None, queries: int, keys: int) -> list[int]:
+        """How many keys, counted from the first, each query sees at most, over the batch."""
+        if mask is None:
+            return [keys] * queries
+        for seen, found in self._reach:
+            if seen is mask:
+                return found.tolist()
+        visible = _seen(mask)[..., :keys].flatten(0, 1).any(dim=0).expand(queries, keys)
+        last = (visible * torch.arange(1, keys + 1, device=mask.device)).amax(dim=-1)
+        found = torch.where(last == 0, keys, last).cpu()
+        self._reach.append((mask, found))
+        return found.tolist()
 
 
 _active: ContextVar[Plan | None] = ContextVar("assay_plan", default=None)
@@ -103,25 +123,31 @@ def own_eager_attention(module: nn.Module) -> Callable[..., tuple[Tensor, Tensor
     return found
 
 
-def _edited(states: Tensor, edits: list[tuple[int, VectorEdit]]) -> Tensor:
-    if not edits:
+def _edited(states: Tensor, edits: tuple[Edit, ...], stream: str, *, heads_at: int = 1) -> Tensor:
+    chosen = [(edit.place.head, getattr(edit, stream)) for edit in edits if isinstance(edit.place, Head)]
+    chosen = [(head, function) for head, function in chosen if function is not None]
+    if not chosen:
         return states
     states = states.clone()
-    for head, function in edits:
-        states[:, head] = function(states[:, head])
+    for head, function in chosen:
+        part = states.select(heads_at, head)
+        part.copy_(function(part))
     return states
+
+
+def _seen(mask: Tensor) -> Tensor:
+    return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
 
 
 def _visible(mask: Tensor | None, pattern: Tensor) -> Tensor:
     if mask is None:
         return torch.ones_like(pattern[:, 0], dtype=torch.bool)
-    seen = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
-    return seen[:, 0, :, : pattern.shape[-1]].expand_as(pattern[:, 0])
+    return _seen(mask)[:, 0, :, : pattern.shape[-1]].expand_as(pattern[:, 0])
 
 
 def _attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None]:
     plan = _active.get()
     eager = own_eager_attention(module)
     if plan is None:
@@ -129,31 +155,93 @@ def _attention(
     plan.met.append(module)
     layer = plan.layers.get(id(module))
     edits = () if layer is None else plan.edits.get(layer, ())
-    if layer is None or not (edits or plan.observed):
+    if layer is None or not (edits or plan.observers or plan.on_rows):
         return eager(module, query, key, value, attention_mask, **options)
 
     groups = query.shape[1] // key.shape[1]
     owner: Any = module
-    if groups > 1:
+    if groups > 1 and (edits or "keys" in plan.observers or "values" in plan.observers):
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
         owner = _Ungrouped(module)
-    query = _edited(query, [(edit.head.head, edit.queries) for edit in edits if edit.queries is not None])
-    key = _edited(key, [(edit.head.head, edit.keys) for edit in edits if edit.keys is not None])
-    if plan.on_queries is not None:
-        plan.on_queries(layer, query)
-    if plan.on_keys is not None:
-        plan.on_keys(layer, key)
-    output, pattern = eager(owner, query, key, value, attention_mask, **options)
-    pattern_edits = [(edit.head.head, edit.pattern) for edit in edits if edit.pattern is not None]
-    if pattern_edits:
-        visible = _visible(attention_mask, pattern)
-        pattern = pattern.clone()
-        for head, function in pattern_edits:
-            pattern[:, head] = function(pattern[:, head], visible)
-        output = (pattern @ value).transpose(1, 2).contiguous()
-    if plan.on_pattern is not None:
-        plan.on_pattern(layer, pattern)
+    query, key = _edited(query, edits, "queries"), _edited(key, edits, "keys")
+    value = _edited(value, edits, "values")
+    for stream, states in (("queries", query), ("keys", key), ("values", value)):
+        if stream in plan.observers:
+            plan.observers[stream](layer, states)
+    attend = functools.partial(eager, owner)
+    other = plan.beside.get(layer)
+    pattern: Tensor | None = None
+    whole = "patterns" in plan.observers or any(edit.pattern is not None for edit in edits)
+    blocks = list(_row_blocks(plan, attention_mask, query.shape[2], key.shape[2])) if plan.on_rows is not None else []
+    rows_beside: Iterator[Tensor | None] = itertools.repeat(None)
+    if other is not None:
+        aside = functools.partial(eager, _Ungrouped(module))
+        found = _by_rows(aside, (*other, other[1][..., :0]), attention_mask, options, blocks)
+        rows_beside = (weights for _, _, weights in found)
+    if plan.on_rows is not None and not whole:
+        outputs = []
+        by_rows = _by_rows(attend, (query, key, value), attention_mask, options, blocks)
+        for (rows, part, weights), beside in zip(by_rows, rows_beside, strict=False):
+            plan.on_rows(layer, rows, weights, beside)
+            outputs.append(part)
+        output = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
+    else:
+        output, pattern = _with_pattern(
+            edits, attend(query, key, value, attention_mask, **options), value, attention_mask
+        )
+        if "patterns" in plan.observers:
+            plan.observers["patterns"](layer, pattern)
+        for (rows, reach), beside in zip(blocks, rows_beside, strict=False):
+            plan.on_rows(layer, rows, pattern[:, :, rows, :reach], beside)  # type: ignore[misc]
+    output = _edited(output, edits, "outputs", heads_at=2)
+    if "outputs" in plan.observers:
+        plan.observers["outputs"](layer, output.transpose(1, 2))
     return output, pattern
+
+
+def _with_pattern(
+    edits: tuple[Edit, ...], found: tuple[Tensor, Tensor], value: Tensor, mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Output and pattern of attention, with the pattern's edits in force."""
+    chosen = [(edit.place.head, edit.pattern) for edit in edits if isinstance(edit.place, Head)]
+    if all(function is None for _, function in chosen):
+        return found
+    pattern = found[1].clone()
+    visible = _visible(mask, pattern)
+    for head, function in chosen:
+        if function is not None:
+            pattern[:, head] = function(pattern[:, head], visible)
+    return (pattern @ value).transpose(1, 2).contiguous(), pattern
+
+
+def _row_blocks(plan: Plan, mask: Tensor | None, queries: int, keys: int) -> Iterator[tuple[slice, int]]:
+    """Blocks of queries, each with the number of keys that it reaches."""
+    reach = plan.reach(mask, queries, keys)
+    for start in range(0, queries, plan.rows):
+        stop = min(start + plan.rows, queries)
+        yield slice(start, stop), max(reach[start:stop])
+
+
+def _by_rows(
+    attend: Callable[..., tuple[Tensor, Tensor]],
+    states: tuple[Tensor, Tensor, Tensor],
+    mask: Tensor | None,
+    options: Mapping[str, Any],
+    blocks: Iterable[tuple[slice, int]],
+) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """The model's own attention, a block of queries at a time and over the keys that the block sees."""
+    query, key, value = states
+    queries, keys = query.shape[2], key.shape[2]
+    for rows, reach in blocks:
+        here = {
+            name: option[..., rows, :reach]
+            if isinstance(option, Tensor) and option.shape[-2:] == (queries, keys)
+            else option
+            for name, option in options.items()
+        }
+        part = None if mask is None else mask[..., rows if mask.shape[-2] == queries else slice(None), :reach]
+        output, pattern = attend(query[:, :, rows], key[:, :, :reach], value[:, :, :reach], part, **here)
+        yield rows, output, pattern
 
 
 AttentionInterface.register(IMPLEMENTATION, _attention)
@@ -171,6 +259,21 @@ def using(model: PreTrainedModel, implementation: str) -> Iterator[None]:
     finally:
         if before != implementation:
             model.set_attn_implementation(before)
+
+
+@contextmanager
+def fused(activations: Sequence[nn.Module]) -> Iterator[None]:
+    """Within the block, these GELUs in the tanh approximation are computed by torch's one kernel for them.
+
+    It is the same function, several times faster; what the other rounding changes is part of the noise floor.
+    """
+    for module in activations:
+        module.forward = functools.partial(nn.functional.gelu, approximate="tanh")
+    try:
+        yield
+    finally:
+        for module in activations:
+            del module.forward
 
 
 @contextmanager

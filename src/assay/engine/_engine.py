@@ -1,38 +1,71 @@
 """Running a subject: plainly, watched, or edited."""
 
+import re
+import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from transformers.activations import NewGELUActivation
 
 from assay._errors import AssayError
-from assay.engine._attention import Edit, Head, LayerObserver, Plan, in_force, using
+from assay.engine._attention import Edit, LayerObserver, Plan, RowObserver, fused, in_force, using
+from assay.engine._places import ATTENTION, BLOCK_STREAMS, HEAD_STREAMS, Block, Head, Place, Site
+from assay.engine._tail import Tail, given
 from assay.subjects import Subject
+
+READABLE = (*HEAD_STREAMS, "patterns", *BLOCK_STREAMS)
+
+_MLP_NAMES = ("mlp", "feed_forward", "feedforward", "ffn", "ff", "moe", "block_sparse_moe", "output.dense", "fc2")
 
 
 @dataclass
 class Run:
     """What one forward pass gave.
 
-    `logits` is (batch, position, vocabulary). The others hold what was asked for, by layer: `queries` and `keys`
-    (batch, head, position, width), `patterns` (batch, head, query, key), `residuals` (batch, position, model width):
-    the residual stream that enters each layer. What each block gave back is kept for runs that resume from this one.
+    `logits` is (batch, position, vocabulary), empty where they were left out (`Engine.logits` makes them up). The
+    others hold what was asked for, by layer: `queries`, `keys`, `values` and `outputs` (batch, head, position,
+    width), `patterns` (batch, head, query, key), `mlp` (batch, position, model width): what each block's MLP adds,
+    and `residual`, of the same shape: the residual stream that enters each block. All are as edited. What each block
+    gave back is kept for runs that resume from this one.
     """
 
     logits: Float[Tensor, "batch position vocabulary"]
     queries: dict[int, Tensor] = field(default_factory=dict)
     keys: dict[int, Tensor] = field(default_factory=dict)
+    values: dict[int, Tensor] = field(default_factory=dict)
+    outputs: dict[int, Tensor] = field(default_factory=dict)
     patterns: dict[int, Tensor] = field(default_factory=dict)
-    residuals: dict[int, Tensor] = field(default_factory=dict)
-    _outputs: dict[int, Any] = field(default_factory=dict, repr=False)
+    mlp: dict[int, Tensor] = field(default_factory=dict)
+    residual: dict[int, Tensor] = field(default_factory=dict)
+    _blocks: dict[int, Any] = field(default_factory=dict, repr=False)
     _tokens: Tensor | None = field(default=None, repr=False)
+    _valid: Tensor | None = field(default=None, repr=False)
     _edited: bool = field(default=False, repr=False)
+    _body: Any = field(default=None, repr=False)
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Every tensor that the run holds on to."""
+        left: list[Any] = [getattr(self, item.name) for item in fields(self)]
+        while left:
+            item = left.pop()
+            if isinstance(item, Tensor):
+                yield item
+            elif isinstance(item, Mapping):
+                left += item.values()
+            elif isinstance(item, tuple | list):
+                left += item
+
+    @property
+    def held(self) -> int:
+        """How many numbers are kept for its logits: the logits themselves, or final hidden states."""
+        return int(self.logits.numel() if self._body is None else self._body[0].numel())
 
 
 @dataclass(frozen=True)
@@ -49,34 +82,10 @@ class IdentityDifference:
     loaded_logits: Float[Tensor, "batch position vocabulary"]
 
 
-@contextmanager
-def _given(block: nn.Module, output: Any) -> Iterator[None]:
-    """Within the block, a module gives back what is known already instead of computing it."""
-    block.forward = lambda *inputs, **options: output
-    try:
-        yield
-    finally:
-        del block.forward
-
-
-def _keep_input(into: dict[int, Tensor], layer: int) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-    def keep(_: nn.Module, inputs: tuple[Any, ...]) -> None:
-        into[layer] = inputs[0]
-
-    return keep
-
-
-def _keep_output(into: dict[int, Any], layer: int) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
-    def keep(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        into[layer] = output
-
-    return keep
-
-
 class Engine:
-    """Reads and edits the attention of one subject.
+    """Reads and edits the attention, the MLPs and the residual stream of one subject.
 
-    On construction the subject sees three tokens, which shows its attention modules in the order in which they run.
+    On construction the subject sees a few tokens, which shows its attention modules in the order in which they run.
     Raises AssayError, by name and before any work is done, if the architecture does not go through transformers'
     AttentionInterface: an edit would silently not happen.
     """
@@ -84,7 +93,7 @@ class Engine:
     def __init__(self, subject: Subject) -> None:
         self.subject = subject
         plan = Plan(layers={})
-        tokens = torch.arange(3, device=subject.device)[None] % subject.vocabulary
+        tokens = torch.arange(5, device=subject.device)[None] % subject.vocabulary
         with in_force(subject.model, plan):
             subject(tokens)
         if not plan.met:
@@ -104,9 +113,15 @@ class Engine:
         def note(layer: int, queries: Tensor) -> None:
             widths[layer] = (queries.shape[1], queries.shape[3])
 
-        self._forward(tokens, None, Plan(self._layers, on_queries=note), self.layers)
+        whole = self._forward(tokens, None, Plan(self._layers, observers={"queries": note}), self.layers)
         self.widths = {layer: width for layer, (_, width) in widths.items()}
         self.heads = tuple(Head(layer, head) for layer, (count, _) in widths.items() for head in range(count))
+        self.blocks = tuple(Block(layer) for layer in range(self.layers))
+        self._rows_agree = torch.allclose(
+            whole, self._forward(tokens, None, Plan(self._layers, on_rows=lambda *_: None, rows=2), self.layers),
+            atol=1e-4, rtol=1e-4,
+        )  # fmt: skip
+        self._tail = Tail.of(subject, tokens, whole, lambda plan: in_force(subject.model, plan))
 
     @property
     def layers(self) -> int:
@@ -115,32 +130,63 @@ class Engine:
 
     def layer_name(self, layer: int) -> str:
         """The qualified name of a layer's attention module in the subject."""
-        names = {id(module): name for name, module in self.subject.model.named_modules()}
-        return names[id(self._modules[layer])]
+        return self._names[id(self._modules[layer])]
 
-    def sites(self, text: str) -> tuple[Head, ...]:
-        """The heads that a site's name stands for: `all`, `layer1` or `layer1.head0`.
+    @cached_property
+    def _gelus(self) -> list[nn.Module]:
+        return [module for module in self.subject.model.modules() if isinstance(module, NewGELUActivation)]
 
-        Raises AssayError if the subject has no such head.
+    @cached_property
+    def _names(self) -> dict[int, str]:
+        return {id(module): name for name, module in self.subject.model.named_modules()}
+
+    def site(self, name: str) -> Site:
+        """The places and streams that a site's name stands for.
+
+        `all`, `layer1` or `layer1.head0` are attention heads; `all.values`, `layer1.outputs`, `layer1.head0.values`
+        their streams (queries, keys, values, outputs); `all.mlp`, `layer1.residual` streams of blocks. Raises
+        AssayError if the subject has no such place, or the place no such stream.
         """
-        chosen = tuple(head for head in self.heads if text in ("all", f"layer{head.layer}", str(head)))
-        if not chosen:
+        where, stream = name, ""
+        match = re.fullmatch(r"(all|layer\d+(?:\.head\d+)?)\.([a-z]+)", name)
+        if match and match[2] in READABLE:
+            where, stream = match[1], match[2]
+        places: Sequence[Place] = self.blocks if stream in BLOCK_STREAMS else self.heads
+        chosen = tuple(place for place in places if where in ("all", f"layer{place.layer}", str(place)))
+        if stream == "mlp" and chosen:
+            self._mlp(chosen[0].layer)
+        if not chosen or stream == "patterns":
             last = self.heads[-1]
             raise AssayError(
-                f"site {text!r} is not in {self.subject.name!r}; use 'all', 'layer0' to 'layer{last.layer}', or a head "
-                f"such as '{last}'."
+                f"site {name!r} is not in {self.subject.name!r}; use 'all', 'layer0' to 'layer{last.layer}', or a head "
+                f"such as '{last}', alone or followed by one of .{', .'.join(HEAD_STREAMS)}; or 'all' or a layer "
+                f"followed by .{' or .'.join(BLOCK_STREAMS)}; or 'all-heads' or 'all-layers' for each by itself."
             )
-        return chosen
+        return Site(name, chosen, (stream,) if stream else ATTENTION)
 
-    def _forward(self, tokens: Tensor, valid: Tensor | None, plan: Plan, expected: int) -> Tensor:
-        with in_force(self.subject.model, plan):
-            logits = self.subject(tokens, valid)
+    def expand(self, name: str) -> tuple[str, ...]:
+        """The names of sites that a sweep stands for, one at a time; any other name stands for itself.
+
+        `all-heads` is every head by itself, `all-layers` every layer; `all-heads.values` and the like with a stream.
+        """
+        sweep, dot, stream = name.partition(".")
+        if sweep == "all-heads":
+            return tuple(f"{head}{dot}{stream}" for head in self.heads)
+        if sweep == "all-layers":
+            return tuple(f"layer{layer}{dot}{stream}" for layer in range(self.layers))
+        return (name,)
+
+    def _forward(
+        self, tokens: Tensor, valid: Tensor | None, plan: Plan, expected: int, call: Callable[..., Any] | None = None
+    ) -> Any:
+        with in_force(self.subject.model, plan), fused(self._gelus):
+            result = (call or self.subject)(tokens, valid)
         if len(plan.met) != expected:
             raise AssayError(
                 f"{self.subject.name!r} called {len(plan.met)} attention layers where {expected} were "
                 "expected; its layers depend on its input, which is not supported."
             )
-        return logits
+        return result
 
     def run(
         self,
@@ -150,75 +196,151 @@ class Engine:
         edits: Iterable[Edit] = (),
         read: Sequence[str] = (),
         on_pattern: LayerObserver | None = None,
+        on_rows: RowObserver | None = None,
+        rows: int | None = None,
+        beside: Run | None = None,
+        logits: bool = True,
+        resumable: bool = False,
         resume: Run | None = None,
     ) -> Run:
         """One forward pass with `edits` in force.
 
-        `valid` is 1 at tokens and 0 at padding. `read` names what to keep: "queries", "keys", "patterns" (as edited),
-        "residuals", and "outputs" for a run to resume from. `on_pattern` is called with each layer's pattern when it
-        is there. `resume` is an unedited run on the same tokens that kept its outputs: blocks below the first edited
-        layer are not computed again (and so nothing is read there). Raises AssayError for a head that the subject
-        does not have, two edits of one head, or an unknown name in `read`.
+        `valid` is 1 at tokens and 0 at padding. `read` names what to keep: the fields of `Run`. `on_pattern` is
+        called with each layer's pattern when it is there; `on_rows` with the layer, a slice of at most `rows` queries
+        and their rows of the pattern (batch, head, query, key), cut after the last key that any of them sees: then no
+        whole pattern is made, unless an edit needs it. Its last argument are the same rows of another run `beside`
+        this one, made again from its queries and keys, or None. With `logits=False` the unembedding is left to
+        `logits()`.
+
+        A run with `resumable` keeps what each block gave. `resume` is such a run, unedited and on the same tokens:
+        blocks below the first edited layer are not computed again (and so nothing is read there). Raises AssayError
+        for a place that the subject does not have, two edits of one place, or an unknown name in `read`.
         """
-        unknown = set(read) - {"queries", "keys", "patterns", "residuals", "outputs"}
+        unknown = set(read) - set(READABLE)
         if unknown:
-            raise AssayError(f"read={sorted(unknown)}: can read queries, keys, patterns, residuals and outputs.")
+            raise AssayError(f"read={sorted(unknown)}: can read {', '.join(READABLE)}.")
         by_layer = self._by_layer(edits)
         if resume is not None and (
             resume._edited
-            or len(resume._outputs) != self.layers
+            or len(resume._blocks) != self.layers
             or resume._tokens is None
             or not torch.equal(resume._tokens, tokens)
         ):
-            raise AssayError('resume= needs an unedited run on the same tokens with read=("outputs",).')
-        run = Run(logits=torch.empty(0, 0, 0), _tokens=tokens, _edited=bool(by_layer))
-
-        def pattern_seen(layer: int, pattern: Tensor) -> None:
-            if "patterns" in read:
-                run.patterns[layer] = pattern
-            if on_pattern is not None:
-                on_pattern(layer, pattern)
-
+            raise AssayError("resume= needs an unedited run on the same tokens with resumable=True.")
+        run = Run(logits=torch.empty(0, 0, 0), _tokens=tokens, _valid=valid, _edited=bool(by_layer))
+        observers: dict[str, LayerObserver] = {
+            stream: getattr(run, stream).__setitem__ for stream in (*HEAD_STREAMS, "patterns") if stream in read
+        }
+        if on_pattern is not None:
+            observers["patterns"] = _both(observers.get("patterns"), on_pattern)
         plan = Plan(
             self._layers,
-            by_layer,
-            on_queries=run.queries.__setitem__ if "queries" in read else None,
-            on_keys=run.keys.__setitem__ if "keys" in read else None,
-            on_pattern=pattern_seen if "patterns" in read or on_pattern is not None else None,
+            {
+                layer: heads
+                for layer, edits in by_layer.items()
+                if (heads := tuple(edit for edit in edits if isinstance(edit.place, Head)))
+            },
+            observers,
+            on_rows,
+            rows if rows is not None and self._rows_agree else sys.maxsize,
+            {layer: (queries, beside.keys[layer]) for layer, queries in beside.queries.items()} if beside else {},
         )
-        first = 0 if resume is None else min(by_layer, default=0)
+        first = 0 if resume is None else self._block_start(min(by_layer, default=self.layers))
         with ExitStack() as stack:
-            for layer, block in enumerate(self._blocks):
-                if layer < first and resume is not None:
-                    stack.enter_context(_given(block, resume._outputs[layer]))
-                if "residuals" in read:
-                    hook = block.register_forward_pre_hook(_keep_input(run.residuals, layer))
-                    stack.callback(hook.remove)
-                if "outputs" in read:
-                    hook = block.register_forward_hook(_keep_output(run._outputs, layer))
-                    stack.callback(hook.remove)
-            run.logits = self._forward(tokens, valid, plan, self.layers - first)
+            if resume is not None:
+                self._skip(stack, resume, first)
+            self._hook(stack, run, by_layer, set(read), first, resumable=resumable)
+            if logits or self._tail is None:
+                run.logits = self._forward(tokens, valid, plan, self.layers - first)
+            else:
+                run._body = self._forward(tokens, valid, plan, self.layers - first, self._tail.body)
         return run
+
+    def _block_start(self, layer: int) -> int:
+        """The first attention layer of the block that a layer belongs to."""
+        while 0 < layer < self.layers and self._blocks[layer - 1] is self._blocks[layer]:
+            layer -= 1
+        return layer
+
+    def _skip(self, stack: ExitStack, resume: Run, first: int) -> None:
+        """Until the stack is closed, blocks below `first` give back what they gave in another run."""
+        for layer, block in enumerate(self._blocks[:first]):
+            stack.enter_context(given(block, resume._blocks[layer]))
+
+    def _hook(
+        self,
+        stack: ExitStack,
+        run: Run,
+        by_layer: Mapping[int, tuple[Edit, ...]],
+        read: set[str],
+        first: int,
+        *,
+        resumable: bool,
+    ) -> None:
+        """Until the stack is closed, blocks from `first` on are edited and read as a run needs it."""
+        for layer, block in enumerate(self._blocks[first:], start=first):
+            edits = [edit for edit in by_layer.get(layer, ()) if isinstance(edit.place, Block)]
+            of_residual = next((edit.residual for edit in edits if edit.residual is not None), None)
+            of_mlp = next((edit.mlp for edit in edits if edit.mlp is not None), None)
+            if of_residual is not None or "residual" in read:
+                keep = run.residual if "residual" in read else None
+                hook = block.register_forward_pre_hook(_at_input(layer, of_residual, keep), with_kwargs=True)
+                stack.callback(hook.remove)
+            if of_mlp is not None or "mlp" in read:
+                keep = run.mlp if "mlp" in read else None
+                shape = run._tokens.shape if run._tokens is not None else torch.Size()
+                out = self._mlp(layer).register_forward_hook(_at_output(layer, of_mlp, keep, shape))
+                stack.callback(out.remove)
+            if resumable:
+                stack.callback(block.register_forward_hook(_keep_output(run._blocks, layer)).remove)
+
+    def logits(self, run: Run, positions: slice | Int[Tensor, " chosen"]) -> Float[Tensor, "batch chosen vocabulary"]:
+        """The logits of some positions of a run that left them out (of any run: it takes a part of them)."""
+        if run._body is None or self._tail is None or run._tokens is None:
+            return run.logits[:, positions]
+        return self._tail.logits(run._body, run._tokens, run._valid, positions)
 
     def _by_layer(self, edits: Iterable[Edit]) -> dict[int, tuple[Edit, ...]]:
         found: dict[int, list[Edit]] = defaultdict(list)
-        seen: set[Head] = set()
+        seen: set[Place] = set()
         for edit in edits:
-            if edit.head not in self.heads:
+            if edit.place not in self.heads and edit.place not in self.blocks:
                 raise AssayError(
-                    f"{edit.head} is not in {self.subject.name!r}, which has {self.heads[0]} to {self.heads[-1]}."
+                    f"{edit.place} is not in {self.subject.name!r}, which has {self.heads[0]} to {self.heads[-1]}."
                 )
-            if edit.head in seen:
-                raise AssayError(f"two edits of {edit.head}; put them into one.")
-            seen.add(edit.head)
-            found[edit.head.layer].append(edit)
+            if edit.place in seen:
+                raise AssayError(f"two edits of {edit.place}; put them into one.")
+            seen.add(edit.place)
+            found[edit.place.layer].append(edit)
         return {layer: tuple(edits) for layer, edits in found.items()}
 
     @cached_property
     def _blocks(self) -> list[nn.Module]:
-        """The Transformer block around each attention module: its parent in the module tree."""
+        """The Transformer block around each attention module: its nearest ancestor that is an item of a list."""
         modules = dict(self.subject.model.named_modules())
-        return [modules[self.layer_name(layer).rpartition(".")[0]] for layer in range(self.layers)]
+        blocks = []
+        for layer in range(self.layers):
+            name = self.layer_name(layer).rpartition(".")[0]
+            above = name
+            while above and not isinstance(modules[above.rpartition(".")[0]], nn.ModuleList):
+                above = above.rpartition(".")[0]
+            blocks.append(modules[above or name])
+        return blocks
+
+    def _mlp(self, layer: int) -> nn.Module:
+        """The module whose output a block adds to the residual stream after attention."""
+        block = self._blocks[layer]
+        for name in _MLP_NAMES:
+            try:
+                found = block.get_submodule(name)
+            except AttributeError:
+                continue
+            if not isinstance(found, nn.Identity):
+                return found
+        raise AssayError(
+            f"no MLP was found in layer {layer} of {self.subject.name!r} ({type(block).__name__}); sites that end in "
+            ".mlp cannot be used with it."
+        )
 
     def identity_difference(
         self, tokens: Int[Tensor, "batch position"], valid: Int[Tensor, "batch position"] | None = None
@@ -240,3 +362,57 @@ class Engine:
             return float((difference if valid is None else difference * valid).max())
 
         return IdentityDifference(largest(untouched), largest(as_loaded), edited, as_loaded)
+
+
+def _both(first: LayerObserver | None, second: LayerObserver) -> LayerObserver:
+    if first is None:
+        return second
+
+    def observe(layer: int, states: Tensor) -> None:
+        first(layer, states)
+        second(layer, states)
+
+    return observe
+
+
+def _at_input(
+    layer: int, edit: Callable[[Tensor], Tensor] | None, keep: dict[int, Tensor] | None
+) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], tuple[tuple[Any, ...], dict[str, Any]]]:
+    """A hook that edits and keeps the residual stream that enters a block: its first argument."""
+
+    def hook(_: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        residual = inputs[0] if inputs else options["hidden_states"]
+        if edit is not None:
+            residual = edit(residual.clone())
+        if keep is not None:
+            keep[layer] = residual
+        if inputs:
+            return (residual, *inputs[1:]), options
+        return inputs, {**options, "hidden_states": residual}
+
+    return hook
+
+
+def _at_output(
+    layer: int, edit: Callable[[Tensor], Tensor] | None, keep: dict[int, Tensor] | None, shape: torch.Size
+) -> Callable[[nn.Module, tuple[Any, ...], Any], Any]:
+    """A hook that edits and keeps what an MLP gives back (the first thing, where it gives several)."""
+
+    def hook(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+        added = output[0] if isinstance(output, tuple) else output
+        vectors = added.reshape(*shape, added.shape[-1])
+        if edit is not None:
+            vectors = edit(vectors.clone())
+        if keep is not None:
+            keep[layer] = vectors
+        vectors = vectors.reshape(added.shape)
+        return (vectors, *output[1:]) if isinstance(output, tuple) else vectors
+
+    return hook
+
+
+def _keep_output(into: dict[int, Any], layer: int) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
+    def keep(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        into[layer] = output
+
+    return keep

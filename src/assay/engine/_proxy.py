@@ -27,5 +27,5 @@ class Proxy:
         return self._engine.run(tokens, valid, edits=self.edits).logits
 
     def __repr__(self) -> str:
-        heads = ", ".join(str(edit.head) for edit in self.edits)
+        heads = ", ".join(str(edit.place) for edit in self.edits)
         return f"Proxy({self.subject!r}, simplified at {heads})"

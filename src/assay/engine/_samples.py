@@ -8,45 +8,67 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from assay.engine._attention import Head
 from assay.engine._engine import Engine
+from assay.engine._places import ATTENTION, BLOCK_STREAMS, Place, Site
 from assay.tasks import Split
+
+Vectors = Mapping[Place, Float[Tensor, "sample width"]]
+
+LARGEST = 1_000_000_000
+"""The most bytes of samples; positions are thinned out beyond."""
+
+TOKENS_PER_BATCH, WEIGHTS_PER_BATCH = 4_096, 6_000_000
+"""On a CPU: tokens, and attention weights of all heads; elsewhere 16 times as many."""
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Queries and keys of some heads at all valid positions of some sequences: (sample, width) a head, on the CPU.
+    """Vectors at some places (heads or blocks) of a subject: (sample, width) a place, on the CPU.
 
-    What no simplification asked for is left out.
+    `streams` are those that a simplification is to act on there. Of the mappings, only what was asked for is filled.
     """
 
-    heads: tuple[Head, ...]
-    queries: Mapping[Head, Float[Tensor, "sample width"]] = field(default_factory=dict)
-    keys: Mapping[Head, Float[Tensor, "sample width"]] = field(default_factory=dict)
+    places: tuple[Place, ...]
+    queries: Vectors = field(default_factory=dict)
+    keys: Vectors = field(default_factory=dict)
+    values: Vectors = field(default_factory=dict)
+    outputs: Vectors = field(default_factory=dict)
+    mlp: Vectors = field(default_factory=dict)
+    residual: Vectors = field(default_factory=dict)
+    streams: tuple[str, ...] = ATTENTION
 
-    def at(self, heads: Sequence[Head]) -> "Samples":
-        """The samples of some of the heads."""
+    def at(self, site: Site) -> "Samples":
+        """The samples of one site."""
         return Samples(
-            tuple(heads),
-            {head: self.queries[head] for head in heads if head in self.queries},
-            {head: self.keys[head] for head in heads if head in self.keys},
+            site.places,
+            **{
+                stream: {place: found[place] for place in site.places if place in found}
+                for stream in dict.fromkeys((*ATTENTION, *site.streams))
+                if (found := getattr(self, stream))
+            },
+            streams=site.streams,
         )
+
+    def of(self, place: Place) -> tuple[Float[Tensor, "sample width"], ...]:
+        """What was read at a place of the streams to act on, in their order."""
+        read: list[Vectors] = [getattr(self, stream) for stream in self.streams]
+        return tuple(vectors[place] for vectors in read if vectors)
 
 
 def batches(engine: Engine, split: Split) -> Iterator[tuple[Int[np.ndarray, " sequence"], Split]]:
     """Index and sequences of batches of similar length, at least one sequence each.
 
-    A batch's attention patterns have about a million numbers on a CPU, so that they stay in its cache, and 64 million
-    elsewhere (`benchmarks/batch_size.py` shows what it gains).
+    Batches are small enough for a CPU's cache, larger elsewhere (`benchmarks/batch_size.py` shows what it gains).
     """
-    budget = 1_000_000 if engine.subject.device.type == "cpu" else 64_000_000
+    scale = 1 if engine.subject.device.type == "cpu" else 16
     order = np.argsort(split.lengths, kind="stable")
     start = 0
     while start < len(order):
         end = start + 1
         while end < len(order):
-            width = int(split.lengths[order[end]])
-            if (end + 1 - start) * width * width * len(engine.heads) > budget:
+            width, count = int(split.lengths[order[end]]), end + 1 - start
+            weights = count * width * width * len(engine.heads)
+            if count * width > TOKENS_PER_BATCH * scale or weights > WEIGHTS_PER_BATCH * scale:
                 break
             end += 1
         index = order[start:end]
@@ -62,17 +84,27 @@ def tensors(batch: Split, device: torch.device) -> tuple[Tensor, Tensor]:
     )
 
 
-def collect(engine: Engine, split: Split, streams: Sequence[str]) -> Samples:
-    """Read the named streams ("queries", "keys") of every head on all valid positions of a split."""
-    found: dict[str, dict[Head, list[Tensor]]] = {name: {head: [] for head in engine.heads} for name in streams}
-    if streams:
-        for _, batch in batches(engine, split):
-            tokens, valid = tensors(batch, engine.subject.device)
-            run = engine.run(tokens, valid, read=tuple(streams))
-            keep = valid.bool()
-            for name in streams:
-                by_layer: dict[int, Tensor] = getattr(run, name)
-                for head in engine.heads:
-                    found[name][head].append(by_layer[head.layer][:, head.head][keep].float().cpu())
-    joined = {name: {head: torch.cat(parts) for head, parts in heads.items()} for name, heads in found.items()}
-    return Samples(engine.heads, joined.get("queries", {}), joined.get("keys", {}))
+def collect(engine: Engine, split: Split, streams: Sequence[str], *, largest: int = LARGEST, seed: int = 0) -> Samples:
+    """Read the named streams of every head or block on the valid positions of a split.
+
+    Where they would take more than `largest` bytes, a random part of the positions is read, the same at every place.
+    """
+    found: dict[str, dict[Place, list[Tensor]]] = {
+        name: {place: [] for place in (engine.blocks if name in BLOCK_STREAMS else engine.heads)} for name in streams
+    }
+    share, rng = 1.0, np.random.default_rng(seed)
+    for _, batch in batches(engine, split) if streams else ():
+        tokens, valid = tensors(batch, engine.subject.device)
+        run = engine.run(tokens, valid, read=tuple(streams), logits=False)
+        if not any(parts for places in found.values() for parts in places.values()):
+            here = [layer for name in streams for layer in getattr(run, name).values()]
+            bytes_a_position = sum(4 * layer.numel() // tokens.numel() for layer in here)
+            share = min(1.0, largest / (bytes_a_position * int(split.lengths.sum())))
+        keep = valid.bool() & torch.from_numpy(rng.random(tuple(valid.shape)) < share).to(valid.device)
+        for name in streams:
+            by_layer: dict[int, Tensor] = getattr(run, name)
+            for place, parts in found[name].items():
+                states = by_layer[place.layer]
+                parts.append((states if name in BLOCK_STREAMS else states[:, place.head])[keep].float().cpu())  # type: ignore[union-attr]
+    joined = {name: {place: torch.cat(parts) for place, parts in places.items()} for name, places in found.items()}
+    return Samples(engine.heads, **joined)  # type: ignore[arg-type]

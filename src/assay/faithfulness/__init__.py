@@ -1,5 +1,6 @@
 """How a proxy is judged: metrics, statistics, comparison, verdicts."""
 
+from assay.faithfulness._clean_pass import CleanPass
 from assay.faithfulness._compare import Step, compare
 from assay.faithfulness._comparison import Comparison, FeatureRecord, Record
 from assay.faithfulness._metrics import Metric, Pair, Predictions, attention_divergence, metrics
@@ -11,6 +12,7 @@ __all__ = [
     "ALL",
     "LAYER",
     "RULES",
+    "CleanPass",
     "Comparison",
     "Estimates",
     "FeatureRecord",

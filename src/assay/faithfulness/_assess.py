@@ -1,11 +1,14 @@
 """One proxy against two claims: it agrees with its subject in distribution, and no shift takes much away."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from assay.engine import Engine, Proxy, Samples
+from torch import Tensor
+
+from assay.engine import Engine, Proxy, Samples, Site
 from assay.faithfulness._cells import Candidate
+from assay.faithfulness._clean_pass import CleanPass
 from assay.faithfulness._compare import check_fits, noise_floor
 from assay.faithfulness._metrics import SamePrediction
 from assay.faithfulness._scores import NotFiniteError, score
@@ -81,6 +84,7 @@ def assess(
     seed: int,
     resamples: int,
     level: float,
+    clean_pass: Callable[[Engine, Tensor, Tensor], CleanPass] = CleanPass,
 ) -> Assessment:
     """Judge one proxy on one iid split and at least one shift, for every one of `kinds` ("all" is a kind).
 
@@ -93,8 +97,11 @@ def assess(
     iid = next(split for split in splits if split.role == "iid")
     noise = noise_floor(engine, task, iid).flipped
     metric = SamePrediction()
-    candidate = Candidate(_Made(proxy), "its heads", (), is_control=False, control=None)
-    scores = {split.name: score(engine, {candidate.key: proxy}, task, split, [metric]) for split in splits}
+    candidate = Candidate(_Made(proxy), Site("its places", ()), is_control=False, control=None)
+    scores = {
+        split.name: score(engine, {candidate.key: proxy}, task, split, [metric], clean_pass=clean_pass)
+        for split in splits
+    }
     found = {(0, candidate.key, name): cells[candidate.key] for name, cells in scores.items()}
     results, gaps = summarise(
         [metric],

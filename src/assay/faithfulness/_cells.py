@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from assay._errors import AssayError
-from assay.engine import Engine, Head
+from assay.engine import Engine, Site
 from assay.faithfulness._comparison import SCHEMA
 from assay.faithfulness._metrics import metrics
 from assay.faithfulness._scores import NotFiniteError, Scores
-from assay.simplify import Identity, RandomPerturbation, Simplification, label
+from assay.simplify import Identity, MeanAblation, RandomPerturbation, Simplification, label
 from assay.subjects import write_atomically
 from assay.tasks import Task
 
@@ -34,8 +34,7 @@ class Candidate:
     """
 
     simplification: Simplification
-    site: str
-    heads: tuple[Head, ...]
+    at: Site
     is_control: bool
     control: str | None = None
     perturbation: str | None = None
@@ -45,6 +44,16 @@ class Candidate:
     def name(self) -> str:
         """How the proxy is called in the results."""
         return label(self.simplification) + (REFITTED if self.refitted else "")
+
+    @property
+    def site(self) -> str:
+        """The site's name."""
+        return self.at.name
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """What has to be read of the train split to fit it."""
+        return self.at.streams if self.simplification.streams and self.at.explicit else self.simplification.streams
 
     @property
     def key(self) -> str:
@@ -107,16 +116,30 @@ class Found(Mapping[tuple[int, str, str], Scores | NotFiniteError]):
 def candidates_of(
     engine: Engine, simplifications: Sequence[Simplification], sites: Sequence[str], controls: bool, refit: bool
 ) -> list[Candidate]:
-    """Every simplification at every site, each site followed by its controls."""
+    """Every simplification at every site, each site followed by its controls.
+
+    At a site that names a stream, mean ablation takes the place of a control that is for attention only. Raises
+    AssayError for a simplification that does not act on a site's stream, and for a site given twice.
+    """
     given = {label(item) for item in simplifications}
+    names = [name for text in sites for name in engine.expand(text)]
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        raise AssayError(f"compare(sites={list(sites)}): {', '.join(sorted(twice))} is meant twice.")
     found = []
-    for site in sites:
-        heads = engine.sites(site)
+    for site in map(engine.site, names):
         of_controls: dict[str, Simplification] = {}
         perturbations: list[Any] = []
         refitted: list[Candidate] = []
         for item in simplifications:
+            if site.explicit and not getattr(item, "any_stream", False):
+                raise AssayError(
+                    f"{label(item)} is about attention and cannot act on site {site.name!r}; give it a site without "
+                    "a stream, or give that site a simplification of vectors, such as SVD(rank=8)."
+                )
             control = item.control() if controls else None
+            if control is not None and site.explicit and not getattr(control, "any_stream", False):
+                control = MeanAblation()
             name = None if control is None else label(control)
             if control is not None and name is not None and name not in given:
                 of_controls[name] = control
@@ -127,17 +150,16 @@ def candidates_of(
                 Candidate(
                     item,
                     site,
-                    heads,
                     is_control=False,
                     control=name,
                     perturbation=None if equal is None else label(equal),
                 )
             )
             if refit and item.streams:
-                refitted.append(Candidate(item, site, heads, is_control=True, refitted=True))
+                refitted.append(Candidate(item, site, is_control=True, refitted=True))
         if controls and label(Identity()) not in given:
             of_controls[label(Identity())] = Identity()
-        found += [Candidate(item, site, heads, is_control=True) for item in (*of_controls.values(), *perturbations)]
+        found += [Candidate(item, site, is_control=True) for item in (*of_controls.values(), *perturbations)]
         found += refitted
     return found
 
@@ -160,8 +182,9 @@ def cell_name(
         "metrics": list(metrics),
         "simplification": f"{type(item.simplification).__module__}.{label(item.simplification)}",
         "of": type(getattr(item.simplification, "of", None)).__module__,
-        "heads": [str(head) for head in item.heads],
-        "train": fitted_on if item.simplification.streams else None,
+        "places": [str(place) for place in item.at.places],
+        "streams": item.at.streams,
+        "train": fitted_on if item.streams else None,
         "split": judged_on,
         "seed": seed,
     }

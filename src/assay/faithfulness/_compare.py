@@ -131,7 +131,7 @@ def compare(
             ProxyRecord(
                 proxy=label(item.simplification),
                 site=item.site,
-                heads=tuple(map(str, item.heads)),
+                heads=tuple(map(str, item.at.places)),
                 is_control=item.is_control,
                 control=item.control,
                 perturbation=item.perturbation,
@@ -404,10 +404,10 @@ def _split_hash(split: Split) -> str:
 
 
 def _fit(engine: Engine, train: Split, candidates: Sequence[Candidate]) -> dict[str, Proxy]:
-    streams = sorted({stream for item in candidates for stream in item.simplification.streams})
+    streams = sorted({stream for item in candidates for stream in item.streams})
     samples = collect(engine, train, streams)
     return {
-        item.key: copy.deepcopy(item.simplification).fit(samples.at(item.heads)).apply(engine.subject)
+        item.key: copy.deepcopy(item.simplification).fit(samples.at(item.at)).apply(engine.subject)
         for item in candidates
     }
 

@@ -94,9 +94,14 @@ class Predictions:
 
     @cached_property
     def log_probabilities(self) -> Float[Tensor, "batch position vocabulary"]:
-        """Natural logarithms of the next-token distribution, in float64 (float32 where that is not to be had)."""
-        wide = self.logits.float() if self.logits.device.type == "mps" else self.logits.double()
+        """Natural logarithms of the next-token distribution, in float32 (float64 for a subject in float64)."""
+        wide = self.logits if self.logits.dtype == torch.float64 else self.logits.float()
         return wide.log_softmax(dim=-1)
+
+    @cached_property
+    def probabilities(self) -> Float[Tensor, "batch position vocabulary"]:
+        """The next-token distribution."""
+        return self.log_probabilities.exp()
 
 
 class Pair:
@@ -117,6 +122,16 @@ class Pair:
         self.proxy = proxy
         self.targets = targets
         self.attention = attention
+
+    @cached_property
+    def log_ratio(self) -> Float[Tensor, "batch position vocabulary"]:
+        """ln q − ln p of every token, with p the subject's probability and q the proxy's."""
+        return self.proxy.log_probabilities - self.subject.log_probabilities
+
+
+def _sum(terms: Float[Tensor, "batch position vocabulary"]) -> Float[Tensor, "batch position"]:
+    """The sum over the vocabulary, in float64 (float32 where that is not to be had)."""
+    return terms.sum(dim=-1, dtype=torch.float32 if terms.device.type == "mps" else torch.float64)
 
 
 @runtime_checkable
@@ -198,8 +213,9 @@ class KLDivergence:
 
     def __call__(self, pair: Pair) -> Float[Tensor, "batch position"]:
         """The divergence at every position."""
-        p, q = pair.subject.log_probabilities, pair.proxy.log_probabilities
-        return (p.exp() * (p - q)).sum(dim=-1).clamp(min=0).double()
+        p, q, r = pair.subject.probabilities, pair.proxy.probabilities, pair.log_ratio
+        # As q − p sums to 0, the terms may be p (e^r − 1 − r): none is negative, and small ones are not lost.
+        return _sum(torch.where(r > 1, q - p - p * r, p * (torch.expm1(r.clamp(max=1)) - r)))
 
 
 class JSDivergence:
@@ -213,10 +229,10 @@ class JSDivergence:
 
     def __call__(self, pair: Pair) -> Float[Tensor, "batch position"]:
         """The divergence at every position."""
-        p, q = pair.subject.log_probabilities, pair.proxy.log_probabilities
-        middle = torch.logaddexp(p, q) - math.log(2)
-        both = (p.exp() * (p - middle) + q.exp() * (q - middle)).sum(dim=-1) / 2
-        return both.clamp(0, math.log(2)).double()
+        p, q, r = pair.subject.probabilities, pair.proxy.probabilities, pair.log_ratio
+        # ln(m/p) = softplus(r) − ln 2 and ln(m/q) = ln(m/p) − r
+        above = torch.nn.functional.softplus(r) - math.log(2)
+        return (_sum(p * above + q * (above - r)) / -2).clamp(0, math.log(2))
 
 
 class AttentionJSD:

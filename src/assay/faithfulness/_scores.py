@@ -1,19 +1,20 @@
 """Scores of one cell (subject x proxy x split): sums and counts a sequence, for every metric and kind."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from assay._errors import AssayError
-from assay.engine import Engine, Proxy, Run, batches, tensors
-from assay.faithfulness._metrics import Metric, Pair, Predictions, attention_divergence, margins
+from assay.engine import Engine, Proxy, batches, tensors
+from assay.faithfulness._clean_pass import CleanPass
+from assay.faithfulness._metrics import Metric, Pair, Predictions, margins
 from assay.tasks import UNSCORED, Split, Task
 
 ALL = "all"
@@ -34,6 +35,9 @@ They are the same for every subject and task, so that a cell depends on nothing 
 two tokens and means the same everywhere. Steps are a quarter of a nat where a prediction flips easily, and a seventh
 to a quarter of the margin above two.
 """
+
+NUMBERS_HELD, LOGITS_HELD = 8_000_000, 2_000_000
+"""Final hidden states of proxies, and logits of one model, that are in memory at the same time (in numbers)."""
 
 
 class Column(NamedTuple):
@@ -155,12 +159,19 @@ class _Grouping:
 
 
 def score(
-    engine: Engine, proxies: Mapping[str, Proxy], task: Task, split: Split, metrics: Sequence[Metric]
+    engine: Engine,
+    proxies: Mapping[str, Proxy],
+    task: Task,
+    split: Split,
+    metrics: Sequence[Metric],
+    *,
+    clean_pass: Callable[[Engine, Tensor, Tensor], CleanPass] = CleanPass,
 ) -> dict[str, Scores | NotFiniteError]:
     """Scores of several proxies of one subject on one split.
 
-    The subject's own pass is shared by all of them, and a proxy resumes from its first simplified layer. A proxy
-    whose logits are not finite gets the error instead of scores; for a subject AssayError is raised.
+    The subject's own pass, made by `clean_pass`, is shared by all of them, and a proxy resumes from its first
+    simplified layer. A proxy whose logits are not finite gets the error instead of scores; for a subject AssayError
+    is raised.
     """
     grouping = _Grouping(task, split, metrics, engine.layers)
     shape = (len(split), len(grouping.columns))
@@ -173,38 +184,50 @@ def score(
         targets = tokens.roll(-1, dims=1)
         if batch.targets is not None:
             targets = torch.from_numpy(batch.targets).to(tokens.device)
-        scored = kind_of != UNSCORED
-        clean = engine.run(tokens, valid, read=("patterns", "outputs"))
-        if not torch.isfinite(clean.logits[scored]).all():
-            raise AssayError(
-                f"the subject {engine.subject.name!r} gives logits that are not finite numbers on split "
-                f"{split.name!r}; it cannot be judged (in half precision, try float32)."
-            )
-        subject = Predictions(clean.logits, kind_of, task.kinds)
-        margin = margins(clean.logits, kind_of, task.kinds).cpu().numpy()
-        for name, proxy in proxies.items():
-            current = found[name]
-            if isinstance(current, NotFiniteError):
-                continue
-            logits, attention = _run_against(engine, proxy, clean, tokens, valid)
-            if not torch.isfinite(logits[scored]).all():
-                found[name] = NotFiniteError(f"{name} gives logits that are not finite numbers on {split.name}")
-                continue
-            pair = Pair(subject, Predictions(logits, kind_of, task.kinds), targets, attention)
-            values = {metric.name: metric(pair).cpu().numpy() for metric in metrics}
-            by_layer = {layer: numbers.cpu().numpy() for layer, numbers in attention.items()}
-            current.sums[index], current.counts[index] = grouping.scores(values, by_layer, margin, batch)
+        shared = clean_pass(engine, tokens, valid)
+        clean = shared.clean
+        margin = np.zeros(batch.tokens.shape)
+        finite = [name for name in proxies if not isinstance(found[name], NotFiniteError)]
+        for some in _groups(finite, clean.held):
+            runs = {name: shared.of(proxies[name]) for name in some}
+            values: dict[str, dict[str, np.ndarray]] = {
+                name: {metric.name: np.zeros(batch.tokens.shape) for metric in metrics} for name in some
+            }
+            for positions in _chunks(kind_of != UNSCORED, engine.subject.vocabulary):
+                here, answers = kind_of[:, positions], targets[:, positions]
+                scored = here != UNSCORED
+                logits = engine.logits(clean, positions)
+                if not torch.isfinite(logits[scored]).all():
+                    raise AssayError(
+                        f"the subject {engine.subject.name!r} gives logits that are not finite numbers on split "
+                        f"{split.name!r}; it cannot be judged (in half precision, try float32)."
+                    )
+                subject = Predictions(logits, here, task.kinds)
+                margin[:, positions.cpu().numpy()] = margins(logits, here, task.kinds).cpu().numpy()
+                for name, (run, divergence) in runs.items():
+                    logits = engine.logits(run, positions)
+                    if not torch.isfinite(logits[scored]).all():
+                        found[name] = NotFiniteError(f"{name} gives logits that are not finite numbers on {split.name}")
+                        continue
+                    rows = {layer: rows[:, positions] for layer, rows in divergence.items()}
+                    pair = Pair(subject, Predictions(logits, here, task.kinds), answers, rows)
+                    for metric in metrics:
+                        values[name][metric.name][:, positions.cpu().numpy()] = metric(pair).cpu().numpy()
+            for name, (_, divergence) in runs.items():
+                current = found[name]
+                if isinstance(current, Scores):
+                    by_layer = {layer: numbers.cpu().numpy() for layer, numbers in divergence.items()}
+                    current.sums[index], current.counts[index] = grouping.scores(values[name], by_layer, margin, batch)
     return found
 
 
-def _run_against(
-    engine: Engine, proxy: Proxy, clean: Run, tokens: Tensor, valid: Tensor
-) -> tuple[Tensor, dict[int, Tensor]]:
-    """A proxy's logits, and each layer's attention divergence from the clean run, taken as the layers go by."""
-    nothing = torch.zeros(tokens.shape, dtype=torch.float64, device=tokens.device)
-    attention = dict.fromkeys(range(engine.layers), nothing)
+def _groups(names: Sequence[str], held: int) -> Iterator[Sequence[str]]:
+    """The proxies in groups whose runs are held at the same time (one at least)."""
+    size = max(1, NUMBERS_HELD // held)
+    for start in range(0, len(names), size):
+        yield names[start : start + size]
 
-    def compare(layer: int, pattern: Tensor) -> None:
-        attention[layer] = attention_divergence(clean.patterns[layer], pattern)
 
-    return engine.run(tokens, valid, edits=proxy.edits, on_pattern=compare, resume=clean).logits, attention
+def _chunks(scored: Bool[Tensor, "batch position"], vocabulary: int) -> Iterator[Int[Tensor, " chosen"]]:
+    """The scored positions in pieces whose logits have at most LOGITS_HELD numbers (one position at least)."""
+    return iter(scored.any(dim=0).nonzero()[:, 0].split(max(1, LOGITS_HELD // (len(scored) * vocabulary))))

@@ -4,7 +4,7 @@ One file a recipe. To add one: write a class with `streams`, `fit`, `apply` and 
 register it below, and let `assay.testing.check_simplification` judge it.
 """
 
-from assay.simplify._controls import Identity, RandomPerturbation, RandomProjection, UniformAttention
+from assay.simplify._controls import Identity, MeanAblation, RandomPerturbation, RandomProjection, UniformAttention
 from assay.simplify._kmeans import KMeans
 from assay.simplify._one_hot import OneHotAttention
 from assay.simplify._protocol import Simplification, label, simplifications
@@ -15,12 +15,14 @@ simplifications.register("kmeans", KMeans)
 simplifications.register("one-hot", OneHotAttention)
 simplifications.register("random-projection", RandomProjection)
 simplifications.register("uniform", UniformAttention)
+simplifications.register("mean", MeanAblation)
 simplifications.register("identity", Identity)
 
 __all__ = [
     "SVD",
     "Identity",
     "KMeans",
+    "MeanAblation",
     "OneHotAttention",
     "RandomPerturbation",
     "RandomProjection",

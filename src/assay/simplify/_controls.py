@@ -11,47 +11,49 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from assay._errors import AssayError
-from assay.engine import Edit, Head, PatternEdit, Proxy, Samples, VectorEdit
-from assay.simplify._protocol import Simplification, check_positive, label, proxy_of
+from assay.engine import ATTENTION, Edit, Head, PatternEdit, Place, Proxy, Samples, VectorEdit
+from assay.simplify._protocol import Simplification, check_positive, label, proxy_of, vector_edit
 from assay.simplify._subspace import Subspace, check_rank
 from assay.subjects import Subject
 
 
 @dataclass
 class RandomProjection:
-    """Project each head's queries and keys on a random subspace of dimension `rank`: what SVD has to beat.
+    """Project each head's queries and keys, or another stream, on a random subspace of `rank`: what SVD has to beat.
 
-    Queries and keys share the subspace, as in a joint SVD. It depends on `seed` and the head alone, not on data.
+    Queries and keys share the subspace, as in a joint SVD. It depends on `seed` and the place alone, not on data.
     """
 
     rank: int
     seed: int = 0
-    subspaces_: dict[Head, Subspace] | None = field(default=None, init=False, repr=False, compare=False)
+    subspaces_: dict[Place, Subspace] | None = field(default=None, init=False, repr=False, compare=False)
+    streams_: tuple[str, ...] = field(default=(), init=False, repr=False, compare=False)
 
     streams: ClassVar[tuple[str, ...]] = ("queries",)
+    any_stream: ClassVar[bool] = True
 
     def fit(self, samples: Samples) -> "RandomProjection":
-        """Draw each head's subspace; the samples only tell the width."""
+        """Draw the subspace of each place; the samples only tell the width."""
         check_positive(self, rank=self.rank)
         self.subspaces_ = None
-        found: dict[Head, Subspace] = {}
-        for head in samples.heads:
-            width = samples.queries[head].shape[-1]
+        found: dict[Place, Subspace] = {}
+        for place in samples.places:
+            width = samples.of(place)[0].shape[-1]
             check_rank(self.rank, width, label(self))
-            generator = torch.Generator().manual_seed((self.seed * 1_000 + head.layer) * 1_000 + head.head)
+            number = place.head if isinstance(place, Head) else 999
+            generator = torch.Generator().manual_seed((self.seed * 1_000 + place.layer) * 1_000 + number)
             gaussian = torch.randn(width, width, generator=generator, dtype=torch.float64)
             basis, _ = torch.linalg.qr(gaussian)
-            found[head] = Subspace(basis[:, : self.rank], torch.zeros(width, dtype=torch.float64))
-        self.subspaces_ = found
+            found[place] = Subspace(basis[:, : self.rank], torch.zeros(width, dtype=torch.float64))
+        self.subspaces_, self.streams_ = found, samples.streams
         return self
 
     def apply(self, subject: Subject) -> Proxy:
-        """The subject with randomly projected queries and keys at the fitted heads."""
+        """The subject with randomly projected vectors at the fitted places."""
         found = self.subspaces_ or {}
 
-        def edit(head: Head) -> Edit:
-            projection = found[head].projection()
-            return Edit(head, queries=projection, keys=projection)
+        def edit(place: Place) -> Edit:
+            return vector_edit(place, self.streams_, [found[place].projection()] * len(self.streams_))
 
         return proxy_of(self, subject, tuple(found) or None, edit)
 
@@ -63,13 +65,13 @@ class RandomProjection:
 class UniformAttention:
     """Attend equally to every position that the mask leaves visible: attention without any information."""
 
-    heads_: tuple[Head, ...] | None = field(default=None, init=False, repr=False, compare=False)
+    heads_: tuple[Place, ...] | None = field(default=None, init=False, repr=False, compare=False)
 
     streams: ClassVar[tuple[str, ...]] = ()
 
     def fit(self, samples: Samples) -> "UniformAttention":
         """Note the heads."""
-        self.heads_ = samples.heads
+        self.heads_ = samples.places
         return self
 
     def apply(self, subject: Subject) -> Proxy:
@@ -88,26 +90,73 @@ class UniformAttention:
 
 
 @dataclass
-class Identity:
-    """Change nothing, through all the machinery: its distance from the subject is numerical noise."""
+class MeanAblation:
+    """Replace every vector by its mean over the train split: what clustering of a stream has to beat.
 
-    heads_: tuple[Head, ...] | None = field(default=None, init=False, repr=False, compare=False)
+    The field's mean ablation, at one place and stream; every token gets the same vector.
+    """
 
-    streams: ClassVar[tuple[str, ...]] = ()
+    means_: dict[Place, tuple[Tensor, ...]] | None = field(default=None, init=False, repr=False, compare=False)
+    streams_: tuple[str, ...] = field(default=(), init=False, repr=False, compare=False)
 
-    def fit(self, samples: Samples) -> "Identity":
-        """Note the heads."""
-        self.heads_ = samples.heads
+    streams: ClassVar[tuple[str, ...]] = ATTENTION
+    any_stream: ClassVar[bool] = True
+
+    def fit(self, samples: Samples) -> "MeanAblation":
+        """Take the mean of each place's vectors, apart for each stream."""
+        self.means_ = {
+            place: tuple(vectors.double().mean(dim=0) for vectors in samples.of(place)) for place in samples.places
+        }
+        self.streams_ = samples.streams
         return self
 
     def apply(self, subject: Subject) -> Proxy:
-        """The subject with edits that give back what they get, at the fitted heads."""
-        return proxy_of(
-            self,
-            subject,
-            self.heads_,
-            lambda head: Edit(head, queries=lambda x: x, keys=lambda x: x, pattern=lambda pattern, _: pattern),
-        )
+        """The subject with mean vectors at the fitted places."""
+        found = self.means_ or {}
+
+        def constant(mean: Float[Tensor, " width"]) -> VectorEdit:
+            def replace(vectors: Float[Tensor, "batch position width"]) -> Float[Tensor, "batch position width"]:
+                return mean.to(vectors).expand_as(vectors)
+
+            return replace
+
+        def edit(place: Place) -> Edit:
+            return vector_edit(place, self.streams_, list(map(constant, found[place])))
+
+        return proxy_of(self, subject, tuple(found) or None, edit)
+
+    def control(self) -> None:
+        """None: this is a control."""
+
+
+def _unchanged(vectors: Float[Tensor, "batch position width"]) -> Float[Tensor, "batch position width"]:
+    return vectors
+
+
+@dataclass
+class Identity:
+    """Change nothing, through all the machinery: its distance from the subject is numerical noise."""
+
+    places_: tuple[Place, ...] | None = field(default=None, init=False, repr=False, compare=False)
+    streams_: tuple[str, ...] = field(default=(), init=False, repr=False, compare=False)
+
+    streams: ClassVar[tuple[str, ...]] = ()
+    any_stream: ClassVar[bool] = True
+
+    def fit(self, samples: Samples) -> "Identity":
+        """Note the places."""
+        self.places_, self.streams_ = samples.places, samples.streams
+        return self
+
+    def apply(self, subject: Subject) -> Proxy:
+        """The subject with edits that give back what they get, at the fitted places."""
+
+        def edit(place: Place) -> Edit:
+            if self.streams_ == ATTENTION:
+                return Edit(place, queries=_unchanged, keys=_unchanged, pattern=lambda pattern, _: pattern)
+            return vector_edit(place, self.streams_, [_unchanged] * len(self.streams_))
+
+        return proxy_of(self, subject, self.places_, edit)
 
     def control(self) -> None:
         """None: this is a control."""
@@ -192,6 +241,11 @@ class RandomPerturbation:
     def streams(self) -> tuple[str, ...]:
         """Those of the simplification that sets the size."""
         return self.of.streams
+
+    @property
+    def any_stream(self) -> bool:
+        """Whether the simplification that sets the size acts on any stream."""
+        return getattr(self.of, "any_stream", False)
 
     def fit(self, samples: Samples) -> "RandomPerturbation":
         """Fit the simplification that sets the size."""

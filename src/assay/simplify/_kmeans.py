@@ -9,9 +9,9 @@ from sklearn.cluster import KMeans as ScikitKMeans
 from torch import Tensor
 
 from assay._errors import AssayError
-from assay.engine import Edit, Head, Proxy, Samples, VectorEdit
+from assay.engine import Edit, Place, Proxy, Samples, VectorEdit
 from assay.simplify._controls import UniformAttention
-from assay.simplify._protocol import check_positive, label, proxy_of
+from assay.simplify._protocol import check_positive, label, proxy_of, vector_edit
 from assay.subjects import Subject
 
 
@@ -31,6 +31,8 @@ def _nearest(centres: Float[Tensor, "cluster width"]) -> VectorEdit:
 class KMeans:
     """Replace each head's queries and keys by the nearest of `clusters` centres, found apart for queries and keys.
 
+    At a site that names another stream, the vectors of that stream are replaced.
+
     Lloyd's algorithm from a k-means++ start, the best of `restarts` by inertia; scikit-learn does the clustering.
     A vector that no centre was made for gets the nearest one there is: that is how a clustering of seen depths must
     fail beyond them.
@@ -42,17 +44,18 @@ class KMeans:
     clusters: int
     restarts: int = 1
     seed: int = 0
-    centres_: dict[Head, tuple[Tensor, Tensor]] | None = field(default=None, init=False, repr=False, compare=False)
+    centres_: dict[Place, tuple[Tensor, ...]] | None = field(default=None, init=False, repr=False, compare=False)
+    streams_: tuple[str, ...] = field(default=(), init=False, repr=False, compare=False)
 
     streams: ClassVar[tuple[str, ...]] = ("queries", "keys")
+    any_stream: ClassVar[bool] = True
 
     def fit(self, samples: Samples) -> "KMeans":
-        """Find each head's centres."""
+        """Find the centres of each place, apart for each stream."""
         check_positive(self, clusters=self.clusters, restarts=self.restarts)
         self.centres_ = None
-        self.centres_ = {
-            head: (self._centres(samples.queries[head]), self._centres(samples.keys[head])) for head in samples.heads
-        }
+        self.centres_ = {place: tuple(map(self._centres, samples.of(place))) for place in samples.places}
+        self.streams_ = samples.streams
         return self
 
     def _centres(self, samples: Float[Tensor, "sample width"]) -> Float[Tensor, "cluster width"]:
@@ -67,12 +70,11 @@ class KMeans:
         return torch.from_numpy(model.fit(samples.numpy()).cluster_centers_)
 
     def apply(self, subject: Subject) -> Proxy:
-        """The subject with clustered queries and keys at the fitted heads."""
+        """The subject with clustered vectors at the fitted places."""
         found = self.centres_ or {}
 
-        def edit(head: Head) -> Edit:
-            of_queries, of_keys = found[head]
-            return Edit(head, queries=_nearest(of_queries), keys=_nearest(of_keys))
+        def edit(place: Place) -> Edit:
+            return vector_edit(place, self.streams_, list(map(_nearest, found[place])))
 
         return proxy_of(self, subject, tuple(found) or None, edit)
 

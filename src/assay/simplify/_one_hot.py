@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from assay.engine import Edit, Head, Proxy, Samples
+from assay.engine import Edit, Place, Proxy, Samples
 from assay.simplify._controls import UniformAttention
 from assay.simplify._protocol import proxy_of
 from assay.subjects import Subject
@@ -20,13 +20,13 @@ class OneHotAttention:
     Source: "one-hot attention" of arXiv 2312.03656; it does not depend on data. The rule for ties is ours.
     """
 
-    heads_: tuple[Head, ...] | None = field(default=None, init=False, repr=False, compare=False)
+    heads_: tuple[Place, ...] | None = field(default=None, init=False, repr=False, compare=False)
 
     streams: ClassVar[tuple[str, ...]] = ()
 
     def fit(self, samples: Samples) -> "OneHotAttention":
         """Note the heads."""
-        self.heads_ = samples.heads
+        self.heads_ = samples.places
         return self
 
     def apply(self, subject: Subject) -> Proxy:

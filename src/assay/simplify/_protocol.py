@@ -1,12 +1,12 @@
 """What a simplification is."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import ClassVar, Protocol, runtime_checkable
 
 from assay._errors import AssayError
 from assay._registry import Registry
-from assay.engine import Edit, Head, Proxy, Samples
+from assay.engine import Edit, Place, Proxy, Samples, VectorEdit
 from assay.subjects import Subject
 
 
@@ -22,6 +22,10 @@ class Simplification(Protocol):
     does not depend on data. `control` gives a simplification that knows nothing of the data and removes as much, or
     None; a proxy that does no better than its control has explained nothing. No base class is needed: an object with
     these members is a simplification. `assay.testing.check_simplification` tells whether it keeps the contract.
+
+    A recipe for vectors of any kind says so with a class attribute `any_stream = True`: then it may be used at sites
+    that name a stream (`all.values`, `layer2.mlp`), and acts on `samples.streams` at `samples.places`, for which
+    `samples.of(place)` has the vectors.
     """
 
     streams: ClassVar[tuple[str, ...]]
@@ -54,12 +58,17 @@ def label(simplification: object) -> str:
 
 
 def proxy_of(
-    simplification: object, subject: Subject, heads: tuple[Head, ...] | None, edit: Callable[[Head], Edit]
+    simplification: object, subject: Subject, places: tuple[Place, ...] | None, edit: Callable[[Place], Edit]
 ) -> Proxy:
-    """A proxy from one edit a fitted head. Raises AssayError if nothing has been fitted."""
-    if heads is None:
+    """A proxy from one edit a fitted place. Raises AssayError if nothing has been fitted."""
+    if places is None:
         raise AssayError(f"{label(simplification)} has not been fitted; call fit(samples) before apply(subject).")
-    return Proxy(subject, [edit(head) for head in heads])
+    return Proxy(subject, [edit(place) for place in places])
+
+
+def vector_edit(place: Place, streams: Sequence[str], functions: Sequence[VectorEdit]) -> Edit:
+    """An edit of some streams of a place, a function each."""
+    return Edit(place, **dict(zip(streams, functions, strict=True)))  # type: ignore[arg-type]
 
 
 def check_positive(simplification: object, **values: object) -> None:

@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from assay.engine import Edit, Head, Proxy, Samples
+from assay.engine import Edit, Place, Proxy, Samples
 from assay.simplify._controls import RandomProjection
-from assay.simplify._protocol import check_positive, label, proxy_of
+from assay.simplify._protocol import check_positive, label, proxy_of, vector_edit
 from assay.simplify._subspace import Subspace, check_rank
 from assay.subjects import Subject
 
@@ -28,7 +28,7 @@ def leading_subspace(samples: Float[Tensor, "sample width"], rank: int, *, centr
 
 @dataclass
 class SVD:
-    """Project each head's queries and keys on their leading singular directions.
+    """Project each head's queries and keys, or the vectors of another stream, on their leading singular directions.
 
     `rank` directions are kept, between 1 and the head's width. With `joint`, queries and keys share one basis, that
     of the matrix made of both; otherwise each has its own (then the score sees the product of two projections, and
@@ -42,38 +42,34 @@ class SVD:
     rank: int
     joint: bool = True
     centred: bool = False
-    subspaces_: dict[Head, tuple[Subspace, Subspace]] | None = field(
-        default=None, init=False, repr=False, compare=False
-    )
+    subspaces_: dict[Place, tuple[Subspace, ...]] | None = field(default=None, init=False, repr=False, compare=False)
+    streams_: tuple[str, ...] = field(default=(), init=False, repr=False, compare=False)
 
     streams: ClassVar[tuple[str, ...]] = ("queries", "keys")
+    any_stream: ClassVar[bool] = True
 
     def fit(self, samples: Samples) -> "SVD":
-        """Find each head's subspaces."""
+        """Find the subspaces of each place, one a stream."""
         check_positive(self, rank=self.rank)
         self.subspaces_ = None
-        found: dict[Head, tuple[Subspace, Subspace]] = {}
-        for head in samples.heads:
-            queries, keys = samples.queries[head], samples.keys[head]
-            check_rank(self.rank, queries.shape[-1], label(self))
+        found: dict[Place, tuple[Subspace, ...]] = {}
+        for place in samples.places:
+            vectors = samples.of(place)
+            check_rank(self.rank, vectors[0].shape[-1], label(self))
             if self.joint:
-                both = leading_subspace(torch.cat((queries, keys)), self.rank, centred=self.centred)
-                found[head] = (both, both)
+                shared = leading_subspace(torch.cat(vectors), self.rank, centred=self.centred)
+                found[place] = (shared,) * len(vectors)
             else:
-                found[head] = (
-                    leading_subspace(queries, self.rank, centred=self.centred),
-                    leading_subspace(keys, self.rank, centred=self.centred),
-                )
-        self.subspaces_ = found
+                found[place] = tuple(leading_subspace(one, self.rank, centred=self.centred) for one in vectors)
+        self.subspaces_, self.streams_ = found, samples.streams
         return self
 
     def apply(self, subject: Subject) -> Proxy:
-        """The subject with projected queries and keys at the fitted heads."""
+        """The subject with projected vectors at the fitted places."""
         found = self.subspaces_ or {}
 
-        def edit(head: Head) -> Edit:
-            of_queries, of_keys = found[head]
-            return Edit(head, queries=of_queries.projection(), keys=of_keys.projection())
+        def edit(place: Place) -> Edit:
+            return vector_edit(place, self.streams_, [subspace.projection() for subspace in found[place]])
 
         return proxy_of(self, subject, tuple(found) or None, edit)
 

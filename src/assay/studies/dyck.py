@@ -90,21 +90,21 @@ def run(
 def illustrate(subject: Subject, task: Dyck, sentence: Split | None = None) -> Illustrations:
     """Keys in two dimensions by depth, and one sentence seen by subject and proxy."""
     engine = Engine(subject)
-    heads = engine.sites(SITE)
+    site = engine.site(SITE)
     samples = collect(engine, task.split("train", 1_000), ("queries", "keys"))
-    keys = samples.keys[heads[0]].double()
+    keys = samples.keys[site.places[0]].double()
     directions = torch.linalg.svd(keys - keys.mean(dim=0), full_matrices=False).Vh[:2]
     points = {}
     for name in ("iid", "unseen_depth"):
         split = task.split(name, 60)
-        at = collect(engine, split, ("keys",)).keys[heads[0]].double() @ directions.T
+        at = collect(engine, split, ("keys",)).keys[site.places[0]].double() @ directions.T
         moves = np.where(split.tokens < task.brackets, 1, np.where(split.tokens < 2 * task.brackets, -1, 0))
         depth = np.cumsum(moves, axis=1)[split.valid]
         points[name] = [
             (round(x, 3), round(y, 3), int(level)) for (x, y), level in zip(at.tolist(), depth.tolist(), strict=True)
         ]
     cloud = KeyCloud(site=SITE, colour="bracket depth after the token", boundary=task.max_depth, points=points)
-    view = _sentence_view(engine, task, SHOWN.fit(samples.at(heads)), sentence)
+    view = _sentence_view(engine, task, SHOWN.fit(samples.at(site)), sentence)
     return Illustrations(keys=[cloud], sentences=[view])
 
 
@@ -127,12 +127,14 @@ def _sentence_view(engine: Engine, task: Dyck, proxy_recipe: SVD, sentence: Spli
                 sentence = one
                 break
     tokens, valid = tensors(sentence, engine.subject.device)
-    layer, head = engine.sites(SITE)[0].layer, engine.sites(SITE)[0].head
+    head = next(head for head in engine.heads if head in engine.site(SITE).places)
     runs = [engine.run(tokens, valid, edits=edits, read=("patterns",)) for edits in ((), proxy.edits)]
     picks = [run.logits[0][:, closing].argmax(dim=-1) + task.brackets for run in runs]
     names = task.vocabulary
     closings = [t for t in range(sentence.tokens.shape[1]) if sentence.kinds[0, t] in (0, 1)]
-    patterns = [[[round(value, 4) for value in row] for row in run.patterns[layer][0, head].tolist()] for run in runs]
+    patterns = [
+        [[round(value, 4) for value in row] for row in run.patterns[head.layer][0, head.head].tolist()] for run in runs
+    ]
     return SentenceView(
         title=title,
         site=SITE,
@@ -196,7 +198,9 @@ def train(
         "seconds": round(done.seconds, 1),
         "final_loss_nats": done.final_loss,
         "accuracy": {
-            name: {row.kind: round(row.estimate, 6) for row in part.itertuples() if row.predictions}
+            name: {
+                row["kind"]: round(float(row["estimate"]), 6) for row in part.to_dict("records") if row["predictions"]
+            }
             for name, part in rows.groupby("split", sort=False)
         },
         "evaluation_sequences": evaluation_sequences,

@@ -193,10 +193,7 @@ def run(
 def _label(result: Result) -> str:
     certificate = result.certificate
     grid = f", grid {certificate.parameters['grid']}" if "grid" in certificate.parameters else ""
-    against = ""
-    if certificate.proxy is not None:
-        rank = "" if certificate.proxy.left is None else f"rank {len(certificate.proxy.left[0])}"
-        against = f" against {rank}{', mean positions' if certificate.proxy.average_positions else ''}"
+    against = f" against {certificate.parameters['against']}" if "against" in certificate.parameters else ""
     where = ""
     if certificate.inputs.within is not None:
         where = f", within {certificate.inputs.within}"
@@ -249,7 +246,7 @@ def lines(results: list[Result], group: str) -> list[tuple[str, ...]]:
 HEADINGS = {
     "frontier": "Accuracy over all inputs",
     "gap": "Accuracy over restricted sets",
-    "agreement": "Subject and simplified query-key circuit both correct, over all inputs",
+    "agreement": "Subject and proxy predict the same token, over all inputs",
 }
 
 

@@ -62,7 +62,7 @@ class LinearMaxConfig(PreTrainedConfig):
 
 def eager_attention_forward(  # noqa: PLR0917 (transformers fixes the order)
     module: nn.Module,
-    query: Float[Tensor, "batch head position width"],
+    query: Float[Tensor, "batch head query width"],
     key: Float[Tensor, "batch head position width"],
     value: Float[Tensor, "batch head position width"],
     attention_mask: Tensor | None,

@@ -8,7 +8,7 @@ import numpy as np
 
 from assay._errors import AssayError
 from assay.engine import Engine, Proxy
-from assay.faithfulness import ALL
+from assay.faithfulness import ALL, CleanPass
 from assay.faithfulness._assess import Assessment, Finding, assess
 from assay.faithfulness._statistics import FEW
 from assay.subjects import Subject
@@ -88,6 +88,7 @@ def assert_faithful(
         seed=seed,
         resamples=resamples,
         level=level,
+        clean_pass=CleanPass if session is None else session.clean_pass,
     )
     if any(finding.standing != "holds" for finding in result.findings):
         asked = (

@@ -3,16 +3,14 @@
 import copy
 import hashlib
 from collections import OrderedDict
-from collections.abc import Iterator
-from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from assay._errors import AssayError
-from assay.engine import Engine, Proxy, Run, collect
+from assay.engine import Engine, Proxy, collect
+from assay.faithfulness import CleanPass
 from assay.simplify import Simplification
 from assay.subjects import Subject, load
 from assay.tasks import Split, Task
@@ -65,17 +63,25 @@ class Session:
         AssayError if the subject has no such site or the simplification cannot be fitted.
         """
         engine = self.engine(subject)
-        heads = engine.sites(site)
+        where = engine.site(site)
         split = train.first(sequences) if isinstance(train, Split) else train.split(train.split_names[0], sequences)
-        samples = collect(engine, split, simplification.streams)
-        return copy.deepcopy(simplification).fit(samples.at(heads)).apply(subject)
+        samples = collect(engine, split, where.streams if where.explicit else simplification.streams)
+        return copy.deepcopy(simplification).fit(samples.at(where)).apply(subject)
 
     def engine(self, subject: Subject) -> Engine:
-        """An engine of the subject, as it is now, that remembers its clean passes."""
+        """An engine of the subject as it is now."""
         key = (id(subject.model), subject.weights_sha256, subject.config_sha256, str(subject.device))
         if key not in self._engines:
-            self._engines[key] = _Remembering(subject, self._passes, key)
+            self._engines[key] = Engine(subject)
         return self._engines[key]
+
+    def clean_pass(self, engine: Engine, tokens: Tensor, valid: Tensor) -> CleanPass:
+        """The pass of an engine of this session on a batch, kept for the next proxy."""
+        digest = hashlib.sha256()
+        for tensor in (tokens, valid):
+            digest.update(repr(tuple(tensor.shape)).encode() + tensor.cpu().numpy().tobytes())
+        key = (id(engine), digest.digest())
+        return self._passes.get(key) or self._passes.put(key, CleanPass(engine, tokens, valid))
 
     def clear(self) -> None:
         """Forget everything."""
@@ -85,71 +91,31 @@ class Session:
 
 
 class _Passes:
-    """Runs by key, at most `memory` bytes of them."""
+    """Clean passes by key, at most `memory` bytes of them."""
 
     def __init__(self, memory: int) -> None:
         self.memory = memory
         self.used = 0
-        self._runs: OrderedDict[_Key, tuple[Run, int]] = OrderedDict()
+        self._runs: OrderedDict[_Key, tuple[CleanPass, int]] = OrderedDict()
 
-    def get(self, key: _Key) -> Run | None:
+    def get(self, key: _Key) -> CleanPass | None:
         if key not in self._runs:
             return None
         self._runs.move_to_end(key)
         return self._runs[key][0]
 
-    def put(self, key: _Key, run: Run) -> None:
-        size = sum(tensor.untyped_storage().nbytes() for tensor in _tensors(run))
+    def put(self, key: _Key, run: CleanPass) -> CleanPass:
+        storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage() for tensor in run.tensors()}
+        size = sum(storage.nbytes() for storage in storages.values())
         if size > self.memory:
-            return
+            return run
         self._runs[key] = (run, size)
         self.used += size
         while self.used > self.memory:
             _, (_, freed) = self._runs.popitem(last=False)
             self.used -= freed
+        return run
 
     def clear(self) -> None:
         self._runs.clear()
         self.used = 0
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    """All tensors within, each storage once."""
-    seen: set[int] = set()
-    left = [value]
-    while left:
-        item = left.pop()
-        if isinstance(item, Tensor):
-            if item.untyped_storage().data_ptr() not in seen:
-                seen.add(item.untyped_storage().data_ptr())
-                yield item
-        elif isinstance(item, Run):
-            left += [getattr(item, part.name) for part in fields(item)]
-        elif isinstance(item, dict):
-            left += item.values()
-        elif isinstance(item, tuple | list):
-            left += item
-
-
-class _Remembering(Engine):
-    """An engine that does not repeat a pass in which nothing is edited."""
-
-    def __init__(self, subject: Subject, passes: _Passes, key: _Key) -> None:
-        super().__init__(subject)
-        self._passes = passes
-        self._key = key
-
-    def run(self, tokens: Tensor, valid: Tensor | None = None, **options: Any) -> Run:
-        """As of any engine; a run that only reads is kept."""
-        if set(options) - {"read"}:
-            return super().run(tokens, valid, **options)
-        digest = hashlib.sha256()
-        for tensor in (tokens, valid):
-            if tensor is not None:
-                digest.update(repr(tuple(tensor.shape)).encode() + tensor.cpu().numpy().tobytes())
-        key = (*self._key, digest.digest(), tuple(options.get("read", ())))
-        found = self._passes.get(key)
-        if found is None:
-            found = super().run(tokens, valid, **options)
-            self._passes.put(key, found)
-        return found

@@ -8,7 +8,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from assay._errors import AssayError
-from assay.engine import Engine, Proxy, Samples, collect
+from assay.engine import Engine, Proxy, Samples, Site, collect
 from assay.simplify import Simplification, label
 from assay.subjects import Subject
 from assay.tasks import Split
@@ -28,7 +28,8 @@ def check_simplification(make: Callable[[], Simplification]) -> None:
     On a small GPT-2 and a small Llama with grouped queries: parameters are only stored; `fit` returns self, learns
     the same from the same samples, and forgets what it learned before; `apply` before `fit` is refused; the subject
     is left as it was; the proxy is causal, does not depend on padding or on the batch, follows dtype and device; with
-    a parameter `rank` equal to the width, nothing changes. Raises AssertionError that names the first rule broken.
+    a parameter `rank` equal to the width, nothing changes; with `any_stream`, likewise at values, outputs, MLPs and
+    the residual stream. Raises AssertionError that names the first rule broken.
     """
     for subject in (_gpt2(), _llama()):
         _check(make, subject)
@@ -70,6 +71,8 @@ def _check(make: Callable[[], Simplification], subject: Subject) -> None:
 
     _check_input_independence(proxy, tokens, logits, name)
     _check_full_rank(make, subject, samples, tokens, name)
+    for site in ("all.values", "layer1.outputs", "all.mlp", "layer1.residual") if _any_stream(fresh) else ():
+        _check_site(make, engine, engine.site(site), split=split, tokens=tokens, name=name)
     single = Subject(copy.deepcopy(subject.model).float(), None, subject.name)
     assert fitted.apply(single)(tokens).dtype == torch.float32, f"{name}: the proxy does not follow the subject's dtype"
     if torch.cuda.is_available():
@@ -85,6 +88,26 @@ def _check_input_independence(proxy: Proxy, tokens: torch.Tensor, logits: torch.
     padded = torch.nn.functional.pad(tokens, (0, 3))
     valid = torch.nn.functional.pad(torch.ones_like(tokens), (0, 3))
     _same(proxy(padded, valid)[:, : tokens.shape[1]], logits, f"{name}: padding changes predictions")
+
+
+def _any_stream(simplification: Simplification) -> bool:
+    return bool(getattr(simplification, "any_stream", False))
+
+
+def _check_site(
+    make: Callable[[], Simplification], engine: Engine, site: Site, *, split: Split, tokens: torch.Tensor, name: str
+) -> None:
+    """At a site that names a stream."""
+    where = f"{name} at {site.name}"
+    samples = collect(engine, split, site.streams).at(site)
+    proxy = make().fit(samples).apply(engine.subject)
+    assert {edit.place for edit in proxy.edits} == set(site.places), f"{where}: not every place is edited"
+    _check_input_independence(proxy, tokens, proxy(tokens), where)
+    whole = make()
+    if hasattr(whole, "rank"):
+        whole.rank = samples.of(site.places[0])[0].shape[-1]
+        proxy = whole.fit(samples).apply(engine.subject)
+        _same(proxy(tokens), engine.subject(tokens), f"{where}: full rank changes predictions")
 
 
 def _check_full_rank(

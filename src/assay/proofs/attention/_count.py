@@ -2,20 +2,27 @@
 
 For any λ_x > 0, an input on which some output x of a group reaches Σ_p f_x(p, t_p) ≥ 0 also has Σ_p J(p, t_p) ≥ 0 with
 J = max_x λ_x f_x. Rounding the slack of each J below its position's top down to a grid, the number of inputs left is a
-sum of coefficients of Π_p Σ_t z^slack(p, t), in integers of any size (docs/soundness.md, theorems 3 and 4).
+sum of coefficients of Π_p Σ_t z^slack(p, t), in integers of any size (docs/soundness.md, theorems 3 and 4). With a
+minimum in place of the maximum, and slacks rounded up, the same count bounds from below how many inputs one output
+surely wins (theorem 9).
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Float, Int
 
-from assay.proofs._certificate import Piece, Relaxation
+from assay.proofs._certificate import Credit, Piece, Relaxation
 from assay.proofs._exact import flint
 from assay.proofs._operations import Operations
 from assay.proofs.attention._groups import Cell, Group
 
 FRACTION = 6
 """Tops of positions are recorded in units of the grid divided by 2 to this power."""
+
+_DIGITS = 10
+"""Binary digits of a scaling's multiplier."""
 
 
 def _total(slacks: Sequence[np.ndarray], limit: int, operations: Operations) -> int:
@@ -70,10 +77,45 @@ def _ways(cell: Cell, slacks: Sequence[np.ndarray], limit: int, operations: Oper
     return total
 
 
-def _relax(group: Group, chosen: np.ndarray, shifts: np.ndarray, grid: int, operations: Operations) -> Relaxation:
-    """Count one relaxation: outputs `chosen`, λ = 2^-shifts, about `grid` steps between the worst input and 0."""
-    upper = (-((-group.upper[chosen]) >> shifts[:, None, None])).max(axis=0)
-    last = int((-((-group.upper_last[chosen]) >> shifts)).max())
+@dataclass(frozen=True)
+class _Scales:
+    """λ of every row, as multiplier / 2^shift with multipliers below 2^11 (1 where no row is scaled)."""
+
+    multipliers: Int[np.ndarray, " row"]
+    shifts: Int[np.ndarray, " row"]
+
+    @staticmethod
+    def of(factors: Float[np.ndarray, " row"]) -> "_Scales":
+        """Near the given factors, brought to a largest of at most 1."""
+        if np.all(factors == factors[0]):
+            return _Scales(np.ones(len(factors), dtype=np.int64), np.zeros(len(factors), dtype=np.int64))
+        mantissa, exponent = np.frexp(np.maximum(factors / factors.max(), 2.0**-40))
+        multipliers = np.rint(np.ldexp(mantissa, _DIGITS)).astype(np.int64)
+        shifts = _DIGITS + 1 - exponent.astype(np.int64)
+        return _Scales(multipliers, shifts)
+
+    def down(self, values: Int[np.ndarray, "row ..."]) -> Int[np.ndarray, "row ..."]:
+        """λ times each row, rounded down."""
+        shape = (-1, *[1] * (values.ndim - 1))
+        shifts = self.shifts.reshape(shape)
+        if (self.multipliers == 1).all():
+            return values >> shifts
+        return ((values >> _DIGITS) * self.multipliers.reshape(shape)) >> (shifts - _DIGITS)
+
+    def up(self, values: Int[np.ndarray, "row ..."]) -> Int[np.ndarray, "row ..."]:
+        """λ times each row, rounded up."""
+        return -self.down(-values)
+
+
+def _equal(sizes: Float[np.ndarray, " row"]) -> Float[np.ndarray, " row"]:
+    """Factors that make these sizes equal."""
+    return 1 / (sizes + 1)
+
+
+def _relax(group: Group, chosen: np.ndarray, scales: _Scales, grid: int, operations: Operations) -> Relaxation:
+    """Count one relaxation of the outputs `chosen`, with about `grid` steps between the worst input and 0."""
+    upper = scales.up(group.upper[chosen]).max(axis=0)
+    last = int(scales.up(group.upper_last[chosen]).max())
     operations.add(arithmetic=group.upper[chosen].size, comparisons=group.upper[chosen].size)
     total = int(upper.max(axis=1).sum()) + last
     step = max(FRACTION, total.bit_length() - (grid.bit_length() - 1))
@@ -86,20 +128,18 @@ def _relax(group: Group, chosen: np.ndarray, shifts: np.ndarray, grid: int, oper
     count = _ways(group.cell, list(slacks), limit, operations) if limit >= 0 else 0
     return Relaxation(
         outputs=[group.outputs[index] for index in chosen],
-        shifts=shifts.tolist(),
-        step=step + group.unit,
+        multipliers=scales.multipliers.tolist(),
+        powers=(scales.shifts + step + np.array(group.units)[chosen]).tolist(),
         tops=tops.tolist(),
         count=min(count, group.cell.size),
     )
 
 
-def _scalings(group: Group) -> Iterator[np.ndarray]:
-    """Choices of λ as right shifts: all equal; the contributions of the maximum made equal."""
-    count = len(group.outputs)
-    yield np.zeros(count, dtype=np.int64)
-    if count > 1:
-        logs = np.log2(np.abs(group.upper[:, :, -1].astype(np.float64).mean(axis=1)) + 1)
-        yield np.minimum(np.round(logs - logs.min()).astype(np.int64), 40)
+def _scalings(group: Group) -> Iterator[_Scales]:
+    """Choices of λ: all equal; the contributions of the maximum made equal."""
+    yield _Scales.of(np.ones(len(group.outputs)))
+    if len(group.outputs) > 1:
+        yield _Scales.of(_equal(np.abs(group.upper[:, :, -1].mean(axis=1))))
 
 
 def _piece(cell: Cell, relaxations: list[Relaxation]) -> Piece:
@@ -107,6 +147,7 @@ def _piece(cell: Cell, relaxations: list[Relaxation]) -> Piece:
         last=cell.last,
         maximum=cell.maximum,
         relaxations=relaxations,
+        credits=[],
         wrong=min(cell.size, sum(relaxation.count for relaxation in relaxations)),
         surely_wrong=0,
     )
@@ -114,25 +155,115 @@ def _piece(cell: Cell, relaxations: list[Relaxation]) -> Piece:
 
 def _together(group: Group, grid: int, operations: Operations) -> Piece:
     everything = np.arange(len(group.outputs))
-    found = [_relax(group, everything, shifts, grid, operations) for shifts in _scalings(group)]
+    found = [_relax(group, everything, scales, grid, operations) for scales in _scalings(group)]
     return _piece(group.cell, [min(found, key=lambda relaxation: relaxation.count)])
 
 
 def _one_by_one(group: Group, grid: int, operations: Operations) -> Piece:
-    none = np.zeros(1, dtype=np.int64)
-    return _piece(group.cell, [_relax(group, np.array([x]), none, grid, operations) for x in range(len(group.outputs))])
+    alone = _Scales.of(np.ones(1))
+    return _piece(
+        group.cell, [_relax(group, np.array([x]), alone, grid, operations) for x in range(len(group.outputs))]
+    )
 
 
-def count_groups(groups: Sequence[Group], *, grid: int, refine: int, operations: Operations) -> list[Piece]:
+@dataclass(frozen=True)
+class _Leads:
+    """By how much an output leads each of its rivals, at least: rows of integers, each in its own unit."""
+
+    output: int
+    rivals: list[tuple[int, int]]
+    lower: Int[np.ndarray, "row position token"]
+    last: Int[np.ndarray, " row"]
+    units: Int[np.ndarray, " row"]
+    direct: Int[np.ndarray, " row"]
+    """For each row, the row of the same model that leads the maximum."""
+
+
+def _leads(group: Group, models: int) -> Iterator[_Leads]:
+    """For each token that all models could wrongly predict, its leads over the maximum and every other suspect."""
+    where = {name: row for row, name in enumerate(group.outputs)}
+    for token in sorted({x for _, x in group.outputs}):
+        if any((model, token) not in where for model in range(models)):
+            continue
+        rivals: list[tuple[int, int]] = []
+        units: list[int] = []
+        lower, last, direct = [], [], []
+        for model in range(models):
+            own = where[model, token]
+            direct += [len(rivals)] * sum(name[0] == model for name in group.outputs)
+            rivals.append((model, group.cell.maximum))
+            lower.append(group.lower[own])
+            last.append(group.lower_last[own])
+            for (other, x), row in where.items():
+                if other == model and x != token:
+                    rivals.append((model, x))
+                    lower.append(group.lower[own] - group.upper[row])
+                    last.append(group.lower_last[own] - group.upper_last[row])
+            units += [group.units[own]] * (len(rivals) - len(units))
+        yield _Leads(token, rivals, np.array(lower), np.array(last), np.array(units), np.array(direct))
+
+
+def _win(leads: _Leads, cell: Cell, scales: _Scales, grid: int, operations: Operations) -> Credit | None:
+    """Count inputs on which the output surely leads all rivals, or None where none is found."""
+    lower, last = scales.down(leads.lower).min(axis=0), int(scales.down(leads.last).min())
+    operations.add(arithmetic=2 * leads.lower.size, comparisons=leads.lower.size)
+    total = int(lower.max(axis=1).sum()) + last
+    if total <= 0:
+        return None
+    step = max(FRACTION, total.bit_length() - (grid.bit_length() - 1))
+    fine = step - FRACTION
+    tops = -((-lower.max(axis=1)) >> fine)
+    # The checker's coarser rounding must never find fewer inputs than this.
+    leeway = 1 << max(0, step - 20)
+    slacks = np.maximum(-((lower - (tops[:, None] << fine) - leeway) >> step), 0)
+    limit = (int(tops.sum() << fine) + last - leeway - 1) >> step
+    count = _ways(cell, list(slacks), limit, operations) if limit >= 0 else 0
+    if count == 0:
+        return None
+    return Credit(
+        output=leads.output,
+        rivals=leads.rivals,
+        multipliers=scales.multipliers.tolist(),
+        powers=(scales.shifts + step + leads.units).tolist(),
+        tops=tops.tolist(),
+        count=count,
+    )
+
+
+def _credits(group: Group, models: int, grid: int, operations: Operations) -> list[Credit]:
+    """For each output, at least how many inputs of the group all models answer with it."""
+    found = []
+    for leads in _leads(group, models):
+        sizes = np.abs(leads.lower[:, :, -1].mean(axis=1))
+        tried = [_win(leads, group.cell, _Scales.of(_equal(sizes[leads.direct])), grid, operations)]
+        if len(leads.rivals) > models:
+            tried.append(_win(leads, group.cell, _Scales.of(_equal(sizes)), grid, operations))
+        best = max((credit for credit in tried if credit), key=lambda credit: credit.count, default=None)
+        if best is not None:
+            found.append(best)
+    return found
+
+
+def count_groups(
+    groups: Sequence[Group], *, models: int, grid: int, refine: int, operations: Operations
+) -> list[Piece]:
     """Bounds on the wrong inputs of every group: all outputs in one relaxation, the better of two choices of λ.
 
-    The `refine` heaviest groups are counted again with each output on its own, which sums their inputs.
+    The `refine` heaviest groups are counted again with each output on its own, which sums their inputs; and there the
+    inputs that one output surely wins are counted too. Of one `model`, these are surely wrong; of two, they are
+    inputs on which the models agree.
     """
     pieces = [_together(group, grid, operations) for group in groups]
     heaviest = sorted(range(len(groups)), key=lambda index: -pieces[index].wrong)[:refine]
     for index in heaviest:
-        if len(groups[index].outputs) > 1 and pieces[index].wrong:
+        if not pieces[index].wrong:
+            continue
+        if len(groups[index].outputs) > 1:
             alone = _one_by_one(groups[index], grid, operations)
             if alone.wrong < pieces[index].wrong:
                 pieces[index] = alone
+        won = _credits(groups[index], models, grid, operations)
+        total = sum(credit.count for credit in won)
+        change = {"surely_wrong": total} if models == 1 else {"wrong": pieces[index].wrong - total}
+        pieces[index] = pieces[index].model_copy(update={"credits": won, **change})
     return pieces

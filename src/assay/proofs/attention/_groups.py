@@ -66,8 +66,9 @@ class Group:
     """A cell in which some input could be answered wrongly, with contributions as integers.
 
     `outputs` are the (model, output) pairs that could win; `upper` and `lower` (output, position, token) enclose
-    2^-unit times their contributions at the free positions, `upper_last` and `lower_last` (output,) that of the last
-    position. An input is wrong only if some output's upper sum is at least 0, and is wrong if a lower sum is.
+    2^-units[output] times their contributions at the free positions, `upper_last` and `lower_last` (output,) that of
+    the last position. A model's outputs share their unit. An input is wrong only if some output's upper sum is at
+    least 0, and is wrong if a lower sum is.
     """
 
     cell: Cell
@@ -76,7 +77,7 @@ class Group:
     upper_last: Int[np.ndarray, " output"]
     lower: Int[np.ndarray, "output position token"]
     lower_last: Int[np.ndarray, " output"]
-    unit: int
+    units: tuple[int, ...]
 
 
 def _scale(spread: float, length: int) -> int:
@@ -201,30 +202,25 @@ def suspicious_groups(models: Sequence[Tables], inputs: InputSet, operations: Op
                 kept = worst(upper, upper_last, cell) >= 0
                 if kept.any():
                     names = tuple((index, int(x)) for x in outputs[kept])
-                    parts.append(Group(cell, names, upper[kept], upper_last[kept], lower[kept], lower_last[kept], unit))
+                    units = (unit,) * len(names)
+                    parts.append(
+                        Group(cell, names, upper[kept], upper_last[kept], lower[kept], lower_last[kept], units)
+                    )
             if parts:
                 groups.append(merge(parts))
     return groups
 
 
 def merge(parts: Sequence[Group]) -> Group:
-    """One group with the outputs of several of the same cell, brought to the coarsest of their units."""
+    """One group with the outputs of several of the same cell."""
     if len(parts) == 1:
         return parts[0]
-    unit = max(part.unit for part in parts)
-
-    def up(part: Group, values: np.ndarray) -> np.ndarray:
-        return -((-values) >> min(unit - part.unit, 63))
-
-    def down(part: Group, values: np.ndarray) -> np.ndarray:
-        return values >> min(unit - part.unit, 63)
-
     return Group(
         parts[0].cell,
         tuple(name for part in parts for name in part.outputs),
-        np.concatenate([up(part, part.upper) for part in parts]),
-        np.concatenate([up(part, part.upper_last) for part in parts]),
-        np.concatenate([down(part, part.lower) for part in parts]),
-        np.concatenate([down(part, part.lower_last) for part in parts]),
-        unit,
+        np.concatenate([part.upper for part in parts]),
+        np.concatenate([part.upper_last for part in parts]),
+        np.concatenate([part.lower for part in parts]),
+        np.concatenate([part.lower_last for part in parts]),
+        tuple(unit for part in parts for unit in part.units),
     )

@@ -58,7 +58,9 @@ def _completions(tokens: int, left: int, taken: np.ndarray, copies: tuple[int, i
 def count_wrong(group: Group, operations: Operations) -> Piece:
     """At least and at most how many inputs of the group are wrong; the two are equal unless an input is undecided."""
     low, high = _search(group, operations)
-    return Piece(last=group.cell.last, maximum=group.cell.maximum, relaxations=[], wrong=high, surely_wrong=low)
+    return Piece(
+        last=group.cell.last, maximum=group.cell.maximum, relaxations=[], credits=[], wrong=high, surely_wrong=low
+    )
 
 
 def _search(group: Group, operations: Operations) -> tuple[int, int]:

@@ -146,7 +146,7 @@ def exponentials(scores: ExactMatrix, divisor_squared: int) -> Powers:
     return powers
 
 
-def _queries(weights: Weights) -> ExactMatrix:
+def queries(weights: Weights) -> ExactMatrix:
     """Embeddings of every token at the last position."""
     d = weights.E.shape[1]
     entries = weights.P.numerators.entries()[-d:]  # type: ignore[attr-defined]
@@ -156,7 +156,7 @@ def _queries(weights: Weights) -> ExactMatrix:
 def score_matrices(weights: Weights, operations: Operations) -> tuple[ExactMatrix, ExactMatrix]:
     """√h times SE (v, v) and SP (v, K), exactly."""
     v, length, d, h = weights.vocabulary, weights.length, weights.E.shape[1], weights.Q.shape[1]
-    directions = (_queries(weights) @ weights.Q) @ weights.K.T
+    directions = (queries(weights) @ weights.Q) @ weights.K.T
     operations.add(arithmetic=v * d)
     operations.product(v, d, h)
     operations.product(v, h, d)
@@ -168,7 +168,7 @@ def score_matrices(weights: Weights, operations: Operations) -> tuple[ExactMatri
 def make_tables(weights: Weights, operations: Operations) -> Tables:
     """The tables of a model. Raises AssayError where a number leaves the range in which the proofs hold."""
     v, length, d, h = weights.vocabulary, weights.length, weights.E.shape[1], weights.Q.shape[1]
-    query = _queries(weights)
+    query = queries(weights)
     score_token, score_position = score_matrices(weights, operations)
     out = (weights.V @ weights.O) @ weights.U
     operations.product(d, h, d)
@@ -186,9 +186,15 @@ def make_tables(weights: Weights, operations: Operations) -> Tables:
     return tables
 
 
+def _ones(powers: Powers) -> Powers:
+    return Powers(np.ones_like(powers.mantissa), np.zeros_like(powers.exponent))
+
+
 def average_positions(tables: Tables) -> Tables:
     """The same model with attention that ignores positions: SP = 0."""
-    return replace(
-        tables,
-        position=Powers(np.ones_like(tables.position.mantissa), np.zeros_like(tables.position.exponent)),
-    )
+    return replace(tables, position=_ones(tables.position))
+
+
+def uniform(tables: Tables) -> Tables:
+    """The same model with equal attention to every position: SE = SP = 0."""
+    return replace(tables, token=_ones(tables.token), position=_ones(tables.position))

@@ -73,7 +73,63 @@ def _powers(matrix: Any) -> tuple[np.ndarray, np.ndarray]:
     return np.array(mantissas).reshape(shape), grid
 
 
-def _models(weights: Mapping[str, np.ndarray], length: int, head: int, proxy: Mapping[str, Any] | None) -> list[_Model]:
+def _table(values: list[list[float]], rows: int) -> Any:
+    """Numbers of a proxy as a matrix."""
+    array = np.array(values, dtype=np.float64)
+    require(array.ndim == 2 and len(array) == rows and array.size > 0, "the proxy is malformed")
+    require(bool(np.isfinite(array).all()), "the proxy is malformed")
+    return _arb(array)
+
+
+def _project(states: Any, subspace: Mapping[str, Any], one: Any, *, shifted: bool) -> Any:
+    """mean + (state - mean) B Bᵀ for every row, or state B Bᵀ if not `shifted`."""
+    basis = _table(subspace["basis"], states.ncols())
+    if not shifted:
+        return states * basis * basis.transpose()
+    mean = one * _table([subspace["mean"]], 1)
+    require(mean.ncols() == states.ncols(), "the proxy is malformed")
+    return mean + (states - mean) * basis * basis.transpose()
+
+
+@dataclass
+class _Hard:
+    """Attention to the best key only: for each last token, its (position, token) pairs from worst to best key.
+
+    Of equal scores the earlier position is the better. `correct` (v, K, v, v) says by (last token, position, token,
+    output) whether that output surely wins when that key is attended to.
+    """
+
+    order: list[list[tuple[int, int]]]
+    correct: np.ndarray
+
+
+def _hard(model: _Model, token_scores: Any, position_scores: Any) -> _Hard:
+    def exact(matrix: Any) -> list[list[tuple[int, int]]]:
+        require(all(entry.rad() == 0 for entry in matrix.entries()), "the scores cannot be ordered")
+        parts = [entry.mid().man_exp() for entry in matrix.entries()]
+        columns = matrix.ncols()
+        return [[(int(m), int(e)) for m, e in parts[i * columns : (i + 1) * columns]] for i in range(matrix.nrows())]
+
+    of_token, of_position = exact(token_scores), exact(position_scores)
+    order = []
+    for tokens, positions in zip(of_token, of_position, strict=True):
+        unit = min(e for _, e in tokens + positions)
+        scores = {
+            (p, t): (m << (e - unit)) + (n << (f - unit))
+            for p, (n, f) in enumerate(positions)
+            for t, (m, e) in enumerate(tokens)
+        }
+        order.append(sorted(scores, key=lambda pair: (scores[pair], -pair[0])))
+    correct = np.zeros((len(model.EU), len(model.PV), len(model.EU), len(model.EU)), dtype=bool)
+    for last in range(len(model.EU)):
+        logits = model.EU[last] + model.EV[None] + model.PV[:, None]
+        for x in range(len(model.EU)):
+            others = np.delete(logits, x, axis=2)
+            correct[last, :, :, x] = logits[:, :, x] - others.max(axis=2, initial=-np.inf) > model.slack
+    return _Hard(order, correct)
+
+
+def _models(weights: Mapping[str, np.ndarray], length: int, head: int, proxy: Mapping[str, Any] | None) -> list[Any]:
     """The subject's tables and, where the certificate has a proxy, the proxy's."""
     from flint import arb, ctx  # noqa: PLC0415
 
@@ -90,10 +146,25 @@ def _models(weights: Mapping[str, np.ndarray], length: int, head: int, proxy: Ma
         subject = _Model(EU, EV, PV, _powers(keys * E.transpose()), _powers(keys * P.transpose()))
         if proxy is None:
             return [subject]
+        if proxy["kind"] == "one-hot":
+            with ctx.workprec(64 * _BITS):
+                keys = (E + one * _arb(weights["embed_positions.weight"][length - 1 : length])) * (Q * K.transpose())
+                return [subject, _hard(subject, keys * E.transpose(), keys * P.transpose())]
         token, position = subject.token, subject.position
-        if proxy["left"] is not None:
-            token = _powers(_arb(np.array(proxy["left"])) * _arb(np.array(proxy["right"])).transpose())
-        if proxy["average_positions"]:
+        if proxy["kind"] == "projection":
+            queries = _project(query * Q, proxy["queries"], one, shifted=True)
+            queries = queries * (1 / arb(head).sqrt())
+            # The keys' mean moves all scores of a query alike and is left out.
+            token, position = (
+                _powers(queries * _project(side * K, proxy["keys"], one, shifted=False).transpose()) for side in (E, P)
+            )
+        if proxy["kind"] == "scores" and proxy["left"] is not None:
+            left, right = _table(proxy["left"], E.nrows()), _table(proxy["right"], E.nrows())
+            require(left.ncols() == right.ncols(), "the proxy is malformed")
+            token = _powers(left * right.transpose())
+        if proxy["kind"] == "uniform":
+            token = np.ones_like(token[0]), np.zeros_like(token[1])
+        if proxy["kind"] == "uniform" or (proxy["kind"] == "scores" and proxy["average_positions"]):
             position = np.ones_like(position[0]), np.zeros_like(position[1])
         return [subject, _Model(EU, EV, PV, token, position)]
 
@@ -142,23 +213,25 @@ def _reaches(upper: np.ndarray, whole: np.ndarray, need: bool) -> np.ndarray:
 # -- counting -------------------------------------------------------------------------------------------------------
 
 
-def _count_relaxation(values: np.ndarray, last: float, tops: list[int], copies: tuple[int, int]) -> int:
-    """How many ways to fill the free positions so that rounded slacks add up to at most the limit (theorems 3, 4).
+def _scaled(values: np.ndarray, unit: int, multiplier: int, power: int, *, up: bool) -> np.ndarray:
+    """`values`, in units of 2^unit, times multiplier / 2^power, rounded outward."""
+    require(1 <= multiplier < 2**12, "a scaling is out of range")
+    require(unit - power < 900, "a power is out of range")
+    values = np.nextafter(values * multiplier, np.inf if up else -np.inf)
+    # Far below the grid only the sign matters; what is negative there is rounded up to 0, what is positive down.
+    if unit - power <= -900:
+        values = np.maximum(values, 0) if up else np.minimum(values, 0)
+    return np.ldexp(values, max(unit - power, -900))
 
-    `values` (position, token) and `last` are in units of the grid. Slacks are rounded down by 2^-34 more than needed.
-    """
+
+def _ways(slack: np.ndarray, limit: int, copies: tuple[int, int]) -> int:
+    """How many ways to fill the free positions, with a number of copies, so that slacks add up to at most `limit`."""
     from flint import fmpz  # noqa: PLC0415
 
-    free, tokens = values.shape
-    top = np.array(tops, dtype=np.float64) / 2**_FRACTION
-    require(bool((np.abs(top) < 2.0**40).all()) and abs(last) < 2.0**40, "a top is out of range")
-    guard = 2.0**-34 + 4 * _U * (float(np.abs(top).sum()) + abs(last))
-    require(bool((values <= top[:, None] + guard).all()), "a contribution exceeds its recorded top")
-    limit = int(np.floor(float(top.sum()) + last + guard))
     if limit < 0:
         return 0
     require(limit < 2**24, "the grid is finer than the checker accepts")
-    slack = np.maximum(np.floor(top[:, None] - np.maximum(values, -(2.0**60)) - guard), 0)
+    free, tokens = slack.shape
     width = (tokens**free).bit_length() + 1
     whole = (fmpz(1) << (width * (limit + 1))) - 1
     least, most = copies
@@ -188,14 +261,89 @@ def _count_relaxation(values: np.ndarray, last: float, tops: list[int], copies: 
     return found
 
 
-def _search(parts: list[tuple[np.ndarray, np.ndarray]], copies: tuple[int, int]) -> tuple[int, int]:
+def _on_grid(tops: list[int], last: float) -> tuple[np.ndarray, float]:
+    """Tops in steps, and what is given away at each rounding: 2^-34 of a step and the rounding of sums of tops."""
+    top = np.array(tops, dtype=np.float64) / 2**_FRACTION
+    require(bool((np.abs(top) < 2.0**40).all()) and abs(last) < 2.0**40, "a top is out of range")
+    return top, 2.0**-34 + 4 * _U * (float(np.abs(top).sum()) + abs(last))
+
+
+def _at_most(values: np.ndarray, last: float, tops: list[int], copies: tuple[int, int]) -> int:
+    """How many inputs at most have a sum of `values` (position, token) and `last` of 0 or more (theorems 3 and 4)."""
+    top, guard = _on_grid(tops, last)
+    require(bool((values <= top[:, None] + guard).all()), "a contribution exceeds its recorded top")
+    slack = np.maximum(np.floor(top[:, None] - np.maximum(values, -(2.0**60)) - guard), 0)
+    return _ways(slack, int(np.floor(float(top.sum()) + last + guard)), copies)
+
+
+def _at_least(values: np.ndarray, last: float, tops: list[int], copies: tuple[int, int]) -> int:
+    """How many inputs at least have a sum above 0 (theorem 9)."""
+    top, guard = _on_grid(tops, last)
+    slack = np.maximum(np.ceil(top[:, None] - np.maximum(values, -(2.0**60)) + guard), 0)
+    return _ways(slack, int(np.ceil(float(top.sum()) + last - guard)) - 1, copies)
+
+
+_Bounds = tuple[np.ndarray, np.ndarray, int]
+_Group = tuple[int, int, int, tuple[int, int]]
+
+
+def _named(names: list[list[int]], entry: Mapping[str, Any], bounds: list[_Bounds]) -> list[tuple[int, int]]:
+    """The (model, output) pairs that an entry lists, which must be fit for use and have a scaling each."""
+    pairs = [(index, x) for index, x in names]
+    rows = len(entry["multipliers"]), len(entry["powers"]), len(pairs), len(set(pairs))
+    require(rows[0] == rows[1] == rows[2] == rows[3] > 0, "a list of outputs is malformed")
+    require(len(entry["tops"]) == bounds[0][0].shape[1] - 1, "a list of tops is malformed")
+    outputs = len(bounds[0][0])
+    require(all(0 <= i < len(bounds) and 0 <= x < outputs for i, x in pairs), "an output is out of range")
+    return pairs
+
+
+def _check_relaxation(relaxation: Mapping[str, Any], bounds: list[_Bounds], m: int, copies: tuple[int, int]) -> int:
+    """How many inputs a relaxation admits; it holds all that one of its outputs makes wrong."""
+    names = _named(relaxation["outputs"], relaxation, bounds)
+    require(all(x != m for _, x in names), "a relaxation lists the largest token")
+    joint = np.full(bounds[0][0].shape[1:], -np.inf)
+    for (index, x), multiplier, power in zip(names, relaxation["multipliers"], relaxation["powers"], strict=True):
+        joint = np.maximum(joint, _scaled(bounds[index][0][x], bounds[index][2], multiplier, power, up=True))
+    return _at_most(joint[:-1, :-1], float(joint[-1, -1]), relaxation["tops"], copies)
+
+
+def _check_credit(
+    credit: Mapping[str, Any], bounds: list[_Bounds], suspects: set[tuple[int, int]], m: int, copies: tuple[int, int]
+) -> int:
+    """How many inputs a credit surely holds, on which every model prefers its output to all others."""
+    x, rivals = credit["output"], _named(credit["rivals"], credit, bounds)
+    require(0 <= x < len(bounds[0][0]) and x != m, "an output is out of range")
+    needed = {(index, m) for index in range(len(bounds))} | {name for name in suspects if name[1] != x}
+    require(needed <= set(rivals), "a credit leaves out an output that could win")
+    require(all(y != x for _, y in rivals), "a credit lists its own output")
+    joint = np.full(bounds[0][0].shape[1:], np.inf)
+    for (index, y), multiplier, power in zip(rivals, credit["multipliers"], credit["powers"], strict=True):
+        upper, lower, unit = bounds[index]
+        lead = lower[x] if y == m else np.nextafter(lower[x] - upper[y], -np.inf)
+        joint = np.minimum(joint, _scaled(lead, unit, multiplier, power, up=False))
+    return _at_least(joint[:-1, :-1], float(joint[-1, -1]), credit["tops"], copies)
+
+
+def _predicted(high: np.ndarray, low: np.ndarray, outputs: list[int], m: int) -> np.ndarray:
+    """What surely wins on each input (row) given bounds on the leads of `outputs` over m, or -1."""
+    token = np.where((high < 0).all(axis=1), m, -1)
+    for row, x in enumerate(outputs):
+        rival = np.delete(high, row, axis=1).max(axis=1, initial=0)
+        token = np.where((low[:, row] > rival), x, token)
+    return token
+
+
+def _search(bounds: list[_Bounds], suspects: list[tuple[int, int]], m: int, copies: tuple[int, int]) -> tuple[int, int]:
     """How many inputs of a group are surely, and how many possibly, wrong: all of them, one position at a time.
 
-    `parts` are (upper, lower) integer bounds of contributions by (output, position, token). A partial input is
-    dropped when no output's best completion reaches 0.
+    `bounds` holds each model's bounds of contributions by (output, position, token), of which the `suspects` are
+    looked at. A partial input is dropped when no output's best completion reaches 0. With two
+    models an input is wrong when they predict different tokens.
     """
-    upper = np.concatenate([part[0] for part in parts])
-    lower = np.concatenate([part[1] for part in parts])
+    whole = [_integers(upper, lower) for upper, lower, _ in bounds]
+    upper = np.array([whole[index][0][x] for index, x in suspects])
+    lower = np.array([whole[index][1][x] for index, x in suspects])
     free, tokens = upper.shape[1] - 1, upper.shape[2] - 1
     rest = np.zeros((free + 1, len(upper)), dtype=np.int64)
     for p in range(free - 1, -1, -1):
@@ -208,8 +356,16 @@ def _search(parts: list[tuple[np.ndarray, np.ndarray]], copies: tuple[int, int])
         high, low, taken = high[keep], low[keep], taken[keep]
         if p == free:
             member = taken >= copies[0]
-            possibly += int(member.sum())
-            surely += int(((low >= 0).any(axis=1) & member).sum())
+            if len(whole) == 1:
+                possibly += int(member.sum())
+                surely += int(((low >= 0).any(axis=1) & member).sum())
+                continue
+            first, second = (
+                _predicted(high[member][:, rows], low[member][:, rows], [suspects[row][1] for row in rows], m)
+                for rows in ([row for row, name in enumerate(suspects) if name[0] == index] for index in (0, 1))
+            )
+            possibly += int(((first != second) | (first < 0)).sum())
+            surely += int(((first != second) & (first >= 0) & (second >= 0)).sum())
             continue
         step = max(1, 2**21 // (tokens * len(upper)))
         for begin in range(0, len(high), step):
@@ -225,63 +381,134 @@ def _search(parts: list[tuple[np.ndarray, np.ndarray]], copies: tuple[int, int])
     return surely, possibly
 
 
+def _hard_wrong(hard: _Hard, group: _Group, free: int) -> int:
+    """On how many inputs of a group hard attention may not predict m (theorem 10).
+
+    The keys are let in from worst to best; the inputs that a new key completes are those in which it wins.
+    """
+    q, m, low, copies = group
+    allowed, maxima = [0] * (free + 1), [0] * free
+    found = before = 0
+    for p, t in hard.order[q]:
+        if not low <= t <= m or (p == free and t != q):
+            continue
+        allowed[p] += 1
+        if p < free and t == m:
+            maxima[p] += 1
+        if not all(allowed):
+            continue
+        ways = [1]
+        for a, b in zip(allowed, maxima, strict=False):
+            longer = [way * (a - b) for way in ways] + [0]
+            for taken, way in enumerate(ways):
+                longer[taken + 1] += way * b
+            ways = longer
+        now = sum(ways[copies[0] : copies[1] + 1])
+        if not hard.correct[q, p, t, m]:
+            found += now - before
+        before = now
+    return found
+
+
+def _hard_differs(
+    hard: _Hard, upper: np.ndarray, lower: np.ndarray, outputs: list[int], group: _Group
+) -> tuple[int, int]:
+    """On how many inputs of a group subject and hard attention surely, and possibly, predict different tokens."""
+    q, m, low, copies = group
+    free, tokens = upper.shape[1] - 1, m - low + 1
+    place = np.full((free + 1, m + 1), -1)
+    for index, (p, t) in enumerate(hard.order[q]):
+        if t <= m:
+            place[p, t] = index
+    surely = possibly = 0
+    for start in range(0, tokens**free, 2**16):
+        number = np.arange(start, min(start + 2**16, tokens**free))
+        inputs = np.array([number // tokens**p % tokens for p in range(free)], dtype=np.int64).reshape(free, -1)
+        taken = (inputs == tokens - 1).sum(axis=0)
+        inputs = inputs[:, (taken >= copies[0]) & (taken <= copies[1])]
+        high = np.zeros((inputs.shape[1], len(outputs)), dtype=np.int64) + upper[outputs, -1, -1]
+        small = np.zeros_like(high) + lower[outputs, -1, -1]
+        for p in range(free):
+            high += upper[outputs, p][:, inputs[p]].T
+            small += lower[outputs, p][:, inputs[p]].T
+        first = _predicted(high, small, outputs, m)
+        whole = np.vstack([inputs + low, np.full(inputs.shape[1], q)])
+        winner = place[np.arange(free + 1)[:, None], whole].argmax(axis=0)
+        wins = hard.correct[q, winner, whole[winner, np.arange(whole.shape[1])]]
+        second = np.where(wins.any(axis=1), wins.argmax(axis=1), -1)
+        possibly += int(((first != second) | (first < 0)).sum())
+        surely += int(((first != second) & (first >= 0) & (second >= 0)).sum())
+    return surely, possibly
+
+
 # -- the two kinds of proof -------------------------------------------------------------------------------------------
 
 
-def _check_pieces(content: Mapping[str, Any], models: list[_Model]) -> tuple[int, int]:
+def _check_piece(
+    piece: Mapping[str, Any], bounds: list[_Bounds], suspects: set[tuple[int, int]], group: _Group, size: int
+) -> tuple[int, int]:
+    """How many inputs of a group surely, and possibly, are wrong, as far as the piece shows."""
+    _, m, _, copies = group
+    if not piece["relaxations"]:
+        require(piece["credits"] == [], "a searched group has credits")
+        return _search(bounds, sorted(suspects), m, copies) if suspects else (0, 0)
+    covered: set[tuple[int, int]] = set()
+    for relaxation in piece["relaxations"]:
+        count = _check_relaxation(relaxation, bounds, m, copies)
+        require(min(count, size) <= relaxation["count"] <= size, f"a relaxation holds {count} inputs")
+        covered |= {(index, x) for index, x in relaxation["outputs"]}
+    require(suspects <= covered, "an output that could win is left out")
+    possibly, surely = min(sum(relaxation["count"] for relaxation in piece["relaxations"]), size), 0
+    require(
+        len({credit["output"] for credit in piece["credits"]}) == len(piece["credits"]), "two credits for one output"
+    )
+    for credit in piece["credits"]:
+        count = _check_credit(credit, bounds, suspects, m, copies)
+        require(0 <= credit["count"] <= count, f"a credit holds {count} inputs")
+        surely += credit["count"]
+    # Of two models, the inputs of credits are agreed upon (theorem 7); of one, they are wrong.
+    return (surely, possibly) if len(bounds) == 1 else (0, possibly - surely)
+
+
+def _check_pieces(content: Mapping[str, Any], models: list[Any]) -> tuple[int, int]:
     """Returns possibly and surely wrong inputs; every group that is not listed is shown to be right throughout."""
     listed: dict[tuple[int, int], Mapping[str, Any]] = {}
     for piece in content["pieces"]:
         require((piece["last"], piece["maximum"]) not in listed, "a group is listed twice")
         listed[piece["last"], piece["maximum"]] = piece
+    hard = models[1] if isinstance(models[-1], _Hard) else None
+    soft = models[:1] if hard else models
     free, wrong, surely_wrong = content["inputs"]["length"] - 1, 0, 0
     for q, m, low, copies in groups(content["inputs"]):
-        bounds = [_contributions(model, q, m, low) for model in models]
+        size = size_of(free, m - low, copies)
+        if size == 0:
+            continue
+        bounds = [_contributions(model, q, m, low) for model in soft]
         whole = [_integers(upper, lower) for upper, lower, _ in bounds]
-        suspects = set()
-        for index in range(len(models)):
+        suspects: set[tuple[int, int]] = set()
+        for index in range(len(soft)):
             reach = _reaches(bounds[index][0], whole[index][0], copies[0] >= 1)
             reach[m] = False
             suspects |= {(index, int(x)) for x in np.flatnonzero(reach)}
+        misled = _hard_wrong(hard, (q, m, low, copies), free) if hard else 0
         piece = listed.pop((q, m), None)
         if piece is None:
-            require(not suspects or size_of(free, m - low, copies) == 0, f"group {(q, m)} is not shown to be right")
+            require(not suspects and not misled, f"group {(q, m)} is not shown to be right")
             continue
-        size = size_of(free, m - low, copies)
-        if piece["relaxations"]:
-            covered = set()
-            for relaxation in piece["relaxations"]:
-                names = [tuple(name) for name in relaxation["outputs"]]
-                require(len(names) == len(relaxation["shifts"]) and names != [], "a relaxation is malformed")
-                require(all(0 <= k <= 200 for k in relaxation["shifts"]), "a scaling is out of range")
-                require(len(relaxation["tops"]) == free, "a relaxation is malformed")
-                covered |= set(names)
-                joint = np.full(bounds[0][0].shape[1:], -np.inf)
-                for (index, x), shift in zip(names, relaxation["shifts"], strict=True):
-                    require(0 <= index < len(models) and 0 <= x < len(models[0].EU), "an output is out of range")
-                    power = bounds[index][2] - shift - relaxation["step"]
-                    require(power < 900, "a step is out of range")
-                    values = bounds[index][0][x]
-                    # Far below the grid only the sign matters; what is negative there is rounded up to 0.
-                    scaled = np.ldexp(values if power > -900 else np.maximum(values, 0), max(power, -900))
-                    joint = np.maximum(joint, scaled)
-                count = _count_relaxation(joint[:-1, :-1], float(joint[-1, -1]), relaxation["tops"], copies)
-                require(
-                    min(count, size) <= relaxation["count"] <= size,
-                    f"a relaxation of group {(q, m)} holds {count} inputs",
-                )
-            require(suspects <= covered, f"group {(q, m)} leaves out an output that could win")
-            possibly, surely = min(sum(relaxation["count"] for relaxation in piece["relaxations"]), size), 0
-            require(piece["wrong"] == possibly, f"the counts of group {(q, m)} do not add up")
+        if hard and content["strategy"] == "brute-force":
+            require(piece["relaxations"] == piece["credits"] == [], "the strategy does not fit the proof")
+            require(content["inputs"]["size"] <= 2**26, "the set is too large to look at each input")
+            outputs = sorted(x for _, x in suspects)
+            surely, possibly = _hard_differs(hard, *whole[0], outputs, (q, m, low, copies))
         else:
-            parts = []
-            for index, (upper, lower) in enumerate(whole):
-                rows = [x for i, x in sorted(suspects) if i == index]
-                if rows:
-                    parts.append((upper[rows], lower[rows]))
-            surely, possibly = _search(parts, copies) if parts else (0, 0)
+            surely, possibly = _check_piece(piece, bounds, suspects, (q, m, low, copies), size)
+            if hard:
+                require(misled <= piece["proxy_wrong"] <= size, f"hard attention is wrong on {misled} inputs")
+                require(piece["credits"] == [], "credits do not fit hard attention")
+                surely, possibly = 0, min(possibly + piece["proxy_wrong"], size)
         require(possibly <= piece["wrong"] <= size, f"group {(q, m)} has up to {possibly} wrong inputs")
         require(0 <= piece["surely_wrong"] <= surely, f"group {(q, m)} has only {surely} surely wrong inputs")
+        require(hard is not None or piece["proxy_wrong"] == 0, "there is no hard attention")
         wrong += piece["wrong"]
         surely_wrong += piece["surely_wrong"]
     require(not listed, "a listed group is not in the set of inputs")
@@ -339,10 +566,12 @@ def check_attention(content: Mapping[str, Any], weights: Mapping[str, np.ndarray
         counted = any(piece["relaxations"] for piece in content["pieces"])
         require(not counted or content["strategy"] == "separable", "the strategy does not fit the proof")
         wrong, surely_wrong = _check_pieces(content, models)
-        at_least, at_most = size - wrong, size - (surely_wrong if content["quantity"] == "accuracy" else 0)
+        at_least, at_most = size - wrong, size - surely_wrong
     require(content["at_least"] == at_least, f"at least {at_least} inputs are right, not {content['at_least']}")
     require(content["at_most"] == at_most, f"at most {at_most} inputs are right, not {content['at_most']}")
-    who = subject["name"] + (" predicts" if content["quantity"] == "accuracy" else " and its proxy both predict")
+    claim = f"{subject['name']} predicts the largest token"
+    if content["quantity"] == "agreement":
+        claim = f"{subject['name']} and its proxy predict the same token"
     upper = f" and at most {at_most}" if at_most < size else ""
-    claim = f"Of {words(inputs)} ({size} inputs), {who} the largest token on at least {at_least}{upper}."
+    claim = f"Of {words(inputs)} ({size} inputs), {claim} on at least {at_least}{upper}."
     require(content["statement"] == claim, f"the statement should read: {claim}")
