@@ -8,6 +8,7 @@ import pytest
 import torch
 from scipy import stats
 
+from assay.engine import Site
 from assay.faithfulness import Pair, Predictions, metrics
 from assay.faithfulness._cells import Candidate
 from assay.faithfulness._metrics import margins
@@ -241,7 +242,7 @@ def gaps_of(subject, rng, iid, shift, **options):
         "iid": cells(rng, name="iid", **iid, **options),
         "shift": cells(rng, name="shift", **shift, **options),
     }
-    item = Candidate(SVD(rank=1), "all", (), is_control=False)
+    item = Candidate(SVD(rank=1), Site("all", ()), is_control=False)
     _, frame = summarise(
         [metrics.get("same_prediction")(), metrics.get("jsd")()],
         KINDS,
