@@ -514,7 +514,7 @@ def report(
 @app.command("list")
 def list_names(as_json: AsJson = False) -> None:
     """List tasks, models, simplifications, metrics and proof strategies."""
-    from assay.faithfulness import metrics  # noqa: PLC0415
+    from assay.faithfulness import embedding_metrics, metrics  # noqa: PLC0415
     from assay.proofs import LINEAR_STRATEGIES, STRATEGIES  # noqa: PLC0415
     from assay.simplify import simplifications  # noqa: PLC0415
     from assay.subjects import shipped  # noqa: PLC0415
@@ -524,7 +524,10 @@ def list_names(as_json: AsJson = False) -> None:
         "tasks": {name: _first_line(tasks.get(name)) for name in tasks},
         "models": {name: f"shipped with seeds {', '.join(map(str, seeds))}" for name, seeds in shipped().items()},
         "simplifications": {name: _first_line(simplifications.get(name)) for name in simplifications},
-        "metrics": {name: metrics.get(name)().description for name in metrics},
+        "metrics": {
+            **{name: metrics.get(name)().description for name in metrics},
+            **{metric.name: metric.description for metric in embedding_metrics},
+        },
         "proof strategies": dict(STRATEGIES),
         "proof strategies for linear models": dict(LINEAR_STRATEGIES),
     }
