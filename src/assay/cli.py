@@ -419,11 +419,13 @@ def certify(
     simplification: Annotated[
         str | None, typer.Option("--against", help="Agreement with a simplification, for example svd:rank=1, one-hot.")
     ] = None,
+    grid: Annotated[int, typer.Option(min=8, max=2**20, help="Strategy separable: steps to round to.")] = 1024,
+    two_sided: Annotated[bool, typer.Option(help="Strategy separable: bound accuracy from above too.")] = False,
     width: Annotated[int, typer.Option(min=1, help="Strategy blocks: outputs a block.")] = 64,
     top: Annotated[int, typer.Option(min=0, help="Strategy blocks: outputs a token that are taken exactly.")] = 16,
     refine: Annotated[
         int | None,
-        typer.Option(min=0, help="Strategies separable and blocks: how many groups, or sums, to refine (64, 65536)."),
+        typer.Option(min=0, help="Strategies separable and blocks: how many groups, or sums, to refine (512, 65536)."),
     ] = None,
     certificate_file: Annotated[Path | None, typer.Option("--out", help="Write the certificate here.")] = None,
     as_json: AsJson = False,
@@ -457,7 +459,9 @@ def certify(
         quantity="loss" if loss else "accuracy",
         inputs=inputs,
         against=against,
+        grid=grid,
         refine=refine,
+        two_sided=two_sided,
         width=width,
         top=top,
     )
