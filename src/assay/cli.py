@@ -243,6 +243,53 @@ def train_code(
     out.print(f"The model is in {escape(str(folder))}", soft_wrap=True)
 
 
+@run_app.command("code")
+def run_code(
+    full: Annotated[bool, typer.Option("--full", help="All recipes, 300 functions a split: hours on a CPU.")] = False,
+    model: Annotated[str, typer.Option(help="A shipped model, or a folder made by assay train code.")] = "code-python",
+    data: Annotated[
+        str, typer.Option(help="python, hub:NAME, a CodeSearchNet file or folder, or a folder.")
+    ] = "python",
+    language: Annotated[str | None, typer.Option(help="Training language, where the data does not say.")] = None,
+    functions: Annotated[int | None, typer.Option(min=2, help="Functions a split (default 40, full 300).")] = None,
+    device: Device = "cpu",
+    out_folder: Annotated[
+        Path | None, typer.Option("--out", help="Run folder; an unfinished run in it goes on.", file_okay=False)
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Judge simplifications of a character model of functions on depths, repositories and languages not seen."""
+    from assay.reports import terminal, terminal_table  # noqa: PLC0415  (keeps --help fast)
+    from assay.studies import code  # noqa: PLC0415
+    from assay.subjects import load, resolve_device  # noqa: PLC0415
+
+    device = _argument("device", lambda: resolve_device(device))
+    subject = load(model, device=device)
+    folder = out_folder or _default_folder("code")
+    with _progress() as bar:
+        line = bar.add_task("reading functions", total=None)
+        task = _argument("data", lambda: code.task_of(subject, data, language))
+        comparison, shown = code.run(
+            folder,
+            subject,
+            task,
+            everything=full,
+            functions=functions,
+            progress=lambda step: bar.update(line, description=step.text, completed=step.done, total=step.total),
+        )
+    if as_json:
+        tables = {table.title: [table.headings, *table.rows] for table in shown.tables}
+        print(json.dumps({**_summary(comparison, folder), "tables": tables}, indent=2))
+        return
+    for table in shown.tables:
+        if not table.quiet:
+            out.print(terminal_table(table), "")
+    out.print(terminal(comparison))
+    out.print(
+        f"\nThe run is in {escape(str(folder))}; open [bold]{escape(str(folder / 'report.html'))}[/]", soft_wrap=True
+    )
+
+
 @run_app.command("max-of-k")
 def run_max_of_k(
     out_folder: Annotated[Path | None, typer.Option("--out", help="Run folder.", file_okay=False)] = None,
@@ -507,7 +554,7 @@ def report(
     write_figures(comparison, run / "figures", illustrations)
     page = write_page(comparison, run / "report.html", illustrations)
     if markdown is not None:
-        write_markdown(comparison, markdown)
+        write_markdown(comparison, markdown, illustrations)
     if as_json:
         print(json.dumps(_summary(comparison, run), indent=2))
         return
