@@ -125,6 +125,14 @@ def run_dyck(
     )
 
 
+_PARTS = (
+    "matched", "matched_low", "matched_high", "effective", "overlap", "outside", "matched_reason",
+    "perturbed", "perturbed_low", "perturbed_high",
+    "removed", "removed_low", "removed_high", "remaining", "remaining_low", "remaining_high",
+)  # fmt: skip
+"""What a gap is made of: the columns of `Comparison.gaps` that say so."""
+
+
 def _summary(comparison: Any, folder: Path) -> dict[str, Any]:
     """What `--json` prints: verdicts, agreement and gaps, with the folder that holds the rest."""
     columns = ["proxy", "site", "trained", "is_control", "split"]
@@ -142,7 +150,7 @@ def _summary(comparison: Any, folder: Path) -> dict[str, Any]:
         comparison.record.primary_metric: [
             row for part in agreement for row in _records(part, [*columns, "estimate", "low", "high", "sequences"])
         ],
-        "gaps": _records(comparison.gaps(), [*columns, "gap", "low", "high", "p_holm"]),
+        "gaps": _records(comparison.gaps(), [*columns, "gap", "low", "high", "p_holm", *_PARTS]),
     }
 
 
@@ -233,6 +241,53 @@ def train_code(
         bits, accuracy = measured["bits_per_character"], measured["accuracy"]
         out.print(f"{split:20} {bits:.3f} bits a character  accuracy {accuracy:.3f}  {measured['functions']} functions")
     out.print(f"The model is in {escape(str(folder))}", soft_wrap=True)
+
+
+@run_app.command("code")
+def run_code(
+    full: Annotated[bool, typer.Option("--full", help="All recipes, 300 functions a split: hours on a CPU.")] = False,
+    model: Annotated[str, typer.Option(help="A shipped model, or a folder made by assay train code.")] = "code-python",
+    data: Annotated[
+        str, typer.Option(help="python, hub:NAME, a CodeSearchNet file or folder, or a folder.")
+    ] = "python",
+    language: Annotated[str | None, typer.Option(help="Training language, where the data does not say.")] = None,
+    functions: Annotated[int | None, typer.Option(min=2, help="Functions a split (default 20, full 300).")] = None,
+    device: Device = "cpu",
+    out_folder: Annotated[
+        Path | None, typer.Option("--out", help="Run folder; an unfinished run in it goes on.", file_okay=False)
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Judge simplifications of a character model of functions on depths, repositories and languages not seen."""
+    from assay.reports import terminal, terminal_table  # noqa: PLC0415  (keeps --help fast)
+    from assay.studies import code  # noqa: PLC0415
+    from assay.subjects import load, resolve_device  # noqa: PLC0415
+
+    device = _argument("device", lambda: resolve_device(device))
+    subject = load(model, device=device)
+    folder = out_folder or _default_folder("code")
+    with _progress() as bar:
+        line = bar.add_task("reading functions", total=None)
+        task = _argument("data", lambda: code.task_of(subject, data, language))
+        comparison, shown = code.run(
+            folder,
+            subject,
+            task,
+            everything=full,
+            functions=functions,
+            progress=lambda step: bar.update(line, description=step.text, completed=step.done, total=step.total),
+        )
+    if as_json:
+        tables = {table.title: [table.headings, *table.rows] for table in shown.tables}
+        print(json.dumps({**_summary(comparison, folder), "tables": tables}, indent=2))
+        return
+    for table in shown.tables:
+        if not table.quiet:
+            out.print(terminal_table(table), "")
+    out.print(terminal(comparison))
+    out.print(
+        f"\nThe run is in {escape(str(folder))}; open [bold]{escape(str(folder / 'report.html'))}[/]", soft_wrap=True
+    )
 
 
 @run_app.command("max-of-k")
@@ -506,7 +561,7 @@ def report(
     write_figures(comparison, run / "figures", illustrations)
     page = write_page(comparison, run / "report.html", illustrations)
     if markdown is not None:
-        write_markdown(comparison, markdown)
+        write_markdown(comparison, markdown, illustrations)
     if as_json:
         print(json.dumps(_summary(comparison, run), indent=2))
         return

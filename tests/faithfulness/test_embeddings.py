@@ -182,7 +182,7 @@ def test_verdicts_rest_on_neighbours(comparison):
 def test_a_run_is_kept_and_read_again(subject, task, comparison, tmp_path):
     comparison.save(tmp_path)
     again = assay.Comparison.load(tmp_path)
-    assert again.verdicts() == comparison.verdicts()
+    assert list(map(str, again.verdicts())) == list(map(str, comparison.verdicts()))
     values = again.sequence_scores().to_pandas().query("metric == 'same_neighbour' and split == 'iid' and trained")
     means = values.groupby("proxy", observed=True)["mean"].mean()
     agreement = comparison.agreement().set_index("proxy")["estimate"]

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from assay.faithfulness import LAYER, Comparison, FeatureRecord
-from assay.reports._illustrations import Illustrations, KeyCloud, SentenceView
+from assay.reports._illustrations import Chart, Illustrations, KeyCloud, SentenceView
 from assay.reports._style import INK, PALETTE, style
 from assay.reports._tables import agreement_words, on_what
 
@@ -87,6 +87,8 @@ def figures(comparison: Comparison, illustrations: Illustrations) -> Iterator[tu
                 "position that a query attends to most.",
                 sentence_attention(view),
             )
+        for chart in illustrations.charts:
+            yield chart.name, chart.caption, points_chart(chart)
 
 
 def _has_accuracy(comparison: Comparison) -> bool:
@@ -189,10 +191,11 @@ def agreement_by_site(comparison: Comparison) -> Figure:
 
 
 def gap_chart(comparison: Comparison, site: str) -> Figure:
-    """Generalization gaps of all proxies, one mark a shift."""
+    """Generalization gaps of all proxies, two marks a shift: filled as it is, hollow at equal margin."""
     gaps = comparison.gaps()
     gaps = gaps[gaps["trained"] & (gaps["site"] == site)]
-    proxies = list(dict.fromkeys(gaps["proxy"]))
+    perturbations = {proxy.perturbation for proxy in comparison.record.proxies if proxy.site == site}
+    proxies = [name for name in dict.fromkeys(gaps["proxy"]) if name not in perturbations]
     shifts = comparison.shifts
     figure = Figure(figsize=(8.5, 0.9 + 0.42 * len(proxies)))
     axes = figure.subplots()
@@ -204,6 +207,12 @@ def gap_chart(comparison: Comparison, site: str) -> Figure:
         axes.errorbar(
             value, y, xerr=np.clip(error, 0, None), fmt="o", color=colour, markersize=3.5, elinewidth=1.3, label=shift
         )
+        matched = 100 * rows["matched"].to_numpy(dtype=float)
+        error = 100 * np.stack((rows["matched"] - rows["matched_low"], rows["matched_high"] - rows["matched"]))
+        axes.errorbar(
+            matched, y + 0.08, xerr=np.clip(error.astype(float), 0, None), fmt="o", color=colour, markersize=3.5,
+            markerfacecolor="none", elinewidth=0.7, alpha=0.8,
+        )  # fmt: skip
     axes.axvline(0, color=INK, linewidth=1)
     axes.set_yticks(range(len(proxies)), proxies)
     axes.invert_yaxis()
@@ -355,4 +364,28 @@ def sentence_attention(view: SentenceView) -> Figure:
         axes.set_xlabel("attended position (key)")
         axes.grid(visible=False)
     panels[0].set_ylabel("position (query)")
+    return figure
+
+
+def points_chart(chart: Chart) -> Figure:
+    """A chart as it is given."""
+    figure = Figure(figsize=(9, 4.2))
+    axes = figure.subplots()
+    for number, (colour, series) in enumerate(zip(cycle(PALETTE), chart.series, strict=False)):
+        x = np.array(series.x, dtype=float)
+        if chart.names is not None:
+            x = x + (number - (len(chart.series) - 1) / 2) * 0.8 / max(len(chart.series), 2)
+        y, low, high = (np.array(values, dtype=float) for values in (series.y, series.low, series.high))
+        error = np.nan_to_num(np.clip(np.stack((y - low, high - y)), 0, None))
+        line = "" if chart.names is not None else "-"
+        axes.errorbar(x, y, yerr=error, fmt=f"o{line}", color=colour, markersize=4, elinewidth=1.2, label=series.name)
+    if chart.names is not None:
+        axes.set_xticks(range(len(chart.names)), [name.replace("_", " ") for name in chart.names])
+        axes.axhline(0, color=INK, linewidth=1)
+        axes.grid(axis="x", visible=False)
+    if chart.logarithmic:
+        axes.set_xscale("log", base=2)
+    axes.set_xlabel(chart.x_label)
+    axes.set_ylabel(chart.y_label)
+    figure.legend(loc="outside lower center", ncols=4)
     return figure
