@@ -5,6 +5,7 @@ import inspect
 import json
 import multiprocessing
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -111,6 +112,7 @@ def examine(name: str, use: Use) -> Row:
 def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = next((line for line in lines if not line.startswith("Class validation error")), "")
+    text = re.sub(r"(?<=[\s'\"])(/[\w.-]+)+", "...", text)  # no paths of this machine
     return f"{type(error).__name__}: {text}"[:200] if text else type(error).__name__
 
 

@@ -66,8 +66,9 @@ def markdown(rows: Sequence[Row]) -> str:
     reached = [row for row in text if row.status == "passes" and row.details["not_reached"]]
     lines += ["", "## Attention that is there and cannot be edited", ""]
     lines += [
-        "Architectures of several kinds of layers: these modules, called attention, have no attention weights (they",
-        "are recurrent or linear). Sites stand for the other layers.",
+        "Modules called attention that ran outside the AttentionInterface, beside others that can be edited: linear",
+        "and recurrent layers, which have no attention weights, but also block-sparse encoders. Sites stand for the",
+        "other layers alone.",
         "",
         *(f"- {row.type} ({USES[row.use]}): {', '.join(row.details['not_reached'])}" for row in reached),
     ]
