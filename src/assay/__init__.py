@@ -11,7 +11,16 @@ from assay import tasks
 from assay._errors import AssayError
 from assay.faithfulness import Comparison, Verdict, compare
 from assay.proofs import Certificate, certify
-from assay.simplify import SVD, Identity, KMeans, MeanAblation, OneHotAttention, RandomProjection, UniformAttention
+from assay.simplify import (
+    SVD,
+    Identity,
+    KMeans,
+    MeanAblation,
+    OneHotAttention,
+    RandomPerturbation,
+    RandomProjection,
+    UniformAttention,
+)
 from assay.subjects import Subject, load
 
 __version__ = version("assay-interp")
@@ -25,6 +34,7 @@ __all__ = [
     "KMeans",
     "MeanAblation",
     "OneHotAttention",
+    "RandomPerturbation",
     "RandomProjection",
     "Subject",
     "UniformAttention",

@@ -125,6 +125,14 @@ def run_dyck(
     )
 
 
+_PARTS = (
+    "matched", "matched_low", "matched_high", "effective", "overlap", "outside", "matched_reason",
+    "perturbed", "perturbed_low", "perturbed_high",
+    "removed", "removed_low", "removed_high", "remaining", "remaining_low", "remaining_high",
+)  # fmt: skip
+"""What a gap is made of: the columns of `Comparison.gaps` that say so."""
+
+
 def _summary(comparison: Any, folder: Path) -> dict[str, Any]:
     """What `--json` prints: verdicts, agreement and gaps, with the folder that holds the rest."""
     columns = ["proxy", "site", "trained", "is_control", "split"]
@@ -142,7 +150,7 @@ def _summary(comparison: Any, folder: Path) -> dict[str, Any]:
         comparison.record.primary_metric: [
             row for part in agreement for row in _records(part, [*columns, "estimate", "low", "high", "sequences"])
         ],
-        "gaps": _records(comparison.gaps(), [*columns, "gap", "low", "high", "p_holm"]),
+        "gaps": _records(comparison.gaps(), [*columns, "gap", "low", "high", "p_holm", *_PARTS]),
     }
 
 
@@ -394,7 +402,14 @@ def _splits(given: list[str]) -> dict[str, str]:
 @app.command()
 def certify(
     model: Annotated[str, typer.Argument(help="A shipped model, a folder, or a .npz or TransformerLens state dict.")],
-    strategy: Annotated[str, typer.Option(help="brute-force, cubic, separable or exact.")] = "separable",
+    strategy: Annotated[
+        str | None,
+        typer.Option(
+            help="brute-force, cubic, separable (default) or exact; for linear models brute-force, symmetry, "
+            "convexity, blocks or gemm (default)."
+        ),
+    ] = None,
+    loss: Annotated[bool, typer.Option("--loss", help="Bound the mean loss (linear models) instead.")] = False,
     seed: Annotated[int, typer.Option(help="Training seed of a shipped model.")] = 0,
     minimum_maximum: Annotated[int, typer.Option(min=0, help="Only inputs whose largest token is at least this.")] = 0,
     within: Annotated[int | None, typer.Option(min=0, help="Only inputs within this of their largest token.")] = None,
@@ -404,22 +419,29 @@ def certify(
     simplification: Annotated[
         str | None, typer.Option("--against", help="Agreement with a simplification, for example svd:rank=1, one-hot.")
     ] = None,
+    width: Annotated[int, typer.Option(min=1, help="Strategy blocks: outputs a block.")] = 64,
+    top: Annotated[int, typer.Option(min=0, help="Strategy blocks: outputs a token that are taken exactly.")] = 16,
+    refine: Annotated[
+        int | None,
+        typer.Option(min=0, help="Strategies separable and blocks: how many groups, or sums, to refine (64, 65536)."),
+    ] = None,
     certificate_file: Annotated[Path | None, typer.Option("--out", help="Write the certificate here.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Prove how many inputs of a set a max-of-K model answers correctly."""
+    """Prove how many inputs of a set a max-of-K model answers correctly, or, for a linear one, its mean loss."""
     from assay import proofs  # noqa: PLC0415
     from assay.simplify import Simplification, simplifications  # noqa: PLC0415
-    from assay.subjects import MaxOfKForCausalLM, import_max_of_k, load  # noqa: PLC0415
+    from assay.subjects import LinearMaxForCausalLM, MaxOfKForCausalLM, import_max_of_k, load  # noqa: PLC0415
     from assay.tasks import InputSet  # noqa: PLC0415
 
     is_file = Path(model).is_file()
     subject = _argument("model", lambda: import_max_of_k(model) if is_file else load(model, seed=seed))
-    if strategy not in proofs.STRATEGIES:
-        message = str(unknown_name("proof strategy", strategy, proofs.STRATEGIES))
+    known = proofs.LINEAR_STRATEGIES if isinstance(subject.model, LinearMaxForCausalLM) else proofs.STRATEGIES
+    if strategy is not None and strategy not in known:
+        message = str(unknown_name(f"proof strategy for {model}", strategy, known))
         raise typer.BadParameter(message, param_hint="--strategy")
     inputs = None
-    if isinstance(subject.model, MaxOfKForCausalLM):
+    if isinstance(subject.model, MaxOfKForCausalLM | LinearMaxForCausalLM):
         sizes = subject.model.config
         inputs = _argument("within", lambda: InputSet(sizes.length, sizes.vocab_size, minimum_maximum, within, copies))
     against: proofs.Proxy | Simplification | None = None
@@ -429,14 +451,24 @@ def certify(
         if against is not None:
             raise typer.BadParameter("give --against, or --rank and --average-positions.", param_hint="--against")
         against = _argument("against", lambda: simplifications.build(simplification))
-    certificate = proofs.certify(subject, strategy=strategy, inputs=inputs, against=against)
+    certificate = proofs.certify(
+        subject,
+        strategy=strategy,
+        quantity="loss" if loss else "accuracy",
+        inputs=inputs,
+        against=against,
+        refine=refine,
+        width=width,
+        top=top,
+    )
     if certificate_file is not None:
         certificate.save(certificate_file)
     if as_json:
-        print(certificate.model_dump_json(indent=2, exclude={"pieces", "boxes", "proxy"}))
+        print(certificate.model_dump_json(indent=2, exclude={"pieces", "boxes", "blocks", "proxy"}))
         return
+    least, most = certificate.decimals()
     out.print(certificate.statement, soft_wrap=True)
-    out.print(f"at least {certificate.low:.9f}, at most {certificate.high:.9f}, in {certificate.seconds:.2f} s")
+    out.print(f"at least {least}, at most {most}, in {certificate.seconds:.2f} s")
 
 
 @app.command()
@@ -483,7 +515,7 @@ def report(
 def list_names(as_json: AsJson = False) -> None:
     """List tasks, models, simplifications, metrics and proof strategies."""
     from assay.faithfulness import metrics  # noqa: PLC0415
-    from assay.proofs import STRATEGIES  # noqa: PLC0415
+    from assay.proofs import LINEAR_STRATEGIES, STRATEGIES  # noqa: PLC0415
     from assay.simplify import simplifications  # noqa: PLC0415
     from assay.subjects import shipped  # noqa: PLC0415
     from assay.tasks import tasks  # noqa: PLC0415
@@ -494,6 +526,7 @@ def list_names(as_json: AsJson = False) -> None:
         "simplifications": {name: _first_line(simplifications.get(name)) for name in simplifications},
         "metrics": {name: metrics.get(name)().description for name in metrics},
         "proof strategies": dict(STRATEGIES),
+        "proof strategies for linear models": dict(LINEAR_STRATEGIES),
     }
     if as_json:
         print(json.dumps(names, indent=2))

@@ -8,7 +8,7 @@ import torch
 
 from assay.engine import Edit, Engine, Samples, collect
 from assay.faithfulness import ALL, LAYER, metrics
-from assay.faithfulness._scores import Column, NotFiniteError, Scores, score
+from assay.faithfulness._scores import MARGIN, MARGIN_EDGES, Column, NotFiniteError, Scores, score
 from assay.simplify import SVD, Identity, OneHotAttention
 from assay.simplify._protocol import proxy_of
 from assay.tasks import UNSCORED
@@ -82,6 +82,8 @@ def loop(engine, proxy, task, split):
                 "kl": float((p * (np.log(p) - np.log(q))).sum()),
                 "jsd": jsd(p, q),
             }
+            best = sorted(a[allowed], reverse=True)
+            margin_bin = max(i for i, edge in enumerate(MARGIN_EDGES) if edge <= best[0] - best[1])
             by_layer = []
             for layer in range(engine.layers):
                 rows = [run.patterns[layer][0, :, t, : t + 1].double().numpy() for run in (plain, edited)]
@@ -90,6 +92,7 @@ def loop(engine, proxy, task, split):
             for name, number in numbers.items():
                 if name.endswith("accuracy") and not kind.determined:
                     continue
+                note(sequence, name, kind.name, number, MARGIN, margin_bin)
                 for which in (ALL, kind.name):
                     note(sequence, name, which, number)
                     if name == "attention_jsd":
@@ -118,7 +121,7 @@ def test_sums_and_counts_are_those_of_a_slow_loop(name, known, proxies, bracket_
             if values:
                 seen.add((sequence, *column))
     assert seen == set(expected), "every prediction of the loop has its column"
-    assert {column.feature for column in scores.columns} == {"", "depth", "distance", LAYER}
+    assert {column.feature for column in scores.columns} == {"", "depth", "distance", LAYER, MARGIN}
 
 
 def test_the_proxies_are_worth_a_test(found):

@@ -11,11 +11,22 @@ from assay.faithfulness._verdicts import judge
 LIMITS = {"min_agreement": 0.95, "max_gap": 0.02, "alpha": 0.05}
 
 
-def judged(agreement, *gaps, noise=0.0, notes=(), **limits):
-    """`agreement` is (estimate, low, high), each gap (split, gap, low, high, p_holm)."""
+def judged(agreement, *gaps, noise=0.0, notes=(), matched=None, **limits):
+    """`agreement` is (estimate, low, high), each gap (split, gap, low, high, p_holm).
+
+    `matched` gives gaps at equal margin by split: (value, low, high, overlap, outside); by default the raw gap.
+    """
+    frame = pd.DataFrame(list(gaps), columns=["split", "gap", "low", "high", "p_holm"])
+    at_margin = [
+        (matched or {}).get(row.split, (row.gap, row.low, row.high, 1.0, 0.0)) for row in frame.itertuples(index=False)
+    ]
+    for place, name in enumerate(("matched", "matched_low", "matched_high", "overlap", "outside")):
+        frame[name] = [values[place] for values in at_margin]
+    frame["p_both"] = frame["p_holm"].where(frame["matched_low"] > 0.02, 1.0)
+    frame["matched_reason"] = "only 10% overlap"
     return judge(
         pd.Series({**dict(zip(("estimate", "low", "high"), agreement, strict=True)), "reason": "too few"}),
-        pd.DataFrame(list(gaps), columns=["split", "gap", "low", "high", "p_holm"]),
+        frame,
         proxy="SVD(rank=8)",
         site="layer1",
         noise=noise,
@@ -42,6 +53,58 @@ def test_illusion_names_the_shift_that_decided():
     assert (verdict.shift, verdict.gap, verdict.gap_low, verdict.gap_high) == ("depth", 0.10, 0.05, 0.15)
     assert "ILLUSION" in str(verdict)
     assert "10.0 points less under depth" in str(verdict)
+
+
+def test_a_gap_that_vanishes_at_equal_margin_is_due_to_the_inputs():
+    verdict = judged(GOOD, SMALL, LARGE, matched={"depth": (0.0, -0.01, 0.01, 1.0, 0.0)})
+    assert verdict.judgement == "inconclusive"
+    assert verdict.shift == "depth"
+    assert (verdict.matched, verdict.matched_low, verdict.matched_high) == (0.0, -0.01, 0.01)
+    assert "due to the inputs' difficulty, not to the explanation" in str(verdict)
+    assert "neither shown nor excluded" not in str(verdict)
+
+
+def test_a_gap_that_survives_is_said_to():
+    verdict = judged(GOOD, LARGE, matched={"depth": (0.06, 0.03, 0.09, 0.9, 0.01)})
+    assert verdict.judgement == "illusion"
+    assert "not due to harder inputs: at equal margin of the subject +6.0 points [+3.0, +9.0]" in str(verdict)
+
+
+@pytest.mark.parametrize(
+    "at_margin", [(0.01, 0.0, 0.021, 1.0, 0.0), (0.03, 0.01, 0.05, 1.0, 0.0), (0.0, -0.01, 0.01, 0.8, 0.06)]
+)
+def test_a_gap_of_open_cause_makes_no_illusion_and_is_not_explained_away(at_margin):
+    verdict = judged(GOOD, LARGE, matched={"depth": at_margin})
+    assert verdict.judgement == "inconclusive"
+    assert "Whether the gap under depth is due to harder inputs is open" in str(verdict)
+    assert ("20% of its predictions" in str(verdict)) == (at_margin[3] < 1)
+
+
+def test_predictions_outside_the_overlap_count_at_their_worst():
+    """0.8 x 1 point and 1.1 points that 20% of the predictions may add: within 2 points; with 1.3 not."""
+    for outside, due in ((0.011, True), (0.013, False)):
+        verdict = judged(GOOD, LARGE, matched={"depth": (0.0, -0.01, 0.01, 0.8, outside)})
+        assert ("not to the explanation" in str(verdict)) == due
+
+
+def test_a_gap_that_could_not_be_matched_makes_no_illusion_and_says_why():
+    verdict = judged(GOOD, LARGE, matched={"depth": (math.nan, math.nan, math.nan, 0.1, 0.05)})
+    assert verdict.judgement == "inconclusive"
+    assert "only 10% overlap" in str(verdict)
+
+
+def test_one_surviving_gap_is_enough():
+    gaps = (LARGE, ("length", 0.2, 0.15, 0.25, 0.001))
+    verdict = judged(GOOD, *gaps, matched={"length": (0.0, -0.01, 0.01, 1.0, 0.0)})
+    assert verdict.judgement == "illusion"
+    assert verdict.shift == "depth"
+    assert "The gap under length is due to the inputs' difficulty" in str(verdict)
+
+
+def test_matching_must_hold_after_adjustment_too():
+    frame = {"depth": (0.05, 0.021, 0.08, 1.0, 0.0)}
+    assert judged(GOOD, LARGE, matched=frame).judgement == "illusion"
+    assert judged(GOOD, ("depth", 0.1, 0.03, 0.17, 0.04), matched=frame, alpha=0.03).judgement == "inconclusive"
 
 
 def test_a_larger_gap_without_certainty_does_not_take_the_place_of_a_certain_one():

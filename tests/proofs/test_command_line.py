@@ -3,6 +3,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
+import assay
 from assay.cli import app, main
 
 
@@ -39,4 +40,26 @@ def test_an_impossible_set_is_a_wrong_call():
     ],
 )
 def test_wrong_calls_exit_with_2(call):
+    assert CliRunner().invoke(app, call).exit_code == 2
+
+
+def test_the_loss_of_a_linear_model(tmp_path, capsys, monkeypatch):
+    subject = assay.subjects.load("linear-max-of-3")
+    folder = tmp_path / "model"
+    assay.subjects.save(subject, folder)
+    path = tmp_path / "certificate.json"
+    call = ["certify", str(folder), "--loss", "--within", "2", "--strategy", "gemm", "--out", str(path)]
+    done = CliRunner().invoke(app, call)
+    assert done.exit_code == 0, done.output
+    assert "the mean cross-entropy of" in done.output
+    certificate = assay.proofs.Certificate.load(path)
+    assert certificate.quantity == "loss"
+    assert certificate.inputs.within == 2
+
+
+@pytest.mark.parametrize(
+    "call",
+    [["certify", "linear-max-of-3", "--strategy", "cubic"], ["certify", "linear-max-of-3", "--copies", "4"]],
+)
+def test_wrong_calls_about_linear_models_exit_with_2(call):
     assert CliRunner().invoke(app, call).exit_code == 2

@@ -6,6 +6,7 @@ import pytest
 from rich.console import Console
 
 from assay import AssayError
+from assay.faithfulness import Comparison
 from assay.reports import markdown, terminal, write_markdown
 from assay.reports._tables import percent
 
@@ -24,7 +25,7 @@ def test_the_terminal_table_fits_80_columns_and_leaves_nothing_out(shown):
     assert max(map(len, text.splitlines())) <= 80
     assert "…" not in text
     for proxy in shown.record.proxies:
-        assert proxy.proxy in text
+        assert (proxy.proxy in text) == (not proxy.proxy.startswith("RandomPerturbation"))
     words = text.split("accuracy of subject")[0].split()
     for split in shown.record.splits[1:]:
         assert set(split.name.split("_")) <= set(words), split.name
@@ -42,15 +43,25 @@ def test_the_terminal_table_has_the_numbers(shown):
 
 def test_markdown_has_a_row_a_proxy_with_limits(shown):
     rows = [line for line in markdown(shown).splitlines() if line.startswith("|")]
+    first = next(number for number, row in enumerate(rows) if row.startswith("| proxy | where | shift |"))
+    rows, parts = rows[:first], rows[first:]
     assert len({row.count("|") for row in rows}) == 1
+    assert len({row.count("|") for row in parts}) == 1
     frame = shown.agreement("iid").set_index("proxy")
     [row] = [row for row in rows if row.startswith("| SVD(rank=2) | at layer1 |")]
     value = frame.loc["SVD(rank=2)"]
     assert f"{100 * value['estimate']:.1f} ({100 * value['low']:.1f}–{100 * value['high']:.1f})" in row
     assert sum(row.startswith("| *Identity()*") for row in rows) == 1
-    trained = len(shown.record.proxies)
-    untrained = sum(not proxy.is_control for proxy in shown.record.proxies)
-    assert len(rows) == 3 + trained + untrained
+    own = sum(not proxy.is_control for proxy in shown.record.proxies)
+    perturbations = sum(proxy.proxy.startswith("RandomPerturbation") for proxy in shown.record.proxies)
+    assert perturbations == own
+    assert len(rows) == 3 + len(shown.record.proxies) - perturbations + own
+    assert len(parts) == 2 + own
+    gap = shown.gaps().query("proxy == 'SVD(rank=2)' and trained").sort_values("gap", ascending=False).iloc[0]
+    [part] = [row for row in parts if row.startswith("| SVD(rank=2) | at layer1 |")]
+    for name, low, high in (("gap", "low", "high"), ("perturbed", "perturbed_low", "perturbed_high"),
+                            ("removed", "removed_low", "removed_high")):  # fmt: skip
+        assert f"{100 * gap[name]:+.1f} ({100 * gap[low]:+.1f} {100 * gap[high]:+.1f})" in part
 
 
 def test_markdown_goes_between_the_marks_and_nowhere_else(shown, tmp_path):
@@ -78,6 +89,13 @@ def test_markdown_refuses_a_file_without_its_marks(shown, tmp_path, text):
     with pytest.raises(AssayError, match="table: begin"):
         write_markdown(shown, path)
     assert path.read_text(encoding="utf-8") == text
+
+
+def test_what_was_not_matched_is_a_dash_and_not_a_zero(shown):
+    gaps = shown._gaps.assign(matched=math.nan, matched_low=math.nan, matched_high=math.nan)
+    blank = Comparison(shown.record, shown.results, gaps, shown._sequences)
+    rows = [line for line in markdown(blank).splitlines() if line.startswith("| SVD(rank=2) | at layer1 | ")]
+    assert rows[-1].split(" | ")[4:6] == ["–", "–"]
 
 
 def test_percentages_never_round_up_to_perfection():

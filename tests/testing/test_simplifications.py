@@ -12,6 +12,7 @@ from assay.simplify import (
     KMeans,
     MeanAblation,
     OneHotAttention,
+    RandomPerturbation,
     RandomProjection,
     UniformAttention,
     simplifications,
@@ -28,6 +29,8 @@ OURS = {
     "uniform": UniformAttention,
     "mean": MeanAblation,
     "identity": Identity,
+    "random-perturbation": lambda: RandomPerturbation(SVD(rank=3)),
+    "random-perturbation-of-a-pattern": lambda: RandomPerturbation(OneHotAttention()),
 }
 
 

@@ -14,19 +14,36 @@ from assay.engine import Engine, Site
 from assay.faithfulness._comparison import SCHEMA
 from assay.faithfulness._metrics import metrics
 from assay.faithfulness._scores import NotFiniteError, Scores
-from assay.simplify import Identity, MeanAblation, Simplification, label
+from assay.simplify import Identity, MeanAblation, RandomPerturbation, Simplification, label
 from assay.subjects import write_atomically
 from assay.tasks import Task
+
+_WITHOUT_SIZE = (Identity, RandomPerturbation)
+"""What moves nothing, or by a size that is not its own."""
+
+REFITTED = ", refitted"
+"""What the name of a proxy ends in that was fitted on the shift itself."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A simplification at a site, not yet fitted."""
+    """A simplification at a site, not yet fitted.
+
+    `control` and `perturbation` are the labels of its own control and of the control of equal size. With `refitted`
+    it is a control itself: fitted on other sequences of the shift that it is judged on.
+    """
 
     simplification: Simplification
     at: Site
     is_control: bool
-    control: str | None
+    control: str | None = None
+    perturbation: str | None = None
+    refitted: bool = False
+
+    @property
+    def name(self) -> str:
+        """How the proxy is called in the results."""
+        return label(self.simplification) + (REFITTED if self.refitted else "")
 
     @property
     def site(self) -> str:
@@ -41,7 +58,7 @@ class Candidate:
     @property
     def key(self) -> str:
         """The candidate's name within the comparison."""
-        return f"{label(self.simplification)} at {self.site}"
+        return f"{self.name} at {self.site}"
 
 
 class Cells:
@@ -97,7 +114,7 @@ class Found(Mapping[tuple[int, str, str], Scores | NotFiniteError]):
 
 
 def candidates_of(
-    engine: Engine, simplifications: Sequence[Simplification], sites: Sequence[str], controls: bool
+    engine: Engine, simplifications: Sequence[Simplification], sites: Sequence[str], controls: bool, refit: bool
 ) -> list[Candidate]:
     """Every simplification at every site, each site followed by its controls.
 
@@ -112,6 +129,8 @@ def candidates_of(
     found = []
     for site in map(engine.site, names):
         of_controls: dict[str, Simplification] = {}
+        perturbations: list[Any] = []
+        refitted: list[Candidate] = []
         for item in simplifications:
             if site.explicit and not getattr(item, "any_stream", False):
                 raise AssayError(
@@ -124,10 +143,24 @@ def candidates_of(
             name = None if control is None else label(control)
             if control is not None and name is not None and name not in given:
                 of_controls[name] = control
-            found.append(Candidate(item, site, is_control=False, control=name))
+            equal = RandomPerturbation(item) if controls and not isinstance(item, _WITHOUT_SIZE) else None
+            if equal is not None:
+                perturbations.append(equal)
+            found.append(
+                Candidate(
+                    item,
+                    site,
+                    is_control=False,
+                    control=name,
+                    perturbation=None if equal is None else label(equal),
+                )
+            )
+            if refit and item.streams:
+                refitted.append(Candidate(item, site, is_control=True, refitted=True))
         if controls and label(Identity()) not in given:
             of_controls[label(Identity())] = Identity()
-        found += [Candidate(item, site, is_control=True, control=None) for item in of_controls.values()]
+        found += [Candidate(item, site, is_control=True) for item in (*of_controls.values(), *perturbations)]
+        found += refitted
     return found
 
 
@@ -148,6 +181,7 @@ def cell_name(
         "features": [repr(feature) for feature in task.features],
         "metrics": list(metrics),
         "simplification": f"{type(item.simplification).__module__}.{label(item.simplification)}",
+        "of": type(getattr(item.simplification, "of", None)).__module__,
         "places": [str(place) for place in item.at.places],
         "streams": item.at.streams,
         "train": fitted_on if item.streams else None,

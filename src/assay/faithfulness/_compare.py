@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_args
@@ -39,6 +40,9 @@ from assay.tasks import UNSCORED, Split, Task
 
 NOISE_SEQUENCES = 100
 
+LEAST_REFIT = 30
+"""A simplification is refitted on at least so many sequences of a shift, or not at all."""
+
 
 @dataclass(frozen=True)
 class Step:
@@ -58,6 +62,7 @@ def compare(
     sequences: int = 500,
     fit_sequences: int = 1_000,
     controls: bool = True,
+    refit: bool = True,
     seed: int = 0,
     resamples: int = 2_000,
     level: float = 0.95,
@@ -70,8 +75,14 @@ def compare(
     Every simplification is fitted on `fit_sequences` sequences of the train split and applied at each of `sites`
     (`"all"`, `"layer1"`, `"layer1.head0"`); the proxy is then compared with the subject on `sequences` sequences of
     every other split. Several subjects are training seeds of one model: they are judged on the same sequences and
-    seeds are resampled too. With `controls`, each simplification's own control, an untrained copy of the (first)
-    subject and the identity are judged beside it. Intervals have the given `level` from `resamples` resamples.
+    seeds are resampled too. With `controls`, each simplification's own control, a random perturbation that moves as
+    much, an untrained copy of the (first) subject and the identity are judged beside it. Intervals have the given
+    `level` from `resamples` resamples.
+
+    What a gap is made of is told by two more comparisons (see `Comparison.gaps`): at the same margin of the subject in
+    and out of distribution, and, with `refit`, against the same recipe fitted on the shift itself. For that, every
+    simplification that learns from data is fitted once more on each shift's next `fit_sequences` sequences, those
+    after the `sequences` that are judged (or what there is of them, at least 30), and judged on that shift alone.
 
     With a `folder`, each finished cell (subject x proxy x split) is kept there, and a run that was stopped goes on
     where it was; nothing is reused that was made under other settings.
@@ -88,63 +99,34 @@ def compare(
         raise AssayError(f"compare(method={method!r}): must be one of {', '.join(get_args(Method))}.")
     if not 0 < level < 1:
         raise AssayError(f"compare(level={level}): must be between 0 and 1, for example 0.95.")
-    cells = Cells(None if folder is None else Path(folder) / "cells")
     judged = [metrics.get(name)() for name in metrics]
-    splits = {name: task.split(name, sequences) for name in task.split_names if name != task.split_names[0]}
-    train = task.split(task.split_names[0], fit_sequences)
-    iid = [split for split in splits.values() if split.role == "iid"]
-    if len(iid) != 1:
-        raise AssayError(f"task {task.name!r} has {len(iid)} splits of role 'iid'; exactly one is needed.")
-    for split in (train, *splits.values()):
+    refit = refit and any(item.streams for item in chosen)
+    inputs = _Inputs.of(task, sequences, fit_sequences, refit=refit)
+    for split in inputs.all:
         check_fits(subjects, split)
-    hashes = {split.name: _split_hash(split) for split in (train, *splits.values())}
 
     variants = [*subjects, *([subjects[0].untrained_copy()] if controls else [])]
     engines = [Engine(variant) for variant in variants]
-    candidates = candidates_of(engines[0], chosen, sites, controls)
-    noise = noise_floor(engines[0], task, iid[0])
+    candidates = candidates_of(engines[0], chosen, sites, controls, refit)
+    noise = noise_floor(engines[0], task, inputs.iid)
 
-    total = sum(len(splits) * len(_candidates_for(engine.subject, candidates)) for engine in engines)
-    found = Found(cells)
-    failures: list[Skipped] = []
+    cells = Cells(None if folder is None else Path(folder) / "cells")
+    judging = _Judging(task, inputs, candidates, judged, Found(cells), cells, seed)
+    total = sum(len(inputs.of_split(name, candidates, engine.subject)) for engine in engines for name in inputs.splits)
     for number, engine in enumerate(engines):
-        own = _candidates_for(engine.subject, candidates)
-        described = engine.subject.describe()
-        names = {
-            (item.key, split): cell_name(
-                described, task, item, fitted_on=hashes[train.name], judged_on=hashes[split], seed=seed
-            )
-            for item in own
-            for split in splits
-        }
-        fitted: dict[str, Proxy] = {}
-        for name, split in splits.items():
-            missing = [item for item in own if names[item.key, name] not in cells]
-            if missing and not fitted:
-                progress(Step(len(found), total, f"{_who(engine.subject)}: fitting"))
-                fitted = _fit(engine, train, own)
-            if missing:
-                progress(Step(len(found), total, f"{_who(engine.subject)}: {name}"))
-                scores = score(engine, {item.key: fitted[item.key] for item in missing}, task, split, judged)
-                for item in missing:
-                    cell = scores[item.key]
-                    cells.put(names[item.key, name], cell)
-                    if isinstance(cell, NotFiniteError):
-                        where = f"{item.key} on {name} ({_who(engine.subject)})"
-                        failures.append(Skipped(what=where, reason=str(cell)))
-            for item in own:
-                found.add((number, item.key, name), names[item.key, name])
+        judging.run(number, engine, lambda text: progress(Step(len(judging.found), total, text)))
+    found = judging.found
 
     progress(Step(total, total, "intervals"))
     options: dict[str, Any] = {"seed": seed, "resamples": resamples, "level": level, "method": method}
-    results, gaps = summarise(judged, task.kinds, variants, candidates, splits=splits, found=found, **options)
+    results, gaps = summarise(judged, task.kinds, variants, candidates, splits=inputs.splits, found=found, **options)
     record = Record(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds=round(time.monotonic() - started, 3),
         assay_version=version("assay-interp"),
         environment=_environment(),
         subjects=tuple(variant.describe() for variant in variants),
-        **_task_records(task, [train, *splits.values()], hashes, judged),
+        **_task_records(task, inputs, judged),
         proxies=tuple(
             ProxyRecord(
                 proxy=label(item.simplification),
@@ -152,18 +134,21 @@ def compare(
                 heads=tuple(map(str, item.at.places)),
                 is_control=item.is_control,
                 control=item.control,
+                perturbation=item.perturbation,
             )
             for item in candidates
+            if not item.refitted
         ),
         settings={
             "sites": list(sites),
             "sequences": sequences,
             "fit_sequences": fit_sequences,
             "controls": controls,
+            "refit": refit,
             **options,
         },
         noise_floor=noise,
-        skipped=(*failures, *_undetermined(task)),
+        skipped=(*judging.failures, *_not_refitted(inputs), *_undetermined(task)),
     )
     comparison = Comparison(record, results, gaps, lambda: sequence_tables(variants, candidates, found))
     if folder is not None:
@@ -171,9 +156,119 @@ def compare(
     return comparison
 
 
-def _task_records(
-    task: Task, splits: Sequence[Split], hashes: Mapping[str, str], judged: Sequence[Metric]
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Inputs:
+    """The splits as they are used: to fit on, to judge on, and what is left of each shift to fit on once more.
+
+    `refit_on` has None for a shift that has too few sequences for that, and is empty where nothing is refitted.
+    """
+
+    train: Split
+    splits: dict[str, Split]
+    refit_on: dict[str, Split | None]
+
+    @classmethod
+    def of(cls, task: Task, sequences: int, fit_sequences: int, *, refit: bool) -> "_Inputs":
+        """Those of a task. Raises AssayError unless it has one split of role iid."""
+        splits: dict[str, Split] = {}
+        refit_on: dict[str, Split | None] = {}
+        for name in task.split_names[1:]:
+            split = task.split(name, sequences)
+            if refit and split.role == "shift":
+                whole = task.split(name, sequences + fit_sequences)
+                rest = np.arange(len(split), len(whole))
+                refit_on[name] = whole.take(rest) if len(rest) >= LEAST_REFIT else None
+            splits[name] = split
+        roles = [split.role for split in splits.values()]
+        if roles.count("iid") != 1:
+            raise AssayError(
+                f"task {task.name!r} has {roles.count('iid')} splits of role 'iid'; exactly one is needed."
+            )
+        return cls(task.split(task.split_names[0], fit_sequences), splits, refit_on)
+
+    @property
+    def iid(self) -> Split:
+        """The split in distribution."""
+        return next(split for split in self.splits.values() if split.role == "iid")
+
+    @property
+    def all(self) -> list[Split]:
+        """Everything that a subject will see."""
+        return [self.train, *self.splits.values(), *(split for split in self.refit_on.values() if split is not None)]
+
+    @cached_property
+    def hashes(self) -> dict[str, str]:
+        """A hash of what is fitted or judged on, by name of the split."""
+        return {split.name: _split_hash(split) for split in (self.train, *self.splits.values())}
+
+    @cached_property
+    def refit_hashes(self) -> dict[str, str]:
+        """A hash of what is left of a shift to fit on, by name of the split."""
+        return {name: _split_hash(split) for name, split in self.refit_on.items() if split is not None}
+
+    def of_split(self, name: str, candidates: Sequence[Candidate], subject: Subject) -> list[Candidate]:
+        """The candidates judged on a split. An untrained copy is a control itself and has no controls of its own."""
+        return [
+            item
+            for item in candidates
+            if (subject.trained or not item.is_control) and (not item.refitted or name in self.refit_hashes)
+        ]
+
+
+class _Judging:
+    """Makes the cells that are not finished, and finds all of them."""
+
+    def __init__(  # noqa: PLR0917
+        self,
+        task: Task,
+        inputs: _Inputs,
+        candidates: Sequence[Candidate],
+        judged: Sequence[Metric],
+        found: Found,
+        cells: Cells,
+        seed: int,
+    ) -> None:
+        self.task, self.inputs, self.candidates, self.judged = task, inputs, candidates, judged
+        self.found, self.cells, self.seed = found, cells, seed
+        self.failures: list[Skipped] = []
+
+    def run(self, number: int, engine: Engine, progress: Callable[[str], None]) -> None:
+        """Judge one subject on every split; `number` is its place among the subjects."""
+        described = engine.subject.describe()
+        fitted: dict[str, Proxy] = {}
+        for name, split in self.inputs.splits.items():
+            own = self.inputs.of_split(name, self.candidates, engine.subject)
+            names = {item.key: self._name(described, item, name) for item in own}
+            missing = [item for item in own if names[item.key] not in self.cells]
+            usual = [item for item in missing if not item.refitted]
+            again = [item for item in missing if item.refitted]
+            if usual and not fitted:
+                progress(f"{_who(engine.subject)}: fitting")
+                fitted = _fit(engine, self.inputs.train, [item for item in own if not item.refitted])
+            proxies = {item.key: fitted[item.key] for item in usual}
+            rest = self.inputs.refit_on.get(name)
+            if again and rest is not None:
+                progress(f"{_who(engine.subject)}: fitting on {name}")
+                proxies |= _fit(engine, rest, again)
+            if missing:
+                progress(f"{_who(engine.subject)}: {name}")
+                scores = score(engine, proxies, self.task, split, self.judged)
+                for item in missing:
+                    cell = scores[item.key]
+                    self.cells.put(names[item.key], cell)
+                    if isinstance(cell, NotFiniteError):
+                        where = f"{item.key} on {name} ({_who(engine.subject)})"
+                        self.failures.append(Skipped(what=where, reason=str(cell)))
+            for item in own:
+                self.found.add((number, item.key, name), names[item.key])
+
+    def _name(self, described: Mapping[str, Any], item: Candidate, split: str) -> str:
+        hashes = self.inputs.hashes
+        fitted_on = self.inputs.refit_hashes[split] if item.refitted else hashes[self.inputs.train.name]
+        return cell_name(described, self.task, item, fitted_on=fitted_on, judged_on=hashes[split], seed=self.seed)
+
+
+def _task_records(task: Task, inputs: _Inputs, judged: Sequence[Metric]) -> dict[str, Any]:
     """What the record keeps of the task and the metrics."""
     return {
         "task": dict(task.describe()),
@@ -184,9 +279,10 @@ def _task_records(
                 role=split.role,
                 description=split.description,
                 sequences=len(split),
-                sha256=hashes[split.name],
+                refit_sequences=len(inputs.refit_on.get(split.name) or ()),
+                sha256=inputs.hashes[split.name],
             )
-            for split in splits
+            for split in (inputs.train, *inputs.splits.values())
         ),
         "kinds": tuple(
             KindRecord(name=kind.name, description=kind.description, determined=kind.determined) for kind in task.kinds
@@ -211,6 +307,16 @@ def _task_records(
             for metric in judged
         ),
     }
+
+
+def _not_refitted(inputs: _Inputs) -> Iterator[Skipped]:
+    for name, rest in inputs.refit_on.items():
+        if rest is None:
+            yield Skipped(
+                what=f"refitting on {name}",
+                reason=f"fewer than {LEAST_REFIT} sequences are left beside the {len(inputs.splits[name])} that are "
+                "judged; give more, or judge fewer",
+            )
 
 
 def _undetermined(task: Task) -> Iterator[Skipped]:
@@ -248,11 +354,6 @@ def _check_call(
     shapes = {json.dumps(_architecture(item)) for item in subjects}
     if len(shapes) > 1:
         raise AssayError("compare(): several subjects must be training seeds of one architecture; these differ.")
-
-
-def _candidates_for(subject: Subject, candidates: Sequence[Candidate]) -> list[Candidate]:
-    """An untrained copy is a control itself and has no controls of its own."""
-    return [item for item in candidates if subject.trained or not item.is_control]
 
 
 def _who(subject: Subject) -> str:

@@ -1,10 +1,12 @@
 """The record of one run, and everything that can be asked of it."""
 
+import json
 from collections.abc import Callable, Iterable
 from html import escape
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 import pyarrow.parquet
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -14,7 +16,7 @@ from assay.faithfulness._statistics import holm, p_above
 from assay.faithfulness._verdicts import Verdict, judge
 from assay.subjects import write_atomically
 
-SCHEMA = 1
+SCHEMA = 2
 RECORD, RESULTS, GAPS, SEQUENCES = "comparison.json", "results.parquet", "gaps.parquet", "sequences.parquet"
 
 
@@ -23,12 +25,13 @@ class _Model(BaseModel):
 
 
 class SplitRecord(_Model):
-    """A split as it was used."""
+    """A split as it was used: on how many sequences it was judged, and simplifications were fitted again."""
 
     name: str
     role: Literal["train", "iid", "shift"]
     description: str
     sequences: int
+    refit_sequences: int
     sha256: str
 
 
@@ -60,13 +63,17 @@ class MetricRecord(_Model):
 
 
 class ProxyRecord(_Model):
-    """A simplification at a site; `control` is the label of the one it has to beat."""
+    """A simplification at a site.
+
+    `control` is the label of the one it has to beat, `perturbation` of the random one that moves as much.
+    """
 
     proxy: str
     site: str
     heads: tuple[str, ...]
     is_control: bool
     control: str | None
+    perturbation: str | None
 
 
 class NoiseFloor(_Model):
@@ -93,7 +100,7 @@ class Skipped(_Model):
 class Record(_Model):
     """What was run: enough to run it again. Written as comparison.json; `schema_version` changes with its form."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     status: Literal["complete"] = "complete"
     created: str
     seconds: float
@@ -161,6 +168,19 @@ class Comparison:
         A gap is faithfulness on iid minus faithfulness on the shift, so positive always means less faithful under the
         shift. `metric` defaults to the one that verdicts rest on, `kind` to the primary kind. `p_holm` is adjusted over
         all simplifications and shifts of the same metric, kind and subject (controls are not in the family).
+
+        What the gap is made of stands beside it, each with `_low` and `_high`:
+
+        - `matched`: the gap at equal margin of the subject (its top logit minus the next, in nats, among the
+          candidates of the kind): iid re-weighted to the shift's distribution of the margin within each kind.
+          `effective` is the effective sample size of the re-weighted iid in predictions, `overlap` the share of the
+          shift's predictions that have a margin that occurs on iid, too, and `outside` the most that the rest can add
+          to the gap over all predictions. NaN with a `matched_reason` where the overlap is too small. On the kind
+          "all", kinds are matched as well.
+        - `perturbed`: the gap of a random perturbation that moves as much (`RandomPerturbation`).
+        - `removed` and `remaining`, which add up to the gap: the part that refitting the same recipe on the shift
+          itself takes away, and the part that it does not. NaN for a recipe that learns nothing from data, and where
+          too few sequences were left to refit on (`record.skipped`); `record.splits` has their number.
         """
         metric = self.record.primary_metric if metric is None else metric
         kind = self.record.primary_kind if kind is None else kind
@@ -203,7 +223,10 @@ class Comparison:
         rows = self.agreement(iid).set_index(["proxy", "site"])
         gaps = self.gaps()
         gaps = gaps[gaps["trained"].astype(bool) & ~gaps["is_control"].astype(bool)].copy()
-        gaps["p_holm"] = holm(p_above(gaps["gap"], gaps["error"], gaps["degrees"], max_gap).tolist())
+        raw = p_above(gaps["gap"], gaps["error"], gaps["degrees"], max_gap)
+        matched = p_above(gaps["matched"], gaps["matched_error"], gaps["matched_degrees"], max_gap)
+        gaps["p_holm"] = holm(raw.tolist())
+        gaps["p_both"] = holm(np.maximum(raw, matched).tolist())
         verdicts = []
         for proxy in self.record.proxies:
             if proxy.is_control:
@@ -295,6 +318,7 @@ class Comparison:
         if not (folder / RECORD).is_file():
             hint = "the run was not finished: run it again with the same --out" if folder.is_dir() else "no such folder"
             raise AssayError(f"{str(folder)!r} has no {RECORD} ({hint}).")
+        _check_schema(folder / RECORD)
         try:
             record = Record.model_validate_json((folder / RECORD).read_bytes())
             results = pd.read_parquet(folder / RESULTS)
@@ -310,3 +334,16 @@ class Comparison:
         except (OSError, pyarrow.ArrowException) as error:
             raise AssayError(f"{str(folder)!r} is damaged ({error}); run it again with the same --out.") from None
         return cls(record, results, gaps, lambda: [pyarrow.parquet.read_table(folder / SEQUENCES)])
+
+
+def _check_schema(path: Path) -> None:
+    """Raise AssayError if a record says that it is of another schema."""
+    try:
+        version = json.loads(path.read_bytes()).get("schema_version")
+    except (OSError, ValueError, AttributeError):
+        return
+    if version != SCHEMA:
+        raise AssayError(
+            f"{path} has schema_version {version!r} and this version of Assay reads {SCHEMA}: it was made by another "
+            "version; run it again in a new folder."
+        )

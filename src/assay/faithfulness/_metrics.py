@@ -28,6 +28,31 @@ def choices(
     return chosen
 
 
+def margins(
+    logits: Float[Tensor, "batch position vocabulary"],
+    kind_of: Int[Tensor, "batch position"],
+    kinds: Sequence[Kind],
+) -> Float[Tensor, "batch position"]:
+    """How sure a model is at every position: its top logit minus the next, among the candidates of the kind.
+
+    In nats (the log odds of the first choice against the second), at least 0; infinite for a single candidate.
+    """
+    found = _lead(logits)
+    for index, kind in enumerate(kinds):
+        if kind.candidates is not None:
+            among = _lead(logits.index_select(-1, torch.tensor(kind.candidates, device=logits.device)))
+            found = torch.where(kind_of == index, among, found)
+    return found
+
+
+def _lead(logits: Tensor) -> Tensor:
+    """The largest of the last axis minus the second largest."""
+    if logits.shape[-1] == 1:
+        return torch.full_like(logits[..., 0], torch.inf)
+    first, second = logits.float().topk(2, dim=-1).values.unbind(dim=-1)
+    return first - second
+
+
 def attention_divergence(
     p: Float[Tensor, "batch head query key"], q: Float[Tensor, "batch head query key"]
 ) -> Float[Tensor, "batch query"]:

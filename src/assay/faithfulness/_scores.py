@@ -14,7 +14,7 @@ from torch import Tensor
 from assay._errors import AssayError
 from assay.engine import Engine, Proxy, batches, tensors
 from assay.faithfulness._clean_pass import CleanPass
-from assay.faithfulness._metrics import Metric, Pair, Predictions
+from assay.faithfulness._metrics import Metric, Pair, Predictions, margins
 from assay.tasks import UNSCORED, Split, Task
 
 ALL = "all"
@@ -23,6 +23,19 @@ ALL = "all"
 LAYER = "layer"
 """The feature under which attention divergences are given by layer."""
 
+MARGIN = "margin"
+"""The feature under which cells keep scores by the subject's margin (not part of the results)."""
+
+MARGIN_EDGES = (
+    0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32,
+)  # fmt: skip
+"""Left edges of the bins of the margin, in nats; the last bin is open.
+
+They are the same for every subject and task, so that a cell depends on nothing but itself: a margin is the log odds of
+two tokens and means the same everywhere. Steps are a quarter of a nat where a prediction flips easily, and a seventh
+to a quarter of the margin above two.
+"""
+
 NUMBERS_HELD, LOGITS_HELD = 2_000_000, 400_000
 """Final hidden states of proxies, and logits of one model, that are in memory at the same time (in numbers)."""
 
@@ -30,7 +43,7 @@ NUMBERS_HELD, LOGITS_HELD = 2_000_000, 400_000
 class Column(NamedTuple):
     """What a column of scores is about; `feature` is empty and `bin` 0 where it is a kind as a whole.
 
-    `bin` is the left edge of a feature's bin, or a layer.
+    `bin` is the left edge of a feature's bin, a layer, or the number of a bin of the margin.
     """
 
     metric: str
@@ -90,12 +103,15 @@ class _Grouping:
             if metric.unit == "rate":
                 for name, kind in self.features:
                     self.columns += [Column(metric.name, kind, name, int(edge)) for edge in self.edges[name]]
+            for kind in self.kinds:
+                if not (metric.needs_answer and kind in undetermined):
+                    self.columns += [Column(metric.name, kind, MARGIN, bin_) for bin_ in range(len(MARGIN_EDGES))]
         self.undetermined = np.array([kind.name in undetermined for kind in task.kinds])
 
     def scores(
-        self, values: Mapping[str, np.ndarray], by_layer: Mapping[int, np.ndarray], batch: Split
+        self, values: Mapping[str, np.ndarray], by_layer: Mapping[int, np.ndarray], margin: np.ndarray, batch: Split
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Sums and counts (sequence, column) of a batch."""
+        """Sums and counts (sequence, column) of a batch; `margin` is the subject's at every position."""
         rows = len(batch)
         sums = np.zeros((rows, len(self.columns)))
         counts = np.zeros((rows, len(self.columns)), dtype=np.int64)
@@ -108,6 +124,14 @@ class _Grouping:
             counts[:, place[column]] = np.bincount(row[mask], minlength=rows)
             sums[:, place[column]] = np.bincount(row[mask], weights=numbers[mask], minlength=rows)
 
+        def add_bins(first: Column, size: int, bins: np.ndarray, mask: np.ndarray, numbers: np.ndarray) -> None:
+            """Fill the `size` columns from `first` on by bin."""
+            flat = row[mask] * size + bins[mask]
+            block = slice(place[first], place[first] + size)
+            counts[:, block] = np.bincount(flat, minlength=rows * size).reshape(rows, -1)
+            sums[:, block] = np.bincount(flat, weights=numbers[mask], minlength=rows * size).reshape(rows, -1)
+
+        sure = np.searchsorted(MARGIN_EDGES, margin[scored], side="right") - 1
         layer_values = {layer: numbers[scored] for layer, numbers in by_layer.items()}
         for metric in self.metrics:
             numbers = values[metric.name][scored]
@@ -126,13 +150,11 @@ class _Grouping:
                     bins = np.searchsorted(edges, batch.features[name][scored], side="right") - 1
                     of_kind = True if kind_name == ALL else kind == self.kinds.index(kind_name)
                     mask = answered & of_kind & (bins >= 0)
-                    flat = row[mask] * len(edges) + bins[mask]
-                    first = place[Column(metric.name, kind_name, name, int(edges[0]))]
-                    block = slice(first, first + len(edges))
-                    counts[:, block] = np.bincount(flat, minlength=rows * len(edges)).reshape(rows, -1)
-                    sums[:, block] = np.bincount(flat, weights=numbers[mask], minlength=rows * len(edges)).reshape(
-                        rows, -1
-                    )
+                    add_bins(Column(metric.name, kind_name, name, int(edges[0])), len(edges), bins, mask, numbers)
+            for index, name in enumerate(self.kinds):
+                first = Column(metric.name, name, MARGIN, 0)
+                if first in place:
+                    add_bins(first, len(MARGIN_EDGES), sure, kind == index, numbers)
         return sums, counts
 
 
@@ -164,6 +186,7 @@ def score(
             targets = torch.from_numpy(batch.targets).to(tokens.device)
         shared = clean_pass(engine, tokens, valid)
         clean = shared.clean
+        margin = np.zeros(batch.tokens.shape)
         finite = [name for name in proxies if not isinstance(found[name], NotFiniteError)]
         for some in _groups(finite, clean.held):
             runs = {name: shared.of(proxies[name]) for name in some}
@@ -180,6 +203,7 @@ def score(
                         f"{split.name!r}; it cannot be judged (in half precision, try float32)."
                     )
                 subject = Predictions(logits, here, task.kinds)
+                margin[:, positions.cpu().numpy()] = margins(logits, here, task.kinds).cpu().numpy()
                 for name, (run, divergence) in runs.items():
                     logits = engine.logits(run, positions)
                     if not _finite(logits, scored):
@@ -193,7 +217,7 @@ def score(
                 current = found[name]
                 if isinstance(current, Scores):
                     by_layer = {layer: numbers.cpu().numpy() for layer, numbers in divergence.items()}
-                    current.sums[index], current.counts[index] = grouping.scores(values[name], by_layer, batch)
+                    current.sums[index], current.counts[index] = grouping.scores(values[name], by_layer, margin, batch)
     return found
 
 

@@ -8,12 +8,15 @@ value +- sqrt(t(n - 1)^2 V1 + t(S - 1)^2 V2). So a few seeds that differ give a 
 cost nothing. The degrees of freedom of a test are those of Satterthwaite (1946, Biometrics Bulletin 2),
 (V1 + V2)^2 / (V1^2 / (n - 1) + V2^2 / (S - 1)), and its standard error is the half width of the interval over the
 quantile for them, so that test and interval agree.
+
+A gap also gets apart what makes it: `matched_gap` compares at the same margin of the subject, `change` measures what
+refitting on the shift alters.
 """
 
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -156,13 +159,15 @@ def estimate(
     resamples: int = 2_000,
     level: float = 0.95,
     method: Method = "bca",
+    signed: bool = False,
 ) -> Estimates:
     """Mean over predictions of every column, with an interval over sequences (and seeds).
 
     The estimate is the ratio of sums to counts. `rates[c]` says that column c is made of zeros and ones; where all of
     its sequences agree, a resample can only repeat them, and the interval is the exact one of Clopper and Pearson
     (1934) with sequences as trials: an upper limit for the share of sequences with any exception, and so a cautious
-    one for the rate. Other columns without any variation get a point as interval.
+    one for the rate. Other columns without any variation get a point as interval. With `signed`, columns may be
+    negative even where none of these sequences is (differences); without it, a limit is not.
     """
     seeds, sequences, columns = sums.shape
     value = _divide(sums.sum(axis=(0, 1)), counts.sum(axis=(0, 1)))
@@ -186,7 +191,7 @@ def estimate(
         low[by_t], high[by_t], error[by_t], degrees[by_t] = _with_seeds(
             value[by_t], error[by_t], present[by_t], by_seed, level
         )
-        least = np.where(sums[..., by_t].min(axis=(0, 1)) >= 0, 0, -np.inf)
+        least = np.where(~np.bool_(signed) & (sums[..., by_t].min(axis=(0, 1)) >= 0), 0, -np.inf)
         most = np.where(np.asarray(rates)[by_t], 1, np.inf)
         low[by_t], high[by_t] = np.maximum(low[by_t], least), np.minimum(high[by_t], most)
     for column in chosen.tolist():
@@ -280,6 +285,182 @@ def gap(
         p = 2 * stats.t.sf(np.abs(value) / error, degrees)
     p = np.where(np.isfinite(error) & (error > 0), p, np.where(value == 0, 1.0, np.nan))
     return Estimates(value, low, high, error, degrees, tuple(how)), p
+
+
+def change(
+    before: Float[np.ndarray, "seed sequence column"],
+    after: Float[np.ndarray, "seed sequence column"],
+    counts: Int[np.ndarray, "seed sequence column"],
+    *,
+    rates: Sequence[bool],
+    rng: np.random.Generator,
+    resamples: int = 2_000,
+    level: float = 0.95,
+    method: Method = "bca",
+) -> Estimates:
+    """The mean of `after` minus that of `before` on the same predictions (sums as for `estimate`), sequences paired.
+
+    Where two rates differ by the same on all sequences (mostly: nowhere), the limits are that difference plus and
+    minus the upper Clopper-Pearson limit for the share of sequences that are otherwise.
+    """
+    found = estimate(
+        after - before,
+        counts,
+        rates=[False] * counts.shape[-1],
+        rng=rng,
+        resamples=resamples,
+        level=level,
+        method=method,
+        signed=True,
+    )
+    low, high, how = found.low.copy(), found.high.copy(), list(found.how)
+    present = (counts.sum(axis=0) > 0).sum(axis=0)
+    for column in np.flatnonzero(np.asarray(rates) & (found.low == found.high)).tolist():
+        wide = 1 - ((1 - level) / 2) ** (1 / int(present[column]))
+        low[column], high[column] = max(-1.0, low[column] - wide), min(1.0, high[column] + wide)
+        how[column] = "clopper-pearson"
+    return Estimates(found.value, low, high, found.error, found.degrees, tuple(how))
+
+
+LEAST_SEQUENCES = 5
+"""A stratum can be compared if at least so many iid sequences have a prediction in it."""
+
+LEAST_OVERLAP = 0.5
+"""A gap is matched only if at least this share of the shift's predictions is in strata that can be compared."""
+
+LEAST_EFFECTIVE = 30
+"""… and if the re-weighted iid is worth at least so many predictions (Kish), of `LEAST_SEQUENCES` sequences."""
+
+
+class Matched(NamedTuple):
+    """A gap between equal strata, its limits, standard error and degrees of freedom.
+
+    `effective` is the effective sample size of the re-weighted iid in predictions, `overlap` the share of the shift's
+    predictions that could be compared. `outside` is the most that the others can add to the gap over all of the
+    shift's predictions, (overlap x value + outside); NaN for what is no rate and so has no bound. Where `reason` is
+    given, the gap was not measured and is NaN.
+    """
+
+    value: float
+    low: float
+    high: float
+    error: float
+    degrees: float
+    effective: float
+    overlap: float
+    outside: float
+    reason: str | None
+
+    @classmethod
+    def nothing(
+        cls, reason: str, effective: float = np.nan, overlap: float = np.nan, outside: float = np.nan
+    ) -> "Matched":
+        """A gap that was not measured, and why."""
+        return cls(np.nan, np.nan, np.nan, np.nan, np.nan, effective, overlap, outside, reason)
+
+
+def matched_gap(
+    iid: tuple[Float[np.ndarray, "seed sequence stratum"], Int[np.ndarray, "seed sequence stratum"]],
+    shift: tuple[Float[np.ndarray, "seed other stratum"], Int[np.ndarray, "seed other stratum"]],
+    *,
+    sign: float,
+    rate: bool,
+    level: float = 0.95,
+) -> Matched:
+    """The generalization gap after re-weighting iid to the shift's distribution over strata.
+
+    `iid` and `shift` are sums and counts of one metric by stratum (here: bins of the subject's margin within a kind).
+    With a_g and b_g the means on iid and on the shift in stratum g, and p_g the share of the shift's predictions in g,
+
+        gap = sign x sum_g p_g (a_g - b_g),
+
+    direct standardisation (Miettinen 1972, American Journal of Epidemiology 96), also called post-stratification:
+    what is left of the gap between predictions of which the subject is equally sure. Training seeds are strata too,
+    for a margin is that of one model. A stratum counts if at least `LEAST_SEQUENCES` iid sequences have a prediction
+    in it, and p is over the strata that count; `overlap` is their share of the shift. Nothing is extrapolated to the
+    others: for a rate, `outside` is what they would add if iid were perfectly faithful there (a worst case in the
+    sense of Manski 1990, American Economic Review 80). Below `LEAST_OVERLAP`, or with fewer than `LEAST_EFFECTIVE`
+    effective predictions, nothing is measured.
+
+    The effective sample size is that of Kish (1965, Survey Sampling), (sum w)^2 / sum w^2 over iid predictions with
+    weights p_g / n_g, which is 1 / sum_g (p_g^2 / n_g), for one seed.
+
+    The variance over sequences of each split is that of the linearised statistic (Binder 1983, International
+    Statistical Review 51): p is estimated too. Student's t has as degrees of freedom the effective number of the
+    split's sequences less one; both parts, and that of seeds, are combined as for any gap. Where a rate is 0 or 1 in
+    all strata of a split, that split's half of the interval is the Clopper-Pearson limit for as many trials as there
+    are effective sequences.
+
+    Limits: what differs between the splits other than the margin is not taken off; a margin that the shift itself
+    made small (the subject fails there, too) is. Within a bin margins may still differ a little, and a margin knows the
+    nearest rival only: where more of them are close behind on the shift, a part of the harder inputs' gap is left in.
+    """
+    (sums_a, counts_a), (sums_b, counts_b) = iid, shift
+    seeds = len(sums_a)
+    on_iid, on_shift = counts_a.sum(axis=1), counts_b.sum(axis=1)
+    usable = ((counts_a > 0).sum(axis=1) >= LEAST_SEQUENCES) & (on_shift > 0)
+    total = float(on_shift.sum())
+    overlap = float(on_shift[usable].sum()) / total if total else np.nan
+    missed = on_shift[~usable].sum() - sums_b.sum(axis=1)[~usable].sum()
+    outside = float(missed) / total if rate and total else 0.0 if overlap == 1 else np.nan
+
+    if not total or not on_iid.sum():
+        return Matched.nothing("no such prediction in one of the splits")
+    if overlap < LEAST_OVERLAP or not usable.any(axis=1).all():
+        return Matched.nothing(
+            f"only {100 * overlap:.0f}% of the shift's predictions have a margin that at least {LEAST_SEQUENCES} iid "
+            "sequences have, too",
+            overlap=overlap,
+            outside=outside,
+        )
+    share = np.where(usable, on_shift, 0) / on_shift[usable].sum()
+    per_iid, per_shift = _divide(share, on_iid), 1 / on_shift[usable].sum()
+    per_iid = np.where(usable, per_iid, 0)
+    effective = float(1 / (share * per_iid).sum() / seeds)
+    sequences_a = float(1 / (np.einsum("sng,sg->n", counts_a, per_iid) ** 2).sum())
+    sequences_b = float(1 / (np.einsum("sng,sg->n", counts_b, usable * per_shift) ** 2).sum())
+    if effective < LEAST_EFFECTIVE or min(sequences_a, sequences_b) < LEAST_SEQUENCES:
+        return Matched.nothing(
+            f"the re-weighted iid is worth only {effective:.1f} predictions of {sequences_a:.1f} sequences "
+            f"({sequences_b:.1f} of the shift)",
+            effective,
+            overlap,
+            outside,
+        )
+    mean_a = np.where(usable, _divide(sums_a.sum(axis=1), on_iid), 0)
+    mean_b = np.where(usable, _divide(sums_b.sum(axis=1), on_shift), 0)
+    by_stratum = mean_a - mean_b
+    value = float((share * by_stratum).sum())
+    from_a = np.einsum("sng,sg->n", sums_a - mean_a[:, None] * counts_a, per_iid)
+    from_b = np.einsum("sng,sg->n", (mean_a[:, None] - value) * counts_b - sums_b, usable * per_shift)
+    by_seed = (share * by_stratum).sum(axis=1) / share.sum(axis=1)
+    parts = [(float((one**2).sum()) * len(one) / (len(one) - 1), units - 1)
+             for one, units in ((from_a, sequences_a), (from_b, sequences_b))]  # fmt: skip
+    if seeds > 1:
+        parts.append((float(by_seed.var(ddof=1)) / seeds, seeds - 1))
+    tail = (1 + level) / 2
+    halves = [float(stats.t.ppf(tail, free)) * variance**0.5 for variance, free in parts]
+    below_a, above_a = _half(mean_a[usable], halves[0], sequences_a, rate=rate, level=level)
+    below_b, above_b = _half(mean_b[usable], halves[1], sequences_b, rate=rate, level=level)
+    low = value - float(np.hypot.reduce([below_a, above_b, *halves[2:]]))
+    high = value + float(np.hypot.reduce([above_a, below_b, *halves[2:]]))
+    variance = sum(part for part, _ in parts)
+    smaller = sum(part**2 / free for part, free in parts)
+    degrees = variance**2 / smaller if smaller > 0 else np.inf
+    if sign < 0:
+        value, low, high = -value, -high, -low
+    error = (value - low if value > 0 else high - value) / float(stats.t.ppf(tail, degrees))
+    return Matched(value, low, high, error, degrees, effective, overlap, outside, None)
+
+
+def _half(
+    means: Float[np.ndarray, " stratum"], half: float, units: float, *, rate: bool, level: float
+) -> tuple[float, float]:
+    """How far a split's mean may lie below and above: `half`, and more where a rate is 0 or 1 in all strata."""
+    exact = 1 - ((1 - level) / 2) ** (1 / units)
+    below = exact if rate and means.min() >= 1 - 1e-12 else 0.0
+    above = exact if rate and means.max() <= 1e-12 else 0.0
+    return float(np.hypot(half, below)), float(np.hypot(half, above))
 
 
 def p_above(gaps: ArrayLike, errors: ArrayLike, degrees: ArrayLike, bound: float) -> Float[np.ndarray, " gap"]:

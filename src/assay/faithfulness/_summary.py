@@ -9,11 +9,10 @@ import numpy as np
 import pandas as pd
 import pyarrow
 
-from assay.faithfulness._cells import Candidate
+from assay.faithfulness._cells import REFITTED, Candidate
 from assay.faithfulness._metrics import Metric
-from assay.faithfulness._scores import ALL, Column, NotFiniteError, Scores
-from assay.faithfulness._statistics import Estimates, Method, estimate, gap, holm
-from assay.simplify import label
+from assay.faithfulness._scores import ALL, MARGIN, Column, NotFiniteError, Scores
+from assay.faithfulness._statistics import Estimates, Matched, Method, change, estimate, gap, holm, matched_gap
 from assay.subjects import Subject
 from assay.tasks import Kind, Split
 
@@ -52,117 +51,179 @@ def summarise(
     gaps: list[dict[str, Any]] = []
     for trained in sorted({variant.trained for variant in variants}, reverse=True):
         members = [number for number, variant in enumerate(variants) if variant.trained == trained]
+        measured: dict[tuple[str, str], _Measured] = {}
         for item in candidates:
             if item.is_control and not trained:
                 continue
-            base = {
-                "subject": variants[members[0]].name,
-                "trained": trained,
-                "proxy": label(item.simplification),
-                "site": item.site,
-                "is_control": item.is_control,
-            }
-            stacked: dict[str, _Measured] = {}
+            base = _base(variants[members[0]], item)
             for name in splits:
+                if (members[0], item.key, name) not in found:
+                    continue
                 cells = [found[number, item.key, name] for number in members]
                 failed = [cell for cell in cells if isinstance(cell, NotFiniteError)]
-                scores = [cell for cell in cells if isinstance(cell, Scores)]
                 if failed:
                     results += _unmeasured({**base, "split": name}, pairs, by_name, str(failed[0]))
                     continue
-                columns = scores[0].columns
-                sums = np.stack([cell.sums for cell in scores])
-                counts = np.stack([cell.counts for cell in scores])
-                limits = estimate(
-                    sums,
-                    counts,
-                    rates=[by_name[column.metric].unit == "rate" for column in columns],
-                    rng=_rng(seed, item.key, name, str(trained)),
-                    **options,
-                )
-                stacked[name] = _Measured(columns, sums, counts, limits)
-                results += _rows({**base, "split": name}, columns, counts, limits, by_name)
+                cell = _Measured.of([cell for cell in cells if isinstance(cell, Scores)])
+                cell = cell.estimated(by_name, _rng(seed, item.key, name, str(trained)), options)
+                measured[item.key, name] = cell
+                results += _rows({**base, "split": name}, cell, by_name)
+        for item in candidates:
+            if item.refitted or (item.is_control and not trained):
+                continue
+            base = _base(variants[members[0]], item)
+            again = f"{item.name}{REFITTED} at {item.site}"
             for name, split in splits.items():
                 if split.role == "shift":
-                    rng = _rng(seed, "gap", item.key, name, str(trained))
                     gaps += _gap_rows(
                         {**base, "split": name},
-                        stacked.get(iid),
-                        stacked.get(name),
+                        measured.get((item.key, iid)),
+                        measured.get((item.key, name)),
+                        measured.get((again, name)) if not item.is_control else None,
                         pairs=pairs,
                         by_name=by_name,
-                        rng=rng,
+                        rngs=tuple(_rng(seed, what, item.key, name, str(trained)) for what in _PARTS),
                         options=options,
                     )
     frame = pd.DataFrame(gaps, columns=list(_GAP_COLUMNS))
     frame["p_holm"] = np.nan
     for _, family in frame[~frame["is_control"].astype(bool)].groupby(["trained", "metric", "kind"], sort=False):
         frame.loc[family.index, "p_holm"] = holm(family["p"].tolist())
-    return pd.DataFrame(results), frame
+    return pd.DataFrame(results), _beside(frame, candidates)
 
+
+_PARTS = ("gap", "removed", "remaining")
 
 _GAP_COLUMNS = (
     "subject", "trained", "proxy", "site", "is_control", "split", "metric", "kind",
     "gap", "low", "high", "interval", "error", "degrees", "p", "unit",
+    "matched", "matched_low", "matched_high", "matched_error", "matched_degrees", "effective", "overlap", "outside",
+    "matched_reason", "removed", "removed_low", "removed_high", "remaining", "remaining_low", "remaining_high",
 )  # fmt: skip
 
 
+def _base(subject: Subject, item: Candidate) -> dict[str, Any]:
+    """What all rows of a candidate begin with."""
+    return {
+        "subject": subject.name,
+        "trained": subject.trained,
+        "proxy": item.name,
+        "site": item.site,
+        "is_control": item.is_control,
+    }
+
+
+def _beside(frame: pd.DataFrame, candidates: Sequence[Candidate]) -> pd.DataFrame:
+    """The gaps with those of the perturbations of equal size in three more columns (NaN where there is none)."""
+    key = ["trained", "site", "split", "metric", "kind"]
+    names = {item.name: item.perturbation for item in candidates if item.perturbation is not None}
+    columns = {"gap": "perturbed", "low": "perturbed_low", "high": "perturbed_high"}
+    of_controls = frame[[*key, "proxy", *columns]].rename(columns={**columns, "proxy": "perturbation"})
+    named = frame.assign(perturbation=frame["proxy"].map(names).astype(object))
+    return named.merge(of_controls, how="left", on=[*key, "perturbation"]).drop(columns="perturbation")
+
+
 class _Measured(NamedTuple):
-    """The cells of all seeds on one split, with their estimates."""
+    """The cells of all seeds on one split: kinds, features and layers with their estimates, and what stands by margin.
+
+    `limits` has an entry for each of `columns`; `strata[metric, kind]` are sums and counts (seed, sequence, bin).
+    """
 
     columns: tuple[Column, ...]
     sums: np.ndarray
     counts: np.ndarray
-    limits: Estimates
+    strata: Mapping[tuple[str, str], tuple[np.ndarray, np.ndarray]]
+    limits: Estimates | None = None
 
-    def at(self, pairs: Sequence[tuple[str, str]]) -> "_Measured":
-        """The columns of kinds as wholes, in the order of `pairs`."""
+    @classmethod
+    def of(cls, cells: Sequence[Scores]) -> "_Measured":
+        columns = cells[0].columns
+        sums = np.stack([cell.sums for cell in cells])
+        counts = np.stack([cell.counts for cell in cells])
+        by_margin: dict[tuple[str, str], list[int]] = {}
+        for index, column in enumerate(columns):
+            if column.feature == MARGIN:
+                by_margin.setdefault((column.metric, column.kind), []).append(index)
+                by_margin.setdefault((column.metric, ALL), []).append(index)
+        rest = [index for index, column in enumerate(columns) if column.feature != MARGIN]
+        return cls(
+            tuple(columns[index] for index in rest),
+            sums[..., rest],
+            counts[..., rest],
+            {pair: (sums[..., index], counts[..., index]) for pair, index in by_margin.items()},
+        )
+
+    def estimated(
+        self, by_name: Mapping[str, Metric], rng: np.random.Generator, options: Mapping[str, Any]
+    ) -> "_Measured":
+        """With estimates of all columns."""
+        rates = [by_name[column.metric].unit == "rate" for column in self.columns]
+        return self._replace(limits=estimate(self.sums, self.counts, rates=rates, rng=rng, **options))
+
+    def at(self, pairs: Sequence[tuple[str, str]]) -> tuple[np.ndarray, np.ndarray, Estimates]:
+        """Sums, counts and estimates of kinds as wholes, in the order of `pairs`."""
         place = {(column.metric, column.kind): i for i, column in enumerate(self.columns) if not column.feature}
         index = [place[pair] for pair in pairs]
-        return _Measured(
-            tuple(self.columns[i] for i in index),
-            self.sums[..., index],
-            self.counts[..., index],
-            self.limits.select(index),
-        )
+        assert self.limits is not None
+        return self.sums[..., index], self.counts[..., index], self.limits.select(index)
 
 
 def _gap_rows(
     base: Mapping[str, Any],
     on_iid: _Measured | None,
     on_shift: _Measured | None,
+    again: _Measured | None,
     *,
     pairs: Sequence[tuple[str, str]],
     by_name: Mapping[str, Metric],
-    rng: np.random.Generator,
+    rngs: Sequence[np.random.Generator],
     options: Mapping[str, Any],
 ) -> Iterator[dict[str, Any]]:
-    """One row a metric and kind; NaN where either side was not measured."""
-    values, p_values = None, None
+    """One row a metric and kind; NaN where either side was not measured.
+
+    `again` is the same recipe refitted on the shift, where it was.
+    """
+    columns: dict[str, Any] = {}
+    matched = [Matched.nothing("not measured")] * len(pairs)
+    signs = np.array([1.0 if by_name[metric].higher_is_better else -1.0 for metric, _ in pairs])
+    rates = [by_name[metric].unit == "rate" for metric, _ in pairs]
     if on_iid is not None and on_shift is not None:
         first, second = on_iid.at(pairs), on_shift.at(pairs)
-        values, p_values = gap(
-            (first.sums, first.counts),
-            (second.sums, second.counts),
-            (first.limits, second.limits),
-            signs=np.array([1.0 if by_name[metric].higher_is_better else -1.0 for metric, _ in pairs]),
-            rng=rng,
-            **options,
-        )
+        values, p_values = gap(first[:2], second[:2], (first[2], second[2]), signs=signs, rng=rngs[0], **options)
+        columns = {**_limits("gap", values), "interval": values.how, "error": values.error,
+                   "degrees": values.degrees, "p": p_values}  # fmt: skip
+        matched = [
+            matched_gap(on_iid.strata[pair], on_shift.strata[pair], sign=sign, rate=rate, level=options["level"])
+            for pair, sign, rate in zip(pairs, signs.tolist(), rates, strict=True)
+        ]
+        if again is not None:
+            third = again.at(pairs)
+            sums = [signs * side for side in (second[0], third[0])]
+            removed = change(sums[0], sums[1], second[1], rates=rates, rng=rngs[1], **options)
+            remaining, _ = gap(first[:2], third[:2], (first[2], third[2]), signs=signs, rng=rngs[2], **options)
+            columns |= {**_limits("removed", removed), **_limits("remaining", remaining)}
     for place, (metric, kind) in enumerate(pairs):
+        whole = matched[place]
         yield {
             **base,
             "metric": metric,
             "kind": kind,
-            "gap": values.value[place] if values is not None else np.nan,
-            "low": values.low[place] if values is not None else np.nan,
-            "high": values.high[place] if values is not None else np.nan,
-            "interval": values.how[place] if values is not None else "none",
-            "error": values.error[place] if values is not None else np.nan,
-            "degrees": values.degrees[place] if values is not None else np.nan,
-            "p": p_values[place] if p_values is not None else np.nan,
+            **dict.fromkeys(_GAP_COLUMNS[8:], np.nan),
+            "interval": "none",
+            **{name: column[place] for name, column in columns.items()},
             "unit": by_name[metric].unit,
+            "matched": whole.value,
+            **{f"matched_{name}": getattr(whole, name) for name in ("low", "high", "error", "degrees", "reason")},
+            "effective": whole.effective,
+            "overlap": whole.overlap,
+            "outside": whole.outside,
         }
+
+
+def _limits(name: str, found: Estimates) -> dict[str, Any]:
+    """The columns of an estimate and its limits."""
+    prefix = "" if name == "gap" else f"{name}_"
+    return {name: found.value, f"{prefix}low": found.low, f"{prefix}high": found.high}
 
 
 def _unmeasured(
@@ -189,13 +250,9 @@ def _unmeasured(
         }
 
 
-def _rows(
-    base: Mapping[str, Any],
-    columns: Sequence[Column],
-    counts: np.ndarray,
-    limits: Estimates,
-    by_name: Mapping[str, Metric],
-) -> list[dict[str, Any]]:
+def _rows(base: Mapping[str, Any], measured: _Measured, by_name: Mapping[str, Metric]) -> list[dict[str, Any]]:
+    columns, counts, limits = measured.columns, measured.counts, measured.limits
+    assert limits is not None
     predictions = counts[0].sum(axis=0)
     sequences = (counts[0] > 0).sum(axis=0)
     rows = []
@@ -249,7 +306,7 @@ def sequence_tables(
                 "subject": _coded([variant.name], np.zeros(size, dtype=np.int32)),
                 "seed": pyarrow.array(np.full(size, -1 if variant.seed is None else variant.seed, dtype=np.int32)),
                 "trained": pyarrow.array(np.full(size, variant.trained)),
-                "proxy": _coded([label(item.simplification)], np.zeros(size, dtype=np.int32)),
+                "proxy": _coded([item.name], np.zeros(size, dtype=np.int32)),
                 "site": _coded([item.site], np.zeros(size, dtype=np.int32)),
                 "split": _coded([split], np.zeros(size, dtype=np.int32)),
                 "metric": _coded([scores.columns[index].metric for index in whole], column),

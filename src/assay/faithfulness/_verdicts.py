@@ -16,12 +16,20 @@ All rules look at `same_prediction` on the primary kind, and at whole confidence
 
 1. **unfaithful**: the upper limit on `iid` is below `min_agreement`.
 2. **inconclusive**: the interval on `iid` contains `min_agreement`, or there is none.
-3. Otherwise the proxy is faithful in distribution, and its generalization gaps (iid minus shift) decide:
-   **illusion** if, under at least one shift, the gap's lower limit exceeds `max_gap` and the one-sided test of "the
-   gap is at most `max_gap`", Holm-adjusted over all proxies and shifts, has a p-value below `alpha`; **faithful** if
-   under every shift the gap's upper limit is at most `max_gap`; **inconclusive** if neither, if a shift was not
-   measured, or if the gap is not above the noise floor (the share of predictions, of all kinds, that flip when
-   nothing is changed).
+3. Otherwise the proxy is faithful in distribution, and its generalization gaps (iid minus shift) decide. A gap is
+   *shown* if its lower limit exceeds `max_gap`, the one-sided test of "the gap is at most `max_gap`", Holm-adjusted
+   over all proxies and shifts, has a p-value below `alpha`, and the gap is above the noise floor (the share of
+   predictions, of all kinds, that flip when nothing is changed). A shown gap
+   - **survives** if the gap at equal margin of the subject (`matched`) has a lower limit above `max_gap` too, and the
+     larger of the two p-values is still below `alpha` when adjusted in the same way;
+   - **vanishes** if the upper limit at equal margin, weighted by the overlap, plus the most that predictions outside
+     the overlap can add, is at most `max_gap`: then it is due to the inputs' difficulty, not to the explanation;
+   - is of **open cause** otherwise.
+
+   **illusion** if at least one shown gap survives: the explanation itself fails under the shift. **faithful** if under
+   every shift the raw gap's upper limit is at most `max_gap`. **inconclusive** if neither: a gap that is neither shown
+   nor excluded, a shift that was not measured, or gaps that are shown but vanish or are of open cause. Then the proxy
+   does agree less under the shift, and the note says so; what is not shown is that the explanation is to blame.
 
 A negative gap (more faithful under the shift) never makes an illusion; it is said beside the verdict. So is a control
 that does as well: then the simplification has not shown what matters, only that little does.
@@ -33,7 +41,8 @@ class Verdict:
     """A judgement on one proxy at one site, with the numbers that it rests on.
 
     `agreement`, `low` and `high` are the same-prediction rate on iid; `gap`, `gap_low`, `gap_high` and `p_holm` belong
-    to the `shift` that decided (the one with the largest gap). `notes` say what else to know.
+    to the `shift` that decided (the one with the largest gap), as do `matched`, `matched_low` and `matched_high`, the
+    gap at equal margin of the subject (NaN where it could not be measured). `notes` say what else to know.
     """
 
     proxy: str
@@ -47,6 +56,9 @@ class Verdict:
     gap_low: float
     gap_high: float
     p_holm: float
+    matched: float
+    matched_low: float
+    matched_high: float
     notes: tuple[str, ...]
 
     @property
@@ -65,12 +77,16 @@ class Verdict:
             change = "less" if self.gap >= 0 else "more"
             text += (
                 f"; {abs(100 * self.gap):.1f} points {change} under {self.shift} "
-                f"(gap [{100 * self.gap_low:+.1f}, {100 * self.gap_high:+.1f}])"
+                f"(gap {_points(self.gap_low, self.gap_high)})"
             )
         return " ".join((f"{text}.", *self.notes))
 
     def __str__(self) -> str:
         return f"{self.where}: {self.judgement.upper()}. {self.why}"
+
+
+def _points(low: float, high: float) -> str:
+    return f"[{100 * low:+.1f}, {100 * high:+.1f}]"
 
 
 def _percent(rate: float) -> str:
@@ -108,6 +124,7 @@ def judge(
     """Apply the rules (see `RULES`) to one proxy.
 
     `agreement` is its row of results on iid, `gaps` its rows of gaps, both of same_prediction on the primary kind.
+    `p_holm` in the latter is the adjusted test of the raw gap, `p_both` that of the larger of the two p-values.
     """
     value, low, high = float(agreement["estimate"]), float(agreement["low"]), float(agreement["high"])
     measured = gaps[gaps["gap"].notna()].sort_values("gap", ascending=False, kind="stable")
@@ -132,18 +149,24 @@ def judge(
         judgement = "inconclusive"
         extra.append("No shift was measured.")
     else:
-        standings = [
-            standing_of_gap(*numbers, max_gap=max_gap, alpha=alpha, noise=noise)
-            for numbers in measured[["gap", "low", "high", "p_holm"]].to_numpy(dtype=float).tolist()
-        ]
-        if "fails" in standings:
+        standings = pd.Series(
+            [
+                standing_of_gap(*numbers, max_gap=max_gap, alpha=alpha, noise=noise)
+                for numbers in measured[["gap", "low", "high", "p_holm"]].to_numpy(dtype=float).tolist()
+            ],
+            index=measured.index,
+        )
+        shown = measured[standings == "fails"]
+        survives = shown[(shown["matched_low"] > max_gap) & (shown["p_both"] < alpha)]
+        extra += [_cause(row, max_gap=max_gap, survives=index in survives.index) for index, row in shown.iterrows()]
+        if len(survives):
             judgement = "illusion"
-            worst = measured.iloc[standings.index("fails")]
-        elif set(standings) == {"holds"} and len(measured) == len(gaps):
+            worst = survives.iloc[0]
+        elif bool((standings == "holds").all()) and len(measured) == len(gaps):
             judgement = "faithful"
         else:
             judgement = "inconclusive"
-            undecided = measured[[standing == "undecided" for standing in standings]]
+            undecided = measured[standings == "undecided"]
             missing = gaps[gaps["gap"].isna()]["split"]
             if len(undecided):
                 extra.append(
@@ -166,5 +189,29 @@ def judge(
         gap_low=math.nan if worst is None else float(worst["low"]),
         gap_high=math.nan if worst is None else float(worst["high"]),
         p_holm=math.nan if worst is None else float(worst["p_holm"]),
+        matched=math.nan if worst is None else float(worst["matched"]),
+        matched_low=math.nan if worst is None else float(worst["matched_low"]),
+        matched_high=math.nan if worst is None else float(worst["matched_high"]),
         notes=tuple(extra),
     )
+
+
+def _cause(row: pd.Series, *, max_gap: float, survives: bool) -> str:
+    """What a shown gap is due to, in words."""
+    if math.isnan(row["matched"]):
+        return f"The gap under {row['split']} could not be compared at equal margin: {row['matched_reason']}."
+    change = f"{100 * row['matched']:+.1f} points {_points(row['matched_low'], row['matched_high'])}"
+    if survives:
+        return f"The gap under {row['split']} is not due to harder inputs: at equal margin of the subject {change}."
+    if row["overlap"] * row["matched_high"] + row["outside"] <= max_gap:
+        return (
+            f"The gap under {row['split']} is due to the inputs' difficulty, not to the explanation: at equal margin "
+            f"of the subject {change}."
+        )
+    text = f"Whether the gap under {row['split']} is due to harder inputs is open: at equal margin {change}"
+    if row["outside"] > 0:
+        text += (
+            f", and {100 * row['outside']:.1f} points may come from the {100 * (1 - row['overlap']):.0f}% of its "
+            "predictions that have a margin that too few on iid have"
+        )
+    return f"{text}."

@@ -4,5 +4,6 @@ from assay.proofs._certificate import Certificate
 from assay.proofs._certify import STRATEGIES, certify
 from assay.proofs._operations import Operations
 from assay.proofs.attention import Proxy
+from assay.proofs.linear import LINEAR_STRATEGIES
 
-__all__ = ["STRATEGIES", "Certificate", "Operations", "Proxy", "certify"]
+__all__ = ["LINEAR_STRATEGIES", "STRATEGIES", "Certificate", "Operations", "Proxy", "certify"]

@@ -3,16 +3,22 @@
 import hashlib
 import json
 import math
+import platform
 from fractions import Fraction
 from html import escape
+from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from assay._errors import AssayError
 from assay.proofs._operations import Operations
 from assay.subjects import Subject, write_atomically
+
+LOSS_UNIT = 2**50
+"""Certified losses are whole multiples of one nat divided by this."""
 
 
 class _Record(BaseModel):
@@ -76,6 +82,18 @@ class Boxes(_Record):
     tokens: list[int]
 
 
+class Blocks(_Record):
+    """How the sums of a linear model are bounded: outputs taken exactly, the rest in blocks of `width` outputs.
+
+    `kept` is a bit a token and output, `refined` a bit a multiset of tokens (ordered by the largest, then the second
+    largest, then the smallest), 1 where it is taken exactly: bits packed, compressed by zlib, in base64.
+    """
+
+    width: int
+    kept: str
+    refined: str
+
+
 class SubjectRecord(_Record):
     """Whose behaviour is certified."""
 
@@ -85,6 +103,18 @@ class SubjectRecord(_Record):
     weights_sha256: str
     vocabulary: int
     length: int
+
+    @staticmethod
+    def of(subject: Subject, *, vocabulary: int, length: int) -> "SubjectRecord":
+        """The record of a subject."""
+        return SubjectRecord(
+            name=subject.name,
+            seed=subject.seed,
+            architecture=type(subject.model).__name__,
+            weights_sha256=subject.weights_sha256,
+            vocabulary=vocabulary,
+            length=length,
+        )
 
 
 class InputsRecord(_Record):
@@ -137,7 +167,8 @@ class Certificate(_Record):
 
     Of the `inputs.size` inputs, at least `at_least` and at most `at_most` are answered as `quantity` says: "accuracy",
     the correct token has a strictly larger logit than every other (a tie is wrong); "agreement", subject and proxy
-    predict the same token, each with a strictly larger logit than every other.
+    predict the same token, each with a strictly larger logit than every other. Where it says "loss", the mean over the
+    inputs of the cross-entropy of the correct token lies between `at_least` and `at_most` times 2^-50 nats.
     """
 
     format: Literal["assay-certificate"] = "assay-certificate"
@@ -146,13 +177,14 @@ class Certificate(_Record):
     subject: SubjectRecord
     proxy: ProxyRecord | None = Field(discriminator="kind")
     inputs: InputsRecord
-    quantity: Literal["accuracy", "agreement"]
+    quantity: Literal["accuracy", "agreement", "loss"]
     strategy: str
     parameters: dict[str, int | str]
     at_least: int
     at_most: int
     pieces: list[Piece] | None = None
     boxes: list[Boxes] | None = None
+    blocks: Blocks | None = None
     operations: Operations
     unexplained_dimension: int
     seconds: float
@@ -160,16 +192,29 @@ class Certificate(_Record):
     digest: str = ""
 
     @property
+    def unit(self) -> int:
+        """What `at_least` and `at_most` are divided by: the number of inputs, or 2^50 for a loss in nats."""
+        return LOSS_UNIT if self.quantity == "loss" else self.inputs.size
+
+    @property
     def low(self) -> float:
-        """The certified lower bound as a share of the inputs, rounded down."""
-        share = self.at_least / self.inputs.size
-        return math.nextafter(share, 0) if Fraction(share) * self.inputs.size > self.at_least else share
+        """The certified lower bound, as a share of the inputs or in nats, rounded down."""
+        share = self.at_least / self.unit
+        return math.nextafter(share, 0) if Fraction(share) * self.unit > self.at_least else share
 
     @property
     def high(self) -> float:
-        """The certified upper bound as a share of the inputs, rounded up."""
-        share = self.at_most / self.inputs.size
-        return math.nextafter(share, 2) if Fraction(share) * self.inputs.size < self.at_most else share
+        """The certified upper bound, as a share of the inputs or in nats, rounded up."""
+        share = self.at_most / self.unit
+        return math.nextafter(share, math.inf) if Fraction(share) * self.unit < self.at_most else share
+
+    def decimals(self) -> tuple[str, str]:
+        """Both bounds in decimals, rounded outward: nine places of a share, twelve of a loss."""
+        places = 12 if self.quantity == "loss" else 9
+        return (
+            decimals(self.at_least, self.unit, places, up=False),
+            decimals(self.at_most, self.unit, places, up=True),
+        )
 
     def sealed(self) -> "Certificate":
         """The same certificate with the digest of everything else in it."""
@@ -209,7 +254,7 @@ class Certificate(_Record):
                 )
             subject = load(self.subject.name, seed=self.subject.seed or 0)
         weights = {key: tensor.detach().cpu().numpy() for key, tensor in subject.model.state_dict().items()}
-        check(json.loads(self.model_dump_json()), weights, head=getattr(subject.model.config, "head_dim", 1))
+        check(json.loads(self.model_dump_json()), weights, subject.model.config.to_dict())
 
     def __repr__(self) -> str:
         return f"Certificate({self.statement!r}, strategy={self.strategy!r})"
@@ -224,8 +269,31 @@ def digest_of(content: dict[str, object]) -> str:
     return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
+def decimals(units: int, unit: int, places: int, *, up: bool) -> str:
+    """The fraction units / unit, rounded up or down to a number of decimal places."""
+    scaled = units * 10**places
+    whole = -(-scaled // unit) if up else scaled // unit
+    return f"{whole // 10**places}.{whole % 10**places:0{places}d}"
+
+
+def versions() -> dict[str, str]:
+    """The programs that make a certificate."""
+    return {
+        "assay": version("assay-interp"),
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "python-flint": version("python-flint"),
+    }
+
+
 def statement_of(*, quantity: str, name: str, description: str, at_least: int, at_most: int, size: int) -> str:
     """The claim in words."""
+    if quantity == "loss":
+        least, most = decimals(at_least, LOSS_UNIT, 12, up=False), decimals(at_most, LOSS_UNIT, 12, up=True)
+        return (
+            f"Over {description} ({size} inputs), the mean cross-entropy of {name} is at least {least} "
+            f"and at most {most} nats."
+        )
     claim = f"{name} predicts the largest token"
     if quantity == "agreement":
         claim = f"{name} and its proxy predict the same token"

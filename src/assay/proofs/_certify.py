@@ -1,12 +1,8 @@
 """`certify`: from a subject and a strategy to a certificate."""
 
-import platform
 import time
 from dataclasses import asdict
-from importlib.metadata import version
 from typing import Literal
-
-import numpy as np
 
 from assay._errors import AssayError, unknown_name
 from assay.proofs._certificate import (
@@ -17,6 +13,7 @@ from assay.proofs._certificate import (
     ProxyRecord,
     SubjectRecord,
     statement_of,
+    versions,
 )
 from assay.proofs._operations import Operations
 from assay.proofs.attention import (
@@ -36,8 +33,9 @@ from assay.proofs.attention import (
     suspicious_groups,
     with_hard_attention,
 )
+from assay.proofs.linear import certify_linear
 from assay.simplify import Simplification, label
-from assay.subjects import Subject
+from assay.subjects import LinearMaxForCausalLM, Subject
 from assay.tasks import InputSet
 
 STRATEGIES = {
@@ -84,17 +82,25 @@ def _count(
 def certify(
     subject: Subject,
     *,
-    strategy: str = "separable",
+    strategy: str | None = None,
+    quantity: Literal["accuracy", "loss"] = "accuracy",
     inputs: InputSet | None = None,
     against: Proxy | Simplification | None = None,
     grid: int = 1024,
-    refine: int = 64,
+    refine: int | None = None,
+    width: int = 64,
+    top: int = 16,
 ) -> Certificate:
-    """Prove how many inputs of a set a max-of-K subject answers correctly, over all of them.
+    """Prove how many inputs of a set a max-of-K subject answers correctly, or its mean loss over them.
 
-    `strategy` is a name of `STRATEGIES`; `inputs` defaults to all sequences. `grid` is the number of steps to which
-    "separable" rounds, `refine` how many of the heaviest groups it counts output by output: both make the bound
-    tighter and the proof longer.
+    `inputs` defaults to all sequences. For attention models `strategy` is a name of `STRATEGIES`, by default
+    "separable"; `grid` is the number of steps to which this rounds, `refine` (64 by default) how many of the heaviest
+    groups it counts output by output: both make the bound tighter and the proof longer.
+
+    For linear models `strategy` is a name of `LINEAR_STRATEGIES`, by default "gemm", and `quantity` may be "loss": the
+    mean cross-entropy, in nats, of the correct token. In the strategy "blocks", `top` outputs of each token are taken
+    exactly, the others in blocks of `width`, and the `refine` multisets of tokens (65,536 by default) about which this
+    says least are evaluated one by one.
 
     With `against`, the certificate is about agreement: on how many inputs subject and proxy predict the same token,
     right or wrong. `against` is a `Proxy`, or a simplification as `compare` judges it: `SVD`, `RandomProjection`,
@@ -108,6 +114,41 @@ def certify(
     theorem behind each strategy is in docs/soundness.md. Raises AssayError for another architecture, an unknown
     strategy, an input set of other sizes, or weights for which the assumptions of the proofs do not hold.
     """
+    if quantity not in ("accuracy", "loss"):
+        raise AssayError(f"certify(quantity={quantity!r}): 'accuracy' or 'loss'.")
+    if isinstance(subject.model, LinearMaxForCausalLM):
+        if against is not None:
+            raise AssayError("agreement with a proxy is for attention models; a linear model has no query-key circuit.")
+        return certify_linear(
+            subject,
+            quantity=quantity,
+            strategy=strategy or "gemm",
+            inputs=inputs,
+            width=width,
+            top=top,
+            refine=65_536 if refine is None else refine,
+        )
+    if quantity == "loss":
+        raise AssayError("bounds on the loss are for linear models; for attention models, quantity is 'accuracy'.")
+    return _certify_attention(
+        subject,
+        strategy=strategy or "separable",
+        inputs=inputs,
+        against=against,
+        grid=grid,
+        refine=64 if refine is None else refine,
+    )
+
+
+def _certify_attention(
+    subject: Subject,
+    *,
+    strategy: str,
+    inputs: InputSet | None,
+    against: Proxy | Simplification | None,
+    grid: int,
+    refine: int,
+) -> Certificate:
     if strategy not in STRATEGIES:
         raise unknown_name("proof strategy", strategy, STRATEGIES)
     if not (8 <= grid <= 2**20 and refine >= 0):
@@ -161,14 +202,7 @@ def certify(
             at_most=at_most,
             size=inputs.size,
         ),
-        subject=SubjectRecord(
-            name=subject.name,
-            seed=subject.seed,
-            architecture=type(subject.model).__name__,
-            weights_sha256=subject.weights_sha256,
-            vocabulary=v,
-            length=length,
-        ),
+        subject=SubjectRecord.of(subject, vocabulary=v, length=length),
         proxy=proxy,
         inputs=InputsRecord(**asdict(inputs), size=inputs.size),
         quantity=quantity,
@@ -181,10 +215,5 @@ def certify(
         operations=operations,
         unexplained_dimension=dimension,
         seconds=time.monotonic() - started,
-        versions={
-            "assay": version("assay-interp"),
-            "python": platform.python_version(),
-            "numpy": np.__version__,
-            "python-flint": version("python-flint"),
-        },
+        versions=versions(),
     ).sealed()

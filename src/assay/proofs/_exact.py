@@ -83,16 +83,19 @@ class ExactMatrix:
 
         Raises AssayError if an entry is 2^1000 or more.
         """
-        limit = 1000 - self.exponent
-        values = []
-        for entry in self.integers():
-            bits = entry.bit_length()
-            if bits > limit:
-                raise AssayError("a product of the weights overflows; nothing can be certified about this model.")
-            # float(int) rounds to nearest; a shift first keeps huge numerators in range.
-            if bits > 900:
-                cut = bits - 64
-                values.append(ldexp(float((entry >> cut) | 1), self.exponent + cut))
-            else:
-                values.append(ldexp(float(entry), self.exponent))
-        return np.array(values, dtype=np.float64).reshape(self.shape)
+        entries = list(self.integers())
+        bits = max((entry.bit_length() for entry in entries), default=0)
+        if bits > 1000 - self.exponent:
+            raise AssayError("a product of the weights overflows; nothing can be certified about this model.")
+        # float(int) rounds to nearest; a shift first keeps huge numerators in range.
+        if bits <= 900:
+            values = np.ldexp(np.array([float(entry) for entry in entries]), self.exponent)
+        else:
+            cuts = [max(0, entry.bit_length() - 64) for entry in entries]
+            values = np.array(
+                [
+                    ldexp(float((entry >> cut) | bool(cut)), self.exponent + cut)
+                    for entry, cut in zip(entries, cuts, strict=True)
+                ]
+            )
+        return values.reshape(self.shape)

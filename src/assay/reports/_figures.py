@@ -150,10 +150,11 @@ def agreement_by_size(comparison: Comparison, site: str) -> Figure:
 
 
 def gap_chart(comparison: Comparison, site: str) -> Figure:
-    """Generalization gaps of all proxies, one mark a shift."""
+    """Generalization gaps of all proxies, two marks a shift: filled as it is, hollow at equal margin."""
     gaps = comparison.gaps()
     gaps = gaps[gaps["trained"] & (gaps["site"] == site)]
-    proxies = list(dict.fromkeys(gaps["proxy"]))
+    perturbations = {proxy.perturbation for proxy in comparison.record.proxies if proxy.site == site}
+    proxies = [name for name in dict.fromkeys(gaps["proxy"]) if name not in perturbations]
     shifts = comparison.shifts
     figure = Figure(figsize=(8.5, 0.9 + 0.42 * len(proxies)))
     axes = figure.subplots()
@@ -165,6 +166,12 @@ def gap_chart(comparison: Comparison, site: str) -> Figure:
         axes.errorbar(
             value, y, xerr=np.clip(error, 0, None), fmt="o", color=colour, markersize=3.5, elinewidth=1.3, label=shift
         )
+        matched = 100 * rows["matched"].to_numpy(dtype=float)
+        error = 100 * np.stack((rows["matched"] - rows["matched_low"], rows["matched_high"] - rows["matched"]))
+        axes.errorbar(
+            matched, y + 0.08, xerr=np.clip(error.astype(float), 0, None), fmt="o", color=colour, markersize=3.5,
+            markerfacecolor="none", elinewidth=0.7, alpha=0.8,
+        )  # fmt: skip
     axes.axvline(0, color=INK, linewidth=1)
     axes.set_yticks(range(len(proxies)), proxies)
     axes.invert_yaxis()

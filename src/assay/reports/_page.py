@@ -16,13 +16,18 @@ from assay.reports._figures import figures
 from assay.reports._illustrations import Illustrations
 from assay.reports._style import INK, to_png, to_svg
 from assay.reports._tables import (
+    CAUSES,
     agreement_words,
+    causes,
     evaluation_splits,
     limits,
     lines,
     on_what,
     percent,
+    point_limits,
+    points,
     subject_accuracy,
+    worth,
 )
 from assay.subjects import write_atomically
 
@@ -95,6 +100,10 @@ def write_page(comparison: Comparison, path: Path, illustrations: Illustrations 
             headline=agreement_words(comparison) + on_what(comparison),
             accuracy=[float(accuracy["estimate"].get(name, float("nan"))) for name in splits] if len(accuracy) else [],
             lines=list(lines(comparison)),
+            headings=(*CAUSES[:2], "n (of shift)", *CAUSES[2:]),
+            causes=[(row, worth(row)) for row in causes(comparison)],
+            points=points,
+            point_limits=point_limits,
             percent=percent,
             limits=limits,
             pictures=drawn,

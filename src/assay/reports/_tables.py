@@ -32,15 +32,19 @@ class Line:
 
 
 def lines(comparison: Comparison) -> Iterator[Line]:
-    """The main table: same prediction on the primary kind by split; controls below, then untrained copies."""
+    """The main table: same prediction on the primary kind by split; controls below, then untrained copies.
+
+    Perturbations of equal size stand in the second table, beside what they are compared with.
+    """
     splits = evaluation_splits(comparison)
     judged = {(verdict.proxy, verdict.site): verdict.judgement for verdict in comparison.verdicts()}
+    perturbations = {(proxy.perturbation, proxy.site) for proxy in comparison.record.proxies}
     for trained in (True, False):
         tables = {split: comparison.agreement(split, trained=trained).set_index(["proxy", "site"]) for split in splits}
         for proxy in comparison.record.proxies:
             key = (proxy.proxy, proxy.site)
             found = [table.loc[key] if key in table.index else None for table in tables.values()]
-            if all(row is None for row in found):
+            if key in perturbations or all(row is None for row in found):
                 continue
             rates = tuple(
                 (math.nan,) * 3 if row is None else (float(row["estimate"]), float(row["low"]), float(row["high"]))
@@ -54,6 +58,79 @@ def lines(comparison: Comparison) -> Iterator[Line]:
                 rates=rates,
                 judgement=judged.get(key, "") if trained else "",
             )
+
+
+@dataclass(frozen=True)
+class Cause:
+    """A row of the second table: what the gap of a proxy under a shift is made of; each a (value, low, high).
+
+    `raw` is the gap itself, `matched` at equal margin of the subject (`effective` predictions on iid count, `overlap`
+    of the shift's could be compared), `perturbed` that of a random perturbation of equal size, `removed` and
+    `remaining` the parts that refitting on the shift takes away and leaves. NaN where not measured.
+    """
+
+    proxy: str
+    site: str
+    shift: str
+    raw: tuple[float, float, float]
+    matched: tuple[float, float, float]
+    effective: float
+    overlap: float
+    perturbed: tuple[float, float, float]
+    removed: tuple[float, float, float]
+    remaining: tuple[float, float, float]
+    deciding: bool
+
+    @property
+    def parts(self) -> tuple[tuple[float, float, float], ...]:
+        """All that has limits, in the order of the table's columns."""
+        return self.raw, self.matched, self.perturbed, self.removed, self.remaining
+
+
+CAUSES = ("gap", "at equal margin", "random, equal size", "refit removes", "refit leaves")
+"""Headings of `Cause.parts`."""
+
+
+def causes(comparison: Comparison) -> Iterator[Cause]:
+    """The second table, a row a simplification and shift; `deciding` marks the shift that a verdict speaks of."""
+    decided = {(verdict.proxy, verdict.site): verdict.shift for verdict in comparison.verdicts()}
+    gaps = comparison.gaps()
+    for row in gaps[gaps["trained"].astype(bool) & ~gaps["is_control"].astype(bool)].to_dict("records"):
+        parts = {
+            name: tuple(float(row[column]) for column in (name, f"{prefix}low", f"{prefix}high"))
+            for name, prefix in (
+                ("gap", ""),
+                *((part, f"{part}_") for part in ("matched", "perturbed", "removed", "remaining")),
+            )
+        }
+        yield Cause(
+            proxy=str(row["proxy"]),
+            site=str(row["site"]),
+            shift=str(row["split"]),
+            raw=parts["gap"],  # type: ignore[arg-type]
+            matched=parts["matched"],  # type: ignore[arg-type]
+            effective=float(row["effective"]),
+            overlap=float(row["overlap"]),
+            perturbed=parts["perturbed"],  # type: ignore[arg-type]
+            removed=parts["removed"],  # type: ignore[arg-type]
+            remaining=parts["remaining"],  # type: ignore[arg-type]
+            deciding=decided[str(row["proxy"]), str(row["site"])] == row["split"],
+        )
+
+
+def points(value: float) -> str:
+    """A difference of two rates in points, with its sign; an en dash where it was not measured."""
+    return "–" if math.isnan(value) else f"{100 * value:+.1f}"
+
+
+def point_limits(low: float, high: float) -> str:
+    """An interval in points."""
+    return "–" if math.isnan(low) else f"{points(low)} {points(high)}"
+
+
+def worth(cause: Cause) -> str:
+    """How many predictions the matched gap rests on, and of which share of the shift's it speaks."""
+    return "–" if math.isnan(cause.matched[0]) else f"{cause.effective:,.0f} ({100 * cause.overlap:.0f}%)"
 
 
 def evaluation_splits(comparison: Comparison) -> list[str]:
@@ -137,7 +214,45 @@ def terminal(comparison: Comparison) -> RenderableType:
             for value, low, high in line.rates
         ]
         table.add_row(Text(line.proxy, style=style), *cells)
-    return Group(table, Text(), *(_verdict(verdict) for verdict in comparison.verdicts()), Text(), _floor(comparison))
+    return Group(
+        table,
+        Text(),
+        *_causes(comparison),
+        *(_verdict(verdict) for verdict in comparison.verdicts()),
+        Text(),
+        _floor(comparison),
+    )
+
+
+def _causes(comparison: Comparison) -> Iterator[RenderableType]:
+    """The second table for the shift that each verdict speaks of."""
+    rows = [cause for cause in causes(comparison) if cause.deciding]
+    if not rows:
+        return
+    table = Table(
+        title="What the largest gaps are made of (points, interval below)",
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("proxy, shift", min_width=24)
+    for heading in (*CAUSES[:2], "n (of shift)", *CAUSES[2:]):
+        table.add_column(heading, justify="right", width=9)
+    site = None
+    for row in rows:
+        if row.site != site:
+            table.add_section()
+            table.add_row(Text(f"at {row.site}", style="bold"))
+            site = row.site
+        cells = [
+            Text(points(value)) + Text(f"\n{points(low)}\n{points(high)}" if not math.isnan(low) else "", style="dim")
+            for value, low, high in row.parts
+        ]
+        cells.insert(2, Text(worth(row).replace(" ", "\n")))
+        table.add_row(Text(row.proxy) + Text(f"\n{row.shift}", style="dim"), *cells)
+    yield table
+    yield Text()
 
 
 def _verdict(verdict: Verdict) -> Text:
@@ -171,7 +286,20 @@ def markdown(comparison: Comparison) -> str:
         cells = [f"{percent(value)} ({limits(low, high)})" for value, low, high in line.rates]
         name = f"*{line.proxy}*" if line.is_control else line.proxy
         rows.append("| " + " | ".join([name, line.group, *cells, line.judgement]) + " |")
-    return "\n".join(rows) + "\n"
+    return "\n".join(rows) + "\n" + _markdown_causes(comparison)
+
+
+def _markdown_causes(comparison: Comparison) -> str:
+    """The second table as Markdown, for the shift that each verdict speaks of."""
+    head = ["proxy", "where", "shift", *CAUSES[:2], "n (of shift)", *CAUSES[2:]]
+    rows = ["", "What the largest gaps are made of, in points:", "", "| " + " | ".join(head) + " |"]
+    rows.append("|" + "---|" * len(head))
+    found = [cause for cause in causes(comparison) if cause.deciding]
+    for row in found:
+        cells = [f"{points(value)} ({point_limits(low, high)})".replace("– (–)", "–") for value, low, high in row.parts]
+        cells.insert(2, worth(row))
+        rows.append("| " + " | ".join([row.proxy, f"at {row.site}", row.shift, *cells]) + " |")
+    return "\n".join(rows) + "\n" if found else ""
 
 
 _BEGIN, _END = "<!-- table: begin -->", "<!-- table: end -->"

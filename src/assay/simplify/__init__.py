@@ -4,7 +4,7 @@ One file a recipe. To add one: write a class with `streams`, `fit`, `apply` and 
 register it below, and let `assay.testing.check_simplification` judge it.
 """
 
-from assay.simplify._controls import Identity, MeanAblation, RandomProjection, UniformAttention
+from assay.simplify._controls import Identity, MeanAblation, RandomPerturbation, RandomProjection, UniformAttention
 from assay.simplify._kmeans import KMeans
 from assay.simplify._one_hot import OneHotAttention
 from assay.simplify._protocol import Simplification, label, simplifications
@@ -24,6 +24,7 @@ __all__ = [
     "KMeans",
     "MeanAblation",
     "OneHotAttention",
+    "RandomPerturbation",
     "RandomProjection",
     "Simplification",
     "UniformAttention",

@@ -53,7 +53,7 @@ def label(simplification: object) -> str:
     for name, parameter in inspect.signature(type(simplification)).parameters.items():
         value = getattr(simplification, name)
         if parameter.default is inspect.Parameter.empty or value != parameter.default:
-            parts.append(f"{name}={value!r}")
+            parts.append(f"{name}={label(value) if isinstance(value, Simplification) else repr(value)}")
     return f"{type(simplification).__name__}({', '.join(parts)})"
 
 

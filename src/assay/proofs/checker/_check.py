@@ -9,11 +9,16 @@ import numpy as np
 
 from assay.proofs.checker._attention import check_attention
 from assay.proofs.checker._common import require
+from assay.proofs.checker._linear import check_linear
 
-_FAMILIES = {"MaxOfKForCausalLM": check_attention}
+_FAMILIES = {
+    "MaxOfKForCausalLM": (check_attention, "head_dim"),
+    "LinearMaxForCausalLM": (check_linear, "length"),
+}
+"""For each architecture its checker, and the number of the model's configuration that the weights do not tell."""
 
 
-def check(content: Mapping[str, Any], weights: Mapping[str, np.ndarray], *, head: int) -> None:
+def check(content: Mapping[str, Any], weights: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> None:
     """Check a certificate (as its JSON content) against weights by name; silence means that it holds.
 
     Raises AssayError with the reason if it does not.
@@ -29,4 +34,6 @@ def check(content: Mapping[str, Any], weights: Mapping[str, np.ndarray], *, head
     subject = content["subject"]
     require(digest.hexdigest() == subject["weights_sha256"], "the weights are not those it was made for")
     require(subject["architecture"] in _FAMILIES, "the architecture is unknown to the checker")
-    _FAMILIES[subject["architecture"]](content, weights, head)
+    family, setting = _FAMILIES[subject["architecture"]]
+    require(setting in config, "the model is of another architecture")
+    family(content, weights, config[setting])

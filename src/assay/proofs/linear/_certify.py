@@ -1,0 +1,73 @@
+"""From a linear subject to a certificate."""
+
+import time
+from dataclasses import asdict
+from typing import Literal
+
+from assay._errors import AssayError, unknown_name
+from assay.proofs._certificate import Certificate, InputsRecord, SubjectRecord, statement_of, versions
+from assay.proofs._operations import Operations
+from assay.proofs.linear._proof import LINEAR_STRATEGIES, Question, prove
+from assay.proofs.linear._table import make_table
+from assay.subjects import Subject
+from assay.tasks import InputSet
+
+
+def certify_linear(
+    subject: Subject,
+    *,
+    quantity: Literal["accuracy", "loss"],
+    strategy: str,
+    inputs: InputSet | None,
+    width: int,
+    top: int,
+    refine: int,
+) -> Certificate:
+    """Prove how many inputs of a set a linear max-of-n subject answers correctly, or its mean loss over them.
+
+    `width`, `top` and `refine` belong to the strategy "blocks": outputs a block, outputs a token and multisets of
+    tokens that are taken exactly. Raises AssayError as `assay.certify` does.
+    """
+    if strategy not in LINEAR_STRATEGIES:
+        raise unknown_name("proof strategy for linear models", strategy, LINEAR_STRATEGIES)
+    started = time.monotonic()
+    operations = Operations()
+    table = make_table(subject, operations)
+    v, n = table.vocabulary, table.length
+    inputs = inputs or InputSet(n, v)
+    if (inputs.length, inputs.vocabulary) != (n, v):
+        raise AssayError(
+            f"the input set has {inputs.length} tokens out of {inputs.vocabulary}, {subject.name!r} reads "
+            f"{n} out of {v}; make the set with the subject's sizes."
+        )
+    if n < 2:
+        raise AssayError(f"{subject.name!r} reads one token at a time; there is nothing to compare.")
+    if not (width >= 1 and top >= 0 and refine >= 0):
+        raise AssayError(
+            f"certify(width={width}, top={top}, refine={refine}): width must be at least 1, the others at least 0."
+        )
+    question = Question(table, inputs, quantity, operations)
+    proof = prove(question, strategy, width=width, top=top, refine=refine)
+    return Certificate(
+        statement=statement_of(
+            quantity=quantity,
+            name=subject.name,
+            description=inputs.describe(),
+            at_least=proof.at_least,
+            at_most=proof.at_most,
+            size=inputs.size,
+        ),
+        subject=SubjectRecord.of(subject, vocabulary=v, length=n),
+        proxy=None,
+        inputs=InputsRecord(**asdict(inputs), size=inputs.size),
+        quantity=quantity,
+        strategy=strategy,
+        parameters=proof.parameters,
+        at_least=proof.at_least,
+        at_most=proof.at_most,
+        blocks=proof.blocks,
+        operations=operations,
+        unexplained_dimension=proof.unexplained_dimension,
+        seconds=time.monotonic() - started,
+        versions=versions(),
+    ).sealed()
