@@ -243,6 +243,53 @@ def train_code(
     out.print(f"The model is in {escape(str(folder))}", soft_wrap=True)
 
 
+@run_app.command("code")
+def run_code(
+    full: Annotated[bool, typer.Option("--full", help="All recipes, 300 functions a split: hours on a CPU.")] = False,
+    model: Annotated[str, typer.Option(help="A shipped model, or a folder made by assay train code.")] = "code-python",
+    data: Annotated[
+        str, typer.Option(help="python, hub:NAME, a CodeSearchNet file or folder, or a folder.")
+    ] = "python",
+    language: Annotated[str | None, typer.Option(help="Training language, where the data does not say.")] = None,
+    functions: Annotated[int | None, typer.Option(min=2, help="Functions a split (default 40, full 300).")] = None,
+    device: Device = "cpu",
+    out_folder: Annotated[
+        Path | None, typer.Option("--out", help="Run folder; an unfinished run in it goes on.", file_okay=False)
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Judge simplifications of a character model of functions on depths, repositories and languages not seen."""
+    from assay.reports import terminal, terminal_table  # noqa: PLC0415  (keeps --help fast)
+    from assay.studies import code  # noqa: PLC0415
+    from assay.subjects import load, resolve_device  # noqa: PLC0415
+
+    device = _argument("device", lambda: resolve_device(device))
+    subject = load(model, device=device)
+    folder = out_folder or _default_folder("code")
+    with _progress() as bar:
+        line = bar.add_task("reading functions", total=None)
+        task = _argument("data", lambda: code.task_of(subject, data, language))
+        comparison, shown = code.run(
+            folder,
+            subject,
+            task,
+            everything=full,
+            functions=functions,
+            progress=lambda step: bar.update(line, description=step.text, completed=step.done, total=step.total),
+        )
+    if as_json:
+        tables = {table.title: [table.headings, *table.rows] for table in shown.tables}
+        print(json.dumps({**_summary(comparison, folder), "tables": tables}, indent=2))
+        return
+    for table in shown.tables:
+        if not table.quiet:
+            out.print(terminal_table(table), "")
+    out.print(terminal(comparison))
+    out.print(
+        f"\nThe run is in {escape(str(folder))}; open [bold]{escape(str(folder / 'report.html'))}[/]", soft_wrap=True
+    )
+
+
 @run_app.command("max-of-k")
 def run_max_of_k(
     out_folder: Annotated[Path | None, typer.Option("--out", help="Run folder.", file_okay=False)] = None,
@@ -419,11 +466,13 @@ def certify(
     simplification: Annotated[
         str | None, typer.Option("--against", help="Agreement with a simplification, for example svd:rank=1, one-hot.")
     ] = None,
+    grid: Annotated[int, typer.Option(min=8, max=2**20, help="Strategy separable: steps to round to.")] = 1024,
+    two_sided: Annotated[bool, typer.Option(help="Strategy separable: bound accuracy from above too.")] = False,
     width: Annotated[int, typer.Option(min=1, help="Strategy blocks: outputs a block.")] = 64,
     top: Annotated[int, typer.Option(min=0, help="Strategy blocks: outputs a token that are taken exactly.")] = 16,
     refine: Annotated[
         int | None,
-        typer.Option(min=0, help="Strategies separable and blocks: how many groups, or sums, to refine (64, 65536)."),
+        typer.Option(min=0, help="Strategies separable and blocks: how many groups, or sums, to refine (512, 65536)."),
     ] = None,
     certificate_file: Annotated[Path | None, typer.Option("--out", help="Write the certificate here.")] = None,
     as_json: AsJson = False,
@@ -457,7 +506,9 @@ def certify(
         quantity="loss" if loss else "accuracy",
         inputs=inputs,
         against=against,
+        grid=grid,
         refine=refine,
+        two_sided=two_sided,
         width=width,
         top=top,
     )
@@ -503,7 +554,7 @@ def report(
     write_figures(comparison, run / "figures", illustrations)
     page = write_page(comparison, run / "report.html", illustrations)
     if markdown is not None:
-        write_markdown(comparison, markdown)
+        write_markdown(comparison, markdown, illustrations)
     if as_json:
         print(json.dumps(_summary(comparison, run), indent=2))
         return
@@ -514,7 +565,7 @@ def report(
 @app.command("list")
 def list_names(as_json: AsJson = False) -> None:
     """List tasks, models, simplifications, metrics and proof strategies."""
-    from assay.faithfulness import metrics  # noqa: PLC0415
+    from assay.faithfulness import embedding_metrics, metrics  # noqa: PLC0415
     from assay.proofs import LINEAR_STRATEGIES, STRATEGIES  # noqa: PLC0415
     from assay.simplify import simplifications  # noqa: PLC0415
     from assay.subjects import shipped  # noqa: PLC0415
@@ -524,7 +575,10 @@ def list_names(as_json: AsJson = False) -> None:
         "tasks": {name: _first_line(tasks.get(name)) for name in tasks},
         "models": {name: f"shipped with seeds {', '.join(map(str, seeds))}" for name, seeds in shipped().items()},
         "simplifications": {name: _first_line(simplifications.get(name)) for name in simplifications},
-        "metrics": {name: metrics.get(name)().description for name in metrics},
+        "metrics": {
+            **{name: metrics.get(name)().description for name in metrics},
+            **{metric.name: metric.description for metric in embedding_metrics},
+        },
         "proof strategies": dict(STRATEGIES),
         "proof strategies for linear models": dict(LINEAR_STRATEGIES),
     }

@@ -480,7 +480,7 @@ def test_a_finished_run_computes_nothing_again(tmp_path, monkeypatch, small):
     def forbidden(*_):
         raise AssertionError("scored again")
 
-    monkeypatch.setattr("assay.faithfulness._compare.score", forbidden)
+    monkeypatch.setattr("assay.faithfulness._compare.score_split", forbidden)
     assert_frame_equal(small(tmp_path).to_frame(), first.to_frame())
 
 

@@ -6,12 +6,13 @@ import pandas as pd
 import pytest
 
 from assay import AssayError
+from assay.faithfulness._statistics import NO_MARGIN
 from assay.faithfulness._verdicts import judge
 
 LIMITS = {"min_agreement": 0.95, "max_gap": 0.02, "alpha": 0.05}
 
 
-def judged(agreement, *gaps, noise=0.0, notes=(), matched=None, **limits):
+def judged(agreement, *gaps, noise=0.0, notes=(), matched=None, reason="only 10% overlap", **limits):
     """`agreement` is (estimate, low, high), each gap (split, gap, low, high, p_holm).
 
     `matched` gives gaps at equal margin by split: (value, low, high, overlap, outside); by default the raw gap.
@@ -23,7 +24,7 @@ def judged(agreement, *gaps, noise=0.0, notes=(), matched=None, **limits):
     for place, name in enumerate(("matched", "matched_low", "matched_high", "overlap", "outside")):
         frame[name] = [values[place] for values in at_margin]
     frame["p_both"] = frame["p_holm"].where(frame["matched_low"] > 0.02, 1.0)
-    frame["matched_reason"] = "only 10% overlap"
+    frame["matched_reason"] = reason
     return judge(
         pd.Series({**dict(zip(("estimate", "low", "high"), agreement, strict=True)), "reason": "too few"}),
         frame,
@@ -91,6 +92,12 @@ def test_a_gap_that_could_not_be_matched_makes_no_illusion_and_says_why():
     verdict = judged(GOOD, LARGE, matched={"depth": (math.nan, math.nan, math.nan, 0.1, 0.05)})
     assert verdict.judgement == "inconclusive"
     assert "only 10% overlap" in str(verdict)
+
+
+def test_without_a_margin_the_raw_gap_decides_and_that_is_said():
+    verdict = judged(GOOD, LARGE, matched={"depth": (math.nan,) * 5}, reason=NO_MARGIN)
+    assert verdict.judgement == "illusion"
+    assert "is not known: there is no margin" in str(verdict)
 
 
 def test_one_surviving_gap_is_enough():

@@ -8,8 +8,10 @@ from tiny import Truth, subject_of, tiny_inputs, tiny_models
 
 import assay
 from assay.proofs import STRATEGIES, Operations, certify
-from assay.proofs.attention import _groups, count_groups, count_wrong
+from assay.proofs.attention import _groups
+from assay.proofs.attention._count import count_groups
 from assay.proofs.attention._groups import Cell, Group
+from assay.proofs.attention._search import count_wrong
 from assay.tasks import InputSet
 
 QUIET = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
@@ -38,7 +40,13 @@ def never_above_the_truth(subject, data):
     inputs = data.draw(tiny_inputs(subject))
     truth = Truth(subject).count(inputs)
     for strategy in STRATEGIES:
-        certificate = certified(subject, strategy=strategy, inputs=inputs, grid=data.draw(st.sampled_from([8, 1024])))
+        certificate = certified(
+            subject,
+            strategy=strategy,
+            inputs=inputs,
+            grid=data.draw(st.sampled_from([8, 1024])),
+            two_sided=data.draw(st.booleans()),
+        )
         if certificate is None:
             continue
         assert certificate.at_least <= truth <= certificate.at_most, (strategy, truth, certificate)
@@ -186,5 +194,5 @@ def test_counting_never_finds_fewer_than_enumeration(seed):
         exact = count_wrong(group, Operations())
         assert exact.wrong == exact.surely_wrong == truth
         for grid in (8, 4096):
-            piece = count_groups([group], models=1, grid=grid, refine=1, operations=Operations())[0]
+            piece = count_groups([group], models=1, grid=grid, refine=1, two_sided=True, operations=Operations())[0]
             assert piece.surely_wrong <= truth <= piece.wrong <= cell.size

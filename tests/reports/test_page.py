@@ -236,3 +236,27 @@ def test_no_figure_is_empty(of_text, shown):
             for axes in figure.axes:
                 numbers = [line.get_xdata() for line in axes.get_lines()] + [[bar.get_width()] for bar in axes.patches]
                 assert any(np.isfinite(np.asarray(one, dtype=float)).any() for one in numbers), (name, axes.get_title())
+
+
+def test_a_sweep_over_many_sites_is_one_figure(of_text):
+    names = [f"layer{layer}.head{head}" for layer in range(3) for head in range(4)]
+    proxies = [
+        proxy.model_copy(update={"site": name, "heads": (name,)}) for name in names for proxy in of_text.record.proxies
+    ]
+    everywhere = [proxy.model_copy(update={"site": "all", "heads": tuple(names)}) for proxy in of_text.record.proxies]
+    record = of_text.record.model_copy(update={"proxies": (*everywhere, *proxies)})
+    frames = [
+        pd.concat([frame.assign(site=name) for name in ("all", *names)], ignore_index=True)
+        for frame in (of_text.results, of_text._gaps)
+    ]
+    worst = (frames[0]["site"] == "layer2.head1") & (frames[0]["proxy"] == "SVD(rank=2)")
+    frames[0].loc[worst, "estimate"] = 0.125
+    drawn = {
+        name: figure for name, _, figure in figures(Comparison(record, *frames, of_text._sequences), Illustrations())
+    }
+    assert "gaps-all" in drawn
+    assert "gaps-layer0.head0" not in drawn
+    panel = drawn["agreement-by-site"].axes[0]
+    assert [label.get_text() for label in panel.get_yticklabels()] == ["SVD(rank=2)", "OneHotAttention()"]
+    assert panel.get_images()[0].get_array()[0, 1 + names.index("layer2.head1")] == 0.125
+    assert [label.get_text() for label in drawn["agreement-by-site"].axes[1].get_xticklabels()] == ["all", *names]

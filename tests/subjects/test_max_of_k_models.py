@@ -87,6 +87,6 @@ def test_import_of_arrays_and_of_a_transformer_lens_state(tmp_path):
 
 def test_only_max_of_k_models_are_certified():
     with pytest.raises(assay.AssayError, match="MaxOfKForCausalLM"):
-        assay.certify(load("linear-max-of-3"))
+        assay.certify(load("dyck-20-10"))
     with pytest.raises(assay.AssayError, match="separable"):
         assay.certify(load("max-of-4"), strategy="seperable")

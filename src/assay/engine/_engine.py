@@ -93,7 +93,8 @@ class Engine:
     def __init__(self, subject: Subject) -> None:
         self.subject = subject
         plan = Plan(layers={})
-        tokens = torch.arange(5, device=subject.device)[None] % subject.vocabulary
+        longest = getattr(subject.model.config, "max_position_embeddings", None) or 5
+        tokens = torch.arange(min(5, longest), device=subject.device)[None] % subject.vocabulary
         with in_force(subject.model, plan):
             subject(tokens)
         if not plan.met:

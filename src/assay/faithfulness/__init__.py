@@ -3,6 +3,8 @@
 from assay.faithfulness._clean_pass import CleanPass
 from assay.faithfulness._compare import Step, compare
 from assay.faithfulness._comparison import Comparison, FeatureRecord, Record
+from assay.faithfulness._embeddings import Cosine, SameNeighbour, embedding_metrics
+from assay.faithfulness._heads import Correlation, head_scores, rank_correlation
 from assay.faithfulness._metrics import Metric, Pair, Predictions, attention_divergence, metrics
 from assay.faithfulness._scores import ALL, LAYER
 from assay.faithfulness._statistics import Estimates, estimate, gap, holm
@@ -14,18 +16,24 @@ __all__ = [
     "RULES",
     "CleanPass",
     "Comparison",
+    "Correlation",
+    "Cosine",
     "Estimates",
     "FeatureRecord",
     "Metric",
     "Pair",
     "Predictions",
     "Record",
+    "SameNeighbour",
     "Step",
     "Verdict",
     "attention_divergence",
     "compare",
+    "embedding_metrics",
     "estimate",
     "gap",
+    "head_scores",
     "holm",
     "metrics",
+    "rank_correlation",
 ]

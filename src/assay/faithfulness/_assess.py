@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -10,8 +10,9 @@ from assay.engine import Engine, Proxy, Samples, Site
 from assay.faithfulness._cells import Candidate
 from assay.faithfulness._clean_pass import CleanPass
 from assay.faithfulness._compare import check_fits, noise_floor
+from assay.faithfulness._embeddings import SameNeighbour, score_split
 from assay.faithfulness._metrics import SamePrediction
-from assay.faithfulness._scores import NotFiniteError, score
+from assay.faithfulness._scores import NotFiniteError
 from assay.faithfulness._statistics import holm, p_above
 from assay.faithfulness._summary import summarise
 from assay.faithfulness._verdicts import Standing, standing_of_agreement, standing_of_gap
@@ -96,10 +97,10 @@ def assess(
         check_fits([engine.subject], split)
     iid = next(split for split in splits if split.role == "iid")
     noise = noise_floor(engine, task, iid).flipped
-    metric = SamePrediction()
+    metric: Any = SameNeighbour() if iid.objective == "embedding" else SamePrediction()
     candidate = Candidate(_Made(proxy), Site("its places", ()), is_control=False, control=None)
     scores = {
-        split.name: score(engine, {candidate.key: proxy}, task, split, [metric], clean_pass=clean_pass)
+        split.name: score_split(engine, {candidate.key: proxy}, task, split, [metric], clean_pass=clean_pass)
         for split in splits
     }
     found = {(0, candidate.key, name): cells[candidate.key] for name, cells in scores.items()}

@@ -30,12 +30,13 @@ from assay.faithfulness._comparison import (
     Skipped,
     SplitRecord,
 )
-from assay.faithfulness._metrics import Metric, choices, metrics
-from assay.faithfulness._scores import NotFiniteError, score
+from assay.faithfulness._embeddings import SameNeighbour, check_embeddings, embedding_metrics, neighbours, score_split
+from assay.faithfulness._metrics import Metric, SamePrediction, choices, metrics
+from assay.faithfulness._scores import NotFiniteError
 from assay.faithfulness._statistics import Method
 from assay.faithfulness._summary import sequence_tables, summarise
 from assay.simplify import Simplification, label
-from assay.subjects import Subject
+from assay.subjects import Subject, pool
 from assay.tasks import UNSCORED, Split, Task
 
 NOISE_SEQUENCES = 100
@@ -99,9 +100,9 @@ def compare(
         raise AssayError(f"compare(method={method!r}): must be one of {', '.join(get_args(Method))}.")
     if not 0 < level < 1:
         raise AssayError(f"compare(level={level}): must be between 0 and 1, for example 0.95.")
-    judged = [metrics.get(name)() for name in metrics]
     refit = refit and any(item.streams for item in chosen)
     inputs = _Inputs.of(task, sequences, fit_sequences, refit=refit)
+    judged = _metrics_for(inputs.train)
     for split in inputs.all:
         check_fits(subjects, split)
 
@@ -252,7 +253,7 @@ class _Judging:
                 proxies |= _fit(engine, rest, again)
             if missing:
                 progress(f"{_who(engine.subject)}: {name}")
-                scores = score(engine, proxies, self.task, split, self.judged)
+                scores = score_split(engine, proxies, self.task, split, self.judged)
                 for item in missing:
                     cell = scores[item.key]
                     self.cells.put(names[item.key], cell)
@@ -268,11 +269,16 @@ class _Judging:
         return cell_name(described, self.task, item, fitted_on=fitted_on, judged_on=hashes[split], seed=self.seed)
 
 
+def _metrics_for(split: Split) -> list[Any]:
+    return list(embedding_metrics) if split.objective == "embedding" else [metrics.get(name)() for name in metrics]
+
+
 def _task_records(task: Task, inputs: _Inputs, judged: Sequence[Metric]) -> dict[str, Any]:
     """What the record keeps of the task and the metrics."""
     return {
         "task": dict(task.describe()),
         "primary_kind": task.primary_kind,
+        "primary_metric": SameNeighbour.name if inputs.train.objective == "embedding" else SamePrediction.name,
         "splits": tuple(
             SplitRecord(
                 name=split.name,
@@ -372,7 +378,8 @@ def _architecture(subject: Subject) -> dict[str, list[int]]:
 
 
 def check_fits(subjects: Sequence[Subject], split: Split) -> None:
-    """Raise AssayError if a split has tokens that a subject does not know, or more positions than it has."""
+    """Raise AssayError if a split asks something else of a subject, or has tokens or positions that it has not."""
+    check_embeddings(split)
     for subject in subjects:
         if split.objective != subject.objective:
             raise AssayError(
@@ -416,15 +423,26 @@ def noise_floor(engine: Engine, task: Task, split: Split) -> NoiseFloor:
     """What an identity edit changes on the first `NOISE_SEQUENCES` sequences of a split."""
     part = split.first(NOISE_SEQUENCES)
     eager, as_loaded, flipped, scored = 0.0, 0.0, 0, 0
-    for _, batch in batches(engine, part):
+    vectors: dict[str, dict[int, np.ndarray]] = {"loaded": {}, "edited": {}}
+    for index, batch in batches(engine, part):
         tokens, valid = tensors(batch, engine.subject.device)
         kind_of = torch.from_numpy(batch.kinds).to(tokens.device)
         floor = engine.identity_difference(tokens, valid)
         eager, as_loaded = max(eager, floor.eager), max(as_loaded, floor.as_loaded)
+        if split.objective == "embedding":
+            for name, hidden in (("loaded", floor.loaded_logits), ("edited", floor.edited_logits)):
+                pooled = pool(hidden, valid, engine.subject.pooling).cpu().numpy()
+                vectors[name] |= dict(zip(index.tolist(), pooled, strict=True))
+            continue
         here = kind_of != UNSCORED
         changed = choices(floor.loaded_logits, kind_of, task.kinds) != choices(floor.edited_logits, kind_of, task.kinds)
         flipped += int(changed[here].sum())
         scored += int(here.sum())
+    if split.objective == "embedding":
+        loaded, edited = (
+            neighbours(np.stack([found[place] for place in range(len(part))]))[:, 0] for found in vectors.values()
+        )
+        flipped, scored = int((loaded != edited).sum()), len(part)
     return NoiseFloor(
         logit_difference=eager,
         logit_difference_as_loaded=as_loaded,

@@ -191,9 +191,11 @@ def estimate(
         low[by_t], high[by_t], error[by_t], degrees[by_t] = _with_seeds(
             value[by_t], error[by_t], present[by_t], by_seed, level
         )
-        least = np.where(~np.bool_(signed) & (sums[..., by_t].min(axis=(0, 1)) >= 0), 0, -np.inf)
-        most = np.where(np.asarray(rates)[by_t], 1, np.inf)
-        low[by_t], high[by_t] = np.maximum(low[by_t], least), np.minimum(high[by_t], most)
+    is_rate = np.asarray(rates)[chosen]
+    never_below = is_rate | (sums[..., chosen].min(axis=(0, 1)) >= 0)
+    least = np.where(never_below & ~np.bool_(signed), 0, -np.inf)
+    low[chosen] = np.maximum(low[chosen], least)
+    high[chosen] = np.minimum(high[chosen], np.where(is_rate, 1, np.inf))
     for column in chosen.tolist():
         how[column] = "t" if column in by_t else method
     tail = (1 - level) / 2
@@ -321,6 +323,9 @@ def change(
         how[column] = "clopper-pearson"
     return Estimates(found.value, low, high, found.error, found.degrees, tuple(how))
 
+
+NO_MARGIN = "there is no margin"
+"""The reason where a metric is not about predictions of tokens, so that no gap can be compared at equal margin."""
 
 LEAST_SEQUENCES = 5
 """A stratum can be compared if at least so many iid sequences have a prediction in it."""

@@ -12,7 +12,17 @@ import pyarrow
 from assay.faithfulness._cells import REFITTED, Candidate
 from assay.faithfulness._metrics import Metric
 from assay.faithfulness._scores import ALL, MARGIN, Column, NotFiniteError, Scores
-from assay.faithfulness._statistics import Estimates, Matched, Method, change, estimate, gap, holm, matched_gap
+from assay.faithfulness._statistics import (
+    NO_MARGIN,
+    Estimates,
+    Matched,
+    Method,
+    change,
+    estimate,
+    gap,
+    holm,
+    matched_gap,
+)
 from assay.subjects import Subject
 from assay.tasks import Kind, Split
 
@@ -194,6 +204,8 @@ def _gap_rows(
                    "degrees": values.degrees, "p": p_values}  # fmt: skip
         matched = [
             matched_gap(on_iid.strata[pair], on_shift.strata[pair], sign=sign, rate=rate, level=options["level"])
+            if pair in on_iid.strata
+            else Matched.nothing(NO_MARGIN)
             for pair, sign, rate in zip(pairs, signs.tolist(), rates, strict=True)
         ]
         if again is not None:

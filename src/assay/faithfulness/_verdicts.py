@@ -6,13 +6,16 @@ from typing import Literal
 
 import pandas as pd
 
+from assay.faithfulness._statistics import NO_MARGIN
+
 Judgement = Literal["faithful", "illusion", "unfaithful", "inconclusive"]
 
 Standing = Literal["holds", "fails", "undecided"]
 """What an interval says about a claim: shown to hold, shown to fail, or neither."""
 
 RULES = """\
-All rules look at `same_prediction` on the primary kind, and at whole confidence intervals, never at points alone.
+All rules look at `same_prediction` on the primary kind (for embeddings at `same_neighbour`, the share of sequences with
+the same nearest neighbour), and at whole confidence intervals, never at points alone.
 
 1. **unfaithful**: the upper limit on `iid` is below `min_agreement`.
 2. **inconclusive**: the interval on `iid` contains `min_agreement`, or there is none.
@@ -24,7 +27,7 @@ All rules look at `same_prediction` on the primary kind, and at whole confidence
      larger of the two p-values is still below `alpha` when adjusted in the same way;
    - **vanishes** if the upper limit at equal margin, weighted by the overlap, plus the most that predictions outside
      the overlap can add, is at most `max_gap`: then it is due to the inputs' difficulty, not to the explanation;
-   - is of **open cause** otherwise.
+   - is of **open cause** otherwise. Embeddings have no margin: there, a shown gap decides as it is.
 
    **illusion** if at least one shown gap survives: the explanation itself fails under the shift. **faithful** if under
    every shift the raw gap's upper limit is at most `max_gap`. **inconclusive** if neither: a gap that is neither shown
@@ -157,7 +160,8 @@ def judge(
             index=measured.index,
         )
         shown = measured[standings == "fails"]
-        survives = shown[(shown["matched_low"] > max_gap) & (shown["p_both"] < alpha)]
+        no_margin = shown["matched_reason"] == NO_MARGIN
+        survives = shown[no_margin | ((shown["matched_low"] > max_gap) & (shown["p_both"] < alpha))]
         extra += [_cause(row, max_gap=max_gap, survives=index in survives.index) for index, row in shown.iterrows()]
         if len(survives):
             judgement = "illusion"
@@ -198,6 +202,8 @@ def judge(
 
 def _cause(row: pd.Series, *, max_gap: float, survives: bool) -> str:
     """What a shown gap is due to, in words."""
+    if row["matched_reason"] == NO_MARGIN:
+        return f"How much of the gap under {row['split']} is due to harder inputs is not known: {NO_MARGIN}."
     if math.isnan(row["matched"]):
         return f"The gap under {row['split']} could not be compared at equal margin: {row['matched_reason']}."
     change = f"{100 * row['matched']:+.1f} points {_points(row['matched_low'], row['matched_high'])}"

@@ -1,22 +1,40 @@
 """How it is shown: tables, figures and the HTML page, all drawn from a comparison's record."""
 
 from assay.reports._figures import figures
-from assay.reports._illustrations import Illustrations, KeyCloud, SentenceView
+from assay.reports._illustrations import Chart, Illustrations, KeyCloud, SentenceView, Series, TableView, TextView
 from assay.reports._page import environment, picture, write_figures, write_page
 from assay.reports._style import PALETTE, style, to_png, to_svg
-from assay.reports._tables import markdown, terminal, write_markdown
+from assay.reports._tables import (
+    limits,
+    markdown,
+    percent,
+    point_limits,
+    points,
+    terminal,
+    terminal_table,
+    write_markdown,
+)
 
 __all__ = [
     "PALETTE",
+    "Chart",
     "Illustrations",
     "KeyCloud",
     "SentenceView",
+    "Series",
+    "TableView",
+    "TextView",
     "environment",
     "figures",
+    "limits",
     "markdown",
+    "percent",
     "picture",
+    "point_limits",
+    "points",
     "style",
     "terminal",
+    "terminal_table",
     "to_png",
     "to_svg",
     "write_figures",

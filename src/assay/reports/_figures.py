@@ -11,9 +11,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from assay.faithfulness import LAYER, Comparison, FeatureRecord
-from assay.reports._illustrations import Illustrations, KeyCloud, SentenceView
+from assay.reports._illustrations import Chart, Illustrations, KeyCloud, SentenceView
 from assay.reports._style import INK, PALETTE, style
 from assay.reports._tables import agreement_words, on_what
+
+MANY = 8
+"""With more sites than this, they are drawn together in one figure."""
 
 RANKED = re.compile(r"^(\w+)\((?:rank|clusters)=(\d+)\)$")
 
@@ -24,7 +27,14 @@ def figures(comparison: Comparison, illustrations: Illustrations) -> Iterator[tu
     words, on = agreement_words(comparison), on_what(comparison)
     accuracy = ", and accuracy of the proxy," if _has_accuracy(comparison) else ""
     with style():
-        for site in _sites(comparison):
+        if len(_sites(comparison)) > MANY:
+            yield (
+                "agreement-by-site",
+                f"{words}{on}, at each of the {len(_sites(comparison))} sites by itself, a panel a split. Below, the "
+                f"sites that reach over several layers (at most {MANY}) by themselves; the table has all.",
+                agreement_by_site(comparison),
+            )
+        for site in _detailed(comparison):
             if _ranked(comparison, site):
                 yield (
                     f"agreement-by-size-{site}",
@@ -77,6 +87,8 @@ def figures(comparison: Comparison, illustrations: Illustrations) -> Iterator[tu
                 "position that a query attends to most.",
                 sentence_attention(view),
             )
+        for chart in illustrations.charts:
+            yield chart.name, chart.caption, points_chart(chart)
 
 
 def _has_accuracy(comparison: Comparison) -> bool:
@@ -85,6 +97,15 @@ def _has_accuracy(comparison: Comparison) -> bool:
 
 def _sites(comparison: Comparison) -> list[str]:
     return list(dict.fromkeys(proxy.site for proxy in comparison.record.proxies))
+
+
+def _detailed(comparison: Comparison) -> list[str]:
+    """The sites that have figures of their own: all, or of many those that reach over several layers."""
+    sites = _sites(comparison)
+    if len(sites) <= MANY:
+        return sites
+    reach = {proxy.site: {place.partition(".")[0] for place in proxy.heads} for proxy in comparison.record.proxies}
+    return [site for site in sites if len(reach[site]) > 1][:MANY]
 
 
 def _ranked(comparison: Comparison, site: str) -> dict[str, list[tuple[int, str]]]:
@@ -146,6 +167,26 @@ def agreement_by_size(comparison: Comparison, site: str) -> Figure:
             axes.set_title(f"{family}: {title[0].lower()}{title[1:]}", loc="left")
         row[0].set_ylabel(f"share of {_unit(comparison)}")
     grid[0][-1].legend(title="split (dotted: the subject)" if len(shown) > 1 else "split", loc="lower right")
+    return figure
+
+
+def agreement_by_site(comparison: Comparison) -> Figure:
+    """Agreement of every proxy (row) at every site (column), a panel a split."""
+    splits, sites = _evaluation_splits(comparison), _sites(comparison)
+    proxies = list(dict.fromkeys(proxy.proxy for proxy in comparison.record.proxies if not proxy.is_control))
+    figure = Figure(figsize=(10, len(splits) * (0.9 + 0.3 * len(proxies)) + 0.8))
+    panels = figure.subplots(len(splits), 1, sharex=True, squeeze=False)[:, 0]
+    step = -(-len(sites) // 40)
+    for axes, split in zip(panels, splits, strict=True):
+        table = comparison.agreement(split).pivot(index="proxy", columns="site", values="estimate")
+        rates = table.reindex(index=proxies, columns=sites).to_numpy(dtype=float)
+        shown = axes.imshow(rates, cmap="viridis", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+        axes.set_yticks(range(len(proxies)), proxies)
+        axes.set_title(split, loc="left")
+        axes.grid(visible=False)
+    panels[-1].set_xticks(range(0, len(sites), step), sites[::step], rotation=90, fontsize=7)
+    panels[-1].set_xlabel("simplified at")
+    figure.colorbar(shown, ax=list(panels), label=f"share with the {_short(comparison)}")
     return figure
 
 
@@ -323,4 +364,28 @@ def sentence_attention(view: SentenceView) -> Figure:
         axes.set_xlabel("attended position (key)")
         axes.grid(visible=False)
     panels[0].set_ylabel("position (query)")
+    return figure
+
+
+def points_chart(chart: Chart) -> Figure:
+    """A chart as it is given."""
+    figure = Figure(figsize=(9, 4.2))
+    axes = figure.subplots()
+    for number, (colour, series) in enumerate(zip(cycle(PALETTE), chart.series, strict=False)):
+        x = np.array(series.x, dtype=float)
+        if chart.names is not None:
+            x = x + (number - (len(chart.series) - 1) / 2) * 0.8 / max(len(chart.series), 2)
+        y, low, high = (np.array(values, dtype=float) for values in (series.y, series.low, series.high))
+        error = np.nan_to_num(np.clip(np.stack((y - low, high - y)), 0, None))
+        line = "" if chart.names is not None else "-"
+        axes.errorbar(x, y, yerr=error, fmt=f"o{line}", color=colour, markersize=4, elinewidth=1.2, label=series.name)
+    if chart.names is not None:
+        axes.set_xticks(range(len(chart.names)), [name.replace("_", " ") for name in chart.names])
+        axes.axhline(0, color=INK, linewidth=1)
+        axes.grid(axis="x", visible=False)
+    if chart.logarithmic:
+        axes.set_xscale("log", base=2)
+    axes.set_xlabel(chart.x_label)
+    axes.set_ylabel(chart.y_label)
+    figure.legend(loc="outside lower center", ncols=4)
     return figure

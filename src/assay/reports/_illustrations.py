@@ -41,11 +41,65 @@ class SentenceView(_Model):
     predictions: list[tuple[int, str, str, str]]
 
 
+class TextView(_Model):
+    """A text whose characters are coloured by how far a proxy departs from its subject when it predicts them.
+
+    Each entry belongs to one character of `characters`: `divergence` of the two next-character distributions (JSD in
+    nats, at most ln 2), and what `subject` and `proxy_says` predicted in its place; None where nothing was predicted.
+    """
+
+    title: str
+    site: str
+    proxy: str
+    characters: list[str]
+    divergence: list[float | None]
+    subject: list[str | None]
+    proxy_says: list[str | None]
+
+
+class TableView(_Model):
+    """A table of its own: cells are a text and a smaller one below it (an interval), the first column is a name.
+
+    With `quiet`, it is left out of the terminal.
+    """
+
+    title: str
+    note: str
+    headings: list[str]
+    rows: list[list[tuple[str, str]]]
+    quiet: bool = False
+
+
+class Series(_Model):
+    """Points of a chart with limits; None where there is nothing."""
+
+    name: str
+    x: list[float]
+    y: list[float | None]
+    low: list[float | None]
+    high: list[float | None]
+
+
+class Chart(_Model):
+    """A figure of its own. With `names`, x counts them and points stand apart; without, they are joined by lines."""
+
+    name: str
+    caption: str
+    x_label: str
+    y_label: str
+    names: list[str] | None
+    series: list[Series]
+    logarithmic: bool = False
+
+
 class Illustrations(_Model):
     """All pictures of one run."""
 
     keys: list[KeyCloud] = []
     sentences: list[SentenceView] = []
+    texts: list[TextView] = []
+    tables: list[TableView] = []
+    charts: list[Chart] = []
 
     def save(self, folder: Path) -> None:
         """Write illustrations.json."""

@@ -1,8 +1,9 @@
 """The HTML page: one file, no scripts, no network."""
 
 import base64
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +14,7 @@ from matplotlib.figure import Figure
 
 from assay.faithfulness import RULES, Comparison, Verdict
 from assay.reports._figures import figures
-from assay.reports._illustrations import Illustrations
+from assay.reports._illustrations import Illustrations, TextView
 from assay.reports._style import INK, to_png, to_svg
 from assay.reports._tables import (
     CAUSES,
@@ -108,10 +109,26 @@ def write_page(comparison: Comparison, path: Path, illustrations: Illustrations 
             limits=limits,
             pictures=drawn,
             sentences=shown.sentences,
+            tables=shown.tables,
+            texts=[(view, list(_marked(view))) for view in shown.texts],
         )
     )
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
     return path
+
+
+def _marked(view: TextView) -> Iterator[tuple[str, str, str]]:
+    """Every character with its class (how far the proxy departs, in five steps) and what both predicted."""
+    for character, divergence, subject, proxy in zip(
+        view.characters, view.divergence, view.subject, view.proxy_says, strict=True
+    ):
+        if divergence is None or subject is None or proxy is None:
+            yield character, "", ""
+            continue
+        step = min(4, int(5 * divergence / math.log(2)))
+        differs = " other" if subject != proxy else ""
+        words = f"subject {subject!r}, proxy {proxy!r}, {divergence:.2f} nats"
+        yield character, f"d{step}{differs}", words
 
 
 def write_figures(comparison: Comparison, folder: Path, illustrations: Illustrations | None = None) -> list[Path]:

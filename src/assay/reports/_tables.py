@@ -12,6 +12,7 @@ from rich.text import Text
 
 from assay._errors import AssayError
 from assay.faithfulness import Comparison, Verdict
+from assay.reports._illustrations import Illustrations, TableView
 from assay.subjects import write_atomically
 
 JUDGEMENT_STYLE = {"faithful": "green", "illusion": "bold red", "unfaithful": "yellow", "inconclusive": "cyan"}
@@ -255,6 +256,26 @@ def _causes(comparison: Comparison) -> Iterator[RenderableType]:
     yield Text()
 
 
+def terminal_table(view: TableView) -> RenderableType:
+    """A table of a study, for a terminal."""
+    table = Table(title=view.title, title_justify="left", caption=view.note, caption_justify="left", box=None,
+                  pad_edge=False, padding=(0, 1, 0, 0))  # fmt: skip
+    for number, heading in enumerate(view.headings):
+        table.add_column(heading, justify="right" if number else "left")
+    for row in view.rows:
+        table.add_row(*(Text(text) + Text(f"\n{small}" if small else "", style="dim") for text, small in row))
+    return table
+
+
+def markdown_table(view: TableView) -> str:
+    """A table of a study as Markdown, with its title and note above."""
+    rows = ["| " + " | ".join(view.headings) + " |", "|" + "---|" * len(view.headings)]
+    rows += [
+        "| " + " | ".join(f"{text} ({small})" if small else text for text, small in row) + " |" for row in view.rows
+    ]
+    return "\n".join(["", f"**{view.title}.** {view.note}".strip(), "", *rows]) + "\n"
+
+
 def _verdict(verdict: Verdict) -> Text:
     word = (verdict.judgement.upper(), JUDGEMENT_STYLE[verdict.judgement])
     return Text.assemble((verdict.where, "bold"), ": ", word, f". {verdict.why}")
@@ -265,7 +286,7 @@ def _floor(comparison: Comparison) -> Text:
     return Text(
         f"Noise floor: changing nothing moves a logit by at most {noise.logit_difference:.1e} "
         f"({noise.logit_difference_as_loaded:.1e} from the subject's own attention implementation) and flips "
-        f"{100 * noise.flipped:.3g}% of predictions.",
+        f"{100 * noise.flipped:.3g}% of {'predictions' if on_what(comparison) else 'nearest neighbours'}.",
         style="dim",
     )
 
@@ -305,12 +326,13 @@ def _markdown_causes(comparison: Comparison) -> str:
 _BEGIN, _END = "<!-- table: begin -->", "<!-- table: end -->"
 
 
-def write_markdown(comparison: Comparison, path: Path) -> None:
-    """Write the main table into a Markdown file, in place of what stands between its table marks.
+def write_markdown(comparison: Comparison, path: Path, illustrations: Illustrations | None = None) -> None:
+    """Write the main table and those of a study into a Markdown file, in place of what stands between its table marks.
 
     A file that does not exist is made; one without marks is refused with an AssayError, and left as it is.
     """
-    block = f"{_BEGIN}\n{markdown(comparison)}{_END}"
+    own = "".join(map(markdown_table, illustrations.tables)) if illustrations else ""
+    block = f"{_BEGIN}\n{markdown(comparison)}{own}{_END}"
     text = f"{block}\n"
     if path.exists():
         old = path.read_text(encoding="utf-8")

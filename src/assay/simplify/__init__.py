@@ -5,6 +5,7 @@ register it below, and let `assay.testing.check_simplification` judge it.
 """
 
 from assay.simplify._controls import Identity, MeanAblation, RandomPerturbation, RandomProjection, UniformAttention
+from assay.simplify._description import DescriptionLength, description_length
 from assay.simplify._kmeans import KMeans
 from assay.simplify._one_hot import OneHotAttention
 from assay.simplify._protocol import Simplification, label, simplifications
@@ -20,6 +21,7 @@ simplifications.register("identity", Identity)
 
 __all__ = [
     "SVD",
+    "DescriptionLength",
     "Identity",
     "KMeans",
     "MeanAblation",
@@ -28,6 +30,7 @@ __all__ = [
     "RandomProjection",
     "Simplification",
     "UniformAttention",
+    "description_length",
     "label",
     "simplifications",
 ]

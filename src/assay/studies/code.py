@@ -1,10 +1,10 @@
-"""The code study: train a character model of functions and measure it on every split."""
+"""The code study: train a character model of functions, measure it, and judge its simplifications on every split."""
 
 import hashlib
 import json
 import math
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -17,6 +17,11 @@ from jaxtyping import Float
 from transformers import PreTrainedModel
 
 from assay._errors import AssayError
+from assay.engine import Engine, collect
+from assay.faithfulness import Comparison, Step, compare, head_scores
+from assay.reports import Illustrations, write_figures, write_page
+from assay.simplify import SVD, KMeans, OneHotAttention, Simplification, label
+from assay.studies import _code_views as views
 from assay.subjects import (
     CODE_RECIPE,
     CODE_TOKENS_PER_BATCH,
@@ -29,9 +34,136 @@ from assay.subjects import (
     save,
 )
 from assay.subjects import train as train_model
-from assay.tasks import KINDS, UNSCORED, Code
+from assay.tasks import KINDS, UNSCORED, Code, code_vocabulary
 
 _BATCH = 32
+
+SUBJECT = "code-python"
+"""The model of the default run: its training distribution is on every machine that runs Python."""
+
+SHOWN = SVD(rank=8)
+"""The proxy that is shown by kind of character, and on a function."""
+
+HEADS = "heads"
+COMPONENTS = "components"
+"""Folders of a run's other comparisons: each head by itself, and each component."""
+
+
+def quick() -> list[Simplification]:
+    """The simplifications of all heads together in the default run."""
+    return [SVD(rank=4), SVD(rank=8), SVD(rank=16), KMeans(clusters=64), OneHotAttention()]
+
+
+def full() -> list[Simplification]:
+    """The simplifications of `--full`."""
+    return [
+        *(SVD(rank=rank) for rank in (1, 2, 4, 8, 16, 32)),
+        *(KMeans(clusters=clusters) for clusters in (4, 16, 64, 256)),
+        OneHotAttention(),
+    ]
+
+
+def task_of(subject: Subject, data: str = "python", language: str | None = None) -> Code:
+    """The functions that `data` names (see `Code.from_data`), in the vocabulary of a character model.
+
+    Raises AssayError if the data cannot be read, or if the subject is no character model of functions.
+    """
+    if subject.tokenizer is None:
+        raise AssayError(f"{subject.name!r} has no tokenizer; give a model made by `assay train code`.")
+    return Code.from_data(
+        data, language, vocabulary_from=code_vocabulary(subject.tokenizer), context=subject.positions or 256
+    )
+
+
+def run(
+    folder: Path,
+    subject: Subject,
+    task: Code,
+    *,
+    everything: bool = False,
+    functions: int | None = None,
+    progress: Callable[[Step], None] = lambda step: None,
+) -> tuple[Comparison, Illustrations]:
+    """Judge simplifications of a character model of functions and leave a run folder.
+
+    Three comparisons: all heads together with every control (in `folder`), each head by itself (`folder/heads`), and
+    each component projected on a quarter of its directions (`folder/components`). By default 40 functions a split and
+    a few recipes, in minutes; with `everything`, ranks 1 to 32, 4 to 256 clusters and 300 functions, in hours on a
+    CPU. `functions` sets the number. Tables, charts and the function that is shown are in the returned illustrations
+    and in the page. A run that was stopped goes on where it was. Raises AssayError as `assay.compare` does.
+    """
+    recipes = full() if everything else quick()
+    options: dict[str, Any] = {
+        "sequences": functions if functions is not None else 300 if everything else 40,
+        "fit_sequences": 1_000 if everything else 200,
+        "progress": progress,
+    }
+    engine = Engine(subject)
+    width = engine.widths[0]
+    whole = compare(subject, task, recipes, folder=folder, **options)
+    alone = {"controls": False, "refit": False, **options}
+    per_head = [SHOWN] if not everything else [SVD(rank=rank) for rank in (1, 4, 8, 16)]
+    heads = compare(subject, task, per_head, sites=["all-heads"], folder=folder / HEADS, **alone)
+    quarter = SVD(rank=width // 4)
+    vectors = compare(subject, task, [quarter], sites=["all.values"], folder=folder / COMPONENTS / "values", **alone)
+    blocks = compare(
+        subject,
+        task,
+        [SVD(rank=subject.model.config.hidden_size // 4)],
+        sites=["all.mlp", "all.residual"],
+        folder=folder / COMPONENTS / "blocks",
+        **alone,
+    )
+    progress(Step(1, 1, "figures"))
+    shown = illustrate(engine, task, whole, heads, [vectors, blocks], recipes, options["sequences"])
+    shown.save(folder)
+    write_figures(whole, folder / "figures", shown)
+    write_page(whole, folder / "report.html", shown)
+    return whole, shown
+
+
+def illustrate(  # noqa: PLR0917
+    engine: Engine,
+    task: Code,
+    whole: Comparison,
+    heads: Comparison,
+    components: Sequence[Comparison],
+    recipes: Sequence[Simplification],
+    functions: int,
+) -> Illustrations:
+    """Everything that a code run shows beside the usual tables and figures."""
+    splits = [task.split(name, functions) for name in task.split_names[1:]]
+    shown, width = label(SHOWN), engine.widths[0]
+    scores = head_scores(engine, splits[0])
+    table, chart = views.components_view(whole, components, f"SVD(rank={width // 4})")
+    note = "Per cent of all characters, with intervals over functions; every head simplified."
+    samples = collect(engine, task.split("train", 200), ("queries", "keys"))
+    proxy = SVD(rank=SHOWN.rank).fit(samples.at(engine.site("all"))).apply(engine.subject)
+    largest = str(views.head_gaps(heads, shown).index[0])
+    of_head = SVD(rank=SHOWN.rank).fit(samples.at(engine.site(largest))).apply(engine.subject)
+    last = splits[-1]
+    return Illustrations(
+        tables=[
+            views.shares(task, splits),
+            views.by_split(whole, "same_prediction", "Same prediction as the subject by split", note),
+            views.by_split(whole, "proxy_accuracy", "Accuracy by split", note),
+            *(views.by_kind(whole, label(item), "all", quiet=item != SHOWN) for item in recipes),
+            views.heads_table(heads, scores, shown),
+            views.correlations(heads, scores, shown),
+            table,
+        ],
+        charts=[
+            views.gaps_by_shift(whole),
+            views.gaps_by_kind(whole, shown),
+            views.agreement_by_length(whole, recipes, width, task.context),
+            chart,
+        ],
+        texts=[
+            views.function_view(engine, task, views.telling_function(engine, split, proxy), proxy, shown, "all")
+            for split in (splits[0], last)
+        ],
+        sentences=list(views.attention_views(engine, task, [splits[0], last], largest, of_head, shown)),
+    )
 
 
 @torch.inference_mode()

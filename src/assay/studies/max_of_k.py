@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from rich.table import Table
 from transformers import PreTrainedModel
 
 from assay._errors import unknown_name
-from assay.proofs import Certificate, Proxy, certify
+from assay.proofs import LINEAR_STRATEGIES, Certificate, Proxy, certify
 from assay.reports import PALETTE, environment, picture, style, to_png, to_svg
 from assay.subjects import (
     LINEAR_MAX_BATCH,
@@ -115,13 +116,13 @@ def train(
 
 @dataclass(frozen=True)
 class Result:
-    """One certificate of the study, and how long its check took."""
+    """One certificate of the study, and how long its check took (None: not checked)."""
 
     model: str
     seed: int
     group: str
     certificate: Certificate
-    check_seconds: float
+    check_seconds: float | None
 
     def row(self) -> dict[str, Any]:
         """The result as plain values."""
@@ -163,6 +164,28 @@ def _plan(quick: bool) -> list[tuple[str, str, str, InputSet | None, Proxy | Non
     return plan
 
 
+_BLOCKS: dict[str, tuple[tuple[int, int, int], ...]] = {
+    "linear-max-of-2": ((2048, 0, 0), (256, 4, 0), (64, 16, 0), (64, 32, 98_304), (64, 128, 294_912)),
+    "linear-max-of-3": ((256, 0, 0), (32, 8, 16_384), (16, 16, 65_536)),
+}
+"""Width, kept outputs and refined multisets of the strategy "blocks", from the shortest proof to the longest."""
+
+
+def _linear_plan() -> list[tuple[str, str, dict[str, Any]]]:
+    """(group, model, keywords of certify) of every proof about the linear models."""
+    plan: list[tuple[str, str, dict[str, Any]]] = []
+    for name, blocks in _BLOCKS.items():
+        options = [{"width": width, "top": top, "refine": refine} for width, top, refine in blocks]
+        for strategy in ("brute-force", "symmetry", "convexity"):
+            plan.append(("loss", name, {"strategy": strategy, "quantity": "loss"}))
+        plan += [("loss", name, {"strategy": "blocks", "quantity": "loss"} | option) for option in options]
+        plan.append(("loss", name, {"strategy": "gemm", "quantity": "loss"}))
+        plan.append(("frontier", name, {"strategy": "convexity"}))
+        plan.append(("frontier", name, {"strategy": "blocks"} | options[-1]))
+        plan.append(("frontier", name, {"strategy": "gemm"}))
+    return plan
+
+
 def run(
     folder: Path, *, quick: bool = False, progress: Callable[[int, int, str], None] = lambda done, total, text: None
 ) -> list[Result]:
@@ -171,19 +194,25 @@ def run(
     `quick` stays with K = 4. Brute force, which takes a minute, is made for seed 0 of K = 4 unless `quick`.
     """
     seeds = shipped()
-    jobs = [(*item, seed) for item in _plan(quick) for seed in seeds[item[1]]]
+    plan = [
+        (group, name, {"strategy": strategy, "inputs": inputs, "against": proxy, "grid": grid or 1024})
+        for group, name, strategy, inputs, proxy, grid in _plan(quick)
+    ] + ([] if quick else _linear_plan())
+    jobs = [(*item, seed) for item in plan for seed in seeds[item[1]]]
     if not quick:
-        jobs.append(("frontier", "max-of-4", "brute-force", None, None, 0, 0))
+        jobs.append(("frontier", "max-of-4", {"strategy": "brute-force"}, 0))
     results = []
-    for index, (group, name, strategy, inputs, proxy, grid, seed) in enumerate(jobs):
+    for index, (group, name, keywords, seed) in enumerate(jobs):
+        strategy = keywords["strategy"]
         progress(index, len(jobs), f"{name} seed {seed}: {strategy}")
         subject = load(name, seed=seed)
-        certificate = certify(subject, strategy=strategy, inputs=inputs, against=proxy, grid=grid or 1024)
+        certificate = certify(subject, **keywords)
         started = time.monotonic()
-        # Checking brute force means redoing it; its counts are compared with those of "exact" instead.
-        if strategy != "brute-force":
+        # Checking brute force on attention means redoing it; its counts are compared with those of "exact" instead.
+        checked = strategy != "brute-force" or MODELS[name][0] == "linear"
+        if checked:
             certificate.verify(subject)
-        results.append(Result(name, seed, group, certificate, time.monotonic() - started))
+        results.append(Result(name, seed, group, certificate, time.monotonic() - started if checked else None))
         certificate.save(folder / "certificates" / f"{index:03d}-{name}-seed-{seed}-{strategy}.json")
     progress(len(jobs), len(jobs), "drawing")
     _draw(results, folder)
@@ -193,6 +222,8 @@ def run(
 def _label(result: Result) -> str:
     certificate = result.certificate
     grid = f", grid {certificate.parameters['grid']}" if "grid" in certificate.parameters else ""
+    if certificate.strategy == "blocks":
+        grid = ", {width} wide, {top} kept, {refine} refined".format(**certificate.parameters)
     against = f" against {certificate.parameters['against']}" if "against" in certificate.parameters else ""
     where = ""
     if certificate.inputs.within is not None:
@@ -202,18 +233,24 @@ def _label(result: Result) -> str:
     return f"{certificate.strategy}{grid}{against}{where}"
 
 
-def _range(values: list[float], write: Callable[[float], str]) -> str:
+def _range(values: list[float] | list[int], write: Callable[[float], str]) -> str:
     """The median, with the range where values differ."""
     low, middle, high = (write(value) for value in (min(values), statistics.median_low(values), max(values)))
     return middle if low == high else f"{middle} ({low} to {high})"
 
 
-def _rounded_down(share: float) -> str:
-    return f"{math.floor(share * 10**9) / 10**9:.9f}"
+def _rounded(bound: float, places: int, *, up: bool) -> str:
+    """A bound in decimals, rounded up or down."""
+    numerator, denominator = bound.as_integer_ratio()
+    scaled = numerator * 10**places
+    return f"{(-(-scaled // denominator) if up else scaled // denominator) / 10**places:.{places}f}"
 
 
-def _rounded_up(share: float) -> str:
-    return f"{math.ceil(share * 10**9) / 10**9:.9f}"
+def _bounds(results: list[Result], *, up: bool) -> str:
+    """The upper or lower bounds of several seeds: nine places of a share, twelve of a loss."""
+    places = 12 if results[0].certificate.quantity == "loss" else 9
+    values = [result.certificate.high if up else result.certificate.low for result in results]
+    return _range(values, lambda value: _rounded(value, places, up=up))
 
 
 COLUMNS = ("model", "seeds", "proof", "at least", "at most", "operations", "unexplained", "seconds", "check, s")
@@ -230,14 +267,14 @@ def lines(results: list[Result], group: str) -> list[tuple[str, ...]]:
             model,
             str(len(found)),
             label,
-            _range([item.certificate.low for item in found], _rounded_down),
-            _range([item.certificate.high for item in found], _rounded_up),
+            _bounds(found, up=False),
+            _bounds(found, up=True),
             _range([item.certificate.operations.total for item in found], "{:.3g}".format),
             str(found[0].certificate.unexplained_dimension),
             _range([item.certificate.seconds for item in found], "{:.2f}".format),
             "not checked"
-            if found[0].certificate.strategy == "brute-force"
-            else _range([item.check_seconds for item in found], "{:.2f}".format),
+            if None in (checks := [item.check_seconds for item in found])
+            else _range([seconds for seconds in checks if seconds is not None], "{:.2f}".format),
         )
         for (model, label), found in merged.items()
     ]
@@ -246,6 +283,7 @@ def lines(results: list[Result], group: str) -> list[tuple[str, ...]]:
 HEADINGS = {
     "frontier": "Accuracy over all inputs",
     "gap": "Accuracy over restricted sets",
+    "loss": "Mean loss over all inputs, in nats (linear models)",
     "agreement": "Subject and proxy predict the same token, over all inputs",
 }
 
@@ -254,10 +292,12 @@ def terminal(results: list[Result]) -> Group:
     """The tables for a terminal."""
     tables = []
     for group, heading in HEADINGS.items():
+        if not (found := lines(results, group)):
+            continue
         table = Table(title=heading, title_justify="left", box=None)
         for column in ("model", "proof", "at least", "at most", "operations", "seconds"):
             table.add_column(column, overflow="fold")
-        for row in lines(results, group):
+        for row in found:
             table.add_row(row[0], row[2], row[3], row[4], row[5], row[7])
         tables.append(table)
     return Group(*tables)
@@ -269,9 +309,9 @@ def write_markdown(results: list[Result], path: Path) -> None:
         "# Compact proofs of the shipped models",
         "",
         "Made by `assay run max-of-k --markdown docs/results/proofs.md`. Bounds are shares of all inputs of a",
-        "set, with the median over training seeds and the range in brackets; operations are those of the one counter",
-        "(`assay.proofs.Operations`); seconds are of one process on a shared two-core machine. Every certificate but",
-        "that of brute force was checked by the independent checker.",
+        "set (losses: nats), with the median over training seeds and the range in brackets; operations are those of",
+        "the one counter (`assay.proofs.Operations`); seconds are of one process on a shared two-core machine. Every",
+        "certificate that is not marked otherwise was checked by the independent checker.",
     ]
     for group, heading in HEADINGS.items():
         text += ["", f"## {heading}", "", "| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
@@ -303,13 +343,42 @@ def _frontier(results: list[Result]) -> Figure:
     return figure
 
 
+def _losses(results: list[Result]) -> Figure:
+    """The certified interval of the mean loss against operations, for each linear model."""
+    with style():
+        figure = Figure(figsize=(7.2, 3.6))
+        for axes, name in zip(figure.subplots(1, 2), _BLOCKS, strict=True):
+            points = [item.certificate for item in results if item.group == "loss" and item.model == name]
+            for strategy, colour in zip(LINEAR_STRATEGIES, itertools.cycle(PALETTE), strict=False):
+                chosen = [point for point in points if point.strategy == strategy]
+                totals = [point.operations.total for point in chosen]
+                axes.scatter(totals, [point.high for point in chosen], color=colour, label=strategy, zorder=2)
+                two_sided = [point for point in chosen if point.low > 0]
+                axes.vlines(
+                    [point.operations.total for point in two_sided],
+                    [point.low for point in two_sided],
+                    [point.high for point in two_sided],
+                    color=colour,
+                    zorder=1,
+                )
+            exact = next(point for point in points if point.strategy == "gemm")
+            axes.axhline(exact.high, color="0.5", linewidth=1, label="exact")
+            axes.axhline(math.log(exact.subject.vocabulary), color="0.5", linewidth=1, linestyle=":", label="guessing")
+            axes.set(xscale="log", yscale="log", xlabel="operations", ylabel="mean loss, nats", title=name)
+        axes.legend()
+    return figure
+
+
 def _draw(results: list[Result], folder: Path) -> None:
-    """Write the frontier as SVG and PNG, and the page."""
-    figure = _frontier(results)
-    svg, png = to_svg(figure).encode(), to_png(figure)
-    write_atomically(folder / "figures" / "frontier.svg", lambda path: path.write_bytes(svg))
-    write_atomically(folder / "figures" / "frontier.png", lambda path: path.write_bytes(png))
-    caption = "What the proofs of the K = 4 models leave open, against their length"
+    """Write the figures as SVG and PNG, and the page."""
+    figures = [("frontier", "What the proofs of the K = 4 models leave open, against their length", _frontier(results))]
+    if any(result.group == "loss" for result in results):
+        caption = "Certified mean loss of the linear models against the length of the proof: lower to upper bound"
+        figures.append(("loss", caption, _losses(results)))
+    for name, _, figure in figures:
+        svg, png = to_svg(figure).encode(), to_png(figure)
+        write_atomically(folder / "figures" / f"{name}.svg", partial(Path.write_bytes, data=svg))
+        write_atomically(folder / "figures" / f"{name}.png", partial(Path.write_bytes, data=png))
     page = (
         environment()
         .get_template("proofs.html")
@@ -317,8 +386,8 @@ def _draw(results: list[Result], folder: Path) -> None:
             title="Assay: compact proofs",
             version=version("assay-interp"),
             columns=COLUMNS,
-            tables=[(heading, lines(results, group)) for group, heading in HEADINGS.items()],
-            picture=picture("frontier", caption, figure),
+            tables=[(heading, found) for group, heading in HEADINGS.items() if (found := lines(results, group))],
+            pictures=[picture(*figure) for figure in figures],
         )
     )
     write_atomically(folder / "report.html", lambda path: path.write_text(page, encoding="utf-8"))

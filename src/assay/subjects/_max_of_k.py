@@ -7,7 +7,7 @@ position `length - 1` is the one that counts.
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, no_type_check
+from typing import Any, ClassVar, no_type_check
 
 import numpy as np
 import torch
@@ -38,6 +38,7 @@ class MaxOfKConfig(PreTrainedConfig):
     """Sizes of the one-layer, one-head, attention-only model; `length` is K."""
 
     model_type = "assay-max-of-k"
+    attribute_map: ClassVar[dict[str, str]] = {"max_position_embeddings": "length"}
 
     vocab_size: int = 64
     length: int = 4
@@ -53,6 +54,7 @@ class LinearMaxConfig(PreTrainedConfig):
     """Sizes of the linear model; `length` is n."""
 
     model_type = "assay-linear-max"
+    attribute_map: ClassVar[dict[str, str]] = {"max_position_embeddings": "length"}
 
     vocab_size: int = 256
     length: int = 3

@@ -9,6 +9,7 @@ surely wins (theorem 9).
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -21,6 +22,9 @@ from assay.proofs.attention._groups import Cell, Group
 FRACTION = 6
 """Tops of positions are recorded in units of the grid divided by 2 to this power."""
 
+_COARSE = 256
+"""The grid on which all groups are counted at first, in steps."""
+
 _DIGITS = 10
 """Binary digits of a scaling's multiplier."""
 
@@ -29,19 +33,23 @@ def _total(slacks: Sequence[np.ndarray], limit: int, operations: Operations) -> 
     """How many ways there are to choose one slack a position so that they add up to at most `limit`."""
     library = flint()
     product = None
-    operations.add(arithmetic=sum(map(len, slacks)), comparisons=sum(map(len, slacks)))
+    size = sum(map(len, slacks))
+    arithmetic = size
     for slack in slacks:
-        kept = slack[slack <= limit]
-        if not len(kept):
-            return 0
-        counts = np.bincount(kept)
+        counts = np.bincount(slack[slack <= limit])
+        if not len(counts):
+            product = None
+            break
         factor = library.fmpz_poly(counts.tolist())
         if product is None:
             product = factor
             continue
-        operations.add(arithmetic=2 * int(np.count_nonzero(counts)) * min(limit + 1, product.degree() + 1))
+        arithmetic += 2 * int(np.count_nonzero(counts)) * min(limit + 1, product.degree() + 1)
         product = product.mul_low(factor, limit + 1)
-    return int(sum(product.coeffs())) if product is not None else 0
+    operations.add(arithmetic=arithmetic, comparisons=size)
+    if not slacks:
+        return 1
+    return int(product(1)) if product is not None else 0
 
 
 def _with_copies(slacks: Sequence[np.ndarray], limit: int, copies: tuple[int, int], operations: Operations) -> int:
@@ -135,11 +143,12 @@ def _relax(group: Group, chosen: np.ndarray, scales: _Scales, grid: int, operati
     )
 
 
-def _scalings(group: Group) -> Iterator[_Scales]:
+def _scalings(group: Group) -> list[_Scales]:
     """Choices of λ: all equal; the contributions of the maximum made equal."""
-    yield _Scales.of(np.ones(len(group.outputs)))
+    found = [_Scales.of(np.ones(len(group.outputs)))]
     if len(group.outputs) > 1:
-        yield _Scales.of(_equal(np.abs(group.upper[:, :, -1].mean(axis=1))))
+        found.append(_Scales.of(_equal(np.abs(group.upper[:, :, -1].mean(axis=1)))))
+    return found
 
 
 def _piece(cell: Cell, relaxations: list[Relaxation]) -> Piece:
@@ -153,17 +162,36 @@ def _piece(cell: Cell, relaxations: list[Relaxation]) -> Piece:
     )
 
 
-def _together(group: Group, grid: int, operations: Operations) -> Piece:
+def _together(group: Group, scalings: Sequence[_Scales], grid: int, operations: Operations) -> tuple[Piece, _Scales]:
+    """All outputs in one relaxation, and the choice of λ that admits least."""
     everything = np.arange(len(group.outputs))
-    found = [_relax(group, everything, scales, grid, operations) for scales in _scalings(group)]
-    return _piece(group.cell, [min(found, key=lambda relaxation: relaxation.count)])
+    found = [_relax(group, everything, scales, grid, operations) for scales in scalings]
+    best = min(range(len(found)), key=lambda index: found[index].count)
+    return _piece(group.cell, [found[best]]), scalings[best]
 
 
-def _one_by_one(group: Group, grid: int, operations: Operations) -> Piece:
-    alone = _Scales.of(np.ones(1))
-    return _piece(
-        group.cell, [_relax(group, np.array([x]), alone, grid, operations) for x in range(len(group.outputs))]
-    )
+def _in_clusters(group: Group, grid: int, operations: Operations) -> Piece:
+    """Neighbouring outputs in relaxations of their own: at first one each, then joined where that admits fewer."""
+
+    def relax(chosen: list[int], steps: int) -> Relaxation:
+        sizes = np.abs(group.upper[chosen, :, -1].mean(axis=1))
+        return _relax(group, np.array(chosen), _Scales.of(_equal(sizes)), steps, operations)
+
+    coarse = min(grid, _COARSE)
+    order = sorted(range(len(group.outputs)), key=lambda row: group.outputs[row][::-1])
+    clusters = [[row] for row in order]
+    counts = [relax(cluster, coarse).count for cluster in clusters]
+    joined = [relax(a + b, coarse).count for a, b in pairwise(clusters)]
+    while joined:
+        at = max(range(len(joined)), key=lambda index: counts[index] + counts[index + 1] - joined[index])
+        if counts[at] + counts[at + 1] < joined[at]:
+            break
+        clusters[at : at + 2] = [clusters[at] + clusters[at + 1]]
+        counts[at : at + 2] = [joined.pop(at)]
+        for side in (at - 1, at):
+            if 0 <= side < len(joined):
+                joined[side] = relax(clusters[side] + clusters[side + 1], coarse).count
+    return _piece(group.cell, [relax(cluster, grid) for cluster in clusters])
 
 
 @dataclass(frozen=True)
@@ -245,23 +273,38 @@ def _credits(group: Group, models: int, grid: int, operations: Operations) -> li
 
 
 def count_groups(
-    groups: Sequence[Group], *, models: int, grid: int, refine: int, operations: Operations
+    groups: Sequence[Group], *, models: int, grid: int, refine: int, two_sided: bool, operations: Operations
 ) -> list[Piece]:
     """Bounds on the wrong inputs of every group: all outputs in one relaxation, the better of two choices of λ.
 
-    The `refine` heaviest groups are counted again with each output on its own, which sums their inputs; and there the
-    inputs that one output surely wins are counted too. Of one `model`, these are surely wrong; of two, they are
-    inputs on which the models agree.
+    Counting starts on a coarse grid. The heaviest groups, fewer each time, are counted again on grids four times as
+    fine, the `refine` heaviest at last on `grid`, and an eighth of those also with their outputs in clusters. Of two
+    models, the inputs of those groups on which both are wrong in the same way are counted too; of one, if `two_sided`,
+    the inputs of all groups that are surely wrong.
     """
-    pieces = [_together(group, grid, operations) for group in groups]
-    heaviest = sorted(range(len(groups)), key=lambda index: -pieces[index].wrong)[:refine]
-    for index in heaviest:
-        if not pieces[index].wrong:
-            continue
+    grids = [grid]
+    while grids[0] > _COARSE:
+        grids.insert(0, max(_COARSE, grids[0] // 4))
+    first = [_together(group, _scalings(group), grids[0], operations) for group in groups]
+    pieces, scales = [piece for piece, _ in first], [choice for _, choice in first]
+
+    def heaviest(count: int) -> list[int]:
+        order = sorted(range(len(groups)), key=lambda index: -pieces[index].wrong)[:count]
+        return [index for index in order if pieces[index].wrong]
+
+    def improve(index: int, piece: Piece) -> None:
+        if piece.wrong < pieces[index].wrong:
+            pieces[index] = piece
+
+    for level, finer in enumerate(grids[1:], start=1):
+        for index in heaviest(refine * 8 ** (len(grids) - 1 - level)):
+            improve(index, _together(groups[index], [scales[index]], finer, operations)[0])
+    for index in heaviest(refine // 8):
         if len(groups[index].outputs) > 1:
-            alone = _one_by_one(groups[index], grid, operations)
-            if alone.wrong < pieces[index].wrong:
-                pieces[index] = alone
+            improve(index, _in_clusters(groups[index], grid, operations))
+    if models == 1 and not two_sided:
+        return pieces
+    for index in heaviest(len(groups) if models == 1 else refine):
         won = _credits(groups[index], models, grid, operations)
         total = sum(credit.count for credit in won)
         change = {"surely_wrong": total} if models == 1 else {"wrong": pieces[index].wrong - total}

@@ -1,0 +1,158 @@
+"""Certificates about max-of-K attention: from a subject and a strategy to what is proved."""
+
+import time
+from dataclasses import asdict
+from typing import Literal
+
+from assay._errors import AssayError, unknown_name
+from assay.proofs._certificate import (
+    Boxes,
+    Certificate,
+    InputsRecord,
+    Piece,
+    ProxyRecord,
+    SubjectRecord,
+    statement_of,
+    versions,
+)
+from assay.proofs._operations import Operations
+from assay.proofs.attention._agreement import count_disagreements
+from assay.proofs.attention._boxes import correct_in_boxes, cubic
+from assay.proofs.attention._brute import brute_force
+from assay.proofs.attention._count import count_groups
+from assay.proofs.attention._groups import suspicious_groups
+from assay.proofs.attention._one_hot import OneHot, with_hard_attention
+from assay.proofs.attention._proxy import Proxy, proxy_record, proxy_tables
+from assay.proofs.attention._search import count_wrong
+from assay.proofs.attention._tables import Tables, make_tables, read_weights
+from assay.simplify import Simplification, label
+from assay.subjects import Subject
+from assay.tasks import InputSet
+
+STRATEGIES = {
+    "brute-force": "every input, from the tables of the decomposed model",
+    "cubic": "boxes of inputs, worst position orders and convexity (arXiv 2406.11779)",
+    "separable": "worst case of every group exactly, wrong inputs of the others bounded by counting",
+    "exact": "worst case of every group exactly, wrong inputs of the others by branch and bound",
+}
+"""The proof strategies for max-of-K attention, in words."""
+
+_LARGEST_ENUMERATION = 2**31
+
+
+def _count(
+    strategy: str,
+    models: list[Tables],
+    hard: OneHot | None,
+    inputs: InputSet,
+    *,
+    grid: int,
+    refine: int,
+    two_sided: bool,
+    operations: Operations,
+) -> list[Piece]:
+    """Group by group, the inputs that are wrong: of the one model, or where a proxy (the second, or `hard`) differs."""
+    if strategy == "brute-force":
+        if inputs.size > _LARGEST_ENUMERATION:
+            raise AssayError(
+                f"brute force would enumerate {inputs.size:.3g} inputs; at most 2^31. Use strategy 'separable'."
+            )
+        return brute_force(models, hard, inputs, operations)
+    groups = suspicious_groups(models, inputs, operations)
+    if strategy == "exact":
+        if hard is not None:
+            raise AssayError(
+                "strategy 'exact' cannot search hard attention; use 'separable', or 'brute-force' for the exact "
+                "agreement of a small model."
+            )
+        count = count_wrong if len(models) == 1 else count_disagreements
+        return [count(group, operations) for group in groups]
+    pieces = count_groups(
+        groups, models=len(models), grid=grid, refine=refine, two_sided=two_sided, operations=operations
+    )
+    return pieces if hard is None else with_hard_attention(pieces, hard, inputs, operations)
+
+
+def certify_attention(
+    subject: Subject,
+    *,
+    strategy: str,
+    inputs: InputSet | None,
+    against: Proxy | Simplification | None,
+    grid: int,
+    refine: int,
+    two_sided: bool,
+) -> Certificate:
+    """What `assay.certify` does for max-of-K attention."""
+    if strategy not in STRATEGIES:
+        raise unknown_name("proof strategy", strategy, STRATEGIES)
+    if not (8 <= grid <= 2**20 and refine >= 0):
+        raise AssayError(f"certify(grid={grid}, refine={refine}): grid must be between 8 and 2^20, refine at least 0.")
+    started = time.monotonic()
+    operations = Operations()
+    weights = read_weights(subject)
+    inputs = inputs or InputSet(weights.length, weights.vocabulary)
+    if (inputs.length, inputs.vocabulary) != (weights.length, weights.vocabulary):
+        raise AssayError(
+            f"the input set has {inputs.length} tokens out of {inputs.vocabulary}, {subject.name!r} reads "
+            f"{weights.length} out of {weights.vocabulary}; make the set with the subject's sizes."
+        )
+    tables = make_tables(weights, operations)
+    models = [tables]
+    hard: OneHot | None = None
+    proxy: ProxyRecord | None = None
+    if against is not None:
+        if strategy == "cubic":
+            raise AssayError("strategy 'cubic' proves accuracy only; use 'separable' or 'exact' for agreement.")
+        proxy = proxy_record(subject, weights, against)
+        replaced = proxy_tables(weights, tables, proxy, operations)
+        if isinstance(replaced, OneHot):
+            hard = replaced
+        else:
+            models.append(replaced)
+
+    v, length = weights.vocabulary, weights.length
+    dimension = 3 * v * v + 2 * length * v
+    pieces: list[Piece] | None = None
+    boxes: list[Boxes] | None = None
+    if strategy == "cubic":
+        boxes = cubic(tables, inputs, operations)
+        at_least, at_most = correct_in_boxes(boxes, inputs), inputs.size
+    else:
+        if strategy == "brute-force":
+            dimension = inputs.size * v
+        pieces = _count(
+            strategy, models, hard, inputs, grid=grid, refine=refine, two_sided=two_sided, operations=operations
+        )
+        at_least = inputs.size - sum(piece.wrong for piece in pieces)
+        at_most = inputs.size - sum(piece.surely_wrong for piece in pieces)
+    parameters: dict[str, int | str] = (
+        {"grid": grid, "refine": refine, "two_sided": int(two_sided)} if strategy == "separable" else {}
+    )
+    if against is not None:
+        parameters["against"] = label(against)
+    quantity: Literal["accuracy", "agreement"] = "accuracy" if against is None else "agreement"
+    return Certificate(
+        statement=statement_of(
+            quantity=quantity,
+            name=subject.name,
+            description=inputs.describe(),
+            at_least=at_least,
+            at_most=at_most,
+            size=inputs.size,
+        ),
+        subject=SubjectRecord.of(subject, vocabulary=v, length=length),
+        proxy=proxy,
+        inputs=InputsRecord(**asdict(inputs), size=inputs.size),
+        quantity=quantity,
+        strategy=strategy,
+        parameters=parameters,
+        at_least=at_least,
+        at_most=at_most,
+        pieces=pieces,
+        boxes=boxes,
+        operations=operations,
+        unexplained_dimension=dimension,
+        seconds=time.monotonic() - started,
+        versions=versions(),
+    ).sealed()

@@ -1,0 +1,360 @@
+"""What `assay run code` shows beside the usual: tables, charts and functions, from comparisons and the subject."""
+
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+
+from assay.engine import Engine, Proxy, tensors
+from assay.faithfulness import ALL, Comparison, rank_correlation
+from assay.reports import Chart, SentenceView, Series, TableView, TextView, limits, percent, point_limits, points
+from assay.simplify import Simplification, description_length, label
+from assay.tasks import KINDS, UNSCORED, Code, Split
+
+SHOWN_CHARACTERS = 48
+"""Characters of a function whose attention is drawn."""
+
+
+def _rate(row: pd.Series) -> tuple[str, str]:
+    return percent(float(row["estimate"])), limits(float(row["low"]), float(row["high"]))
+
+
+def _rows(comparison: Comparison, metric: str, kind: str = ALL, feature: str = "") -> pd.DataFrame:
+    frame = comparison.results
+    return frame[
+        (frame["metric"] == metric) & (frame["kind"] == kind) & (frame["feature"] == feature) & frame["trained"]
+    ]
+
+
+def _splits(comparison: Comparison) -> list[str]:
+    return [split.name for split in comparison.record.splits if split.role != "train"]
+
+
+def _own(comparison: Comparison) -> list[tuple[str, str]]:
+    """Proxy and site of what is judged, without the controls."""
+    return [(proxy.proxy, proxy.site) for proxy in comparison.record.proxies if not proxy.is_control]
+
+
+def by_split(comparison: Comparison, metric: str, title: str, note: str) -> TableView:
+    """A rate by split (rows) and proxy (columns), with the subject's accuracy where the metric is one."""
+    own = _own(comparison)
+    accuracy = metric == "proxy_accuracy"
+    rows = []
+    for split in _splits(comparison):
+        cells = [(split, "")]
+        if accuracy:
+            of_subject = _rows(comparison, "subject_accuracy")
+            cells.append(_rate(of_subject[of_subject["split"] == split].iloc[0]))
+        table = _rows(comparison, metric).set_index(["split", "proxy", "site"])
+        cells += [_rate(table.loc[(split, proxy, site)]) for proxy, site in own]
+        rows.append(cells)
+    headings = ["split", *(["subject"] if accuracy else []), *(proxy for proxy, _ in own)]
+    return TableView(title=title, note=note, headings=headings, rows=rows, quiet=accuracy)
+
+
+def by_kind(comparison: Comparison, proxy: str, site: str, *, quiet: bool) -> TableView:
+    """Same prediction of one proxy by split (rows) and kind (columns), with how many predictions there are."""
+    rows = []
+    for split in _splits(comparison):
+        cells = [(split, "")]
+        for kind in KINDS:
+            table = _rows(comparison, "same_prediction", kind)
+            row = table[(table["split"] == split) & (table["proxy"] == proxy) & (table["site"] == site)].iloc[0]
+            cells.append((percent(float(row["estimate"])), limits(float(row["low"]), float(row["high"]))))
+        rows.append(cells)
+    return TableView(
+        title=f"{proxy} at {site}: same prediction by kind of character",
+        note="Per cent, with intervals over functions.",
+        headings=["split", *(kind.replace("_", " ") for kind in KINDS)],
+        rows=rows,
+        quiet=quiet,
+    )
+
+
+def shares(task: Code, splits: Sequence[Split]) -> TableView:
+    """The share of each kind, and how many functions and predictions there are, by split."""
+    rows = []
+    for split in splits:
+        kinds = split.kinds[split.kinds != UNSCORED]
+        cells = [(split.name, ""), (f"{len(split):,}", ""), (f"{len(kinds):,}", "")]
+        rows.append(cells + [(percent(float((kinds == index).mean())), "") for index in range(len(KINDS))])
+    return TableView(
+        title="What is predicted",
+        note=f"Functions and predictions judged by split, and the share of each kind in per cent ({task.name}).",
+        headings=["split", "functions", "predictions", *(kind.replace("_", " ") for kind in KINDS)],
+        rows=rows,
+        quiet=True,
+    )
+
+
+# -- heads ----------------------------------------------------------------------------------------------------------
+
+
+def head_gaps(heads: Comparison, proxy: str, kind: str = ALL) -> pd.DataFrame:
+    """One row a head: the mean of its gaps over shifts, and the gap that is largest, with its interval and p-value."""
+    gaps = heads.gaps("same_prediction", kind)
+    gaps = gaps[gaps["trained"].astype(bool) & (gaps["proxy"] == proxy)].dropna(subset=["gap"])
+    largest = gaps.loc[gaps.groupby("site", sort=False)["gap"].idxmax()].set_index("site")
+    return largest.assign(mean_gap=gaps.groupby("site")["gap"].mean()).sort_values("gap", ascending=False)
+
+
+def heads_table(heads: Comparison, scores: pd.DataFrame, proxy: str) -> TableView:
+    """Heads by their largest gap, with what they do."""
+    by_head = scores.set_index("head")
+    table = head_gaps(heads, proxy)
+    rows = []
+    for site, row in zip(map(str, table.index), table.to_dict("records"), strict=True):
+        own = by_head.loc[site]
+        rows.append(
+            [
+                (site, ""),
+                (str(row["split"]).replace("_", " "), ""),
+                (points(float(row["gap"])), point_limits(float(row["low"]), float(row["high"]))),
+                (points(float(row["matched"])), point_limits(float(row["matched_low"]), float(row["matched_high"]))),
+                (f"{float(row['p_holm']):.3f}" if math.isfinite(row["p_holm"]) else "–", ""),
+                (f"{float(own['previous_token']):.2f}", ""),
+                (f"{float(own['induction']):.2f}", ""),
+            ]
+        )
+    chance = float(scores["induction_chance"].iloc[0])
+    return TableView(
+        title=f"Each head by itself, {proxy}: the shift with the largest gap",
+        note=(
+            "Gaps in points with intervals over functions; p is adjusted by Holm over all heads and shifts. Attention "
+            "to the token before, and to what followed the last occurrence of the same context "
+            f"(by chance {chance:.3f})."
+        ),
+        headings=["head", "shift", "gap", "at equal margin", "p (Holm)", "previous", "induction"],
+        rows=rows,
+    )
+
+
+def correlations(heads: Comparison, scores: pd.DataFrame, proxy: str) -> TableView:
+    """Whether heads with a high score have a large gap."""
+    rows = []
+    for kind in (ALL, "repeated_word"):
+        mean = head_gaps(heads, proxy, kind)["mean_gap"].reindex(scores["head"])
+        for score in ("previous_token", "induction"):
+            found = rank_correlation(scores[score].to_numpy(), mean.to_numpy())
+            interval = "" if math.isnan(found.low) else f"{found.low:+.2f} {found.high:+.2f}"
+            value = "–" if math.isnan(found.value) else f"{found.value:+.2f}"
+            rows.append([(kind.replace("_", " "), ""), (score.replace("_", " "), ""), (value, interval)])
+    return TableView(
+        title="Do heads of one kind have the largest gaps?",
+        note=(
+            f"Spearman's rank correlation over the {len(scores)} heads of a head's score with its gap (mean over "
+            "shifts), by kind of prediction, with 95% limits."
+        ),
+        headings=["gap on", "score", "rank correlation"],
+        rows=rows,
+    )
+
+
+# -- charts ---------------------------------------------------------------------------------------------------------
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _gap_series(name: str, rows: pd.DataFrame, prefix: str = "") -> Series:
+    value = prefix.rstrip("_") or "gap"
+    return Series(
+        name=name,
+        x=[float(index) for index in range(len(rows))],
+        y=[_number(100 * float(one)) for one in rows[value]],
+        low=[_number(100 * float(one)) for one in rows[f"{prefix}low"]],
+        high=[_number(100 * float(one)) for one in rows[f"{prefix}high"]],
+    )
+
+
+def gaps_by_shift(comparison: Comparison) -> Chart:
+    """The paper's first open question: is there a gap for every kind of shift?"""
+    gaps = comparison.gaps("same_prediction", ALL).set_index(["trained", "proxy", "split"])
+    shifts = list(comparison.shifts)
+    series = [
+        _gap_series(name, gaps.loc[True].loc[proxy].reindex(shifts), prefix)
+        for proxy, _ in _own(comparison)
+        for name, prefix in ((proxy, ""), (f"{proxy}, equal margin", "matched_"))
+    ]
+    return Chart(
+        name="gap-by-shift",
+        caption="Gap of every proxy under every shift, as it is and at equal margin of the subject; all heads are "
+        "simplified.",
+        x_label="shift",
+        y_label="gap in same prediction (points)",
+        names=shifts,
+        series=series,
+    )
+
+
+def gaps_by_kind(comparison: Comparison, proxy: str) -> Chart:
+    """Where the gap is, by kind of predicted character."""
+    series = []
+    for shift in comparison.shifts:
+        rows = []
+        for kind in KINDS:
+            gaps = comparison.gaps("same_prediction", kind)
+            rows.append(gaps[gaps["trained"] & (gaps["proxy"] == proxy) & (gaps["split"] == shift)].iloc[0])
+        series.append(_gap_series(shift, pd.DataFrame(rows)))
+    return Chart(
+        name="gap-by-kind",
+        caption=f"Gap of {proxy} by kind of predicted character and shift; all heads simplified.",
+        x_label="kind of predicted character",
+        y_label="gap in same prediction (points)",
+        names=list(KINDS),
+        series=series,
+    )
+
+
+def agreement_by_length(comparison: Comparison, recipes: Sequence[Simplification], width: int, length: int) -> Chart:
+    """The paper's second open question: how do the techniques compare at equal description length?"""
+    table = _rows(comparison, "same_prediction").set_index(["split", "proxy"])
+    bits = {label(item): description_length(item, width=width, length=length).per_position for item in recipes}
+    series = []
+    for split in ("iid", *comparison.shifts[:3]):
+        for family in dict.fromkeys(name.partition("(")[0] for name in bits):
+            names = sorted((name for name in bits if name.startswith(f"{family}(")), key=bits.__getitem__)
+            rows = table.loc[split].loc[names]
+            series.append(
+                Series(
+                    name=f"{family}, {split}",
+                    x=[bits[name] for name in names],
+                    y=[_number(100 * float(one)) for one in rows["estimate"]],
+                    low=[_number(100 * float(one)) for one in rows["low"]],
+                    high=[_number(100 * float(one)) for one in rows["high"]],
+                )
+            )
+    return Chart(
+        name="agreement-by-description-length",
+        caption="Same prediction against the bits that a simplification keeps of a head at each position (numbers of "
+        "16 bits, without the codebook).",
+        x_label="bits a position and head",
+        y_label="same prediction (per cent)",
+        names=None,
+        series=series,
+        logarithmic=True,
+    )
+
+
+def components_view(whole: Comparison, components: Sequence[Comparison], pattern: str) -> tuple[TableView, Chart]:
+    """The paper's third open question: which component's simplification costs most under each shift?"""
+    rows, series = [], []
+    shifts = list(whole.shifts)
+    for comparison, proxy, site in (
+        (whole, pattern, "all"),
+        *((one, proxy, site) for one in components for proxy, site in _own(one)),
+    ):
+        what = "pattern (queries and keys)" if site == "all" else site.removeprefix("all.")
+        gaps = comparison.gaps("same_prediction", ALL)
+        gaps = gaps[gaps["trained"] & (gaps["proxy"] == proxy) & (gaps["site"] == site)].set_index("split")
+        agreement = _rows(comparison, "same_prediction")
+        agreement = agreement[(agreement["proxy"] == proxy) & (agreement["site"] == site)].set_index("split")
+        rows.append(
+            [
+                (what, ""),
+                (proxy, ""),
+                _rate(agreement.loc["iid"]),
+                *(
+                    (points(float(row["gap"])), point_limits(float(row["low"]), float(row["high"])))
+                    for row in gaps.loc[shifts].to_dict("records")
+                ),
+            ]
+        )
+        series.append(_gap_series(what, gaps.loc[shifts]))
+    table = TableView(
+        title="Which component costs most: a quarter of the directions of each",
+        note="Same prediction on iid in per cent, then the gap under each shift in points.",
+        headings=["component", "by", "iid", *(shift.replace("_", " ") for shift in shifts)],
+        rows=rows,
+        quiet=True,
+    )
+    chart = Chart(
+        name="gap-by-component",
+        caption="Gap under each shift when one component is projected on a quarter of its directions, in all layers.",
+        x_label="shift",
+        y_label="gap in same prediction (points)",
+        names=shifts,
+        series=series,
+    )
+    return table, chart
+
+
+# -- functions ------------------------------------------------------------------------------------------------------
+
+
+def _shown(token: str) -> str:
+    return {"\n": "↵", "\t": "→", " ": "·"}.get(token, token)
+
+
+def function_view(  # noqa: PLR0917
+    engine: Engine, task: Code, one: Split, proxy: Proxy, name: str, site: str
+) -> TextView:
+    """One function with every character marked by how far the proxy departs when it predicts it."""
+    tokens, valid = tensors(one, engine.subject.device)
+    first, second = (engine.run(tokens, valid, edits=edits).logits[0].double() for edits in ((), proxy.edits))
+    p, q = first.log_softmax(dim=-1), second.log_softmax(dim=-1)
+    middle = torch.logaddexp(p, q) - math.log(2)
+    divergence = ((p.exp() * (p - middle) + q.exp() * (q - middle)).sum(dim=-1) / 2).clamp(0, math.log(2)).tolist()
+    picks = [logits.argmax(dim=-1).tolist() for logits in (first, second)]
+    words = [[task.vocabulary[token] for token in pick] for pick in picks]
+    length = int(one.lengths[0])
+    shown = one.tokens[0, 1:length].tolist()
+    return TextView(
+        title=f"A function of {one.name}",
+        site=site,
+        proxy=name,
+        characters=[task.vocabulary[token] if len(task.vocabulary[token]) == 1 else "" for token in shown],
+        divergence=[round(value, 4) for value in divergence[: len(shown)]],
+        subject=words[0][: len(shown)],
+        proxy_says=words[1][: len(shown)],
+    )
+
+
+def telling_function(engine: Engine, split: Split, proxy: Proxy, characters: int = 200) -> Split:
+    """Of the first functions of a split, the one with the median share of changed predictions among those that fit."""
+    found = []
+    for index in range(min(len(split), 20)):
+        one = split.take(np.array([index]))
+        tokens, valid = tensors(one, engine.subject.device)
+        picks = [engine.run(tokens, valid, edits=edits).logits[0].argmax(dim=-1) for edits in ((), proxy.edits)]
+        scored = torch.from_numpy(one.kinds[0] != UNSCORED).to(tokens.device)
+        share = float((picks[0] != picks[1])[scored].double().mean())
+        found.append((int(one.lengths[0]) > characters, share, index))
+    fitting = sorted(item for item in found if not item[0]) or sorted(found)
+    return split.take(np.array([fitting[len(fitting) // 2][2]]))
+
+
+def attention_views(  # noqa: PLR0917
+    engine: Engine, task: Code, splits: Sequence[Split], head: str, proxy: Proxy, name: str
+) -> Iterator[SentenceView]:
+    """The attention of one head, of the subject and of the proxy, on the beginning of one function of each split."""
+    place = engine.site(head).places[0]
+    for split in splits:
+        lengths = np.minimum(split.lengths, SHOWN_CHARACTERS)
+        one = split.take(np.array([int(np.argmax(lengths))]))
+        width = int(min(one.lengths[0], SHOWN_CHARACTERS))
+        tokens, valid = tensors(one, engine.subject.device)
+        tokens, valid = tokens[:, :width], valid[:, :width]
+        runs = [engine.run(tokens, valid, edits=edits, read=("patterns",)) for edits in ((), proxy.edits)]
+        number = getattr(place, "head", 0)
+        patterns = [
+            [[round(v, 4) for v in row] for row in run.patterns[place.layer][0, number].tolist()] for run in runs
+        ]
+        picks = [run.logits[0].argmax(dim=-1).tolist() for run in runs]
+        vocabulary = [_shown(token) for token in task.vocabulary]
+        yield SentenceView(
+            title=f"The beginning of a function of {split.name}",
+            site=head,
+            proxy=name,
+            tokens=[vocabulary[token] for token in tokens[0].tolist()],
+            subject_pattern=patterns[0],
+            proxy_pattern=patterns[1],
+            predictions=[
+                (t, vocabulary[int(tokens[0, t + 1])], vocabulary[picks[0][t]], vocabulary[picks[1][t]])
+                for t in range(width - 1)
+                if one.kinds[0, t] != UNSCORED and picks[0][t] != picks[1][t]
+            ],
+        )
