@@ -118,6 +118,14 @@ def test_kept_outputs_other_than_those_recorded(certificates, subject):
             resealed(content, blocks=content["blocks"] | {key: text}).verify(subject)
 
 
+def test_parameters_that_are_no_numbers_are_refuted(certificates, subject):
+    for question, key in ((("blocks", "accuracy"), "refine"), (("gemm", "accuracy"), "direct")):
+        content = certificates[question].model_dump(mode="json")
+        content["parameters"][key] = str(content["parameters"][key])
+        with pytest.raises(assay.AssayError, match="not a number"):
+            resealed(content).verify(subject)
+
+
 def test_other_weights_and_other_families_are_refuted(certificates, subject):
     other = table_subject(np.eye(7), 3)
     with pytest.raises(assay.AssayError, match="weights"):

@@ -440,7 +440,7 @@ def noise_floor(engine: Engine, task: Task, split: Split) -> NoiseFloor:
         scored += int(here.sum())
     if split.objective == "embedding":
         loaded, edited = (
-            neighbours(np.stack([found[place] for place in range(len(part))]))[:, 0] for found in vectors.values()
+            neighbours(np.stack([found[place] for place in range(len(part))])) for found in vectors.values()
         )
         flipped, scored = int((loaded != edited).sum()), len(part)
     return NoiseFloor(

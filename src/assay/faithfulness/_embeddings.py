@@ -1,11 +1,11 @@
 """Faithfulness of encoders: one embedding a sequence, compared with the subject's.
 
-Whether a sequence keeps its nearest neighbour depends on all other sequences of the split, so the outcomes of two
-sequences are not independent, and resampling them as if they were would make intervals too narrow. The rate is a
-symmetric function of independent sequences, however, and for those the jackknife's variance is too large rather than
-too small on average (Efron and Stein 1981, The jackknife estimate of variance, Annals of Statistics 9). So what a
-sequence contributes is its pseudo-value: its own outcome, less what leaving it out changes for those whose neighbour it
-is. Pseudo-values are moved together so that their mean is the rate itself, and go through the same intervals as the
+Whether a sequence keeps its nearest neighbour depends on the other sequences of the split, so the outcomes of two
+sequences are not independent, and resampling them as if they were makes intervals too narrow. The dependence is local:
+two outcomes have to do with each other if the sequences, or their neighbours under subject or proxy, coincide. The
+variance of a sum of locally dependent terms is the sum of the covariances of those pairs (Chen and Shao 2004, Normal
+approximation under local dependence, Annals of Probability 32). So outcomes are spread around their mean until their
+variance as independent values would be that one (never drawn together), and then go through the same intervals as the
 scores of any other metric. Cosines are of one sequence each and need nothing of the kind.
 """
 
@@ -14,6 +14,7 @@ from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Float, Int
+from scipy.sparse import csr_array
 from torch import Tensor
 
 from assay._errors import AssayError
@@ -47,20 +48,20 @@ class SameNeighbour:
     def __call__(
         self, subject: Float[np.ndarray, "sequence width"], proxy: Float[np.ndarray, "sequence width"]
     ) -> Float[np.ndarray, " sequence"]:
-        """Pseudo-values of the rate, whose mean it is (plain outcomes where all are alike)."""
+        """Outcomes, 1 or 0, spread around their mean as their dependence asks (see above); the mean is the rate."""
         first, second = neighbours(subject), neighbours(proxy)
-        same = (first[:, 0] == second[:, 0]).astype(float)
-        if same.min() == same.max():
+        same = (first == second).astype(float)
+        spread = same - same.mean()
+        independent = float(spread @ spread)
+        if independent == 0:
             return same
-        without = np.zeros(len(same))
-        for one, other in ((first, second), (second, first)):
-            left_out = one[:, 0]
-            theirs = np.where(other[:, 0] == left_out, other[:, 1], other[:, 0])
-            change = (one[:, 1] == theirs) - same
-            counted = np.ones(len(same), dtype=bool) if one is first else other[:, 0] != left_out
-            np.add.at(without, left_out[counted], change[counted])
-        pseudo = same - without
-        found: np.ndarray = pseudo - pseudo.mean() + same.mean()
+        size = np.arange(len(same))
+        points = csr_array(
+            (np.ones(3 * len(same)), (np.tile(size, 3), np.concatenate((size, first, second)))), shape=(len(same),) * 2
+        )
+        related = (points @ points.T).astype(bool)
+        dependent = float(spread @ (related @ spread))
+        found: np.ndarray = same.mean() + spread * np.sqrt(max(dependent / independent, 1.0))
         return found
 
 
@@ -93,18 +94,16 @@ def directions(embeddings: Float[np.ndarray, "sequence width"]) -> Float[np.ndar
     return found
 
 
-def neighbours(embeddings: Float[np.ndarray, "sequence width"]) -> Int[np.ndarray, "sequence 2"]:
-    """The nearest and the second nearest other sequence by cosine; of equally near ones the first."""
+def neighbours(embeddings: Float[np.ndarray, "sequence width"]) -> Int[np.ndarray, " sequence"]:
+    """The nearest other sequence by cosine; of equally near ones the first."""
     unit = directions(embeddings)
-    found = np.zeros((len(unit), 2), dtype=np.int64)
+    found = []
     for start in range(0, len(unit), _ROWS):
         rows = np.arange(start, min(start + _ROWS, len(unit)))
         near = unit[rows] @ unit.T
         near[np.arange(len(rows)), rows] = -np.inf
-        for rank in range(2):
-            found[rows, rank] = near.argmax(axis=1)
-            near[np.arange(len(rows)), found[rows, rank]] = -np.inf
-    return found
+        found.append(near.argmax(axis=1))
+    return np.concatenate(found)
 
 
 def check_embeddings(split: Split) -> None:

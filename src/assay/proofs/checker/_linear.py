@@ -254,6 +254,7 @@ def _check(content: Mapping[str, Any], weights: Mapping[str, np.ndarray], n: int
     require((content["blocks"] is not None) == (strategy == "blocks"), "the strategy does not fit the proof")
     named = {"blocks": {"width", "top", "refine"}, "gemm": {"direct"} if quantity == "accuracy" else set()}
     require(set(content["parameters"]) == named.get(strategy, set()), "the parameters are not the strategy's")
+    require(all(isinstance(x, int) for x in content["parameters"].values()), "a parameter is not a number")
 
     tokens, orders = _multisets(inputs)
     size = int(orders.sum())
