@@ -363,7 +363,9 @@ def compare_text(
     fit: Annotated[str, typer.Option(help="Text to fit on: .txt, .jsonl(.gz), .parquet, or hub:NAME.")],
     split: Annotated[list[str], typer.Option(help="NAME=FILE, repeated; one is iid, the others are shifts.")],
     simplify: Annotated[list[str], typer.Option(help="Such as svd:rank=8 or one-hot, repeated; see assay list.")],
-    sites: Annotated[list[str] | None, typer.Option(help="Where: all (default), layer0, layer0.head1, …")] = None,
+    sites: Annotated[
+        list[str] | None, typer.Option(help="all (default), layer0.head1, layer2.mlp, all-heads …, repeated.")
+    ] = None,
     text_field: Annotated[str, typer.Option(help="Field with the text, where the files have fields.")] = "text",
     max_length: Annotated[int | None, typer.Option(min=2, help="Tokens a sequence (default at most 256).")] = None,
     sequences: Annotated[int, typer.Option(min=2, help="Sequences a split.")] = 300,
@@ -487,6 +489,9 @@ def certify(
         typer.Option(min=0, help="Strategies separable and blocks: how many groups, or sums, to refine (512, 65536)."),
     ] = None,
     certificate_file: Annotated[Path | None, typer.Option("--out", help="Write the certificate here.")] = None,
+    coq_file: Annotated[
+        Path | None, typer.Option("--coq", help="Write the accuracy of a small linear model as a Coq theorem here.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Prove how many inputs of a set a max-of-K model answers correctly, or, for a linear one, its mean loss."""
@@ -526,6 +531,8 @@ def certify(
     )
     if certificate_file is not None:
         certificate.save(certificate_file)
+    if coq_file is not None:
+        coq_file.write_text(proofs.coq_development(subject, certificate), encoding="utf-8")
     if as_json:
         print(certificate.model_dump_json(indent=2, exclude={"pieces", "boxes", "blocks", "proxy"}))
         return

@@ -13,6 +13,7 @@ from assay.faithfulness._embeddings import neighbours
 from assay.reports import Illustrations, figures, markdown, terminal, write_page
 from assay.subjects import Subject
 from assay.tasks import Split, Text
+from assay.testing import assert_faithful
 
 WORDS = ["[PAD]", "[UNK]", *"abcdefghij"]
 
@@ -219,3 +220,11 @@ def test_equal_sequences_and_too_few_are_refused(subject, task):
         )  # fmt: skip
     with pytest.raises(assay.AssayError, match="at least 3"):
         assay.compare(subject, task, [assay.SVD(rank=1)], sequences=2)
+
+
+def test_an_encoder_can_be_kept_faithful_in_tests(subject, task):
+    samples = collect(Engine(subject), task.split("train", 25), ("queries", "keys"))
+    exact, coarse = (assay.SVD(rank=rank).fit(samples).apply(subject) for rank in (8, 1))
+    assert_faithful(subject, exact, task, min_agreement=0.8, max_gap=0.25, resamples=100)
+    with pytest.raises(AssertionError, match="iid"):
+        assert_faithful(subject, coarse, task, min_agreement=0.999, max_gap=0.25, resamples=100)

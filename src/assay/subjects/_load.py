@@ -235,9 +235,9 @@ def _unreadable(source: str | Path, name: str, what: str, error: Exception) -> A
 
 def _guess(source: str | Path, name: str, how: _How) -> Objective:
     """What the model is for, as its files tell."""
+    config = AutoConfig.from_pretrained(source, trust_remote_code=how.trust_remote_code)
     if is_sentence_transformer(source):
         return "embedding"
-    config = AutoConfig.from_pretrained(source, trust_remote_code=how.trust_remote_code)
     architectures = getattr(config, "architectures", None) or []
     found = objective_of(architectures[0]) if architectures else "causal"
     if found is None:
