@@ -39,7 +39,7 @@ def start(folder: Path, jobs: int = 1, limit: int | None = None) -> subprocess.P
 
     return subprocess.Popen(
         [sys.executable, "-c", SCRIPT, str(folder), str(jobs)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=limited,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=limited,  # noqa: PLW1509
     )  # fmt: skip
 
 
