@@ -466,8 +466,8 @@ def certify(
     strategy: Annotated[
         str | None,
         typer.Option(
-            help="brute-force, cubic, separable (default) or exact; for linear models brute-force, symmetry, "
-            "convexity, blocks or gemm (default)."
+            help="brute-force, subcubic-low-rank, subcubic, cubic, separable (default) or exact; for linear models "
+            "brute-force, symmetry, convexity, blocks or gemm (default)."
         ),
     ] = None,
     loss: Annotated[bool, typer.Option("--loss", help="Bound the mean loss (linear models) instead.")] = False,

@@ -24,18 +24,23 @@ from assay.proofs.attention._groups import suspicious_groups
 from assay.proofs.attention._one_hot import OneHot, with_hard_attention
 from assay.proofs.attention._proxy import Proxy, proxy_record, proxy_tables
 from assay.proofs.attention._search import count_wrong
-from assay.proofs.attention._tables import Tables, make_tables, read_weights
+from assay.proofs.attention._subcubic import subcubic
+from assay.proofs.attention._tables import Tables, Weights, make_tables, read_weights
 from assay.simplify import Simplification, label
 from assay.subjects import Subject
 from assay.tasks import InputSet
 
 STRATEGIES = {
     "brute-force": "every input, from the tables of the decomposed model",
+    "subcubic-low-rank": "as subcubic, with token scores of rank 1 and a bounded remainder",
+    "subcubic": "boxes of inputs whose smaller tokens keep a distance from the largest (arXiv 2406.11779)",
     "cubic": "boxes of inputs, worst position orders and convexity (arXiv 2406.11779)",
     "separable": "worst case of every group exactly, wrong inputs of the others bounded by counting",
     "exact": "worst case of every group exactly, wrong inputs of the others by branch and bound",
 }
 """The proof strategies for max-of-K attention, in words."""
+
+_BOXES = ("subcubic-low-rank", "subcubic", "cubic")
 
 _LARGEST_ENUMERATION = 2**31
 
@@ -73,6 +78,14 @@ def _count(
     return pieces if hard is None else with_hard_attention(pieces, hard, inputs, operations)
 
 
+def _boxes(strategy: str, weights: Weights, inputs: InputSet, operations: Operations) -> list[Boxes]:
+    if strategy == "cubic":
+        return cubic(make_tables(weights, operations), inputs, operations)
+    # Refuses weights outside the range in which certificates hold; no part of the proof, which does not use the tables.
+    make_tables(weights, Operations())
+    return subcubic(weights, inputs, low_rank=strategy == "subcubic-low-rank", operations=operations)
+
+
 def certify_attention(
     subject: Subject,
     *,
@@ -84,8 +97,6 @@ def certify_attention(
     two_sided: bool,
 ) -> Certificate:
     """What `assay.certify` does for max-of-K attention."""
-    if strategy not in STRATEGIES:
-        raise unknown_name("proof strategy", strategy, STRATEGIES)
     if not (8 <= grid <= 2**20 and refine >= 0):
         raise AssayError(f"certify(grid={grid}, refine={refine}): grid must be between 8 and 2^20, refine at least 0.")
     started = time.monotonic()
@@ -97,28 +108,29 @@ def certify_attention(
             f"the input set has {inputs.length} tokens out of {inputs.vocabulary}, {subject.name!r} reads "
             f"{weights.length} out of {weights.vocabulary}; make the set with the subject's sizes."
         )
-    tables = make_tables(weights, operations)
-    models = [tables]
-    hard: OneHot | None = None
-    proxy: ProxyRecord | None = None
-    if against is not None:
-        if strategy == "cubic":
-            raise AssayError("strategy 'cubic' proves accuracy only; use 'separable' or 'exact' for agreement.")
-        proxy = proxy_record(subject, weights, against)
-        replaced = proxy_tables(weights, tables, proxy, operations)
-        if isinstance(replaced, OneHot):
-            hard = replaced
-        else:
-            models.append(replaced)
-
+    if strategy not in STRATEGIES:
+        raise unknown_name("proof strategy", strategy, STRATEGIES)
+    if strategy in _BOXES and against is not None:
+        raise AssayError(f"strategy {strategy!r} proves accuracy only; use 'separable' or 'exact' for agreement.")
     v, length = weights.vocabulary, weights.length
     dimension = 3 * v * v + 2 * length * v
-    pieces: list[Piece] | None = None
     boxes: list[Boxes] | None = None
-    if strategy == "cubic":
-        boxes = cubic(tables, inputs, operations)
+    pieces: list[Piece] | None = None
+    proxy: ProxyRecord | None = None
+    if strategy in _BOXES:
+        boxes = _boxes(strategy, weights, inputs, operations)
+        dimension -= v * v - 3 * v if strategy == "subcubic-low-rank" else 0
         at_least, at_most = correct_in_boxes(boxes, inputs), inputs.size
     else:
+        models = [make_tables(weights, operations)]
+        hard: OneHot | None = None
+        if against is not None:
+            proxy = proxy_record(subject, weights, against)
+            replaced = proxy_tables(weights, models[0], proxy, operations)
+            if isinstance(replaced, OneHot):
+                hard = replaced
+            else:
+                models.append(replaced)
         if strategy == "brute-force":
             dimension = inputs.size * v
         pieces = _count(

@@ -550,14 +550,19 @@ def check_attention(content: Mapping[str, Any], weights: Mapping[str, np.ndarray
     sizes = len(weights["embed_tokens.weight"]), length
     require((subject["vocabulary"], subject["length"]) == sizes, "the subject has other sizes")
     require((inputs["vocabulary"], inputs["length"]) == sizes, "the set of inputs is not the subject's")
-    require(content["strategy"] in ("brute-force", "cubic", "separable", "exact"), "the strategy is unknown")
+    by_boxes = ("subcubic-low-rank", "subcubic", "cubic")
+    require(content["strategy"] in ("brute-force", "separable", "exact", *by_boxes), "the strategy is unknown")
     require((content["proxy"] is None) == (content["quantity"] == "accuracy"), "the quantity does not fit the proxy")
     require(content["quantity"] in ("accuracy", "agreement"), "the quantity is unknown")
 
     size = sum(size_of(length - 1, m - low, copies) for _, m, low, copies in groups(inputs))
     require(size == inputs["size"] > 0, f"the set has {size} inputs, not {inputs['size']}")
+    v = sizes[0]
+    dimension = {"brute-force": size * v, "subcubic-low-rank": 2 * v * v + (2 * length + 3) * v}
+    stated = dimension.get(content["strategy"], 3 * v * v + 2 * length * v)
+    require(content["unexplained_dimension"] == stated, f"the unexplained dimension is {stated}")
     models = _models(weights, length, head, content["proxy"])
-    if content["strategy"] == "cubic":
+    if content["strategy"] in by_boxes:
         require(content["pieces"] is None and content["boxes"] is not None, "the strategy does not fit the proof")
         require(content["quantity"] == "accuracy", "boxes prove accuracy only")
         at_least, at_most = _check_boxes(content, models[0]), size
