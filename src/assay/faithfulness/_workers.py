@@ -65,8 +65,8 @@ class Workers:
                 failed += 1
                 if failed == ATTEMPTS:
                     raise AssayError(
-                        f"a worker process died {ATTEMPTS} times without finishing anything ({error}); it may be out "
-                        "of memory: use fewer jobs."
+                        f"a worker process died {ATTEMPTS} times without finishing anything; it may be out of memory "
+                        f"(use fewer jobs), or crash: {str(error).split('.')[0]}."
                     ) from None
 
     def _round(self, work: Callable[..., _Result], left: dict[int, tuple[Any, ...]]) -> Iterator[tuple[int, _Result]]:
