@@ -202,7 +202,15 @@ def test_it_measures_what_compare_measures(session):
     subject, task = session.load("dyck-20-10"), Dyck(training_sentences=2_000, max_brackets=60)
     recipe = assay.SVD(rank=2)
     comparison = assay.compare(
-        subject, task, [recipe], sites=["layer1"], sequences=40, fit_sequences=50, controls=False, resamples=200
+        subject,
+        task,
+        [recipe],
+        sites=["layer1"],
+        sequences=40,
+        fit_sequences=50,
+        controls=False,
+        refit=False,
+        resamples=200,
     )
     proxy = session.proxy(subject, recipe, task, site="layer1", sequences=50)
     splits = [task.split(name, 40) for name in task.split_names[1:]]

@@ -237,9 +237,9 @@ def _causes(comparison: Comparison) -> Iterator[RenderableType]:
         pad_edge=False,
         padding=(0, 1, 0, 0),
     )
-    table.add_column("proxy, shift", min_width=24)
+    table.add_column("proxy, shift", min_width=22)
     for heading in (*CAUSES[:2], "n (of shift)", *CAUSES[2:]):
-        table.add_column(heading, justify="right", width=9)
+        table.add_column(heading, justify="right", width=8)
     site = None
     for row in rows:
         if row.site != site:

@@ -1,0 +1,102 @@
+"""`assay run code` on a small untrained model and a source of two languages: everything is there and adds up."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from assay import AssayError
+from assay.faithfulness import Comparison
+from assay.reports import Illustrations, markdown
+from assay.studies import code
+from assay.studies._code_views import telling_function
+from assay.subjects import Subject, code_model
+from assay.tasks import KINDS, UNSCORED, Code, Found, Function
+
+
+@dataclass(frozen=True)
+class Two:
+    """Java functions of seven repositories and JavaScript functions."""
+
+    language: str = "java"
+
+    def read(self) -> Found:
+        java = [
+            f"int f{i}(int a) {{\n  return {'((((' * (i % 5 == 0)}a + {i}{'))))' * (i % 5 == 0)};\n}}"
+            for i in range(150)
+        ]
+        script = [f"function f{i}(a) {{\n  return a + {i};\n}}" for i in range(60)]
+        return Found(
+            (
+                *(Function(text, "java", f"r{i % 7}") for i, text in enumerate(java)),
+                *(Function(text, "javascript", "js") for text in script),
+            ),
+            1,
+        )
+
+    def describe(self) -> dict[str, object]:
+        return {"kind": "two"}
+
+
+@pytest.fixture(scope="module")
+def task() -> Code:
+    return Code(Two(), context=48)
+
+
+@pytest.fixture(scope="module")
+def small(task: Code) -> Subject:
+    return Subject(code_model(task, 0), task.tokenizer(), "small")
+
+
+@pytest.mark.slow
+def test_a_run_leaves_everything(task: Code, small: Subject, tmp_path: Path) -> None:
+    comparison, shown = code.run(tmp_path, small, task, functions=8)
+    splits = task.split_names[1:]
+    assert [split.name for split in comparison.record.splits[1:]] == list(splits)
+    titles = [table.title for table in shown.tables]
+    assert sum("same prediction by kind" in title for title in titles) == len(code.quick())
+    for table in shown.tables:
+        assert {len(row) for row in table.rows} == {len(table.headings)}, table.title
+    by_split = next(table for table in shown.tables if table.title.startswith("Same prediction"))
+    assert [row[0][0] for row in by_split.rows] == list(splits)
+    heads = Comparison.load(tmp_path / code.HEADS)
+    assert len({proxy.site for proxy in heads.record.proxies}) == 16
+    assert {chart.name for chart in shown.charts} == {
+        "gap-by-shift", "gap-by-kind", "agreement-by-description-length", "gap-by-component",
+    }  # fmt: skip
+    for view in shown.texts:
+        assert len(view.characters) == len(view.divergence) == len(view.subject) == len(view.proxy_says) > 20
+        assert "".join(view.characters).startswith(("int f", "function f"))
+    assert Illustrations.load(tmp_path) == shown
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert all(f"<h2>{title}</h2>" in page for title in titles)
+    assert '<pre class="code">' in page
+    assert markdown(comparison)
+    json.dumps([table.model_dump() for table in shown.tables])
+
+
+def test_shares_of_kinds_are_counted(task: Code) -> None:
+    splits = [task.split(name, 8) for name in task.split_names[1:]]
+    table = code.views.shares(task, splits)
+    for split, row in zip(splits, table.rows, strict=True):
+        kinds = split.kinds[split.kinds != UNSCORED]
+        assert row[2][0] == f"{len(kinds):,}"
+        assert sum(float(cell[0].replace(">99.9", "100")) for cell in row[3:]) == pytest.approx(100, abs=0.4)
+    assert len(table.headings) == 3 + len(KINDS)
+
+
+def test_a_function_that_fits_is_shown(task: Code, small: Subject) -> None:
+    from assay.engine import Engine, Proxy  # noqa: PLC0415
+
+    engine = Engine(small)
+    one = telling_function(engine, task.split("iid", 8), Proxy(small, []))
+    assert len(one) == 1
+    view = code.views.function_view(engine, task, one, Proxy(small, []), "Identity()", "all")
+    assert view.divergence == [0.0] * len(view.characters)
+    assert view.subject == view.proxy_says
+
+
+def test_a_model_that_knows_no_characters_is_refused(small: Subject) -> None:
+    with pytest.raises(AssayError, match="no tokenizer"):
+        code.task_of(Subject(small.model, None, "silent"))
