@@ -258,7 +258,7 @@ def run_code(
         str, typer.Option(help="python, hub:NAME, a CodeSearchNet file or folder, or a folder.")
     ] = "python",
     language: Annotated[str | None, typer.Option(help="Training language, where the data does not say.")] = None,
-    functions: Annotated[int | None, typer.Option(min=2, help="Functions a split (default 40, full 300).")] = None,
+    functions: Annotated[int | None, typer.Option(min=2, help="Functions a split (default 20, full 300).")] = None,
     device: Device = "cpu",
     out_folder: Annotated[
         Path | None, typer.Option("--out", help="Run folder; an unfinished run in it goes on.", file_okay=False)

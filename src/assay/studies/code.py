@@ -51,7 +51,7 @@ COMPONENTS = "components"
 
 def quick() -> list[Simplification]:
     """The simplifications of all heads together in the default run."""
-    return [SVD(rank=4), SVD(rank=8), SVD(rank=16), KMeans(clusters=64), OneHotAttention()]
+    return [SVD(rank=4), SVD(rank=8), SVD(rank=16), KMeans(clusters=16), OneHotAttention()]
 
 
 def full() -> list[Simplification]:
@@ -87,15 +87,15 @@ def run(
     """Judge simplifications of a character model of functions and leave a run folder.
 
     Three comparisons: all heads together with every control (in `folder`), each head by itself (`folder/heads`), and
-    each component projected on a quarter of its directions (`folder/components`). By default 40 functions a split and
+    each component projected on a quarter of its directions (`folder/components`). By default 20 functions a split and
     a few recipes, in minutes; with `everything`, ranks 1 to 32, 4 to 256 clusters and 300 functions, in hours on a
     CPU. `functions` sets the number. Tables, charts and the function that is shown are in the returned illustrations
     and in the page. A run that was stopped goes on where it was. Raises AssayError as `assay.compare` does.
     """
     recipes = full() if everything else quick()
     options: dict[str, Any] = {
-        "sequences": functions if functions is not None else 300 if everything else 40,
-        "fit_sequences": 1_000 if everything else 200,
+        "sequences": functions if functions is not None else 300 if everything else 20,
+        "fit_sequences": 1_000 if everything else 50,
         "progress": progress,
     }
     engine = Engine(subject)
