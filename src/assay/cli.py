@@ -260,16 +260,20 @@ def run_code(
     language: Annotated[str | None, typer.Option(help="Training language, where the data does not say.")] = None,
     functions: Annotated[int | None, typer.Option(min=2, help="Functions a split (default 20, full 300).")] = None,
     device: Device = "cpu",
+    jobs: Jobs = 1,
+    dask: Dask = None,
     out_folder: Annotated[
         Path | None, typer.Option("--out", help="Run folder; an unfinished run in it goes on.", file_okay=False)
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Judge simplifications of a character model of functions on depths, repositories and languages not seen."""
-    from assay.reports import terminal, terminal_table  # noqa: PLC0415  (keeps --help fast)
+    from assay.faithfulness import Workers  # noqa: PLC0415  (keeps --help fast)
+    from assay.reports import terminal, terminal_table  # noqa: PLC0415
     from assay.studies import code  # noqa: PLC0415
     from assay.subjects import load, resolve_device  # noqa: PLC0415
 
+    workers = _argument("jobs", lambda: Workers(jobs, dask))
     device = _argument("device", lambda: resolve_device(device))
     subject = load(model, device=device)
     folder = out_folder or _default_folder("code")
@@ -282,6 +286,7 @@ def run_code(
             task,
             everything=full,
             functions=functions,
+            workers=workers,
             progress=lambda step: bar.update(line, description=step.text, completed=step.done, total=step.total),
         )
     if as_json:
