@@ -9,7 +9,7 @@ from importlib.metadata import version
 
 from assay import tasks
 from assay._errors import AssayError
-from assay.faithfulness import Comparison, Verdict, compare
+from assay.faithfulness import Comparison, Verdict, Workers, compare
 from assay.proofs import Certificate, certify
 from assay.simplify import (
     SVD,
@@ -39,6 +39,7 @@ __all__ = [
     "Subject",
     "UniformAttention",
     "Verdict",
+    "Workers",
     "certify",
     "compare",
     "load",

@@ -34,6 +34,8 @@ out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
 Device = Annotated[str, typer.Option(help="cpu, cuda, mps or auto.")]
+Jobs = Annotated[int, typer.Option("--jobs", help="Processes that share the work; -1: one a core.")]
+Dask = Annotated[str | None, typer.Option("--dask", help="Address of a Dask scheduler whose workers do it.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print machine-readable output instead of tables.")]
 
 
@@ -87,17 +89,21 @@ def run_dyck(
     sequences: Annotated[int | None, typer.Option(min=2, help="Sequences a split (default 300, full 2,000).")] = None,
     sentence: Annotated[str | None, typer.Option(help="A sentence to draw, such as '(0 (3 3) 0)'.")] = None,
     device: Device = "cpu",
+    jobs: Jobs = 1,
+    dask: Dask = None,
     out_folder: Annotated[
         Path | None, typer.Option("--out", help="Run folder; an unfinished run in it goes on.", file_okay=False)
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Judge simplifications of bracket matchers in and out of distribution."""
-    from assay.reports import terminal  # noqa: PLC0415  (keeps --help fast)
+    from assay.faithfulness import Workers  # noqa: PLC0415  (keeps --help fast)
+    from assay.reports import terminal  # noqa: PLC0415
     from assay.studies import dyck  # noqa: PLC0415
     from assay.subjects import check_seed, resolve_device  # noqa: PLC0415
     from assay.tasks import Dyck  # noqa: PLC0415
 
+    workers = _argument("jobs", lambda: Workers(jobs, dask))
     if full and seed is not None:
         raise typer.BadParameter("--full runs every seed; leave out --seed.", param_hint="--seed")
     device = _argument("device", lambda: resolve_device(device))
@@ -114,6 +120,7 @@ def run_dyck(
             device=device,
             sequences=sequences,
             sentence=sentence,
+            workers=workers,
             progress=lambda step: bar.update(line, description=step.text, completed=step.done, total=step.total),
         )
     if as_json:
@@ -253,16 +260,20 @@ def run_code(
     language: Annotated[str | None, typer.Option(help="Training language, where the data does not say.")] = None,
     functions: Annotated[int | None, typer.Option(min=2, help="Functions a split (default 20, full 300).")] = None,
     device: Device = "cpu",
+    jobs: Jobs = 1,
+    dask: Dask = None,
     out_folder: Annotated[
         Path | None, typer.Option("--out", help="Run folder; an unfinished run in it goes on.", file_okay=False)
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Judge simplifications of a character model of functions on depths, repositories and languages not seen."""
-    from assay.reports import terminal, terminal_table  # noqa: PLC0415  (keeps --help fast)
+    from assay.faithfulness import Workers  # noqa: PLC0415  (keeps --help fast)
+    from assay.reports import terminal, terminal_table  # noqa: PLC0415
     from assay.studies import code  # noqa: PLC0415
     from assay.subjects import load, resolve_device  # noqa: PLC0415
 
+    workers = _argument("jobs", lambda: Workers(jobs, dask))
     device = _argument("device", lambda: resolve_device(device))
     subject = load(model, device=device)
     folder = out_folder or _default_folder("code")
@@ -275,6 +286,7 @@ def run_code(
             task,
             everything=full,
             functions=functions,
+            workers=workers,
             progress=lambda step: bar.update(line, description=step.text, completed=step.done, total=step.total),
         )
     if as_json:
@@ -375,13 +387,16 @@ def compare_text(
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run the code that comes with the model.")
     ] = False,
+    jobs: Jobs = 1,
+    dask: Dask = None,
     out_folder: Annotated[
         Path | None, typer.Option("--out", help="Run folder; an unfinished run in it goes on.", file_okay=False)
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Judge simplifications of your own model on your own text."""
-    from assay.reports import terminal  # noqa: PLC0415  (keeps --help fast)
+    from assay.faithfulness import Workers  # noqa: PLC0415  (keeps --help fast)
+    from assay.reports import terminal  # noqa: PLC0415
     from assay.simplify import simplifications  # noqa: PLC0415
     from assay.studies import text  # noqa: PLC0415
     from assay.subjects import (  # noqa: PLC0415
@@ -392,6 +407,7 @@ def compare_text(
         resolve_pooling,
     )
 
+    workers = _argument("jobs", lambda: Workers(jobs, dask))
     recipes = _argument("simplify", lambda: [simplifications.build(specification) for specification in simplify])
     splits = _argument("split", lambda: _splits(split))
     device = _argument("device", lambda: resolve_device(device))
@@ -424,6 +440,7 @@ def compare_text(
             sequences=sequences,
             fit_sequences=fit_sequences,
             controls=controls,
+            workers=workers,
             progress=lambda step: bar.update(line, description=step.text, completed=step.done, total=step.total),
         )
     if as_json:

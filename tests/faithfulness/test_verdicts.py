@@ -74,9 +74,9 @@ def test_a_gap_that_survives_is_said_to():
 @pytest.mark.parametrize(
     "at_margin", [(0.01, 0.0, 0.021, 1.0, 0.0), (0.03, 0.01, 0.05, 1.0, 0.0), (0.0, -0.01, 0.01, 0.8, 0.06)]
 )
-def test_a_gap_of_open_cause_makes_no_illusion_and_is_not_explained_away(at_margin):
+def test_a_gap_of_open_cause_is_not_explained_away_and_that_is_said(at_margin):
     verdict = judged(GOOD, LARGE, matched={"depth": at_margin})
-    assert verdict.judgement == "inconclusive"
+    assert verdict.judgement == "illusion"
     assert "Whether the gap under depth is due to harder inputs is open" in str(verdict)
     assert ("20% of its predictions" in str(verdict)) == (at_margin[3] < 1)
 
@@ -88,9 +88,9 @@ def test_predictions_outside_the_overlap_count_at_their_worst():
         assert ("not to the explanation" in str(verdict)) == due
 
 
-def test_a_gap_that_could_not_be_matched_makes_no_illusion_and_says_why():
+def test_a_gap_that_could_not_be_matched_says_why():
     verdict = judged(GOOD, LARGE, matched={"depth": (math.nan, math.nan, math.nan, 0.1, 0.05)})
-    assert verdict.judgement == "inconclusive"
+    assert verdict.judgement == "illusion"
     assert "only 10% overlap" in str(verdict)
 
 
@@ -108,7 +108,7 @@ def test_one_surviving_gap_is_enough():
     assert "The gap under length is due to the inputs' difficulty" in str(verdict)
 
 
-def test_matching_must_hold_after_adjustment_too():
+def test_the_raw_gap_must_be_shown_after_adjustment():
     frame = {"depth": (0.05, 0.021, 0.08, 1.0, 0.0)}
     assert judged(GOOD, LARGE, matched=frame).judgement == "illusion"
     assert judged(GOOD, ("depth", 0.1, 0.03, 0.17, 0.04), matched=frame, alpha=0.03).judgement == "inconclusive"

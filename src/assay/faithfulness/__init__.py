@@ -9,6 +9,7 @@ from assay.faithfulness._metrics import Metric, Pair, Predictions, attention_div
 from assay.faithfulness._scores import ALL, LAYER
 from assay.faithfulness._statistics import Estimates, estimate, gap, holm
 from assay.faithfulness._verdicts import RULES, Verdict
+from assay.faithfulness._workers import Workers
 
 __all__ = [
     "ALL",
@@ -27,6 +28,7 @@ __all__ = [
     "SameNeighbour",
     "Step",
     "Verdict",
+    "Workers",
     "attention_divergence",
     "compare",
     "embedding_metrics",

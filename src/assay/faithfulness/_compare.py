@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import json
+import math
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 
 from assay._errors import AssayError
-from assay.engine import Engine, Proxy, batches, collect, tensors
+from assay.engine import Engine, batches, collect, tensors
 from assay.faithfulness._cells import Candidate, Cells, Found, candidates_of, cell_name
 from assay.faithfulness._comparison import (
     Comparison,
@@ -32,9 +33,10 @@ from assay.faithfulness._comparison import (
 )
 from assay.faithfulness._embeddings import SameNeighbour, check_embeddings, embedding_metrics, neighbours, score_split
 from assay.faithfulness._metrics import Metric, SamePrediction, choices, metrics
-from assay.faithfulness._scores import NotFiniteError
+from assay.faithfulness._scores import NotFiniteError, Scores
 from assay.faithfulness._statistics import Method
 from assay.faithfulness._summary import sequence_tables, summarise
+from assay.faithfulness._workers import Workers
 from assay.simplify import Simplification, label
 from assay.subjects import Subject, pool
 from assay.tasks import UNSCORED, Split, Task
@@ -69,6 +71,7 @@ def compare(
     level: float = 0.95,
     method: Method = "bca",
     folder: str | Path | None = None,
+    workers: Workers = Workers(),
     progress: Callable[[Step], None] = lambda step: None,
 ) -> Comparison:
     """Judge simplifications of a subject on every split of a task.
@@ -87,6 +90,9 @@ def compare(
 
     With a `folder`, each finished cell (subject x proxy x split) is kept there, and a run that was stopped goes on
     where it was; nothing is reused that was made under other settings.
+
+    `workers` do the work: `Workers(jobs=4)` are four processes, `Workers(cluster="tcp://10.0.0.1:8786")` those of a
+    Dask cluster. One that dies loses only what it was doing; where there are several GPUs, workers take turns.
 
     Raises AssayError for bad arguments, a subject whose attention cannot be edited, or one that gives numbers that
     are not finite.
@@ -114,8 +120,7 @@ def compare(
     cells = Cells(None if folder is None else Path(folder) / "cells")
     judging = _Judging(task, inputs, candidates, judged, Found(cells), cells, seed)
     total = sum(len(inputs.of_split(name, candidates, engine.subject)) for engine in engines for name in inputs.splits)
-    for number, engine in enumerate(engines):
-        judging.run(number, engine, lambda text: progress(Step(len(judging.found), total, text)))
+    judging.run(engines, workers, lambda text: progress(Step(judging.done, total, text)))
     found = judging.found
 
     progress(Step(total, total, "intervals"))
@@ -232,36 +237,89 @@ class _Judging:
         self.task, self.inputs, self.candidates, self.judged = task, inputs, candidates, judged
         self.found, self.cells, self.seed = found, cells, seed
         self.failures: list[Skipped] = []
+        self.done = 0
 
-    def run(self, number: int, engine: Engine, progress: Callable[[str], None]) -> None:
-        """Judge one subject on every split; `number` is its place among the subjects."""
-        described = engine.subject.describe()
-        fitted: dict[str, Proxy] = {}
-        for name, split in self.inputs.splits.items():
-            own = self.inputs.of_split(name, self.candidates, engine.subject)
-            names = {item.key: self._name(described, item, name) for item in own}
-            missing = [item for item in own if names[item.key] not in self.cells]
-            usual = [item for item in missing if not item.refitted]
-            again = [item for item in missing if item.refitted]
-            if usual and not fitted:
-                progress(f"{_who(engine.subject)}: fitting")
-                fitted = _fit(engine, self.inputs.train, [item for item in own if not item.refitted])
-            proxies = {item.key: fitted[item.key] for item in usual}
-            rest = self.inputs.refit_on.get(name)
-            if again and rest is not None:
-                progress(f"{_who(engine.subject)}: fitting on {name}")
-                proxies |= _fit(engine, rest, again)
-            if missing:
-                progress(f"{_who(engine.subject)}: {name}")
-                scores = score_split(engine, proxies, self.task, split, self.judged)
-                for item in missing:
-                    cell = scores[item.key]
-                    self.cells.put(names[item.key], cell)
-                    if isinstance(cell, NotFiniteError):
-                        where = f"{item.key} on {name} ({_who(engine.subject)})"
-                        self.failures.append(Skipped(what=where, reason=str(cell)))
-            for item in own:
-                self.found.add((number, item.key, name), names[item.key])
+    def run(self, engines: Sequence[Engine], workers: Workers, progress: Callable[[str], None]) -> None:
+        """Judge all subjects on every split: first what has to be fitted, then cell by cell."""
+        own = {
+            (number, split): self.inputs.of_split(split, self.candidates, engine.subject)
+            for number, engine in enumerate(engines)
+            for split in self.inputs.splits
+        }
+        described = [engine.subject.describe() for engine in engines]
+        names = {
+            (number, item.key, split): self._name(described[number], item, split)
+            for (number, split), items in own.items()
+            for item in items
+        }
+        missing = {
+            (number, split): [item for item in items if names[number, item.key, split] not in self.cells]
+            for (number, split), items in own.items()
+        }
+        self.done = len(names) - sum(map(len, missing.values()))
+        fitted = self._fitted(engines, missing, workers, progress)
+        pieces = [
+            (number, split, group)
+            for (number, split), items in missing.items()
+            for group in _groups(items, workers, len(missing))
+        ]
+        calls = [
+            (
+                engines[number].subject,
+                self.task,
+                self.inputs.splits[split],
+                self.judged,
+                {item.key: fitted[number, item.key, split if item.refitted else None] for item in group},
+                place if workers.many else None,
+            )
+            for place, (number, split, group) in enumerate(pieces)
+        ]
+        if pieces:
+            progress(f"{_who(engines[0].subject)}: {pieces[0][1]}")
+        for place, scores in workers.map(_judge, calls):
+            number, split, group = pieces[place]
+            for item in group:
+                cell = scores[item.key]
+                self.cells.put(names[number, item.key, split], cell)
+                if isinstance(cell, NotFiniteError):
+                    where = f"{item.key} on {split} ({_who(engines[number].subject)})"
+                    self.failures.append(Skipped(what=where, reason=str(cell)))
+            self.done += len(group)
+            following = pieces[min(place + 1, len(pieces) - 1)]
+            progress(f"{_who(engines[following[0]].subject)}: {following[1]}")
+        self.failures.sort(key=lambda skipped: skipped.what)
+        for place_of_cell, name in names.items():
+            self.found.add(place_of_cell, name)
+
+    def _fitted(
+        self,
+        engines: Sequence[Engine],
+        missing: Mapping[tuple[int, str], Sequence[Candidate]],
+        workers: Workers,
+        progress: Callable[[str], None],
+    ) -> dict[tuple[int, str, str | None], Simplification]:
+        """What the missing cells need fitted, by subject, key and the shift it is refitted on (None: train)."""
+        needed: dict[tuple[int, str | None], dict[str, Candidate]] = {}
+        for (number, split), items in missing.items():
+            for item in items:
+                needed.setdefault((number, split if item.refitted else None), {})[item.key] = item
+        pieces = [
+            (number, on, group)
+            for (number, on), items in needed.items()
+            for group in _groups(list(items.values()), workers, len(needed))
+        ]
+        calls = []
+        for place, (number, on, group) in enumerate(pieces):
+            fit_on = self.inputs.train if on is None else self.inputs.refit_on[on]
+            calls.append((engines[number].subject, fit_on, group, place if workers.many else None))
+        found: dict[tuple[int, str, str | None], Simplification] = {}
+        if pieces:
+            progress(f"{_who(engines[0].subject)}: fitting")
+        for place, fits in workers.map(_fit, calls):
+            number, on, group = pieces[place]
+            found |= {(number, item.key, on): fit for item, fit in zip(group, fits, strict=True)}
+            progress(f"{_who(engines[number].subject)}: fitting" + (f" on {on}" if on else ""))
+        return found
 
     def _name(self, described: Mapping[str, Any], item: Candidate, split: str) -> str:
         hashes = self.inputs.hashes
@@ -410,13 +468,37 @@ def _split_hash(split: Split) -> str:
     return digest.hexdigest()
 
 
-def _fit(engine: Engine, train: Split, candidates: Sequence[Candidate]) -> dict[str, Proxy]:
-    streams = sorted({stream for item in candidates for stream in item.streams})
-    samples = collect(engine, train, streams)
-    return {
-        item.key: copy.deepcopy(item.simplification).fit(samples.at(item.at)).apply(engine.subject)
-        for item in candidates
-    }
+def _groups(items: Sequence[Candidate], workers: Workers, pieces: int) -> Iterator[Sequence[Candidate]]:
+    """The candidates of one subject and split, cut so that all workers have something to do."""
+    parts = min(len(items), max(1, math.ceil(2 * workers.count / max(pieces, 1)))) if workers.many else 1
+    for part in range(parts if items else 0):
+        yield items[part * len(items) // parts : (part + 1) * len(items) // parts]
+
+
+def _placed(subject: Subject, place: int | None) -> Subject:
+    """In a worker: the subject on the GPU that is this piece's turn, where there are several."""
+    if place is None or subject.device.type != "cuda" or torch.cuda.device_count() < 2:
+        return subject
+    return subject.to(f"cuda:{place % torch.cuda.device_count()}")
+
+
+def _fit(subject: Subject, train: Split, items: Sequence[Candidate], place: int | None) -> list[Simplification]:
+    engine = Engine(_placed(subject, place))
+    samples = collect(engine, train, sorted({stream for item in items for stream in item.streams}))
+    return [copy.deepcopy(item.simplification).fit(samples.at(item.at)) for item in items]
+
+
+def _judge(  # noqa: PLR0917
+    subject: Subject,
+    task: Task,
+    split: Split,
+    judged: Sequence[Metric],
+    fitted: Mapping[str, Simplification],
+    place: int | None,
+) -> dict[str, Scores | NotFiniteError]:
+    engine = Engine(_placed(subject, place))
+    proxies = {key: simplification.apply(engine.subject) for key, simplification in fitted.items()}
+    return score_split(engine, proxies, task, split, judged)
 
 
 def noise_floor(engine: Engine, task: Task, split: Split) -> NoiseFloor:

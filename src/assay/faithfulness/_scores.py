@@ -36,7 +36,7 @@ two tokens and means the same everywhere. Steps are a quarter of a nat where a p
 to a quarter of the margin above two.
 """
 
-NUMBERS_HELD, LOGITS_HELD = 8_000_000, 2_000_000
+NUMBERS_HELD, LOGITS_HELD = 2_000_000, 400_000
 """Final hidden states of proxies, and logits of one model, that are in memory at the same time (in numbers)."""
 
 
@@ -197,7 +197,7 @@ def score(
                 here, answers = kind_of[:, positions], targets[:, positions]
                 scored = here != UNSCORED
                 logits = engine.logits(clean, positions)
-                if not torch.isfinite(logits[scored]).all():
+                if not _finite(logits, scored):
                     raise AssayError(
                         f"the subject {engine.subject.name!r} gives logits that are not finite numbers on split "
                         f"{split.name!r}; it cannot be judged (in half precision, try float32)."
@@ -206,7 +206,7 @@ def score(
                 margin[:, positions.cpu().numpy()] = margins(logits, here, task.kinds).cpu().numpy()
                 for name, (run, divergence) in runs.items():
                     logits = engine.logits(run, positions)
-                    if not torch.isfinite(logits[scored]).all():
+                    if not _finite(logits, scored):
                         found[name] = NotFiniteError(f"{name} gives logits that are not finite numbers on {split.name}")
                         continue
                     rows = {layer: rows[:, positions] for layer, rows in divergence.items()}
@@ -219,6 +219,11 @@ def score(
                     by_layer = {layer: numbers.cpu().numpy() for layer, numbers in divergence.items()}
                     current.sums[index], current.counts[index] = grouping.scores(values[name], by_layer, margin, batch)
     return found
+
+
+def _finite(logits: Tensor, scored: Tensor) -> bool:
+    """Whether the logits of all scored positions are finite (their sums are then, and only then)."""
+    return bool(torch.isfinite(logits.sum(dim=-1, dtype=torch.float32)[scored]).all())
 
 
 def _groups(names: Sequence[str], held: int) -> Iterator[Sequence[str]]:

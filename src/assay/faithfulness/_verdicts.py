@@ -29,10 +29,11 @@ the same nearest neighbour), and at whole confidence intervals, never at points 
      the overlap can add, is at most `max_gap`: then it is due to the inputs' difficulty, not to the explanation;
    - is of **open cause** otherwise. Embeddings have no margin: there, a shown gap decides as it is.
 
-   **illusion** if at least one shown gap survives: the explanation itself fails under the shift. **faithful** if under
-   every shift the raw gap's upper limit is at most `max_gap`. **inconclusive** if neither: a gap that is neither shown
-   nor excluded, a shift that was not measured, or gaps that are shown but vanish or are of open cause. Then the proxy
-   does agree less under the shift, and the note says so; what is not shown is that the explanation is to blame.
+   **illusion** if at least one shown gap does not vanish; the note beside it says whether it survives at equal margin,
+   which is the stronger finding, or its cause is open. **faithful** if under every shift the raw gap's upper limit is
+   at most `max_gap`. **inconclusive** if neither: a gap that is neither shown nor excluded, a shift that was not
+   measured, or gaps that are shown but all vanish. In the last case the proxy does agree less under the shift, and the
+   note says so; the explanation is not to blame.
 
 A negative gap (more faithful under the shift) never makes an illusion; it is said beside the verdict. So is a control
 that does as well: then the simplification has not shown what matters, only that little does.
@@ -162,10 +163,15 @@ def judge(
         shown = measured[standings == "fails"]
         no_margin = shown["matched_reason"] == NO_MARGIN
         survives = shown[no_margin | ((shown["matched_low"] > max_gap) & (shown["p_both"] < alpha))]
-        extra += [_cause(row, max_gap=max_gap, survives=index in survives.index) for index, row in shown.iterrows()]
-        if len(survives):
+        vanishes = shown["overlap"] * shown["matched_high"] + shown["outside"] <= max_gap
+        left = shown[~vanishes]
+        extra += [
+            _cause(row, survives=index in survives.index, vanishes=bool(vanishes[index]))
+            for index, row in shown.iterrows()
+        ]
+        if len(left):
             judgement = "illusion"
-            worst = survives.iloc[0]
+            worst = survives.iloc[0] if len(survives) else left.iloc[0]
         elif bool((standings == "holds").all()) and len(measured) == len(gaps):
             judgement = "faithful"
         else:
@@ -200,7 +206,7 @@ def judge(
     )
 
 
-def _cause(row: pd.Series, *, max_gap: float, survives: bool) -> str:
+def _cause(row: pd.Series, *, survives: bool, vanishes: bool) -> str:
     """What a shown gap is due to, in words."""
     if row["matched_reason"] == NO_MARGIN:
         return f"How much of the gap under {row['split']} is due to harder inputs is not known: {NO_MARGIN}."
@@ -209,7 +215,7 @@ def _cause(row: pd.Series, *, max_gap: float, survives: bool) -> str:
     change = f"{100 * row['matched']:+.1f} points {_points(row['matched_low'], row['matched_high'])}"
     if survives:
         return f"The gap under {row['split']} is not due to harder inputs: at equal margin of the subject {change}."
-    if row["overlap"] * row["matched_high"] + row["outside"] <= max_gap:
+    if vanishes:
         return (
             f"The gap under {row['split']} is due to the inputs' difficulty, not to the explanation: at equal margin "
             f"of the subject {change}."

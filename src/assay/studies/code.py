@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from assay._errors import AssayError
 from assay.engine import Engine, collect
-from assay.faithfulness import Comparison, Step, compare, head_scores
+from assay.faithfulness import Comparison, Step, Workers, compare, head_scores
 from assay.reports import Illustrations, write_figures, write_page
 from assay.simplify import SVD, KMeans, OneHotAttention, Simplification, label
 from assay.studies import _code_views as views
@@ -82,6 +82,7 @@ def run(
     *,
     everything: bool = False,
     functions: int | None = None,
+    workers: Workers = Workers(),
     progress: Callable[[Step], None] = lambda step: None,
 ) -> tuple[Comparison, Illustrations]:
     """Judge simplifications of a character model of functions and leave a run folder.
@@ -96,6 +97,7 @@ def run(
     options: dict[str, Any] = {
         "sequences": functions if functions is not None else 300 if everything else 20,
         "fit_sequences": 1_000 if everything else 50,
+        "workers": workers,
         "progress": progress,
     }
     engine = Engine(subject)

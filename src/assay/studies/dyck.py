@@ -10,7 +10,7 @@ import torch
 
 from assay._errors import AssayError
 from assay.engine import Engine, collect, tensors
-from assay.faithfulness import Comparison, Step, compare
+from assay.faithfulness import Comparison, Step, Workers, compare
 from assay.reports import Illustrations, KeyCloud, SentenceView, write_figures, write_page
 from assay.simplify import SVD, Identity, KMeans, OneHotAttention, Simplification, label
 from assay.subjects import (
@@ -58,6 +58,7 @@ def run(
     device: str = "cpu",
     sequences: int | None = None,
     sentence: str | None = None,
+    workers: Workers = Workers(),
     progress: Callable[[Step], None] = lambda step: None,
 ) -> Comparison:
     """Judge the shipped models and leave a run folder.
@@ -77,6 +78,7 @@ def run(
         sites=("layer0", "layer1", "all") if everything else (SITE,),
         sequences=sequences if sequences is not None else 2_000 if everything else 300,
         folder=folder,
+        workers=workers,
         progress=progress,
     )
     progress(Step(1, 1, "figures"))

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from assay._errors import AssayError
-from assay.faithfulness import Comparison, Step, compare
+from assay.faithfulness import Comparison, Step, Workers, compare
 from assay.reports import write_figures, write_page
 from assay.simplify import Simplification
 from assay.subjects import Subject
@@ -66,6 +66,7 @@ def run(
     sequences: int = 300,
     fit_sequences: int = 1_000,
     controls: bool = True,
+    workers: Workers = Workers(),
     progress: Callable[[Step], None] = lambda step: None,
 ) -> Comparison:
     """Judge simplifications of a subject on its text and leave a run folder with figures and a page.
@@ -81,6 +82,7 @@ def run(
         fit_sequences=fit_sequences,
         controls=controls,
         folder=folder,
+        workers=workers,
         progress=progress,
     )
     progress(Step(1, 1, "figures"))

@@ -1,0 +1,378 @@
+"""The same sweep by Assay, TransformerLens, nnsight and plain transformers: time, memory and agreement of the numbers.
+
+The job: project queries and keys of every head of a layer on the first 1, 2, 4, 8, 16 or 32 directions of a basis, and
+compare with the untouched model: same prediction, KL divergence of the logits, Jensen-Shannon divergence of the
+attention of all heads. At the first, the middle and the last layer, and the sweep over all layers. Every tool gets the
+same model, tokens and bases, shares one clean pass over a job, leaves out the attention below the projected layer,
+and runs on one thread; the peers take all sequences in one batch, as their users do.
+
+Needs `pip install -e '.[peers]'`. Then `python benchmarks/peers.py small` (or `gpt2`, `llama`) prints a Markdown table;
+`--rounds` alternates the tools that many times, and times are ratios of processor seconds within a round.
+"""
+
+import argparse
+import contextlib
+import ctypes
+import gc
+import math
+import os
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, models
+from torch import Tensor
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.masking_utils import AttentionMaskInterface, eager_mask
+from transformers.modeling_utils import AttentionInterface
+
+from assay.engine import Edit, Engine, Proxy
+from assay.faithfulness import metrics
+from assay.faithfulness._scores import Scores, score
+from assay.subjects import Subject
+from assay.tasks import Kind, Split
+
+RANKS = (1, 2, 4, 8, 16, 32)
+POSITIONS = 256
+METRICS = ("same_prediction", "kl", "attention_jsd")
+
+Results = dict[tuple[int, int], tuple[float, ...]]
+"""By layer and rank: same prediction, KL, attention JSD."""
+
+
+@dataclass
+class Job:
+    """A model, tokens and, for every layer and key head, an orthonormal basis (width, width)."""
+
+    name: str
+    model: Any
+    folder: Path
+    tokens: Tensor
+    bases: list[Tensor]
+
+    @property
+    def layers(self) -> int:
+        return len(self.bases)
+
+    def projected(self, states: Tensor, layer: int, rank: int) -> Tensor:
+        """Queries or keys (batch, head, position, width) on the first directions of their (key) head's basis."""
+        basis = self.bases[layer][:, :, :rank]
+        basis = basis.repeat_interleave(states.shape[1] // len(basis), dim=0)
+        return states @ basis @ basis.transpose(-1, -2)
+
+
+def make(name: str, sequences: int) -> Job:
+    """A random model of one of the three sizes; the tokenizer is what TransformerLens asks for."""
+    torch.manual_seed(0)
+    ends = {"bos_token_id": 1, "eos_token_id": 1}
+    if name == "small":
+        model: Any = GPT2LMHeadModel(
+            GPT2Config(
+                vocab_size=512, n_positions=POSITIONS, n_embd=128, n_layer=4, n_head=4, initializer_range=0.1, **ends
+            )
+        )
+    elif name == "gpt2":
+        model = GPT2LMHeadModel(GPT2Config(**ends))
+    else:
+        model = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=8_000,
+                hidden_size=512,
+                intermediate_size=1_376,
+                num_hidden_layers=8,
+                num_attention_heads=8,
+                num_key_value_heads=2,
+                max_position_embeddings=POSITIONS,
+                initializer_range=0.05,
+                **ends,
+            )
+        )
+    model = model.eval()
+    folder = Path(tempfile.mkdtemp())
+    model.save_pretrained(folder)
+    words = Tokenizer(models.WordLevel({str(i): i for i in range(model.config.vocab_size)}, unk_token="0"))
+    special = {"unk_token": "0", "eos_token": "1", "bos_token": "1", "pad_token": "1"}
+    PreTrainedTokenizerFast(tokenizer_object=words, **special).save_pretrained(folder)
+    heads = getattr(model.config, "num_key_value_heads", model.config.num_attention_heads)
+    width = model.config.hidden_size // model.config.num_attention_heads
+    generator = torch.Generator().manual_seed(1)
+    bases = [
+        torch.linalg.qr(torch.randn(heads, width, width, generator=generator)).Q
+        for _ in range(model.config.num_hidden_layers)
+    ]
+    tokens = torch.randint(model.config.vocab_size, (sequences, POSITIONS), generator=generator)
+    return Job(name, model, folder, tokens, bases)
+
+
+# -- what the peers' users write ------------------------------------------------------------------------------------
+
+
+def divergence(p: Tensor, q: Tensor) -> Tensor:
+    """Jensen-Shannon divergence of attention rows, the way it is usually written; (batch, query)."""
+    tiny = 1e-12
+    m = (p + q) / 2
+    left = (p * ((p + tiny).log() - (m + tiny).log())).sum(-1)
+    right = (q * ((q + tiny).log() - (m + tiny).log())).sum(-1)
+    return ((left + right) / 2).mean(1)
+
+
+def compared(clean: Tensor, logits: Tensor, divergences: Sequence[Tensor], layers: int) -> tuple[float, ...]:
+    """The three numbers, over all predictions but the last position's, which has no next token."""
+    clean, logits = clean[:, :-1], logits[:, :-1]
+    p, q = clean.log_softmax(-1), logits.log_softmax(-1)
+    same = (clean.argmax(-1) == logits.argmax(-1)).float().mean()
+    kl = (p.exp() * (p - q)).sum(-1).mean()
+    return float(same), float(kl), float(sum(rows[:, :-1].mean() for rows in divergences)) / layers
+
+
+class WithTransformerLens:
+    """TransformerBridge, keeping only the patterns."""
+
+    name = "TransformerLens"
+
+    def __init__(self, job: Job) -> None:
+        from transformer_lens.model_bridge import TransformerBridge  # noqa: PLC0415
+
+        self.job = job
+        self.bridge = TransformerBridge.boot_transformers(str(job.folder), device="cpu")
+        rotary = "rot_" if hasattr(job.model.config, "num_key_value_heads") else ""
+        self.queries, self.keys = f"hook_{rotary}q", f"hook_{rotary}k"
+
+    @torch.inference_mode()
+    def __call__(self, layers: Sequence[int]) -> Results:
+        job, found = self.job, {}
+        patterns = [f"blocks.{layer}.attn.hook_pattern" for layer in range(job.layers)]
+        clean, cache = self.bridge.run_with_cache(job.tokens, names_filter=patterns[min(layers) :])
+        for layer in layers:
+            for rank in RANKS:
+                divergences: list[Tensor] = []
+
+                def project(states: Tensor, hook: Any, layer: int = layer, rank: int = rank) -> Tensor:
+                    return job.projected(states.transpose(1, 2), layer, rank).transpose(1, 2)
+
+                def compare(pattern: Tensor, hook: Any, into: list[Tensor] = divergences) -> None:
+                    into.append(divergence(cache[hook.name], pattern))
+
+                hooks = [(f"blocks.{layer}.attn.{name}", project) for name in (self.queries, self.keys)]
+                logits = self.bridge.run_with_hooks(
+                    job.tokens, fwd_hooks=hooks + [(name, compare) for name in patterns[layer:]]
+                )
+                found[layer, rank] = compared(clean, logits, divergences, job.layers)
+        return found
+
+
+class WithNnsight:
+    """A trace a rank, with queries and keys changed where the attention function is called."""
+
+    name = "nnsight"
+
+    def __init__(self, job: Job) -> None:
+        from nnsight import NNsight  # noqa: PLC0415
+
+        self.job = job
+        model = type(job.model).from_pretrained(job.folder).eval()
+        model.set_attn_implementation("eager")
+        self.model = NNsight(model)
+        blocks = self.model.transformer.h if job.name != "llama" else self.model.model.layers
+        self.attention = [block.attn if job.name != "llama" else block.self_attn for block in blocks]
+
+    @torch.inference_mode()
+    def __call__(self, layers: Sequence[int]) -> Results:
+        job, found = self.job, {}
+        clean_patterns: dict[int, Tensor] = {}
+        with self.model.trace(job.tokens, use_cache=False):
+            for layer in range(min(layers), job.layers):
+                clean_patterns[layer] = self.attention[layer].output[1].save()
+            clean = self.model.lm_head.output.save()
+        for layer in layers:
+            for rank in RANKS:
+                divergences: list[Tensor] = []
+                with self.model.trace(job.tokens, use_cache=False):
+                    call = self.attention[layer].source.attention_interface_1
+                    given, named = call.inputs
+                    query, key = (job.projected(states, layer, rank) for states in given[1:3])
+                    call.inputs = ((given[0], query, key, *given[3:]), named)
+                    for above in range(layer, job.layers):
+                        divergences.append(divergence(clean_patterns[above], self.attention[above].output[1]).save())
+                    logits = self.model.lm_head.output.save()
+                found[layer, rank] = compared(clean, logits, divergences, job.layers)
+        return found
+
+
+class WithTransformers:
+    """An attention function of one's own, registered with transformers, and nothing else."""
+
+    name = "plain transformers"
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.model = type(job.model).from_pretrained(job.folder).eval()
+        self.change: tuple[int, int] | None = None
+        self.see: Callable[[int, Tensor], None] = lambda layer, pattern: None
+        AttentionInterface.register("benchmark", self.attend)
+        AttentionMaskInterface.register("benchmark", eager_mask)
+        self.model.set_attn_implementation("benchmark")
+
+    def attend(self, module: Any, query: Tensor, key: Tensor, *others: Any, **options: Any) -> tuple[Tensor, Tensor]:
+        layer = module.layer_idx
+        if self.change is not None and self.change[0] == layer:
+            query, key = (self.job.projected(states, *self.change) for states in (query, key))
+        own = type(module).forward.__globals__["eager_attention_forward"]
+        output, pattern = own(module, query, key, *others, **options)
+        self.see(layer, pattern)
+        return output, pattern
+
+    @torch.inference_mode()
+    def __call__(self, layers: Sequence[int]) -> Results:
+        job, found = self.job, {}
+        kept: dict[int, Tensor] = {}
+        self.change, self.see = None, kept.__setitem__
+        clean = self.model(job.tokens, use_cache=False).logits
+        for layer in layers:
+            for rank in RANKS:
+                divergences: list[Tensor] = []
+
+                def compare(above: int, pattern: Tensor, layer: int = layer, into: list[Tensor] = divergences) -> None:
+                    if above >= layer:
+                        into.append(divergence(kept[above], pattern))
+
+                self.change, self.see = (layer, rank), compare
+                logits = self.model(job.tokens, use_cache=False).logits
+                found[layer, rank] = compared(clean, logits, divergences, job.layers)
+        return found
+
+
+# -- Assay ----------------------------------------------------------------------------------------------------------
+
+
+class _Tokens:
+    """The task of predicting every next token."""
+
+    name, primary_kind, features, split_names = "tokens", "all", (), ("train", "iid")
+    kinds = (Kind("token", "any token"),)
+
+    def split(self, name: str, sequences: int) -> Split:
+        raise NotImplementedError
+
+    def describe(self) -> dict[str, object]:
+        return {}
+
+
+class WithAssay:
+    """`score`, which `assay.compare` runs."""
+
+    name = "Assay"
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.engine = Engine(Subject(type(job.model).from_pretrained(job.folder).eval(), None, job.name))
+        tokens = job.tokens.numpy()
+        kinds = np.zeros_like(tokens)
+        kinds[:, -1] = -1
+        self.split = Split("tokens", "iid", "random tokens", tokens, np.full(len(tokens), POSITIONS), kinds)
+
+    def edits(self, layer: int, rank: int) -> Iterator[Edit]:
+        heads = self.engine.site(f"layer{layer}").places
+        for head in heads:
+            basis = self.job.bases[layer][head.head * len(self.job.bases[layer]) // len(heads), :, :rank]  # type: ignore[union-attr]
+
+            def project(vectors: Tensor, basis: Tensor = basis) -> Tensor:
+                return (vectors @ basis) @ basis.T
+
+            yield Edit(head, queries=project, keys=project)
+
+    def __call__(self, layers: Sequence[int]) -> Results:
+        proxies = {
+            f"{layer} {rank}": Proxy(self.engine.subject, tuple(self.edits(layer, rank)))
+            for layer in layers
+            for rank in RANKS
+        }
+        chosen = [metrics.get(name)() for name in METRICS]
+        found: Results = {}
+        for name, scores in score(self.engine, proxies, _Tokens(), self.split, chosen).items():
+            assert isinstance(scores, Scores)
+            means = scores.sums.sum(0) / scores.counts.sum(0)
+            place = {(column.metric, column.kind, column.feature): i for i, column in enumerate(scores.columns)}
+            layer, rank = map(int, name.split())
+            found[layer, rank] = tuple(float(means[place[metric, "all", ""]]) for metric in METRICS)
+        return found
+
+
+# -- measuring ------------------------------------------------------------------------------------------------------
+
+
+def status(field: str) -> float:
+    """A field of this process's memory status, in MB (Linux)."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field):
+            return int(line.split()[1]) / 1_024
+    return math.nan
+
+
+def measured(tool: Callable[[Sequence[int]], Results], layers: Sequence[int]) -> tuple[float, float, Results]:
+    """Processor seconds, peak memory beyond what was there before in MB, and the numbers."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    clear = Path("/proc/self/clear_refs")
+    if clear.exists():
+        clear.write_text("5")
+    before, start = status("VmRSS"), time.process_time()
+    found = tool(layers)
+    return time.process_time() - start, status("VmHWM") - before, found
+
+
+def difference(one: Results, other: Results) -> float:
+    """The largest difference of any number."""
+    return max(abs(a - b) for key in one for a, b in zip(one[key], other[key], strict=True))
+
+
+PEERS = (WithTransformerLens, WithNnsight, WithTransformers)
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", choices=("small", "gpt2", "llama"))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--sequences", type=int, default=16)
+    parser.add_argument("--no-sweep", action="store_true", help="leave out the sweep over all layers")
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    job = make(options.model, options.sequences)
+    tools: list[Any] = [WithAssay(job)]
+    for peer in PEERS:
+        try:
+            tools.append(peer(job))
+        except ImportError as error:
+            print(f"{peer.name} is left out: {error}")
+    last = job.layers - 1
+    jobs = {"first layer": [0], "middle layer": [job.layers // 2], "last layer": [last]}
+    if not options.no_sweep:
+        jobs["all layers"] = list(range(job.layers))
+    print(f"\n{options.model}: {options.sequences} x {POSITIONS} tokens, ranks {RANKS}, rounds {options.rounds}\n")
+    print("| job | tool | processor seconds | times Assay's | peak MB | times Assay's | largest difference |")
+    print("|---|---|---|---|---|---|---|")
+    for title, layers in jobs.items():
+        rounds = [{tool.name: measured(tool, layers) for tool in tools} for _ in range(options.rounds)]
+        for tool in tools:
+            seconds = statistics.median(one[tool.name][0] for one in rounds)
+            ratio = statistics.median(one[tool.name][0] / one["Assay"][0] for one in rounds)
+            peak = statistics.median(one[tool.name][1] for one in rounds)
+            more = statistics.median(one[tool.name][1] / one["Assay"][1] for one in rounds)
+            apart = max(difference(one[tool.name][2], one["Assay"][2]) for one in rounds)
+            print(f"| {title} | {tool.name} | {seconds:.2f} | {ratio:.2f} | {peak:.0f} | {more:.1f} | {apart:.1e} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""Work is done once wherever it is done, and a worker that dies takes nothing finished with it."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from assay import AssayError
+from assay.faithfulness._workers import ATTEMPTS, Workers
+
+
+def square(number):
+    return number * number
+
+
+def die_once(number, marks):
+    """Kills its own process the first time it is called for 3."""
+    mark = Path(marks) / "died"
+    if number == 3 and not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    (Path(marks) / f"{number}-{os.getpid()}").touch()
+    return number
+
+
+def die(number):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def refuse(number):
+    raise AssayError(f"{number} is refused")
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_every_item_is_worked_once(jobs):
+    found = dict(Workers(jobs).map(square, [(number,) for number in range(7)]))
+    assert found == {number: number * number for number in range(7)}
+
+
+def test_a_function_that_cannot_be_pickled_plainly_goes_too():
+    base = 10
+    assert dict(Workers(2).map(lambda number: base + number, [(1,), (2,)])) == {0: 11, 1: 12}
+
+
+def test_a_worker_that_dies_loses_only_what_it_was_doing(tmp_path):
+    found = dict(Workers(2).map(die_once, [(number, str(tmp_path)) for number in range(8)]))
+    assert found == {number: number for number in range(8)}
+    assert (tmp_path / "died").exists()
+
+
+def test_workers_that_keep_dying_are_given_up():
+    with pytest.raises(AssayError, match=f"died {ATTEMPTS} times.*fewer jobs"):
+        dict(Workers(2).map(die, [(1,), (2,)]))
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_an_error_of_the_work_is_raised_here(jobs):
+    with pytest.raises(AssayError, match="1 is refused"):
+        dict(Workers(jobs).map(refuse, [(1,)]))
+
+
+@pytest.mark.parametrize("jobs", [0, -2])
+def test_senseless_numbers_are_refused(jobs):
+    with pytest.raises(AssayError, match=f"jobs={jobs}"):
+        Workers(jobs)
+
+
+def test_all_cores():
+    assert Workers(-1).count == os.cpu_count()
+    assert not Workers(1).many
+
+
+def test_a_cluster_does_the_work():
+    distributed = pytest.importorskip("distributed")
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster:
+        workers = Workers(cluster=cluster.scheduler_address)
+        assert workers.many
+        found = dict(workers.map(lambda number: number * number, [(number,) for number in range(5)]))
+    assert found == {number: number * number for number in range(5)}
+
+
+def test_a_cluster_that_does_not_answer():
+    pytest.importorskip("distributed")
+    with pytest.raises(AssayError, match="no Dask scheduler answers"):
+        dict(Workers(cluster="tcp://127.0.0.1:1").map(square, [(1,)]))
