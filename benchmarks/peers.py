@@ -7,7 +7,8 @@ same model, tokens and bases, shares one clean pass over a job, leaves out the a
 and runs on one thread; the peers take all sequences in one batch, as their users do.
 
 Needs `pip install -e '.[peers]'`. Then `python benchmarks/peers.py small` (or `gpt2`, `llama`) prints a Markdown table;
-`--rounds` alternates the tools that many times, and times are ratios of processor seconds within a round.
+`--rounds` alternates the tools that many times, and times are ratios of processor seconds within a round; `--profile`
+shows where Assay's own time goes.
 """
 
 import argparse
@@ -336,6 +337,20 @@ def difference(one: Results, other: Results) -> float:
     return max(abs(a - b) for key in one for a, b in zip(one[key], other[key], strict=True))
 
 
+PRODUCTS = ("aten::addmm", "aten::bmm", "aten::mm")
+
+
+def profile(tool: Callable[[Sequence[int]], Results], layers: Sequence[int]) -> None:
+    """Print where a tool's time goes; matrix products are the arithmetic that cannot be avoided."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as found:
+        tool(layers)
+    rows = sorted(found.key_averages(), key=lambda row: -row.self_cpu_time_total)
+    total = sum(row.self_cpu_time_total for row in rows)
+    print(f"\nmatrix products: {sum(row.self_cpu_time_total for row in rows if row.key in PRODUCTS) / total:.0%}")
+    for row in rows[:12]:
+        print(f"  {row.key:28} {row.self_cpu_time_total / total:6.1%}")
+
+
 PEERS = (WithTransformerLens, WithNnsight, WithTransformers)
 
 
@@ -346,11 +361,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--sequences", type=int, default=16)
     parser.add_argument("--no-sweep", action="store_true", help="leave out the sweep over all layers")
+    parser.add_argument("--profile", action="store_true", help="only show where Assay's time goes, over all layers")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     job = make(options.model, options.sequences)
     tools: list[Any] = [WithAssay(job)]
+    if options.profile:
+        profile(tools[0], list(range(job.layers)))
+        return
     for peer in PEERS:
         try:
             tools.append(peer(job))
