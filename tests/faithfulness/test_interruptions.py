@@ -43,6 +43,17 @@ def start(folder: Path, jobs: int = 1, limit: int | None = None) -> subprocess.P
     )  # fmt: skip
 
 
+def finish(run: subprocess.Popen) -> tuple[int, str]:
+    """Exit status and what was said on the error stream."""
+    _, said = run.communicate()
+    return run.returncode, said
+
+
+def complete(folder: Path, jobs: int = 1) -> None:
+    status, said = finish(start(folder, jobs))
+    assert status == 0, said
+
+
 def results(folder: Path) -> dict[str, str]:
     return {
         name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
@@ -53,8 +64,7 @@ def results(folder: Path) -> dict[str, str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_killed_at_any_moment_and_run_again(tmp_path, jobs):
-    undisturbed = start(tmp_path / "whole", jobs)
-    assert undisturbed.wait() == 0, undisturbed.stderr.read()
+    complete(tmp_path / "whole", jobs)
     moments, killed = random.Random(jobs), 0
     for _ in range(6):
         run = start(tmp_path / "killed", jobs)
@@ -64,19 +74,16 @@ def test_killed_at_any_moment_and_run_again(tmp_path, jobs):
         run.kill()
         run.communicate()
     assert killed, "the run was over before it was killed"
-    last = start(tmp_path / "killed", jobs)
-    assert last.wait() == 0, last.stderr.read()
+    complete(tmp_path / "killed", jobs)
     assert results(tmp_path / "killed") == results(tmp_path / "whole")
 
 
 @pytest.mark.slow
 def test_a_full_disk_leaves_nothing_damaged(tmp_path):
-    full = start(tmp_path / "run", limit=4_000)
-    assert full.wait() != 0
-    assert "File too large" in full.stderr.read()
+    status, said = finish(start(tmp_path / "run", limit=4_000))
+    assert status != 0
+    assert "File too large" in said
     assert not (tmp_path / "run" / "comparison.json").exists()
-    again = start(tmp_path / "run")
-    assert again.wait() == 0, again.stderr.read()
-    whole = start(tmp_path / "whole")
-    assert whole.wait() == 0
+    complete(tmp_path / "run")
+    complete(tmp_path / "whole")
     assert results(tmp_path / "run") == results(tmp_path / "whole")
