@@ -16,6 +16,7 @@ from transformers.activations import NewGELUActivation
 
 from assay._errors import AssayError
 from assay.engine._attention import Edit, LayerObserver, Plan, RowObserver, fused, in_force, using
+from assay.engine._bypass import Bypass
 from assay.engine._places import ATTENTION, BLOCK_STREAMS, HEAD_STREAMS, Block, Head, Place, Site
 from assay.engine._tail import Tail, given
 from assay.subjects import Subject
@@ -136,9 +137,10 @@ class Engine:
         Raises AssayError if the subject cannot be run on token ids alone, whatever the reason.
         """
         who = f"{type(self.subject.model).__name__} ({self.subject.name!r})"
+        bypass = Bypass()
         try:
             tokens = self._few_tokens()
-            with in_force(self.subject.model, plan):
+            with in_force(self.subject.model, plan), bypass.watching(self.subject.model):
                 output = self.subject(tokens)
         except (torch.OutOfMemoryError, AssayError):
             raise
@@ -149,6 +151,12 @@ class Engine:
             raise AssayError(
                 f"{who} gives outputs of shape {tuple(output.shape)} for tokens of shape {tuple(tokens.shape)}; only "
                 "models with one output a token are supported."
+            )
+        beside = bypass.around(plan.met) if plan.met else None
+        if beside is not None:
+            raise AssayError(
+                f"{who}: its {beside} computes attention beside transformers' AttentionInterface, so that a part of "
+                "its attention could not be edited; it is not supported."
             )
         return tokens
 

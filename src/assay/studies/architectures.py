@@ -66,9 +66,8 @@ def markdown(rows: Sequence[Row]) -> str:
     reached = [row for row in text if row.status == "passes" and row.details["not_reached"]]
     lines += ["", "## Attention that is there and cannot be edited", ""]
     lines += [
-        "Modules called attention that ran outside the AttentionInterface, beside others that can be edited: linear",
-        "and recurrent layers, which have no attention weights, but also block-sparse encoders. Sites stand for the",
-        "other layers alone.",
+        "Modules called attention that ran beside those that can be edited, and computed no attention weights: linear",
+        "and recurrent layers, attention over layers instead of positions. Sites stand for the other layers.",
         "",
         *(f"- {row.type} ({USES[row.use]}): {', '.join(row.details['not_reached'])}" for row in reached),
     ]
