@@ -321,7 +321,10 @@ def run_max_of_k(
             progress=lambda done, total, text: bar.update(line, description=text, completed=done, total=total),
         )
     if markdown is not None:
-        max_of_k.write_markdown(results, markdown)
+        sampled = max_of_k.sampled_lines(
+            dict.fromkeys((item.model, item.seed) for item in results if item.group == "frontier")
+        )
+        max_of_k.write_markdown(results, sampled, markdown)
     if as_json:
         print(json.dumps([result.row() for result in results], indent=2))
         return

@@ -89,6 +89,23 @@ def test_a_model_that_copies_its_last_token():
     assert certify(subject, strategy="exact").at_most == 30
 
 
+@pytest.mark.parametrize("strategy", ["cubic", "subcubic", "subcubic-low-rank"])
+def test_boxes_of_tokens_that_get_next_to_no_attention_are_accepted(strategy):
+    """Token 1 attends to 0 and 2 e^54 times as much as to itself: alone it is right by e^-54 of the group's largest."""
+    subject = subject_of(
+        {
+            "W_E": np.array([[0.0, 0.0], [0.0, 3.0], [0.0, 0.0]]),
+            "W_Q": np.array([[0.0], [3.0]]),
+            "W_K": np.array([[0.0], [-2.0]]),
+            "W_U": np.array([[0.0, 0.0, 0.0], [0.0, 1.0, 0.0]]),
+        },
+        3,
+    )
+    certificate = certify(subject, strategy=strategy)
+    assert 0 < certificate.at_least <= Truth(subject).count(InputSet(3, 3))
+    certificate.verify(subject)
+
+
 def test_large_numbers_that_cancel_are_not_claimed():
     # In float64 the logits of token 1 and 0 differ by exactly 1/2 after 2^80 cancels; three of the four inputs tie
     # or lose.

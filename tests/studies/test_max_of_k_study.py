@@ -87,6 +87,15 @@ def test_files_of_a_run(results, tmp_path):
     assert page.count("<figure>") == 2
     assert "Mean loss over all inputs" in page
     assert "Accuracy over restricted sets" not in page
-    max_of_k.write_markdown(results, tmp_path / "proofs.md")
+    max_of_k.write_markdown(results, [("max-of-4", "0", "10", "0.9", "0.5", "1.0")], tmp_path / "proofs.md")
     text = (tmp_path / "proofs.md").read_text(encoding="utf-8")
     assert "## Mean loss over all inputs, in nats (linear models)" in text
+    assert "| max-of-4 | 0 | 10 | 0.9 | 0.5 | 1.0 |" in text
+
+
+def test_a_sampled_accuracy_is_near_the_proved_one():
+    ((name, seed, sequences, share, low, high),) = max_of_k.sampled_lines([("max-of-4", 0)], sequences=20_000)
+    exact = certify(load("max-of-4"), strategy="exact")
+    assert (name, seed, sequences) == ("max-of-4", "0", "20000")
+    assert Fraction(low) < Fraction(share) < Fraction(high)
+    assert Fraction(low) <= Fraction(exact.at_least, 64**4) <= Fraction(high)

@@ -525,7 +525,7 @@ def _check_boxes(content: Mapping[str, Any], model: _Model) -> int:
     for q, m, low, copies in groups(content["inputs"]):
         masks = boxes.pop((q, m), [])
         require(len(masks) <= free + 1, "a box is malformed")
-        upper = np.delete(_integers(*_contributions(model, q, m, low)[:2])[0], m, axis=0)
+        upper = np.delete(_contributions(model, q, m, low)[0], m, axis=0)
         at_maximum = upper[:, :-1, -2]
         for smaller, mask in enumerate(masks):
             inside = (1 << m) - (1 << low) if smaller else 1 << m
@@ -534,10 +534,14 @@ def _check_boxes(content: Mapping[str, Any], model: _Model) -> int:
                 continue
             members = [t for t in range(low, m) if mask >> t & 1]
             worst = at_maximum.sum(axis=1) + upper[:, -1, -1]
+            size = np.abs(at_maximum).sum(axis=1) + np.abs(upper[:, -1, -1])
             if smaller:
-                gain = upper[:, :-1][:, :, [t - low for t in members]].max(axis=2) - at_maximum
-                worst = worst + np.sort(gain, axis=1)[:, free - smaller :].sum(axis=1)
-            require(bool((worst < 0).all()), f"a box of group {(q, m)} holds a wrong input")
+                best = upper[:, :-1][:, :, [t - low for t in members]].max(axis=2)
+                worst = worst + np.sort(best - at_maximum, axis=1)[:, free - smaller :].sum(axis=1)
+                size = size + (np.abs(best) + np.abs(at_maximum)).sum(axis=1)
+            # Twice the rounding of sums of fewer than 2 (K + 4) terms.
+            rounding = 4 * (free + 9) * _U * size
+            require(bool((worst + rounding < 0).all()), f"a box of group {(q, m)} holds a wrong input")
             correct += comb(free, smaller) * len(members) ** smaller
     require(not boxes, "a listed box is not in the set of inputs")
     return correct
