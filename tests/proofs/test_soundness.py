@@ -106,6 +106,27 @@ def test_boxes_of_tokens_that_get_next_to_no_attention_are_accepted(strategy):
     certificate.verify(subject)
 
 
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_light_position_with_a_strong_token_is_not_lost(strategy):
+    """The free position has e^-45 of the last one's weight, but token 0 there gets e^70 of token 1's attention."""
+    subject = subject_of(
+        {
+            "W_E": np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]),
+            "W_pos": np.array([[0.0, 0.0, -45.0], [0.0, 0.0, 0.0]]),
+            "W_Q": np.array([[1.0], [1.0], [0.0]]),
+            "W_K": np.array([[70.0], [0.0], [1.0]]),
+            "W_V": np.array([[1.0], [0.0], [0.0]]),
+            "W_O": np.array([[0.0, 0.0, 4.0]]),
+            "W_U": np.array([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0]]),
+        },
+        2,
+    )
+    inputs = InputSet(2, 2, minimum_maximum=1)
+    certificate = certify(subject, strategy=strategy, inputs=inputs)
+    assert certificate.at_least <= Truth(subject).count(inputs) == 1
+    certificate.verify(subject)
+
+
 def test_large_numbers_that_cancel_are_not_claimed():
     # In float64 the logits of token 1 and 0 differ by exactly 1/2 after 2^80 cancels; three of the four inputs tie
     # or lose.

@@ -174,16 +174,19 @@ class _Box:
         reach: Int[np.ndarray, " box"],
     ) -> Bool[np.ndarray, " box"]:
         """Whether every input with `smaller` free tokens below m, all (and q, unless it is m) at most `reach`, is."""
-        copies, own = self.free - smaller, self.scores.own[q, m]
-        error, total = self.scores.error[q], self.lightest[q, -1] + self.last[q]
-        at_last = np.where(q == m, self.last[q], 0.0)
+        copies, own, error = self.free - smaller, self.scores.own[q, m], self.scores.error[q]
+        with_copies, with_others = np.where(q == m, self.last[q], 0.0), np.where(q == m, 0.0, self.last[q])
         limits = []
-        for side, weight in ((self.scores.best, self.lightest), (self.scores.worst, self.heaviest)):
+        for side, of_copies, of_others in (
+            (self.scores.best, self.lightest, self.heaviest),
+            (self.scores.worst, self.heaviest, self.lightest),
+        ):
             up = side is self.scores.best
+            # Sums of positive numbers, never differences: a light position may hold a token with a high score.
+            others = of_others[q, smaller] + with_others
+            held = of_copies[q, copies] + with_copies
             difference = own - side[q, reach] + np.where(up, -1, 1) * error
-            others = np.maximum(total - weight[q, copies] - at_last, 0) * self._decay(difference, up=up)
-            others = np.where((smaller == 0) & (q == m), 0.0, others)
-            held = weight[q, copies] + at_last
+            others = others * np.where(others > 0, self._decay(difference, up=up), 0.0)
             share = np.where(np.isinf(others), 0.0, held / np.where(np.isinf(others), 1.0, held + others))
             share = np.clip(share * (1 - 8 * _ROUNDING) if up else share * (1 + 8 * _ROUNDING), 0, 1)
             limits.append(self._best(m, share) + (1 - share) * self.logits.wrong[m, reach])
