@@ -32,7 +32,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer, models
 from torch import Tensor
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedConfig, PreTrainedTokenizerFast
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 from transformers.modeling_utils import AttentionInterface
 
@@ -40,7 +40,7 @@ from assay.engine import Edit, Engine, Proxy
 from assay.faithfulness import metrics
 from assay.faithfulness._scores import Scores, score
 from assay.subjects import Subject
-from assay.tasks import Kind, Split
+from assay.tasks import UNSCORED, Kind, Split
 
 RANKS = (1, 2, 4, 8, 16, 32)
 POSITIONS = 256
@@ -54,11 +54,11 @@ Results = dict[tuple[int, int], tuple[float, ...]]
 class Job:
     """A model, tokens and, for every layer and key head, an orthonormal basis (width, width)."""
 
-    name: str
     model: Any
     folder: Path
     tokens: Tensor
     bases: list[Tensor]
+    ranks: Sequence[int] = RANKS
 
     @property
     def layers(self) -> int:
@@ -71,47 +71,50 @@ class Job:
         return states @ basis @ basis.transpose(-1, -2)
 
 
-def make(name: str, sequences: int) -> Job:
-    """A random model of one of the three sizes; the tokenizer is what TransformerLens asks for."""
+ENDS = {"bos_token_id": 1, "eos_token_id": 1}
+CONFIGURATIONS: dict[str, PreTrainedConfig] = {
+    "small": GPT2Config(
+        vocab_size=512, n_positions=POSITIONS, n_embd=128, n_layer=4, n_head=4, initializer_range=0.1, **ENDS
+    ),
+    "gpt2": GPT2Config(**ENDS),
+    "llama": LlamaConfig(
+        vocab_size=8_000,
+        hidden_size=512,
+        intermediate_size=1_376,
+        num_hidden_layers=8,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+        max_position_embeddings=POSITIONS,
+        initializer_range=0.05,
+        **ENDS,
+    ),
+}
+
+
+def make(
+    configuration: PreTrainedConfig,
+    folder: Path,
+    *,
+    sequences: int,
+    positions: int = POSITIONS,
+    ranks: Sequence[int] = RANKS,
+) -> Job:
+    """A random model, kept in `folder` with the tokenizer that TransformerLens asks for, and random tokens."""
     torch.manual_seed(0)
-    ends = {"bos_token_id": 1, "eos_token_id": 1}
-    if name == "small":
-        model: Any = GPT2LMHeadModel(
-            GPT2Config(
-                vocab_size=512, n_positions=POSITIONS, n_embd=128, n_layer=4, n_head=4, initializer_range=0.1, **ends
-            )
-        )
-    elif name == "gpt2":
-        model = GPT2LMHeadModel(GPT2Config(**ends))
-    else:
-        model = LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=8_000,
-                hidden_size=512,
-                intermediate_size=1_376,
-                num_hidden_layers=8,
-                num_attention_heads=8,
-                num_key_value_heads=2,
-                max_position_embeddings=POSITIONS,
-                initializer_range=0.05,
-                **ends,
-            )
-        )
-    model = model.eval()
-    folder = Path(tempfile.mkdtemp())
+    model = AutoModelForCausalLM.from_config(configuration).eval()
     model.save_pretrained(folder)
-    words = Tokenizer(models.WordLevel({str(i): i for i in range(model.config.vocab_size)}, unk_token="0"))
+    words = Tokenizer(models.WordLevel({str(i): i for i in range(configuration.vocab_size)}, unk_token="0"))
     special = {"unk_token": "0", "eos_token": "1", "bos_token": "1", "pad_token": "1"}
     PreTrainedTokenizerFast(tokenizer_object=words, **special).save_pretrained(folder)
-    heads = getattr(model.config, "num_key_value_heads", model.config.num_attention_heads)
-    width = model.config.hidden_size // model.config.num_attention_heads
+    heads = getattr(configuration, "num_key_value_heads", configuration.num_attention_heads)
+    width = configuration.hidden_size // configuration.num_attention_heads
     generator = torch.Generator().manual_seed(1)
     bases = [
         torch.linalg.qr(torch.randn(heads, width, width, generator=generator)).Q
-        for _ in range(model.config.num_hidden_layers)
+        for _ in range(configuration.num_hidden_layers)
     ]
-    tokens = torch.randint(model.config.vocab_size, (sequences, POSITIONS), generator=generator)
-    return Job(name, model, folder, tokens, bases)
+    tokens = torch.randint(configuration.vocab_size, (sequences, positions), generator=generator)
+    return Job(model, folder, tokens, bases, ranks)
 
 
 # -- what the peers' users write ------------------------------------------------------------------------------------
@@ -154,7 +157,7 @@ class WithTransformerLens:
         patterns = [f"blocks.{layer}.attn.hook_pattern" for layer in range(job.layers)]
         clean, cache = self.bridge.run_with_cache(job.tokens, names_filter=patterns[min(layers) :])
         for layer in layers:
-            for rank in RANKS:
+            for rank in job.ranks:
                 divergences: list[Tensor] = []
 
                 def project(states: Tensor, hook: Any, layer: int = layer, rank: int = rank) -> Tensor:
@@ -183,8 +186,10 @@ class WithNnsight:
         model = type(job.model).from_pretrained(job.folder).eval()
         model.set_attn_implementation("eager")
         self.model = NNsight(model)
-        blocks = self.model.transformer.h if job.name != "llama" else self.model.model.layers
-        self.attention = [block.attn if job.name != "llama" else block.self_attn for block in blocks]
+        if job.model.config.model_type == "gpt2":
+            self.attention = [block.attn for block in self.model.transformer.h]
+        else:
+            self.attention = [block.self_attn for block in self.model.model.layers]
 
     @torch.inference_mode()
     def __call__(self, layers: Sequence[int]) -> Results:
@@ -195,7 +200,7 @@ class WithNnsight:
                 clean_patterns[layer] = self.attention[layer].output[1].save()
             clean = self.model.lm_head.output.save()
         for layer in layers:
-            for rank in RANKS:
+            for rank in job.ranks:
                 divergences: list[Tensor] = []
                 with self.model.trace(job.tokens, use_cache=False):
                     call = self.attention[layer].source.attention_interface_1
@@ -239,7 +244,7 @@ class WithTransformers:
         self.change, self.see = None, kept.__setitem__
         clean = self.model(job.tokens, use_cache=False).logits
         for layer in layers:
-            for rank in RANKS:
+            for rank in job.ranks:
                 divergences: list[Tensor] = []
 
                 def compare(above: int, pattern: Tensor, layer: int = layer, into: list[Tensor] = divergences) -> None:
@@ -255,14 +260,20 @@ class WithTransformers:
 # -- Assay ----------------------------------------------------------------------------------------------------------
 
 
-class _Tokens:
-    """The task of predicting every next token."""
+class _NextTokens:
+    """The task of predicting every next token of some sequences."""
 
-    name, primary_kind, features, split_names = "tokens", "all", (), ("train", "iid")
+    name, primary_kind, features, split_names = "next tokens", "token", (), ("iid",)
     kinds = (Kind("token", "any token"),)
 
+    def __init__(self, tokens: Tensor) -> None:
+        self.tokens = tokens.numpy()
+
     def split(self, name: str, sequences: int) -> Split:
-        raise NotImplementedError
+        tokens = self.tokens[:sequences]
+        kinds = np.zeros_like(tokens)
+        kinds[:, -1] = UNSCORED
+        return Split(name, "iid", "random tokens", tokens, np.full(*tokens.shape), kinds)
 
     def describe(self) -> dict[str, object]:
         return {}
@@ -275,11 +286,8 @@ class WithAssay:
 
     def __init__(self, job: Job) -> None:
         self.job = job
-        self.engine = Engine(Subject(type(job.model).from_pretrained(job.folder).eval(), None, job.name))
-        tokens = job.tokens.numpy()
-        kinds = np.zeros_like(tokens)
-        kinds[:, -1] = -1
-        self.split = Split("tokens", "iid", "random tokens", tokens, np.full(len(tokens), POSITIONS), kinds)
+        self.engine = Engine(Subject(type(job.model).from_pretrained(job.folder).eval(), None, "benchmark"))
+        self.task = _NextTokens(job.tokens)
 
     def edits(self, layer: int, rank: int) -> Iterator[Edit]:
         heads = self.engine.site(f"layer{layer}").places
@@ -295,11 +303,12 @@ class WithAssay:
         proxies = {
             f"{layer} {rank}": Proxy(self.engine.subject, tuple(self.edits(layer, rank)))
             for layer in layers
-            for rank in RANKS
+            for rank in self.job.ranks
         }
         chosen = [metrics.get(name)() for name in METRICS]
+        split = self.task.split("iid", len(self.job.tokens))
         found: Results = {}
-        for name, scores in score(self.engine, proxies, _Tokens(), self.split, chosen).items():
+        for name, scores in score(self.engine, proxies, self.task, split, chosen).items():
             assert isinstance(scores, Scores)
             means = scores.sums.sum(0) / scores.counts.sum(0)
             place = {(column.metric, column.kind, column.feature): i for i, column in enumerate(scores.columns)}
@@ -357,7 +366,7 @@ PEERS = (WithTransformerLens, WithNnsight, WithTransformers)
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", choices=("small", "gpt2", "llama"))
+    parser.add_argument("model", choices=CONFIGURATIONS)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--sequences", type=int, default=16)
     parser.add_argument("--no-sweep", action="store_true", help="leave out the sweep over all layers")
@@ -365,7 +374,12 @@ def main() -> None:
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    job = make(options.model, options.sequences)
+    with tempfile.TemporaryDirectory() as folder:
+        compare(make(CONFIGURATIONS[options.model], Path(folder), sequences=options.sequences), options)
+
+
+def compare(job: Job, options: argparse.Namespace) -> None:
+    """Print the table, or the profile, of one job."""
     tools: list[Any] = [WithAssay(job)]
     if options.profile:
         profile(tools[0], list(range(job.layers)))
@@ -379,7 +393,7 @@ def main() -> None:
     jobs = {"first layer": [0], "middle layer": [job.layers // 2], "last layer": [last]}
     if not options.no_sweep:
         jobs["all layers"] = list(range(job.layers))
-    print(f"\n{options.model}: {options.sequences} x {POSITIONS} tokens, ranks {RANKS}, rounds {options.rounds}\n")
+    print(f"\n{options.model}: {options.sequences} x {POSITIONS} tokens, ranks {job.ranks}, rounds {options.rounds}\n")
     print("| job | tool | processor seconds | times Assay's | peak MB | times Assay's | largest difference |")
     print("|---|---|---|---|---|---|---|")
     for title, layers in jobs.items():
