@@ -33,7 +33,7 @@ def call_of(texts, *changed):
     }  # fmt: skip
     extra = []
     for name, value in zip(changed[::2], changed[1::2], strict=True):
-        if name in ("--split+", "--simplify+"):
+        if name in ("--split+", "--simplify+", "--sites+"):
             extra += [name[:-1], value]
         else:
             given[name] = value
@@ -95,6 +95,8 @@ def test_json_fields_and_precision(command, texts, tmp_path):
         (("--device", "abacus"), "abacus"),
         (("--seed", "5"), "shipped with seeds"),
         (("--sequences", "1"), "sequences"),
+        (("--sites", "layer99"), "site 'layer99' is not in 'code-python'"),
+        (("--sites", "all-layers", "--sites+", "layer0"), "layer0 is meant twice"),
     ],
 )
 def test_wrong_calls_end_with_2_and_the_reason(command, texts, changed, words):
@@ -111,7 +113,6 @@ def test_wrong_calls_end_with_2_and_the_reason(command, texts, changed, words):
         (("--split+", "dark={texts}/binary.txt"), "cannot be read as UTF-8"),
         (("--split+", "none={texts}/empty.txt"), "split 'none' has no sequence"),
         (("--split", "iid={texts}/iid.jsonl"), "no field 'text', only 'body'"),
-        (("--sites", "layer99"), "site 'layer99' is not in 'code-python'"),
         (("--simplify", "svd:rank=0"), "rank"),
     ],
 )

@@ -398,7 +398,8 @@ def compare_text(
     as_json: AsJson = False,
 ) -> None:
     """Judge simplifications of your own model on your own text."""
-    from assay.faithfulness import Workers  # noqa: PLC0415  (keeps --help fast)
+    from assay.engine import Engine  # noqa: PLC0415  (keeps --help fast)
+    from assay.faithfulness import Workers  # noqa: PLC0415
     from assay.reports import terminal  # noqa: PLC0415
     from assay.simplify import simplifications  # noqa: PLC0415
     from assay.studies import text  # noqa: PLC0415
@@ -430,6 +431,8 @@ def compare_text(
             trust_remote_code=trust_remote_code,
         ),
     )
+    engine = Engine(subject)
+    _argument("sites", lambda: engine.sites(sites or ["all"]))
     task = _argument("split", lambda: text.task_of(subject, fit, splits, text_field=text_field, max_length=max_length))
     folder = out_folder or _default_folder("compare")
     with _progress() as bar:

@@ -280,6 +280,14 @@ class Engine:
             return tuple(f"layer{layer}{dot}{stream}" for layer in layers)
         return (name,)
 
+    def sites(self, names: Sequence[str]) -> tuple[Site, ...]:
+        """The sites that names, sweeps among them, stand for. Raises AssayError for one that is unknown or twice."""
+        expanded = [one for name in names for one in self.expand(name)]
+        twice = {name for name in expanded if expanded.count(name) > 1}
+        if twice:
+            raise AssayError(f"sites {', '.join(names)}: {', '.join(sorted(twice))} is meant twice.")
+        return tuple(map(self.site, expanded))
+
     def _forward(
         self, tokens: Tensor, valid: Tensor | None, plan: Plan, expected: int, call: Callable[..., Any] | None = None
     ) -> Any:

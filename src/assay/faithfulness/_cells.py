@@ -119,15 +119,11 @@ def candidates_of(
     """Every simplification at every site, each site followed by its controls.
 
     At a site that names a stream, mean ablation takes the place of a control that is for attention only. Raises
-    AssayError for a simplification that does not act on a site's stream, and for a site given twice.
+    AssayError for a simplification that does not act on a site's stream, and for sites that `Engine.sites` refuses.
     """
     given = {label(item) for item in simplifications}
-    names = [name for text in sites for name in engine.expand(text)]
-    twice = {name for name in names if names.count(name) > 1}
-    if twice:
-        raise AssayError(f"compare(sites={list(sites)}): {', '.join(sorted(twice))} is meant twice.")
     found = []
-    for site in map(engine.site, names):
+    for site in engine.sites(sites):
         of_controls: dict[str, Simplification] = {}
         perturbations: list[Any] = []
         refitted: list[Candidate] = []

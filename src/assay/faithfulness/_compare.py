@@ -399,8 +399,6 @@ def _check_call(
         raise AssayError(
             "compare() needs at least one subject, one simplification and one site (sites is a list, such as ['all'])."
         )
-    if len(set(sites)) < len(sites):
-        raise AssayError(f"compare(sites={list(sites)}): a site is given twice.")
     if not isinstance(task, Task):
         raise AssayError(f"compare(task={task!r}): not a task; see assay.tasks.Task for what one must have.")
     for item in simplifications:

@@ -1,8 +1,9 @@
 """An assertion that an explanation holds."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,6 +22,29 @@ _TOO_NEAR = 0.001
 """A share nearer to its bound than this takes hundreds of thousands of predictions to tell from it."""
 
 _PREDICTION = Kind("prediction", "any scored prediction")
+
+
+class _Words(NamedTuple):
+    """What is judged of a model, in the words of a message."""
+
+    asked: str
+    counted: Callable[[Finding], str]
+    few: str
+    flips: str
+
+
+_OF_TOKENS = _Words(
+    asked="the subject's own prediction on at least {}",
+    counted=lambda finding: f"{finding.predictions:,} predictions in {finding.sequences:,} sequences",
+    few="have such predictions",
+    flips="predictions that flip",
+)
+_OF_EMBEDDINGS = _Words(
+    asked="the subject's own nearest neighbour for at least {} of the sequences",
+    counted=lambda finding: f"the nearest neighbours of {finding.sequences:,} sequences",
+    few="could be compared",
+    flips="nearest neighbours that change",
+)
 
 
 def assert_faithful(
@@ -45,7 +69,8 @@ def assert_faithful(
     It passes if whole confidence intervals of the given `level`, from `resamples` resamples drawn with `seed`, show
     that the proxy predicts the subject's token on at least `min_agreement` of the predictions on the split of role
     "iid", and that under every shift the share is at most `max_gap` lower: the rule for the verdict "faithful" of
-    `assay.compare`. The same arguments give the same result.
+    `assay.compare`. Of an encoder it is the share of sequences that keep their nearest neighbour within the split. The
+    same arguments give the same result.
 
     `splits` is a task, of which every split but the first (train) is judged on its first `sequences` sequences (500),
     or a list of splits, one of role "iid" and at least one of role "shift" (all their sequences, or the first
@@ -91,11 +116,12 @@ def assert_faithful(
         clean_pass=CleanPass if session is None else session.clean_pass,
     )
     if any(finding.standing != "holds" for finding in result.findings):
+        words = _OF_EMBEDDINGS if judged.splits[0].objective == "embedding" else _OF_TOKENS
         asked = (
-            f"asked for: the subject's own prediction on at least {100 * min_agreement:g}% in distribution, and at "
-            f"most {100 * max_gap:g} points less under every shift ({100 * level:g}% intervals)"
+            f"asked for: {words.asked.format(f'{100 * min_agreement:g}%')} in distribution, and at most "
+            f"{100 * max_gap:g} points less under every shift ({100 * level:g}% intervals)"
         )
-        raise AssertionError("\n".join(_message(proxy, asked, result)))
+        raise AssertionError("\n".join(_message(proxy, asked, result, words)))
 
 
 def _check_proxy(subject: Subject, proxy: Proxy) -> None:
@@ -164,7 +190,7 @@ def _percent(share: float) -> str:
     return f"{100 * share:.1f}%"
 
 
-def _message(proxy: Proxy, asked: str, result: Assessment) -> Iterator[str]:
+def _message(proxy: Proxy, asked: str, result: Assessment, words: _Words) -> Iterator[str]:
     """Why an assertion failed, line by line, and what to do."""
     failing = [finding for finding in result.findings if finding.standing == "fails"]
     undecided = [finding for finding in result.findings if finding.standing == "undecided"]
@@ -173,7 +199,7 @@ def _message(proxy: Proxy, asked: str, result: Assessment) -> Iterator[str]:
     width = max(len(f"{finding.split}, {finding.kind}") for finding in result.findings)
     order = ("fails", "undecided", "holds")
     for finding in sorted(result.findings, key=lambda item: order.index(item.standing)):
-        yield f"  {finding.standing:<9}  {f'{finding.split}, {finding.kind}':<{width}}  {_numbers(finding)}"
+        yield f"  {finding.standing:<9}  {f'{finding.split}, {finding.kind}':<{width}}  {_numbers(finding, words)}"
     for name in dict.fromkeys(finding.split for finding in failing):
         rates = {kind: rate for (split, kind), rate in result.agreement.items() if split == name and kind != ALL}
         rates = {kind: rate for kind, rate in rates.items() if not math.isnan(rate)}
@@ -186,11 +212,11 @@ def _message(proxy: Proxy, asked: str, result: Assessment) -> Iterator[str]:
             "min_agreement or max_gap, or only the splits on which it holds."
         )
     else:
-        yield from _advice(undecided, result.noise)
+        yield from _advice(undecided, result.noise, words)
 
 
-def _numbers(finding: Finding) -> str:
-    of = f"{finding.predictions:,} predictions in {finding.sequences:,} sequences"
+def _numbers(finding: Finding, words: _Words) -> str:
+    of = words.counted(finding)
     if math.isnan(finding.low):
         return f"not measured: {finding.reason or 'nothing to compare with in distribution'}" + (
             f" ({of})" if finding.predictions else ""
@@ -204,7 +230,7 @@ def _numbers(finding: Finding) -> str:
     )
 
 
-def _advice(undecided: Sequence[Finding], noise: float) -> Iterator[str]:
+def _advice(undecided: Sequence[Finding], noise: float, words: _Words) -> Iterator[str]:
     """How to get a decision."""
     needed = 0
     for finding in undecided:
@@ -212,14 +238,14 @@ def _advice(undecided: Sequence[Finding], noise: float) -> Iterator[str]:
         distance = abs(finding.value - finding.bound)
         if finding.sequences < FEW:
             yield (
-                f"{where}: only {finding.sequences} of {finding.size} sequences have such predictions; give at least "
+                f"{where}: only {finding.sequences} of {finding.size} sequences {words.few}; give at least "
                 f"{FEW} that do, better hundreds."
             )
         elif math.isnan(finding.low):
             continue
         elif finding.is_gap and finding.bound < finding.value <= noise:
             yield (
-                f"{where}: the gap is within the noise floor, the {_percent(noise)} of predictions that flip when "
+                f"{where}: the gap is within the noise floor, the {_percent(noise)} of {words.flips} when "
                 "nothing is edited; compute in a wider dtype, or allow a larger max_gap."
             )
         elif distance < _TOO_NEAR:
