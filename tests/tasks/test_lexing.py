@@ -4,11 +4,19 @@ Under every line stand its kinds: w white space, k keyword, n new word, r repeat
 the blanks between them are only there to be read.
 """
 
+import argparse
+import inspect
+import json.decoder
+import re
+import tokenize
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from assay import AssayError
+from assay.tasks import _lexing
+from assay.tasks._cutting import cut
 from assay.tasks._lexing import KINDS, LANGUAGES, PARTS, characters, outline
 
 LETTERS = dict(zip("wknrco", range(len(KINDS)), strict=True))
@@ -142,3 +150,20 @@ def test_any_text_is_lexed(language: str, text: str) -> None:
     for character, kind in zip(text, found.kind, strict=True):
         assert (kind == LETTERS["w"]) == character.isspace()
         assert kind != LETTERS["c"] or character in ")]}"
+
+
+TRICKY = (
+    "def f():\n    return '#(' + \"it's (\" # a comment (\n",
+    'def f():\n    """It\'s "quoted" (\n    # no comment [\n    """\n    return (r"\\"", b\'\\\'(\')\n',
+    "def f(a=[], *, b={}):\n    return '''a''' \\\n        if a else rb'('\n",
+    "def f(x):\n    return f'{g(x)} (' + rf\"{x:{'>'}{10}} # no\"\n",
+)
+
+
+@pytest.mark.parametrize("module", [argparse, inspect, json.decoder, tokenize])
+def test_outlines_of_python_do_not_depend_on_how_they_are_read(module, monkeypatch) -> None:
+    functions = [*TRICKY, *cut(inspect.getsource(module), "python")]
+    quick = [outline(text, "python", 100) for text in functions]
+    monkeypatch.setattr(_lexing, "_PYTHON_FORMATTED", re.compile(""))
+    assert quick == [outline(text, "python", 100) for text in functions]
+    assert max(found.depth for found in quick) >= 3
