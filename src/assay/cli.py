@@ -259,6 +259,9 @@ def run_code(
     ] = "python",
     language: Annotated[str | None, typer.Option(help="Training language, where the data does not say.")] = None,
     functions: Annotated[int | None, typer.Option(min=2, help="Functions a split (default 20, full 300).")] = None,
+    fit_functions: Annotated[
+        int | None, typer.Option(min=2, help="Functions to fit on (default 50, full 1,000).")
+    ] = None,
     device: Device = "cpu",
     jobs: Jobs = 1,
     dask: Dask = None,
@@ -286,6 +289,7 @@ def run_code(
             task,
             everything=full,
             functions=functions,
+            fit_functions=fit_functions,
             workers=workers,
             progress=lambda step: bar.update(line, description=step.text, completed=step.done, total=step.total),
         )

@@ -41,6 +41,14 @@ def test_the_terminal_table_has_the_numbers(shown):
     assert f"{100 * row['estimate']:.1f}" in line
 
 
+def test_splits_that_do_not_fit_beside_each_other_are_shown_below_each_other(shown):
+    wide, narrow = printed(shown, 200), printed(shown, 40)
+    assert wide.count("accuracy of subject") == 1
+    assert narrow.count("accuracy of subject") == len(shown.record.splits) - 1
+    row = shown.agreement("unseen_depth").set_index("proxy").loc["SVD(rank=2)"]
+    assert f"{100 * row['estimate']:.1f}" in narrow
+
+
 def test_markdown_has_a_row_a_proxy_with_limits(shown):
     rows = [line for line in markdown(shown).splitlines() if line.startswith("|")]
     first = next(number for number, row in enumerate(rows) if row.startswith("| proxy | where | shift |"))

@@ -102,6 +102,13 @@ def test_the_simplification_itself_is_left_as_it_was(samples, subject):
     assert inner.subspaces_ is None
 
 
+def test_one_around_a_fitted_simplification_is_the_same(samples, subject):
+    given = RandomPerturbation(KMeans(clusters=4)).around(KMeans(clusters=4).fit(samples)).apply(subject).edits[0]
+    fitted = RandomPerturbation(KMeans(clusters=4)).fit(samples).apply(subject).edits[0]
+    vectors = gaussian(30, 8, 7)[None]
+    torch.testing.assert_close(given.queries(vectors), fitted.queries(vectors), rtol=0, atol=0)
+
+
 def test_it_has_to_be_fitted_and_is_called_after_what_it_measures(subject):
     control = RandomPerturbation(SVD(rank=2))
     assert label(control) == "RandomPerturbation(of=SVD(rank=2))"

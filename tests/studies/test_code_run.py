@@ -8,10 +8,10 @@ import pytest
 
 from assay import AssayError
 from assay.faithfulness import Comparison
-from assay.reports import Illustrations, markdown
+from assay.reports import Illustrations, markdown, percent, points
 from assay.studies import code
 from assay.studies._code_views import telling_function
-from assay.subjects import Subject, code_model
+from assay.subjects import Subject, code_model, load
 from assay.tasks import KINDS, UNSCORED, Code, Found, Function
 
 
@@ -58,6 +58,16 @@ def test_a_run_leaves_everything(task: Code, small: Subject, tmp_path: Path) -> 
     assert sum("same prediction by kind" in title for title in titles) == len(code.quick())
     for table in shown.tables:
         assert {len(row) for row in table.rows} == {len(table.headings)}, table.title
+    gaps = comparison.gaps("same_prediction", "keyword").set_index(["trained", "proxy", "split"])
+    of_kinds = next(table for table in shown.tables if table.title.endswith("gap by kind of character"))
+    for shift, *cells in of_kinds.rows:
+        assert cells[KINDS.index("keyword")][0] == points(gaps.loc[(True, "SVD(rank=8)", shift[0]), "gap"])
+    of_depths = next(table for table in shown.tables if "bracket depth" in table.title)
+    rates = comparison.results.query(
+        "feature == 'depth' and bin == 4 and kind == 'all' and proxy == 'SVD(rank=8)' and trained "
+        "and metric == 'same_prediction' and split == 'unseen_depth'"
+    )
+    assert of_depths.rows[1][1 + of_depths.headings[1:].index("4")][0] == percent(rates["estimate"].item())
     by_split = next(table for table in shown.tables if table.title.startswith("Same prediction"))
     assert [row[0][0] for row in by_split.rows] == list(splits)
     heads = Comparison.load(tmp_path / code.HEADS)
@@ -84,6 +94,16 @@ def test_shares_of_kinds_are_counted(task: Code) -> None:
         assert row[2][0] == f"{len(kinds):,}"
         assert sum(float(cell[0].replace(">99.9", "100")) for cell in row[3:]) == pytest.approx(100, abs=0.4)
     assert len(table.headings) == 3 + len(KINDS)
+
+
+def test_what_a_shipped_model_predicts_is_taken_from_its_record() -> None:
+    subject = load("code-python")
+    table = code.views.measured(subject)
+    assert [row[0][0] for row in table.rows] == list(subject.record["measured"])
+    of_iid = subject.record["measured"]["iid"]
+    row = dict(zip(table.headings, [cell[0] for cell in table.rows[1]], strict=True))
+    assert row["bits"] == f"{of_iid['bits_per_character']:.3f}"
+    assert row["repeated word"] == percent(of_iid["kinds"]["repeated_word"]["accuracy"])
 
 
 def test_a_function_that_fits_is_shown(task: Code, small: Subject) -> None:

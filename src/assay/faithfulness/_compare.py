@@ -37,7 +37,7 @@ from assay.faithfulness._scores import NotFiniteError, Scores
 from assay.faithfulness._statistics import Method
 from assay.faithfulness._summary import sequence_tables, summarise
 from assay.faithfulness._workers import Workers
-from assay.simplify import Simplification, label
+from assay.simplify import RandomPerturbation, Simplification, label
 from assay.subjects import Subject, pool
 from assay.tasks import UNSCORED, Split, Task
 
@@ -483,7 +483,15 @@ def _placed(subject: Subject, place: int | None) -> Subject:
 def _fit(subject: Subject, train: Split, items: Sequence[Candidate], place: int | None) -> list[Simplification]:
     engine = Engine(_placed(subject, place))
     samples = collect(engine, train, sorted({stream for item in items for stream in item.streams}))
-    return [copy.deepcopy(item.simplification).fit(samples.at(item.at)) for item in items]
+    fits: dict[tuple[str, str], Simplification] = {}
+    for item in items:
+        fit = copy.deepcopy(item.simplification)
+        known = fits.get((label(fit.of), item.site)) if isinstance(fit, RandomPerturbation) else None
+        if isinstance(fit, RandomPerturbation) and known is not None:
+            fits[label(fit), item.site] = fit.around(known)
+        else:
+            fits[label(fit), item.site] = fit.fit(samples.at(item.at))
+    return list(fits.values())
 
 
 def _judge(  # noqa: PLR0917

@@ -1,12 +1,13 @@
 """Tables of a comparison: for the terminal and as Markdown, from the same rows."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import pandas as pd
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -184,40 +185,68 @@ def subject_accuracy(comparison: Comparison) -> pd.DataFrame:
     return frame[chosen].drop_duplicates("split").set_index("split")
 
 
+@dataclass(frozen=True)
+class _Agreement:
+    """The main table; where the terminal is narrow, several, each with as many splits as fit."""
+
+    comparison: Comparison
+
+    NAME: ClassVar[int] = 25
+
+    @property
+    def width(self) -> int:
+        """That of a split's column: an interval, and every word of the names."""
+        return max(9, *(len(word) for split in evaluation_splits(self.comparison) for word in split.split("_")))
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        splits = evaluation_splits(self.comparison)
+        fitting = max(1, (options.max_width - self.NAME) // (self.width + 1))
+        parts = math.ceil(len(splits) / fitting)
+        for part in range(parts):
+            columns = slice(part * len(splits) // parts, (part + 1) * len(splits) // parts)
+            yield self._table(splits, columns, titled=part == 0)
+            yield Text()
+
+    def _table(self, splits: Sequence[str], columns: slice, *, titled: bool) -> Table:
+        table = Table(
+            title=f"{agreement_words(self.comparison)}{on_what(self.comparison)} (%, interval below)"
+            if titled
+            else None,
+            title_justify="left",
+            box=None,
+            pad_edge=False,
+            padding=(0, 1, 0, 0),
+        )
+        table.add_column("proxy", min_width=self.NAME)
+        for split in splits[columns]:
+            table.add_column(split.replace("_", " "), justify="right", width=self.width)
+        accuracy = subject_accuracy(self.comparison)
+        if len(accuracy):
+            rates = [accuracy["estimate"].get(split, math.nan) for split in splits[columns]]
+            table.add_row(Text("accuracy of subject", style="italic"), *map(percent, rates))
+        group = None
+        for line in lines(self.comparison):
+            if line.group != group:
+                table.add_section()
+                table.add_row(Text(line.group, style="bold"))
+                group = line.group
+            shown = line.rates[columns]
+            if line.is_control:
+                table.add_row(Text(line.proxy, style="dim"), *(Text(percent(rate[0]), style="dim") for rate in shown))
+                continue
+            style = JUDGEMENT_STYLE.get(line.judgement, "")
+            cells = [
+                Text(percent(value), style=style) + Text(f"\n{limits(low, high)}", style="dim")
+                for value, low, high in shown
+            ]
+            table.add_row(Text(line.proxy, style=style), *cells)
+        return table
+
+
 def terminal(comparison: Comparison) -> RenderableType:
     """The main table and the verdicts, for a terminal."""
-    table = Table(
-        title=f"{agreement_words(comparison)}{on_what(comparison)} (%, interval below)",
-        title_justify="left",
-        box=None,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-    )
-    table.add_column("proxy", min_width=25)
-    for split in evaluation_splits(comparison):
-        table.add_column(split.replace("_", " "), justify="right", width=9)
-    accuracy = subject_accuracy(comparison)
-    if len(accuracy):
-        rates = [accuracy["estimate"].get(split, math.nan) for split in evaluation_splits(comparison)]
-        table.add_row(Text("accuracy of subject", style="italic"), *map(percent, rates))
-    group = None
-    for line in lines(comparison):
-        if line.group != group:
-            table.add_section()
-            table.add_row(Text(line.group, style="bold"))
-            group = line.group
-        if line.is_control:
-            table.add_row(Text(line.proxy, style="dim"), *(Text(percent(rate[0]), style="dim") for rate in line.rates))
-            continue
-        style = JUDGEMENT_STYLE.get(line.judgement, "")
-        cells = [
-            Text(percent(value), style=style) + Text(f"\n{limits(low, high)}", style="dim")
-            for value, low, high in line.rates
-        ]
-        table.add_row(Text(line.proxy, style=style), *cells)
     return Group(
-        table,
-        Text(),
+        _Agreement(comparison),
         *_causes(comparison),
         *(_verdict(verdict) for verdict in comparison.verdicts()),
         Text(),

@@ -250,7 +250,11 @@ class RandomPerturbation:
     def fit(self, samples: Samples) -> "RandomPerturbation":
         """Fit the simplification that sets the size."""
         self.fitted_ = None
-        self.fitted_ = copy.deepcopy(self.of).fit(samples)
+        return self.around(copy.deepcopy(self.of).fit(samples))
+
+    def around(self, fitted: Simplification) -> "RandomPerturbation":
+        """Take the simplification that sets the size as it was fitted already."""
+        self.fitted_ = fitted
         return self
 
     def apply(self, subject: Subject) -> Proxy:

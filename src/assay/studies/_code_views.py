@@ -11,6 +11,7 @@ from assay.engine import Engine, Proxy, tensors
 from assay.faithfulness import ALL, Comparison, rank_correlation
 from assay.reports import Chart, SentenceView, Series, TableView, TextView, limits, percent, point_limits, points
 from assay.simplify import Simplification, description_length, label
+from assay.subjects import Subject
 from assay.tasks import KINDS, UNSCORED, Code, Split
 
 SHOWN_CHARACTERS = 48
@@ -84,6 +85,76 @@ def shares(task: Code, splits: Sequence[Split]) -> TableView:
         title="What is predicted",
         note=f"Functions and predictions judged by split, and the share of each kind in per cent ({task.name}).",
         headings=["split", "functions", "predictions", *(kind.replace("_", " ") for kind in KINDS)],
+        rows=rows,
+        quiet=True,
+    )
+
+
+def measured(subject: Subject) -> TableView:
+    """How well the subject predicts, by split, as its training record says."""
+    kinds = [kind.replace("_", " ") for kind in KINDS]
+    rows = []
+    for split, found in subject.record["measured"].items():
+        rates = [found["accuracy"], *(found["kinds"][kind]["accuracy"] for kind in KINDS)]
+        cells = [split, f"{found['functions']:,}", f"{found['bits_per_character']:.3f}"]
+        cells += ["–" if rate is None else percent(rate) for rate in rates]
+        rows.append([(cell, "") for cell in cells])
+    return TableView(
+        title="How well the subject predicts",
+        note="Bits per character and accuracy in per cent, over all characters and by kind; from its training record.",
+        headings=["split", "functions", "bits", "accuracy", *kinds],
+        rows=rows,
+        quiet=True,
+    )
+
+
+def kind_gaps(comparison: Comparison, proxy: str) -> Iterator[TableView]:
+    """The gap of one proxy by shift (rows) and kind (columns): as it is, and at equal margin of the subject."""
+    by_kind = {kind: comparison.gaps("same_prediction", kind) for kind in KINDS}
+    by_kind = {
+        kind: gaps[gaps["trained"].astype(bool) & (gaps["proxy"] == proxy)].set_index("split")
+        for kind, gaps in by_kind.items()
+    }
+    for prefix, title, note in (
+        ("", "gap by kind of character", "Points, with intervals over functions."),
+        (
+            "matched_",
+            "gap by kind of character at equal margin",
+            "Points; – where too few predictions can be compared.",
+        ),
+    ):
+        column = prefix.rstrip("_") or "gap"
+        rows = []
+        for shift in comparison.shifts:
+            found = [gaps.loc[shift] for gaps in by_kind.values()]
+            cells = [
+                (points(float(row[column])), point_limits(float(row[f"{prefix}low"]), float(row[f"{prefix}high"])))
+                for row in found
+            ]
+            rows.append([(shift, ""), *cells])
+        yield TableView(
+            title=f"{proxy} at all: {title}",
+            note=note,
+            headings=["shift", *(kind.replace("_", " ") for kind in KINDS)],
+            rows=rows,
+            quiet=True,
+        )
+
+
+def by_depth(comparison: Comparison, proxy: str, deepest: int) -> TableView:
+    """Same prediction of one proxy by split (rows) and open brackets at the predicted character (columns)."""
+    table = _rows(comparison, "same_prediction", feature="depth")
+    table = table[table["proxy"] == proxy]
+    depths = sorted({int(depth) for depth in table["bin"]})
+    rows = []
+    for split in _splits(comparison):
+        of_split = table[table["split"] == split].set_index("bin")
+        cells = [_rate(of_split.loc[depth]) if depth in of_split.index else ("–", "") for depth in depths]
+        rows.append([(split, ""), *cells])
+    return TableView(
+        title=f"{proxy} at all: same prediction by bracket depth of the predicted character",
+        note=f"Per cent, with intervals over functions. The subject was trained on depths up to {deepest}.",
+        headings=["split", *map(str, depths)],
         rows=rows,
         quiet=True,
     )

@@ -82,6 +82,7 @@ def run(
     *,
     everything: bool = False,
     functions: int | None = None,
+    fit_functions: int | None = None,
     workers: Workers = Workers(),
     progress: Callable[[Step], None] = lambda step: None,
 ) -> tuple[Comparison, Illustrations]:
@@ -90,13 +91,13 @@ def run(
     Three comparisons: all heads together with every control (in `folder`), each head by itself (`folder/heads`), and
     each component projected on a quarter of its directions (`folder/components`). By default 20 functions a split and
     a few recipes, in minutes; with `everything`, ranks 1 to 32, 4 to 256 clusters and 300 functions, in hours on a
-    CPU. `functions` sets the number. Tables, charts and the function that is shown are in the returned illustrations
+    CPU. `functions` sets the number, and `fit_functions` that of those to fit on (50, or 1,000). Tables, charts and the function that is shown are in the returned illustrations
     and in the page. A run that was stopped goes on where it was. Raises AssayError as `assay.compare` does.
     """
     recipes = full() if everything else quick()
     options: dict[str, Any] = {
         "sequences": functions if functions is not None else 300 if everything else 20,
-        "fit_sequences": 1_000 if everything else 50,
+        "fit_sequences": fit_functions if fit_functions is not None else 1_000 if everything else 50,
         "workers": workers,
         "progress": progress,
     }
@@ -146,10 +147,13 @@ def illustrate(  # noqa: PLR0917
     last = splits[-1]
     return Illustrations(
         tables=[
+            *([views.measured(engine.subject)] if "measured" in engine.subject.record else []),
             views.shares(task, splits),
             views.by_split(whole, "same_prediction", "Same prediction as the subject by split", note),
             views.by_split(whole, "proxy_accuracy", "Accuracy by split", note),
             *(views.by_kind(whole, label(item), "all", quiet=item != SHOWN) for item in recipes),
+            *views.kind_gaps(whole, shown),
+            views.by_depth(whole, shown, task.max_depth),
             views.heads_table(heads, scores, shown),
             views.correlations(heads, scores, shown),
             table,
