@@ -360,6 +360,11 @@ def _shown(token: str) -> str:
     return {"\n": "↵", "\t": "→", " ": "·"}.get(token, token)
 
 
+def _character(token: str) -> str:
+    """What a token adds to the text: nothing for START, END and padding."""
+    return token if len(token) == 1 else ""
+
+
 def function_view(  # noqa: PLR0917
     engine: Engine, task: Code, one: Split, proxy: Proxy, name: str, site: str
 ) -> TextView:
@@ -377,7 +382,7 @@ def function_view(  # noqa: PLR0917
         title=f"A function of {one.name}",
         site=site,
         proxy=name,
-        characters=[task.vocabulary[token] if len(task.vocabulary[token]) == 1 else "" for token in shown],
+        characters=["\ufffd" if token == task.unknown_id else _character(task.vocabulary[token]) for token in shown],
         divergence=[round(value, 4) for value in divergence[: len(shown)]],
         subject=words[0][: len(shown)],
         proxy_says=words[1][: len(shown)],

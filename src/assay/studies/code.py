@@ -88,11 +88,12 @@ def run(
 ) -> tuple[Comparison, Illustrations]:
     """Judge simplifications of a character model of functions and leave a run folder.
 
-    Three comparisons: all heads together with every control (in `folder`), each head by itself (`folder/heads`), and
-    each component projected on a quarter of its directions (`folder/components`). By default 20 functions a split and
-    a few recipes, in minutes; with `everything`, ranks 1 to 32, 4 to 256 clusters and 300 functions, in hours on a
-    CPU. `functions` sets the number, and `fit_functions` that of those to fit on (50, or 1,000). Tables, charts and the function that is shown are in the returned illustrations
-    and in the page. A run that was stopped goes on where it was. Raises AssayError as `assay.compare` does.
+    Three comparisons: all heads together with every control (in `folder`), each head by itself (`folder/heads`),
+    and each component projected on a quarter of its directions (`folder/components`). By default 20 functions a
+    split and a few recipes, in minutes; with `everything`, ranks 1 to 32, 4 to 256 clusters and 300 functions, in
+    hours on a CPU. `functions` sets the number, and `fit_functions` that of those to fit on (50, or 1,000). Tables,
+    charts and the function that is shown are in the returned illustrations and in the page. A run that was stopped
+    goes on where it was. Raises AssayError as `assay.compare` does.
     """
     recipes = full() if everything else quick()
     options: dict[str, Any] = {
