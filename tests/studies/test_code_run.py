@@ -77,7 +77,7 @@ def test_a_run_leaves_everything(task: Code, small: Subject, tmp_path: Path) -> 
     }  # fmt: skip
     for view in shown.texts:
         assert len(view.characters) == len(view.divergence) == len(view.subject) == len(view.proxy_says) > 20
-        assert "".join(view.characters).startswith(("int f", "fun\ufffdtion f"))
+        assert "".join(view.characters).startswith(("int f", "fun\ufffdti\ufffdn f"))
     assert Illustrations.load(tmp_path) == shown
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert all(f"<h2>{title}</h2>" in page for title in titles)
