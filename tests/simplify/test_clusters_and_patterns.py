@@ -86,6 +86,15 @@ def test_centres_and_assignments_are_those_of_scikit_learn(subject, samples):
             np.testing.assert_allclose(getattr(edit, stream)(fresh[None])[0].numpy(), wanted, atol=1e-5)
 
 
+def test_of_very_many_samples_enough_are_used(subject):
+    generator = torch.Generator().manual_seed(4)
+    points = torch.randn(40_000, 3, generator=generator) + 2 * torch.randint(0, 3, (40_000, 1), generator=generator)
+    edit = edit_of(KMeans(clusters=6, restarts=3).fit(samples_of(points, points)), subject)
+    error = (edit.queries(points[None])[0] - points).square().sum().item()
+    of_all = ScikitKMeans(6, n_init=3, random_state=0).fit(points.numpy()).inertia_
+    assert of_all <= error * (1 + 1e-6) <= 1.02 * of_all
+
+
 def test_queries_and_keys_are_clustered_apart(subject):
     queries = torch.tensor([[0.0, 0.0], [1.0, 0.0]]).repeat(20, 1)
     keys = torch.tensor([[10.0, 10.0], [20.0, 20.0]]).repeat(20, 1)

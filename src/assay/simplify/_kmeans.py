@@ -27,6 +27,10 @@ def _nearest(centres: Float[Tensor, "cluster width"]) -> VectorEdit:
     return replace
 
 
+ENOUGH, PER_CLUSTER = 10_000, 512
+"""Samples that centres are found from, at most: in all, or a cluster where that is more."""
+
+
 @dataclass
 class KMeans:
     """Replace each head's queries and keys by the nearest of `clusters` centres, found apart for queries and keys.
@@ -34,8 +38,9 @@ class KMeans:
     At a site that names another stream, the vectors of that stream are replaced.
 
     Lloyd's algorithm from a k-means++ start, the best of `restarts` by inertia; scikit-learn does the clustering.
-    A vector that no centre was made for gets the nearest one there is: that is how a clustering of seen depths must
-    fail beyond them.
+    Of more than `ENOUGH` samples, or `PER_CLUSTER` a cluster, as many drawn from `seed` are used: more would hardly
+    move a centre. A vector that no centre was made for gets the nearest one there is: that is how a clustering of
+    seen depths must fail beyond them.
 
     Source: arXiv 2312.03656 (k-means of key and query embeddings); the number of restarts is not given there.
     `fit` raises AssayError if there are fewer samples than clusters.
@@ -59,15 +64,19 @@ class KMeans:
         return self
 
     def _centres(self, samples: Float[Tensor, "sample width"]) -> Float[Tensor, "cluster width"]:
-        spread = samples[:: max(1, len(samples) // (50 * self.clusters))]
-        if len(torch.unique(spread, dim=0)) < self.clusters:
-            distinct = len(torch.unique(samples, dim=0))
-            if distinct < self.clusters:
-                raise AssayError(
-                    f"{label(self)}: only {distinct} distinct vectors to cluster; use fewer clusters or more sequences."
-                )
+        most = max(ENOUGH, PER_CLUSTER * self.clusters)
+        used = samples
+        if len(samples) > most:
+            drawn = torch.randperm(len(samples), generator=torch.Generator().manual_seed(self.seed))
+            used = samples[drawn[:most].sort().values]
+            if len(torch.unique(used, dim=0)) < self.clusters:
+                used = samples
+        if (distinct := len(torch.unique(used, dim=0))) < self.clusters:
+            raise AssayError(
+                f"{label(self)}: only {distinct} distinct vectors to cluster; use fewer clusters or more sequences."
+            )
         model = ScikitKMeans(self.clusters, n_init=self.restarts, random_state=self.seed)
-        return torch.from_numpy(model.fit(samples.numpy()).cluster_centers_)
+        return torch.from_numpy(model.fit(used.numpy()).cluster_centers_)
 
     def apply(self, subject: Subject) -> Proxy:
         """The subject with clustered vectors at the fitted places."""
