@@ -15,7 +15,15 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 from assay._errors import AssayError, unknown_name
 
@@ -36,6 +44,11 @@ err = Console(stderr=True, highlight=False)
 Device = Annotated[str, typer.Option(help="cpu, cuda, mps or auto.")]
 Jobs = Annotated[int, typer.Option("--jobs", help="Processes that share the work; -1: one a core.")]
 Dask = Annotated[str | None, typer.Option("--dask", help="Address of a Dask scheduler whose workers do it.")]
+OutFolder = Annotated[
+    Path | None, typer.Option("--out", help="Run folder; an unfinished run in it goes on.", file_okay=False)
+]
+Functions = Annotated[str, typer.Option(help="python, hub:NAME, a CodeSearchNet file or folder, or a folder.")]
+Language = Annotated[str | None, typer.Option(help="Training language, where the data does not say.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print machine-readable output instead of tables.")]
 
 
@@ -78,6 +91,17 @@ def _progress() -> Iterator[Progress]:
         yield bar
 
 
+def _follow(bar: Progress, line: TaskID) -> Callable[[Any], None]:
+    """Shows the steps of a comparison on a line of the bar."""
+    return lambda step: bar.update(line, description=step.text, completed=step.done, total=step.total)
+
+
+def _say_where(folder: Path) -> None:
+    out.print(
+        f"\nThe run is in {escape(str(folder))}; open [bold]{escape(str(folder / 'report.html'))}[/]", soft_wrap=True
+    )
+
+
 def _default_folder(study: str) -> Path:
     return Path("assay-runs") / f"{study}-{datetime.now():%Y%m%d-%H%M%S}"
 
@@ -91,9 +115,7 @@ def run_dyck(
     device: Device = "cpu",
     jobs: Jobs = 1,
     dask: Dask = None,
-    out_folder: Annotated[
-        Path | None, typer.Option("--out", help="Run folder; an unfinished run in it goes on.", file_okay=False)
-    ] = None,
+    out_folder: OutFolder = None,
     as_json: AsJson = False,
 ) -> None:
     """Judge simplifications of bracket matchers in and out of distribution."""
@@ -121,15 +143,13 @@ def run_dyck(
             sequences=sequences,
             sentence=sentence,
             workers=workers,
-            progress=lambda step: bar.update(line, description=step.text, completed=step.done, total=step.total),
+            progress=_follow(bar, line),
         )
     if as_json:
         print(json.dumps(_summary(comparison, folder), indent=2))
         return
     out.print(terminal(comparison))
-    out.print(
-        f"\nThe run is in {escape(str(folder))}; open [bold]{escape(str(folder / 'report.html'))}[/]", soft_wrap=True
-    )
+    _say_where(folder)
 
 
 _PARTS = (
@@ -209,10 +229,8 @@ def train_dyck(
 
 @train_app.command("code")
 def train_code(
-    data: Annotated[
-        str, typer.Option(help="python, hub:NAME, a CodeSearchNet file or folder, or a folder.")
-    ] = "python",
-    language: Annotated[str | None, typer.Option(help="Language to train on, where the data does not say.")] = None,
+    data: Functions = "python",
+    language: Language = None,
     seed: Annotated[int, typer.Option(help="Seed of the weights and of the order of the data.")] = 0,
     steps: Annotated[int | None, typer.Option(min=1, help="Training steps (default: the recipe's).")] = None,
     device: Device = "cpu",
@@ -254,10 +272,8 @@ def train_code(
 def run_code(
     full: Annotated[bool, typer.Option("--full", help="All recipes, 300 functions a split: hours on a CPU.")] = False,
     model: Annotated[str, typer.Option(help="A shipped model, or a folder made by assay train code.")] = "code-python",
-    data: Annotated[
-        str, typer.Option(help="python, hub:NAME, a CodeSearchNet file or folder, or a folder.")
-    ] = "python",
-    language: Annotated[str | None, typer.Option(help="Training language, where the data does not say.")] = None,
+    data: Functions = "python",
+    language: Language = None,
     functions: Annotated[int | None, typer.Option(min=2, help="Functions a split (default 20, full 300).")] = None,
     fit_functions: Annotated[
         int | None, typer.Option(min=2, help="Functions to fit on (default 50, full 1,000).")
@@ -265,9 +281,7 @@ def run_code(
     device: Device = "cpu",
     jobs: Jobs = 1,
     dask: Dask = None,
-    out_folder: Annotated[
-        Path | None, typer.Option("--out", help="Run folder; an unfinished run in it goes on.", file_okay=False)
-    ] = None,
+    out_folder: OutFolder = None,
     as_json: AsJson = False,
 ) -> None:
     """Judge simplifications of a character model of functions on depths, repositories and languages not seen."""
@@ -279,6 +293,7 @@ def run_code(
     workers = _argument("jobs", lambda: Workers(jobs, dask))
     device = _argument("device", lambda: resolve_device(device))
     subject = load(model, device=device)
+    _argument("model", lambda: code.vocabulary_of(subject))
     folder = out_folder or _default_folder("code")
     with _progress() as bar:
         line = bar.add_task("reading functions", total=None)
@@ -291,7 +306,7 @@ def run_code(
             functions=functions,
             fit_functions=fit_functions,
             workers=workers,
-            progress=lambda step: bar.update(line, description=step.text, completed=step.done, total=step.total),
+            progress=_follow(bar, line),
         )
     if as_json:
         tables = {table.title: [table.headings, *table.rows] for table in shown.tables}
@@ -301,9 +316,7 @@ def run_code(
         if not table.quiet:
             out.print(terminal_table(table), "")
     out.print(terminal(comparison))
-    out.print(
-        f"\nThe run is in {escape(str(folder))}; open [bold]{escape(str(folder / 'report.html'))}[/]", soft_wrap=True
-    )
+    _say_where(folder)
 
 
 @run_app.command("max-of-k")
@@ -333,7 +346,7 @@ def run_max_of_k(
         print(json.dumps([result.row() for result in results], indent=2))
         return
     out.print(max_of_k.terminal(results))
-    out.print(f"\nThe run is in {folder}; open [bold]{folder / 'report.html'}[/]", highlight=False, soft_wrap=True)
+    _say_where(folder)
 
 
 @train_app.command("max-of-k")
@@ -396,9 +409,7 @@ def compare_text(
     ] = False,
     jobs: Jobs = 1,
     dask: Dask = None,
-    out_folder: Annotated[
-        Path | None, typer.Option("--out", help="Run folder; an unfinished run in it goes on.", file_okay=False)
-    ] = None,
+    out_folder: OutFolder = None,
     as_json: AsJson = False,
 ) -> None:
     """Judge simplifications of your own model on your own text."""
@@ -451,15 +462,13 @@ def compare_text(
             fit_sequences=fit_sequences,
             controls=controls,
             workers=workers,
-            progress=lambda step: bar.update(line, description=step.text, completed=step.done, total=step.total),
+            progress=_follow(bar, line),
         )
     if as_json:
         print(json.dumps(_summary(comparison, folder), indent=2))
         return
     out.print(terminal(comparison))
-    out.print(
-        f"\nThe run is in {escape(str(folder))}; open [bold]{escape(str(folder / 'report.html'))}[/]", soft_wrap=True
-    )
+    _say_where(folder)
 
 
 def _splits(given: list[str]) -> dict[str, str]:

@@ -63,16 +63,20 @@ def full() -> list[Simplification]:
     ]
 
 
+def vocabulary_of(subject: Subject) -> tuple[str, ...]:
+    """The characters that a subject knows. Raises AssayError if it is no character model of functions."""
+    if subject.tokenizer is None:
+        raise AssayError(f"{subject.name!r} has no tokenizer; give a model made by `assay train code`.")
+    return code_vocabulary(subject.tokenizer)
+
+
 def task_of(subject: Subject, data: str = "python", language: str | None = None) -> Code:
     """The functions that `data` names (see `Code.from_data`), in the vocabulary of a character model.
 
     Raises AssayError if the data cannot be read, or if the subject is no character model of functions.
     """
-    if subject.tokenizer is None:
-        raise AssayError(f"{subject.name!r} has no tokenizer; give a model made by `assay train code`.")
-    return Code.from_data(
-        data, language, vocabulary_from=code_vocabulary(subject.tokenizer), context=subject.positions or 256
-    )
+    known = vocabulary_of(subject)
+    return Code.from_data(data, language, vocabulary_from=known, context=subject.positions or 256)
 
 
 def run(
