@@ -7,41 +7,9 @@ with `assay.certify`.
 
 from importlib.metadata import version
 
-from assay import tasks
-from assay._errors import AssayError
-from assay.faithfulness import Comparison, Verdict, Workers, compare
-from assay.proofs import Certificate, certify
-from assay.simplify import (
-    SVD,
-    Identity,
-    KMeans,
-    MeanAblation,
-    OneHotAttention,
-    RandomPerturbation,
-    RandomProjection,
-    UniformAttention,
-)
-from assay.subjects import Subject, load
+import lazy_loader
+
+# What the stub beside this file imports is imported when it is first used: torch and transformers take seconds.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
 __version__ = version("assay-interp")
-
-__all__ = [
-    "SVD",
-    "AssayError",
-    "Certificate",
-    "Comparison",
-    "Identity",
-    "KMeans",
-    "MeanAblation",
-    "OneHotAttention",
-    "RandomPerturbation",
-    "RandomProjection",
-    "Subject",
-    "UniformAttention",
-    "Verdict",
-    "Workers",
-    "certify",
-    "compare",
-    "load",
-    "tasks",
-]
