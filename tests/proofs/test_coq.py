@@ -13,6 +13,7 @@ import assay
 from assay.cli import app
 from assay.proofs import certify, coq_development
 from assay.proofs.linear import _coq
+from assay.subjects import Subject
 from assay.tasks import InputSet
 
 
@@ -42,6 +43,13 @@ def test_the_weights_and_the_number_are_those_of_the_model(subject):
     assert f"Z.of_nat (length right) = {LinearTruth(subject).count(InputSet(2, 5))}." in text
     assert "Admitted" not in text
     assert "Axiom" not in text
+
+
+def test_a_name_does_not_end_the_comment_it_stands_in(subject):
+    named = Subject(subject.model, None, 'a "name" *) Axiom strange : False. (* @N@')
+    text = coq_development(named, certify(named))
+    assert "a _name_ _) Axiom strange : False. (_ _N_ predicts" in text
+    assert text.count("(*") == text.count("*)") == coq_development(subject, certify(subject)).count("*)")
 
 
 def test_what_cannot_be_stated_is_refused(subject, monkeypatch):

@@ -286,6 +286,12 @@ def test_peaks_too_far_apart_are_refused_or_summed_directly():
     bound.verify(subject)
 
 
+@pytest.mark.parametrize(("tokens", "length"), [(2, 21), (9, 20)])
+def test_more_inputs_than_63_bits_count_are_refused(tokens, length):
+    with pytest.raises(assay.AssayError, match=r"less than 2\^63"):
+        certify(table_subject(np.eye(tokens), length), strategy="symmetry")
+
+
 def test_precision_and_length_are_refused_by_name():
     subject = table_subject(np.eye(4), 4)
     with pytest.raises(assay.AssayError, match="2 or 3 tokens"):

@@ -12,6 +12,9 @@ from assay.proofs.linear._table import make_table
 from assay.subjects import Subject
 from assay.tasks import InputSet
 
+_LARGEST_LENGTH = 20
+"""21! exceeds 63 bits."""
+
 
 def certify_linear(
     subject: Subject,
@@ -42,6 +45,11 @@ def certify_linear(
         )
     if n < 2:
         raise AssayError(f"{subject.name!r} reads one token at a time; there is nothing to compare.")
+    if n > _LARGEST_LENGTH or inputs.size >= 2**63:
+        raise AssayError(
+            f"{subject.name!r} reads {n} tokens and the set has {inputs.size} inputs; at most {_LARGEST_LENGTH} tokens "
+            "and less than 2^63 inputs can be counted."
+        )
     if not (width >= 1 and top >= 0 and refine >= 0):
         raise AssayError(
             f"certify(width={width}, top={top}, refine={refine}): width must be at least 1, the others at least 0."

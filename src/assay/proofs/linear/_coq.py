@@ -4,6 +4,7 @@ The model is written down in integers; linearity of the logits, the correctness 
 inputs are proved in the file, and only the count is computed, by Coq's virtual machine.
 """
 
+import re
 from importlib.resources import files
 
 import numpy as np
@@ -41,7 +42,8 @@ def coq_development(subject: Subject, certificate: Certificate) -> str:
     state = {key: tensor.detach().cpu().numpy() for key, tensor in subject.model.state_dict().items()}
     E, W, U = (ExactMatrix.of(state[f"{name}.weight"]) for name in ("embed_tokens", "linear", "lm_head"))
     values = {
-        "statement": certificate.statement,
+        # A name must not end the comment it stands in.
+        "statement": re.sub(r'["*@]', "_", certificate.statement),
         "sha": certificate.subject.weights_sha256,
         "e": str(E.exponent),
         "w": str(W.exponent),
