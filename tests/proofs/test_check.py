@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from tiny import barely_tied
 
 import assay
 from assay.proofs import Certificate, Proxy, certify
@@ -124,6 +125,30 @@ def test_a_better_bound_than_proved_is_refuted(certificates, subject, name):
     content["digest"] = digest_of(content)
     with pytest.raises(assay.AssayError, match="refuted"):
         Certificate.model_validate(content).verify(subject)
+
+
+def test_tops_just_below_the_contributions_do_not_hide_a_tie():
+    """Every contribution may exceed its top by the checker's own leeway; three of them exceed by more than one's."""
+    subject, inputs = barely_tied(), InputSet(4, 2, minimum_maximum=1)
+    content = certify(subject, strategy="separable", inputs=inputs).model_dump(mode="json")
+    piece = content["pieces"][-1]
+    assert (piece["last"], piece["maximum"], piece["wrong"]) == (1, 1, 1)
+    piece["relaxations"][0].update(count=0, tops=[64] * 3, powers=[0], multipliers=[1])
+    piece["wrong"] = 0
+    claimed = content["at_least"]
+    content["at_least"] = claimed + 1
+    content["statement"] = content["statement"].replace(f"at least {claimed}", f"at least {claimed + 1}")
+    content["digest"] = digest_of(content)
+    with pytest.raises(assay.AssayError, match="a relaxation holds 1 inputs"):
+        Certificate.model_validate(content).verify(subject)
+
+
+def test_conditions_that_no_set_has_are_refuted():
+    inputs = InputSet(4, 2)
+    object.__setattr__(inputs, "copies", 0)
+    certificate = certify(barely_tied(), strategy="brute-force", inputs=inputs)
+    with pytest.raises(assay.AssayError, match="a condition of the set of inputs is out of range"):
+        certificate.verify(barely_tied())
 
 
 def test_a_group_left_out_is_refuted(certificates, subject):

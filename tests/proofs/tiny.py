@@ -191,6 +191,97 @@ def tiny_models(draw: st.DrawFn, head: int = 1) -> Subject:
     return subject_of(arrays, length)
 
 
+def tabular_subject(
+    *,
+    of_tokens: np.ndarray,
+    of_positions: np.ndarray,
+    direct: np.ndarray,
+    offset: np.ndarray,
+    values: np.ndarray,
+    at: np.ndarray,
+) -> Subject:
+    """A model with these tables (docs/soundness.md): scores SE and SP, logits EU = direct + offset, EV and PV.
+
+    Token t is the unit vector t, position p the unit vector v + p; heads write to the last v dimensions.
+    """
+    (v, length), head = of_positions.shape, 0
+    while head**2 < v + length:
+        head += 1
+    root, head, d = head, head**2, 2 * v + length
+    arrays = {"W_E": np.eye(v, d), "W_pos": np.eye(length, d, v), "W_U": np.eye(d, v, -(v + length))}
+    arrays["W_Q"], arrays["W_K"], arrays["W_V"] = np.zeros((d, head)), np.eye(d, head), np.eye(d, head)
+    arrays["W_Q"][:v, : v + length] = root * np.hstack([of_tokens, of_positions])
+    arrays["W_U"][:v], arrays["W_U"][v + length - 1] = direct, offset
+    arrays["W_K"][v + length :] = arrays["W_V"][v + length :] = 0
+    arrays["W_O"] = np.zeros((head, d))
+    arrays["W_O"][: v + length, v + length :] = np.vstack([values, at])
+    return subject_of(arrays, length)
+
+
+def barely_tied() -> Subject:
+    """Of (0, 0, 0, 1) three positions give 1 + 2^-35 to token 0, and the last takes it all back."""
+    return tabular_subject(
+        of_tokens=np.zeros((2, 2)),
+        of_positions=np.zeros((2, 4)),
+        direct=np.zeros((2, 2)),
+        offset=np.zeros(2),
+        values=np.array([[1.0, 0.0], [-3.0, 0.0]]),
+        at=np.array([[2.0**-35, 0.0]] * 3 + [[-3 * 2.0**-35, 0.0]]),
+    )
+
+
+_SCORES = st.sampled_from([0.0, 0.0, 0.0, 1.0, -1.0, 0.25, 8.0, 35.0, -35.0, 70.0, -70.0, 130.0, -130.0])
+_LOGITS = st.sampled_from(
+    [0.0, 0.0, 1.0, -1.0, 2.0, -3.0, 2.0**-30, -(2.0**-30), 2.0**30, -(2.0**30), 2.0**60, -(2.0**60), 2.0**-100]
+)
+
+
+@st.composite
+def extreme_models(draw: st.DrawFn) -> Subject:
+    """Weights of positions and tokens 2^100 apart, opposing huge and tiny logits, ties and near ties, equal rows."""
+    v, length = draw(st.integers(2, 4)), draw(st.integers(2, 4))
+    shapes = {"of_tokens": (v, v), "of_positions": (v, length), "direct": (v, v), "values": (v, v), "at": (length, v)}
+    size = np.arange(v)
+    plain = {name: np.zeros(shape) for name, shape in shapes.items()}
+    if draw(st.booleans()):
+        # A model that is right where nothing below changes it: the largest token gets most attention and wins.
+        plain["of_tokens"] += draw(st.sampled_from([1.0, 4.0, 30.0])) * size
+        plain["values"] += -draw(st.sampled_from([1.0, 2.0**-20, 2.0**40])) * abs(size[:, None] - size)
+    for name, (rows, columns) in shapes.items():
+        number = _SCORES if name.startswith("of_") else _LOGITS
+        table = plain[name]
+        kind = draw(st.sampled_from(["kept", "some", "some", "all", "scaled"]))
+        if kind == "some":
+            for _ in range(draw(st.integers(1, 3))):
+                table[draw(st.integers(0, rows - 1)), draw(st.integers(0, columns - 1))] = draw(number)
+        elif kind == "all":
+            table[:] = np.reshape(draw(st.lists(number, min_size=table.size, max_size=table.size)), table.shape)
+        elif kind == "scaled" and not name.startswith("of_"):
+            table *= 2.0 ** draw(st.integers(-80, 80))
+        if draw(st.integers(0, 4)) == 0:
+            table[draw(st.integers(0, rows - 1))] = table[draw(st.integers(0, rows - 1))]
+    plain["offset"] = np.zeros(v)
+    if draw(st.booleans()):
+        _balance(plain, tuple(draw(st.lists(st.integers(0, v - 1), min_size=length, max_size=length))), draw)
+    return tabular_subject(**plain)
+
+
+def _balance(tables: dict[str, np.ndarray], tokens: tuple[int, ...], draw: st.DrawFn) -> None:
+    """Shift an output's logits so that on one input it ties with the largest token, to about 48 bits."""
+    q, m = tokens[-1], max(tokens)
+    x = draw(st.integers(0, len(tables["direct"]) - 1))
+    for part, where in (("direct", (q, x)), ("offset", (x,))):
+        total, lead = arb(0), arb(0)
+        for p, t in enumerate(tokens):
+            weight = arb(tables["of_tokens"][q, t] + tables["of_positions"][q, p]).exp()
+            total += weight
+            for name, row in (("direct", q), ("values", t), ("at", p)):
+                lead += weight * (arb(tables[name][row, x]) - tables[name][row, m])
+            lead += weight * (arb(tables["offset"][x]) - tables["offset"][m])
+        wanted = np.float32(tables[part][where] - float(lead / total))
+        tables[part][where] = np.nextafter(wanted, np.float32(draw(st.sampled_from([-np.inf, wanted, np.inf]))))
+
+
 @st.composite
 def tiny_inputs(draw: st.DrawFn, subject: Subject) -> InputSet:
     """A non-empty set of inputs of a model."""

@@ -102,6 +102,10 @@ def certify_attention(
     started = time.monotonic()
     operations = Operations()
     weights = read_weights(subject)
+    if weights.length < 2 or weights.vocabulary < 2:
+        raise AssayError(
+            f"{subject.name!r} reads {weights.length} tokens out of {weights.vocabulary}; there is nothing to compare."
+        )
     inputs = inputs or InputSet(weights.length, weights.vocabulary)
     if (inputs.length, inputs.vocabulary) != (weights.length, weights.vocabulary):
         raise AssayError(

@@ -25,6 +25,9 @@ FRACTION = 6
 _COARSE = 256
 """The grid on which all groups are counted at first, in steps."""
 
+_LARGEST_SUM = 24
+"""Tops of positions add up to less than 2 to this power, in steps."""
+
 _DIGITS = 10
 """Binary digits of a scaling's multiplier."""
 
@@ -120,13 +123,22 @@ def _equal(sizes: Float[np.ndarray, " row"]) -> Float[np.ndarray, " row"]:
     return 1 / (sizes + 1)
 
 
+def _step(values: Int[np.ndarray, "position token"], last: int, grid: int) -> int:
+    """The power of two that is the step of a grid: about `grid` steps from the best sum down to 0.
+
+    Where large numbers cancel, steps are longer, so that sums in steps stay within float64, which the checker uses.
+    """
+    best = values.max(axis=1)
+    total, size = int(best.sum()) + last, int(np.abs(best).sum()) + abs(last)
+    return max(FRACTION, total.bit_length() - (grid.bit_length() - 1), size.bit_length() - _LARGEST_SUM)
+
+
 def _relax(group: Group, chosen: np.ndarray, scales: _Scales, grid: int, operations: Operations) -> Relaxation:
     """Count one relaxation of the outputs `chosen`, with about `grid` steps between the worst input and 0."""
     upper = scales.up(group.upper[chosen]).max(axis=0)
     last = int(scales.up(group.upper_last[chosen]).max())
     operations.add(arithmetic=group.upper[chosen].size, comparisons=group.upper[chosen].size)
-    total = int(upper.max(axis=1).sum()) + last
-    step = max(FRACTION, total.bit_length() - (grid.bit_length() - 1))
+    step = _step(upper, last, grid)
     fine = step - FRACTION
     tops = -((-upper.max(axis=1)) >> fine)
     # A millionth of a step of leeway, so that the checker's coarser rounding never finds more inputs than this.
@@ -238,7 +250,7 @@ def _win(leads: _Leads, cell: Cell, scales: _Scales, grid: int, operations: Oper
     total = int(lower.max(axis=1).sum()) + last
     if total <= 0:
         return None
-    step = max(FRACTION, total.bit_length() - (grid.bit_length() - 1))
+    step = _step(lower, last, grid)
     fine = step - FRACTION
     tops = -((-lower.max(axis=1)) >> fine)
     # The checker's coarser rounding must never find fewer inputs than this.

@@ -8,6 +8,7 @@ sitting, next to docs/soundness.md, whose theorem numbers appear below. Everythi
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from math import comb
 from typing import Any
 
@@ -143,6 +144,8 @@ def _models(weights: Mapping[str, np.ndarray], length: int, head: int, proxy: Ma
         keys = (query * (Q * K.transpose())) * (1 / arb(head).sqrt())
         out = V * (O * U)
         EU, EV, PV = _floats(query * U), _floats(E * out), _floats(P * out)
+        size = sum(float(np.abs(table).max()) for table in (EU, EV, PV))
+        require(size == 0 or size > 2.0**-202, "the logits are too small to be enclosed")
         subject = _Model(EU, EV, PV, _powers(keys * E.transpose()), _powers(keys * P.transpose()))
         if proxy is None:
             return [subject]
@@ -180,8 +183,9 @@ def _contributions(model: _Model, q: int, m: int, low: int) -> tuple[np.ndarray,
         + (model.EV[tokens] - model.EV[tokens, m, None]).T[:, None, :]
         + (model.PV - model.PV[:, m, None]).T[:, :, None]
     )
+    # A product that underflows loses at most 2^-1074.
     slack = model.slack
-    return weight * (difference + slack) + 2.0**-900, weight * (difference - slack) - 2.0**-900, int(shift)
+    return weight * (difference + slack) + 2.0**-1000, weight * (difference - slack) - 2.0**-1000, int(shift)
 
 
 def _integers(upper: np.ndarray, lower: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -196,18 +200,20 @@ def _reaches(upper: np.ndarray, whole: np.ndarray, need: bool) -> np.ndarray:
 
     Asked twice: in integers, and in floats with a bound on their rounding, which sees further below the unit.
     """
-    answers = []
-    for values in (upper, whole):
-        top = values[:, :-1, :-1].max(axis=2)
-        last = values[:, -1, -1]
-        total = top.sum(axis=1) + last
-        if need and top.shape[1]:
-            total = total - (top - values[:, :-1, -2]).min(axis=1)
-        answers.append(total)
-        if values is upper:
-            size = np.abs(top).sum(axis=1) + np.abs(last) + (np.abs(top) + np.abs(values[:, :-1, -2])).sum(axis=1)
-            answers[0] = total + 2 * (values.shape[1] + 8) * _U * size
-    return (answers[0] >= 0) & (answers[1] >= 0)
+
+    def largest(values: np.ndarray, rounding: float) -> np.ndarray:
+        """The largest sum, over the positions that could hold the largest token where one is needed."""
+        best, last = values[:, None, :-1, :-1].max(axis=3), values[:, -1:, -1]
+        if need:
+            copy = np.eye(best.shape[2], dtype=bool)
+            best = np.where(copy, values[:, None, :-1, -2], best)
+        total: np.ndarray = best.sum(axis=2) + last
+        if rounding:
+            total = total + rounding * (np.abs(best).sum(axis=2) + np.abs(last))
+        return total.max(axis=1)
+
+    possible: np.ndarray = largest(upper, 2 * (upper.shape[1] + 8) * _U) >= 0
+    return possible & (largest(whole, 0.0) >= 0)
 
 
 # -- counting -------------------------------------------------------------------------------------------------------
@@ -273,7 +279,8 @@ def _at_most(values: np.ndarray, last: float, tops: list[int], copies: tuple[int
     top, guard = _on_grid(tops, last)
     require(bool((values <= top[:, None] + guard).all()), "a contribution exceeds its recorded top")
     slack = np.maximum(np.floor(top[:, None] - np.maximum(values, -(2.0**60)) - guard), 0)
-    return _ways(slack, int(np.floor(float(top.sum()) + last + guard)), copies)
+    # Each position may exceed its top, and the sum may be off, by what is given away.
+    return _ways(slack, int(np.floor(float(top.sum()) + last + (len(top) + 1) * guard)), copies)
 
 
 def _at_least(values: np.ndarray, last: float, tops: list[int], copies: tuple[int, int]) -> int:
@@ -515,6 +522,13 @@ def _check_pieces(content: Mapping[str, Any], models: list[Any]) -> tuple[int, i
     return wrong, surely_wrong
 
 
+def _largest(at_maximum: np.ndarray, best: np.ndarray, last: float, smaller: int) -> Fraction:
+    """The largest sum with `smaller` of the free positions at their best, the others at the largest token, exactly."""
+    held = [Fraction(float(x)) for x in at_maximum]
+    gains = sorted(Fraction(float(x)) - y for x, y in zip(best, held, strict=True))
+    return sum(held) + sum(gains[len(gains) - smaller :]) + Fraction(float(last))
+
+
 def _check_boxes(content: Mapping[str, Any], model: _Model) -> int:
     """Returns how many inputs the boxes hold; each box is shown to be right by its exact worst case (theorem 5)."""
     boxes: dict[tuple[int, int], list[int]] = {}
@@ -533,15 +547,16 @@ def _check_boxes(content: Mapping[str, Any], model: _Model) -> int:
             if mask == 0 or not copies[0] <= free - smaller <= copies[1]:
                 continue
             members = [t for t in range(low, m) if mask >> t & 1]
-            worst = at_maximum.sum(axis=1) + upper[:, -1, -1]
-            size = np.abs(at_maximum).sum(axis=1) + np.abs(upper[:, -1, -1])
+            last, best = upper[:, -1, -1], at_maximum
             if smaller:
                 best = upper[:, :-1][:, :, [t - low for t in members]].max(axis=2)
-                worst = worst + np.sort(best - at_maximum, axis=1)[:, free - smaller :].sum(axis=1)
-                size = size + (np.abs(best) + np.abs(at_maximum)).sum(axis=1)
-            # Twice the rounding of sums of fewer than 2 (K + 4) terms.
-            rounding = 4 * (free + 9) * _U * size
-            require(bool((worst + rounding < 0).all()), f"a box of group {(q, m)} holds a wrong input")
+            gains = np.sort(best - at_maximum, axis=1)[:, free - smaller :].sum(axis=1)
+            worst = at_maximum.sum(axis=1) + gains + last
+            size = (np.abs(best) + 2 * np.abs(at_maximum)).sum(axis=1) + np.abs(last)
+            # Twice the rounding of sums of fewer than 2 (K + 4) terms; within it, added up again in rational numbers.
+            doubtful = np.flatnonzero(worst + 4 * (free + 9) * _U * size >= 0)
+            right = all(_largest(at_maximum[x], best[x], last[x], smaller) < 0 for x in doubtful)
+            require(right, f"a box of group {(q, m)} holds a wrong input")
             correct += comb(free, smaller) * len(members) ** smaller
     require(not boxes, "a listed box is not in the set of inputs")
     return correct

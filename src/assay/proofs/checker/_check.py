@@ -31,7 +31,12 @@ def check(content: Mapping[str, Any], weights: Mapping[str, np.ndarray], config:
         digest.update(f"{name} torch.{array.dtype} {tuple(array.shape)}\n".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
         require(bool(np.isfinite(array).all()), "a weight is not finite")
-    subject = content["subject"]
+    subject, inputs = content["subject"], content["inputs"]
+    fitting = 0 <= inputs["minimum_maximum"] < inputs["vocabulary"] and (
+        inputs["within"] is None or inputs["within"] >= 0
+    )
+    fitting &= inputs["copies"] is None or 1 <= inputs["copies"] <= inputs["length"]
+    require(fitting, "a condition of the set of inputs is out of range")
     require(digest.hexdigest() == subject["weights_sha256"], "the weights are not those it was made for")
     require(subject["architecture"] in _FAMILIES, "the architecture is unknown to the checker")
     family, setting = _FAMILIES[subject["architecture"]]
