@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from assay.faithfulness import LAYER, Comparison, FeatureRecord
@@ -367,18 +368,41 @@ def sentence_attention(view: SentenceView) -> Figure:
     return figure
 
 
+_MARKERS = ("o", "D", "^", "s", "v")
+_LEGEND_LETTERS = 110
+"""About as many letters stand beside each other below a chart."""
+
+
 def points_chart(chart: Chart) -> Figure:
-    """A chart as it is given."""
+    """A chart as it is given: a colour a name, a marker a variant (hollow from the second on)."""
     figure = Figure(figsize=(9, 4.2))
     axes = figure.subplots()
-    for number, (colour, series) in enumerate(zip(cycle(PALETTE), chart.series, strict=False)):
+    colours = dict(zip(dict.fromkeys(series.name for series in chart.series), cycle(PALETTE), strict=False))
+    markers = dict(zip(dict.fromkeys(series.variant for series in chart.series), cycle(_MARKERS), strict=False))
+    plain = next(iter(markers), "")
+    for number, series in enumerate(chart.series):
         x = np.array(series.x, dtype=float)
         if chart.names is not None:
             x = x + (number - (len(chart.series) - 1) / 2) * 0.8 / max(len(chart.series), 2)
         y, low, high = (np.array(values, dtype=float) for values in (series.y, series.low, series.high))
         error = np.nan_to_num(np.clip(np.stack((y - low, high - y)), 0, None))
-        line = "" if chart.names is not None else "-"
-        axes.errorbar(x, y, yerr=error, fmt=f"o{line}", color=colour, markersize=4, elinewidth=1.2, label=series.name)
+        axes.errorbar(
+            x,
+            y,
+            yerr=error,
+            fmt=markers[series.variant] + ("" if chart.names is not None else "-"),
+            color=colours[series.name],
+            markerfacecolor=colours[series.name] if series.variant == plain else "none",
+            markersize=4,
+            elinewidth=1.2,
+        )
+    entries = [Line2D([], [], color=colour, marker="o", linestyle="", label=name) for name, colour in colours.items()]
+    if len(markers) > 1:
+        entries += [
+            Line2D([], [], color=INK, marker=marker, linestyle="", label=variant,
+                   markerfacecolor=INK if variant == plain else "none")
+            for variant, marker in markers.items()
+        ]  # fmt: skip
     if chart.names is not None:
         axes.set_xticks(range(len(chart.names)), [name.replace("_", " ") for name in chart.names])
         axes.axhline(0, color=INK, linewidth=1)
@@ -387,5 +411,7 @@ def points_chart(chart: Chart) -> Figure:
         axes.set_xscale("log", base=2)
     axes.set_xlabel(chart.x_label)
     axes.set_ylabel(chart.y_label)
-    figure.legend(loc="outside lower center", ncols=4)
+    longest = max(len(str(entry.get_label())) for entry in entries)
+    columns = max(1, min(len(entries), _LEGEND_LETTERS // (longest + 8)))
+    figure.legend(handles=entries, loc="outside lower center", ncols=columns)
     return figure

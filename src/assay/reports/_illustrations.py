@@ -71,9 +71,13 @@ class TableView(_Model):
 
 
 class Series(_Model):
-    """Points of a chart with limits; None where there is nothing."""
+    """Points of a chart with limits; None where there is nothing.
+
+    Series of one name share a colour, those of one variant a marker.
+    """
 
     name: str
+    variant: str = ""
     x: list[float]
     y: list[float | None]
     low: list[float | None]

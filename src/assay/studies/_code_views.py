@@ -230,10 +230,11 @@ def _number(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
-def _gap_series(name: str, rows: pd.DataFrame, prefix: str = "") -> Series:
+def _gap_series(name: str, rows: pd.DataFrame, prefix: str = "", variant: str = "") -> Series:
     value = prefix.rstrip("_") or "gap"
     return Series(
         name=name,
+        variant=variant,
         x=[float(index) for index in range(len(rows))],
         y=[_number(100 * float(one)) for one in rows[value]],
         low=[_number(100 * float(one)) for one in rows[f"{prefix}low"]],
@@ -241,19 +242,18 @@ def _gap_series(name: str, rows: pd.DataFrame, prefix: str = "") -> Series:
     )
 
 
-def gaps_by_shift(comparison: Comparison) -> Chart:
+def gaps_by_shift(comparison: Comparison, proxies: Sequence[str]) -> Chart:
     """The paper's first open question: is there a gap for every kind of shift?"""
     gaps = comparison.gaps("same_prediction", ALL).set_index(["trained", "proxy", "split"])
     shifts = list(comparison.shifts)
     series = [
-        _gap_series(name, gaps.loc[True].loc[proxy].reindex(shifts), prefix)
-        for proxy, _ in _own(comparison)
-        for name, prefix in ((proxy, ""), (f"{proxy}, equal margin", "matched_"))
+        _gap_series(proxy, gaps.loc[True].loc[proxy].reindex(shifts), prefix, variant)
+        for proxy in proxies
+        for variant, prefix in (("as it is", ""), ("at equal margin of the subject", "matched_"))
     ]
     return Chart(
         name="gap-by-shift",
-        caption="Gap of every proxy under every shift, as it is and at equal margin of the subject; all heads are "
-        "simplified.",
+        caption="Gap of simplifications of all heads under every shift, as it is and at equal margin of the subject.",
         x_label="shift",
         y_label="gap in same prediction (points)",
         names=shifts,
@@ -269,7 +269,7 @@ def gaps_by_kind(comparison: Comparison, proxy: str) -> Chart:
         for kind in KINDS:
             gaps = comparison.gaps("same_prediction", kind)
             rows.append(gaps[gaps["trained"] & (gaps["proxy"] == proxy) & (gaps["split"] == shift)].iloc[0])
-        series.append(_gap_series(shift, pd.DataFrame(rows)))
+        series.append(_gap_series(shift.replace("_", " "), pd.DataFrame(rows)))
     return Chart(
         name="gap-by-kind",
         caption=f"Gap of {proxy} by kind of predicted character and shift; all heads simplified.",
@@ -291,7 +291,8 @@ def agreement_by_length(comparison: Comparison, recipes: Sequence[Simplification
             rows = table.loc[split].loc[names]
             series.append(
                 Series(
-                    name=f"{family}, {split}",
+                    name=split.replace("_", " "),
+                    variant=family,
                     x=[bits[name] for name in names],
                     y=[_number(100 * float(one)) for one in rows["estimate"]],
                     low=[_number(100 * float(one)) for one in rows["low"]],

@@ -164,7 +164,7 @@ def illustrate(  # noqa: PLR0917
             table,
         ],
         charts=[
-            views.gaps_by_shift(whole),
+            views.gaps_by_shift(whole, [label(item) for item in quick()]),
             views.gaps_by_kind(whole, shown),
             views.agreement_by_length(whole, recipes, width, task.context),
             chart,
