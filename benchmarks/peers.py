@@ -36,8 +36,9 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrain
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 from transformers.modeling_utils import AttentionInterface
 
-from assay.engine import Edit, Engine, Proxy
+from assay.engine import Edit, Engine, Proxy, batches, tensors
 from assay.faithfulness import metrics
+from assay.faithfulness._clean_pass import ROWS
 from assay.faithfulness._scores import Scores, score
 from assay.subjects import Subject
 from assay.tasks import UNSCORED, Kind, Split
@@ -299,16 +300,27 @@ class WithAssay:
 
             yield Edit(head, queries=project, keys=project)
 
-    def __call__(self, layers: Sequence[int]) -> Results:
-        proxies = {
+    def proxies(self, layers: Sequence[int]) -> dict[str, Proxy]:
+        return {
             f"{layer} {rank}": Proxy(self.engine.subject, tuple(self.edits(layer, rank)))
             for layer in layers
             for rank in self.job.ranks
         }
+
+    def passes(self, layers: Sequence[int]) -> None:
+        """The forward passes of the job alone: nothing is compared."""
+        with self.engine.ready():
+            for _, batch in batches(self.engine, self.task.split("iid", len(self.job.tokens))):
+                tokens, valid = tensors(batch, self.engine.subject.device)
+                clean = self.engine.run(tokens, valid, rows=ROWS, resumable=True)
+                for proxy in self.proxies(layers).values():
+                    self.engine.run(tokens, valid, edits=proxy.edits, rows=ROWS, resume=clean)
+
+    def __call__(self, layers: Sequence[int]) -> Results:
         chosen = [metrics.get(name)() for name in METRICS]
         split = self.task.split("iid", len(self.job.tokens))
         found: Results = {}
-        for name, scores in score(self.engine, proxies, self.task, split, chosen).items():
+        for name, scores in score(self.engine, self.proxies(layers), self.task, split, chosen).items():
             assert isinstance(scores, Scores)
             means = scores.sums.sum(0) / scores.counts.sum(0)
             place = {(column.metric, column.kind, column.feature): i for i, column in enumerate(scores.columns)}
@@ -349,13 +361,22 @@ def difference(one: Results, other: Results) -> float:
 PRODUCTS = ("aten::addmm", "aten::bmm", "aten::mm")
 
 
-def profile(tool: Callable[[Sequence[int]], Results], layers: Sequence[int]) -> None:
-    """Print where a tool's time goes; matrix products are the arithmetic that cannot be avoided."""
+def profile(tool: WithAssay, layers: Sequence[int]) -> None:
+    """Print where Assay's time goes; matrix products are the arithmetic that cannot be avoided."""
+    tool(layers)
+    whole, passes = [], []
+    for _ in range(3):
+        for seconds, work in ((whole, tool), (passes, tool.passes)):
+            start = time.process_time()
+            work(layers)
+            seconds.append(time.process_time() - start)
+    print(f"\nthe whole job {min(whole):.2f} s; its forward passes alone {min(passes):.2f} s (least of 3)")
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as found:
         tool(layers)
     rows = sorted(found.key_averages(), key=lambda row: -row.self_cpu_time_total)
     total = sum(row.self_cpu_time_total for row in rows)
-    print(f"\nmatrix products: {sum(row.self_cpu_time_total for row in rows if row.key in PRODUCTS) / total:.0%}")
+    products = sum(row.self_cpu_time_total for row in rows if row.key in PRODUCTS)
+    print(f"matrix products: {products / total:.0%} of the whole")
     for row in rows[:12]:
         print(f"  {row.key:28} {row.self_cpu_time_total / total:6.1%}")
 

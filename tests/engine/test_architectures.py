@@ -259,6 +259,8 @@ def test_resuming_gives_the_same_logits(name, layer):
     assert torch.equal(rest.logits, whole.logits)
     assert set(rest.patterns) == set(range(layer, LAYERS))
     assert all(torch.equal(rest.patterns[above], whole.patterns[above]) for above in rest.patterns)
+    again = engine.run(tokens, valid, edits=edits, resume=clean)
+    assert torch.equal(again.logits, whole.logits), "masks and projections taken over from the run before"
     assert torch.equal(engine.run(tokens, valid).logits, clean.logits), "the model was left with known outputs"
 
 

@@ -436,6 +436,65 @@ def test_resuming_does_not_compute_what_is_known(reader, tokens, gpt2):
     assert calls == []
 
 
+@pytest.mark.parametrize("padded", [False, True])
+def test_runs_that_resume_one_after_another_are_those_from_the_start(reader, tokens, padded):
+    """Whatever the layer and the stream of the one before, of which masks and projections are taken over."""
+    valid = torch.ones_like(tokens)
+    if padded:
+        valid[1, 6:] = 0
+    clean = reader.run(tokens, valid, resumable=True)
+    streams = [("queries", Head), ("mlp", Block), ("values", Head), ("residual", Block), ("keys", Head)]
+    pairs = [(layer, *stream) for layer in (0, 1, 0) for stream in streams]
+    for layer, stream, kind in pairs:
+        place = Head(layer, 1) if kind is Head else Block(layer)
+        edits = [Edit(place, **{stream: lambda x: x.flip(-1) * 0.7})]
+        rest, whole = (reader.run(tokens, valid, edits=edits, resume=known) for known in (clean, None))
+        assert torch.equal(rest.logits, whole.logits), (layer, stream)
+        assert not torch.equal(rest.logits, clean.logits)
+
+
+def test_projections_of_the_layer_resumed_again_are_not_computed_again(gpt2, tokens):
+    """With what they gave in its place, their weights no longer matter."""
+    subject = replace(gpt2, model=deepcopy(gpt2.model))
+    engine = Engine(subject)
+    clean = engine.run(tokens, resumable=True)
+    first, second = ([Edit(Head(1, 0), queries=change)] for change in (double, torch.neg))
+    whole = engine.run(tokens, edits=second).logits
+    engine.run(tokens, edits=first, resume=clean)
+    with torch.no_grad():
+        subject.model.transformer.h[1].attn.c_attn.weight.fill_(torch.nan)
+    assert torch.equal(engine.run(tokens, edits=second, resume=clean).logits, whole)
+    assert engine.run(tokens, edits=second).logits.isnan().all()
+
+
+def test_resuming_with_other_padding_is_refused(reader, tokens):
+    valid = torch.ones_like(tokens)
+    clean = reader.run(tokens, valid, resumable=True)
+    valid = valid.clone()
+    valid[0, 8:] = 0
+    for other in (valid, None):
+        with pytest.raises(AssayError, match="padded alike"):
+            reader.run(tokens, other, resume=clean)
+
+
+def test_a_subject_stays_ready_within_the_block_only(gpt2, reader, tokens):
+    expected = reader.run(tokens).logits
+    before = gpt2.model.config._attn_implementation
+    with reader.ready():
+        inside = gpt2.model.config._attn_implementation
+        assert inside != before
+        assert torch.equal(reader.run(tokens).logits, expected)
+        assert gpt2.model.config._attn_implementation == inside
+    assert gpt2.model.config._attn_implementation == before
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+def test_attention_by_rows_without_an_observer(reader, tokens, rows):
+    edits = [Edit(Head(0, 1), queries=double), Edit(Head(1, 0), pattern=lambda p, _: p / 2)]
+    found = reader.run(tokens, edits=edits, rows=rows).logits
+    torch.testing.assert_close(found, reader.run(tokens, edits=edits).logits, atol=1e-5, rtol=1e-5)
+
+
 def test_resuming_without_edits_gives_the_clean_logits(reader, tokens):
     clean = reader.run(tokens, resumable=True)
     assert torch.equal(reader.run(tokens, resume=clean).logits, clean.logits)

@@ -57,6 +57,16 @@ def test_kl_survives_probabilities_that_underflow():
     assert measured("jsd", pair_of(p, q))[0, 0] == pytest.approx(math.log(2))
 
 
+@pytest.mark.parametrize("scale", [1e-4, 1e-2, 1.0, 10.0])
+def test_kl_in_single_precision_keeps_small_divergences(scale):
+    """The same logits in double precision give it; offsets and rare tokens that gain much are part of the test."""
+    p = logits_of(6, 4, 9, 3000).astype(np.float32)
+    q = (p + scale * logits_of(7, 4, 9, 3000, scale=1.0) + 5).astype(np.float32)
+    q[0, :, 0] += 90
+    exact = rel_entr(softmax(p.astype(float), -1), softmax(q.astype(float), -1)).sum(axis=-1)
+    np.testing.assert_allclose(measured("kl", pair_of(p, q)), exact, rtol=1e-4, atol=1e-9)
+
+
 def test_jsd_is_the_squared_distance_of_scipy():
     p, q = logits_of(2, 2, 4, 50), logits_of(3, 2, 4, 50)
     expected = jensenshannon(softmax(p, -1), softmax(q, -1), axis=-1) ** 2

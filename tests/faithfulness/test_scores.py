@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from assay.engine import Edit, Engine, Samples, collect
-from assay.faithfulness import ALL, LAYER, metrics
+from assay.faithfulness import ALL, LAYER, CleanPass, metrics
 from assay.faithfulness._scores import MARGIN, MARGIN_EDGES, Column, NotFiniteError, Scores, score
 from assay.simplify import SVD, Identity, OneHotAttention
 from assay.simplify._protocol import proxy_of
@@ -180,6 +180,25 @@ def test_pieces_do_not_matter(module, constant, value, monkeypatch, known, proxi
     for name, scores in found.items():
         np.testing.assert_array_equal(again[name].counts, scores.counts)
         np.testing.assert_allclose(again[name].sums, scores.sums, atol=5e-5, rtol=5e-6)
+
+
+def test_attention_that_no_metric_needs_is_not_compared(known, proxies, bracket_task, split, judged, found):  # noqa: PLR0917
+    seen = []
+
+    class Recorded(CleanPass):
+        def of(self, proxy, *, attention=True):
+            run, divergence = super().of(proxy, attention=attention)
+            seen.append(set(divergence))
+            return run, divergence
+
+    some = [metric for metric in judged if metric.name != "attention_jsd"]
+    again = score(known, proxies, bracket_task, split, some, clean_pass=Recorded)
+    assert set().union(*seen) == set()
+    for name, scores in again.items():
+        places = [found[name].columns.index(column) for column in scores.columns]
+        np.testing.assert_allclose(scores.sums, found[name].sums[:, places], atol=5e-5, rtol=5e-6)
+    score(known, proxies, bracket_task, split, judged, clean_pass=Recorded)
+    assert seen[-1] == {0, 1}
 
 
 def test_scores_survive_the_disk(tmp_path, found):

@@ -1,9 +1,10 @@
 """How a subject is read and edited: its attention, through transformers' AttentionInterface, its MLPs and residuals."""
 
 from assay.engine._attention import Edit, PatternEdit, VectorEdit
-from assay.engine._engine import Engine, Run
+from assay.engine._engine import Engine
 from assay.engine._places import ATTENTION, BLOCK_STREAMS, HEAD_STREAMS, Block, Head, Place, Site
 from assay.engine._proxy import Proxy
+from assay.engine._run import Run
 from assay.engine._samples import Samples, batches, collect, tensors
 
 __all__ = [

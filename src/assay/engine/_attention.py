@@ -66,14 +66,37 @@ class Edit:
 
 
 @dataclass
+class Masks:
+    """The attention masks of a pass in the order in which they were made, and how many keys the rows of each see."""
+
+    made: list[Tensor | None] = field(default_factory=list)
+    reaches: list[tuple[Tensor, list[int]]] = field(default_factory=list)
+
+    def reach(self, mask: Tensor | None, queries: int, keys: int) -> list[int]:
+        """How many keys, counted from the first, each query sees at most, over the batch."""
+        if mask is None:
+            return [keys] * queries
+        for known, found in self.reaches:
+            if known is mask:
+                return found
+        visible = _seen(mask)[..., :keys].flatten(0, 1).any(dim=0).expand(queries, keys)
+        last = (visible * torch.arange(1, keys + 1, device=mask.device)).amax(dim=-1)
+        reach: list[int] = torch.where(last == 0, keys, last).tolist()
+        self.reaches.append((mask, reach))
+        return reach
+
+
+@dataclass
 class Plan:
     """What to do at each attention module in one forward pass, and which modules were met, in order.
 
     An observer of "queries", "keys", "values" or "outputs" gets the layer and (batch, head, position, width), one of
     "patterns" (batch, head, query, key), all as edited and as soon as they are there, so that nobody has to hold all
-    layers at once. `on_rows` gets the pattern in blocks of `rows` queries, cut to the keys that any of them sees, and
-    the same rows of the pattern that the queries and keys of `beside` give at that layer (None where it has none).
+    layers at once. Attention is computed for `rows` queries at a time: `on_rows` gets their pattern, cut to the keys
+    that any of them sees, and the same rows of the pattern that the queries and keys of `beside` give at that layer
+    (None where it has none).
     In layers that are `scaled`, the architecture scales outputs after attention, and patterns are made to say so.
+    Masks that were `made` by another pass on the same tokens are not made again.
     """
 
     layers: Mapping[int, int]
@@ -84,20 +107,15 @@ class Plan:
     beside: Mapping[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     scaled: frozenset[int] = frozenset()
     met: list[nn.Module] = field(default_factory=list)
-    _reach: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    masks: Masks = field(default_factory=Masks)
+    masks_met: int = 0
 
-    def reach(self, mask: Tensor | None, queries: int, keys: int) -> list[int]:
-        """How many keys, counted from the first, each query sees at most, over the batch."""
-        if mask is None:
-            return [keys] * queries
-        for seen, found in self._reach:
-            if seen is mask:
-                return found.tolist()
-        visible = _seen(mask)[..., :keys].flatten(0, 1).any(dim=0).expand(queries, keys)
-        last = (visible * torch.arange(1, keys + 1, device=mask.device)).amax(dim=-1)
-        found = torch.where(last == 0, keys, last).cpu()
-        self._reach.append((mask, found))
-        return found.tolist()
+    def mask(self, make: Callable[[], Tensor | None]) -> Tensor | None:
+        """The next mask of the pass."""
+        if self.masks_met == len(self.masks.made):
+            self.masks.made.append(make())
+        self.masks_met += 1
+        return self.masks.made[self.masks_met - 1]
 
 
 _active: ContextVar[Plan | None] = ContextVar("assay_plan", default=None)
@@ -154,7 +172,7 @@ def _edited(states: Tensor, edits: tuple[Edit, ...], stream: str, *, heads_at: i
     chosen = [(head, function) for head, function in chosen if function is not None]
     if not chosen:
         return states
-    states = states.clone()
+    states = states.clone(memory_format=torch.contiguous_format)
     for head, function in chosen:
         part = states.select(heads_at, head)
         part.copy_(function(part))
@@ -181,7 +199,8 @@ def _attention(
     plan.met.append(module)
     layer = plan.layers.get(id(module))
     edits = () if layer is None else plan.edits.get(layer, ())
-    if layer is None or not (edits or plan.observers or plan.on_rows):
+    blocked = plan.on_rows is not None or plan.rows < query.shape[2]
+    if layer is None or not (edits or plan.observers or blocked):
         return eager(module, query, key, value, attention_mask, **options)
 
     _check_keys(module, query, key)
@@ -200,17 +219,18 @@ def _attention(
     other = plan.beside.get(layer)
     pattern: Tensor | None = None
     whole = "patterns" in plan.observers or any(edit.pattern is not None for edit in edits)
-    blocks = list(_row_blocks(plan, attention_mask, query.shape[2], key.shape[2])) if plan.on_rows is not None else []
+    blocks = list(_row_blocks(plan, attention_mask, query.shape[2], key.shape[2])) if blocked else []
     rows_beside: Iterator[Tensor | None] = itertools.repeat(None)
     if other is not None:
         aside = functools.partial(eager, _Ungrouped(module))
         found = _by_rows(aside, (*other, other[1][..., :0]), attention_mask, options, blocks)
         rows_beside = (weights for _, _, weights in found)
-    if plan.on_rows is not None and not whole:
+    on_rows = plan.on_rows or _unseen
+    if blocked and not whole:
         outputs = []
         by_rows = _by_rows(attend, (query, key, value), attention_mask, options, blocks)
         for (rows, part, weights), beside in zip(by_rows, rows_beside, strict=False):
-            plan.on_rows(layer, rows, weights, beside)
+            on_rows(layer, rows, weights, beside)
             outputs.append(part)
         output = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
     else:
@@ -220,11 +240,15 @@ def _attention(
         if "patterns" in plan.observers:
             plan.observers["patterns"](layer, pattern)
         for (rows, reach), beside in zip(blocks, rows_beside, strict=False):
-            plan.on_rows(layer, rows, pattern[:, :, rows, :reach], beside)  # type: ignore[misc]
+            on_rows(layer, rows, pattern[:, :, rows, :reach], beside)
     output = _edited(output, edits, "outputs", heads_at=2)
     if "outputs" in plan.observers:
         plan.observers["outputs"](layer, output.transpose(1, 2))
     return output, pattern
+
+
+def _unseen(layer: int, rows: slice, pattern: Tensor, beside: Tensor | None) -> None:
+    """The observer of rows that nobody observes."""
 
 
 def _with_pattern(
@@ -247,7 +271,7 @@ def _row_blocks(plan: Plan, mask: Tensor | None, queries: int, keys: int) -> Ite
     if plan.rows >= queries:
         yield slice(0, queries), keys
         return
-    reach = plan.reach(mask, queries, keys)
+    reach = plan.masks.reach(mask, queries, keys)
     for start in range(0, queries, plan.rows):
         stop = min(start + plan.rows, queries)
         yield slice(start, stop), max(reach[start:stop])
@@ -261,7 +285,7 @@ def _by_rows(
     blocks: Iterable[tuple[slice, int]],
 ) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """The model's own attention, a block of queries at a time and over the keys that the block sees."""
-    query, key, value = states
+    query, key, value = (state.contiguous() for state in states)
     queries, keys = query.shape[2], key.shape[2]
     for rows, reach in blocks:
         here = {
@@ -275,8 +299,14 @@ def _by_rows(
         yield rows, output, pattern
 
 
+def _mask(*given: Any, **options: Any) -> Tensor | None:
+    plan = _active.get()
+    make = functools.partial(eager_mask, *given, **options)
+    return make() if plan is None else plan.mask(make)
+
+
 AttentionInterface.register(IMPLEMENTATION, _attention)
-AttentionMaskInterface.register(IMPLEMENTATION, eager_mask)
+AttentionMaskInterface.register(IMPLEMENTATION, _mask)
 
 
 @contextmanager

@@ -3,9 +3,8 @@
 import re
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from functools import cached_property
 from typing import Any
 
@@ -15,9 +14,22 @@ from torch import Tensor, nn
 from transformers.activations import NewGELUActivation
 
 from assay._errors import AssayError
-from assay.engine._attention import Edit, LayerObserver, Plan, RowObserver, fused, in_force, using
+from assay.engine._attention import (
+    IMPLEMENTATION,
+    Edit,
+    LayerObserver,
+    Masks,
+    Plan,
+    RowObserver,
+    fused,
+    in_force,
+    using,
+)
 from assay.engine._bypass import Bypass
+from assay.engine._hooks import at_input, at_output, keep_once, keep_output
 from assay.engine._places import ATTENTION, BLOCK_STREAMS, HEAD_STREAMS, Block, Head, Place, Site
+from assay.engine._probes import Pass, rows_agree, unexplained
+from assay.engine._run import IdentityDifference, Run
 from assay.engine._tail import Tail, given
 from assay.subjects import Subject
 
@@ -27,63 +39,6 @@ _MLP_NAMES = ("mlp", "feed_forward", "feedforward", "ffn", "ff", "moe", "block_s
 
 _LIKE_MLP = re.compile("^(?!.*(norm|gate|router)).*(mlp|moe|expert|feed_?forward|ffn)")
 """The names of modules that do an MLP's work."""
-
-
-@dataclass
-class Run:
-    """What one forward pass gave.
-
-    `logits` is (batch, position, vocabulary), empty where they were left out (`Engine.logits` makes them up). The
-    others hold what was asked for, by layer: `queries`, `keys`, `values` and `outputs` (batch, head, position,
-    width), `patterns` (batch, head, query, key), `mlp` (batch, position, model width): what each block's MLP adds,
-    and `residual`, of the same shape: the residual stream that enters each block. All are as edited. What each block
-    gave back is kept for runs that resume from this one.
-    """
-
-    logits: Float[Tensor, "batch position vocabulary"]
-    queries: dict[int, Tensor] = field(default_factory=dict)
-    keys: dict[int, Tensor] = field(default_factory=dict)
-    values: dict[int, Tensor] = field(default_factory=dict)
-    outputs: dict[int, Tensor] = field(default_factory=dict)
-    patterns: dict[int, Tensor] = field(default_factory=dict)
-    mlp: dict[int, Tensor] = field(default_factory=dict)
-    residual: dict[int, Tensor] = field(default_factory=dict)
-    _blocks: dict[int, Any] = field(default_factory=dict, repr=False)
-    _tokens: Tensor | None = field(default=None, repr=False)
-    _valid: Tensor | None = field(default=None, repr=False)
-    _edited: bool = field(default=False, repr=False)
-    _body: Any = field(default=None, repr=False)
-
-    def tensors(self) -> Iterator[Tensor]:
-        """Every tensor that the run holds on to."""
-        left: list[Any] = [getattr(self, item.name) for item in fields(self)]
-        while left:
-            item = left.pop()
-            if isinstance(item, Tensor):
-                yield item
-            elif isinstance(item, Mapping):
-                left += item.values()
-            elif isinstance(item, tuple | list):
-                left += item
-
-    @property
-    def held(self) -> int:
-        """How many numbers are kept for its logits: the logits themselves, or final hidden states."""
-        return int(self.logits.numel() if self._body is None else self._body[0].numel())
-
-
-@dataclass(frozen=True)
-class IdentityDifference:
-    """Largest absolute differences of a logit between an identity edit and the subject, and both logits.
-
-    `eager` is against the subject under its own eager attention, `as_loaded` against the attention implementation
-    that it was loaded with.
-    """
-
-    eager: float
-    as_loaded: float
-    edited_logits: Float[Tensor, "batch position vocabulary"]
-    loaded_logits: Float[Tensor, "batch position vocabulary"]
 
 
 class Engine:
@@ -116,14 +71,19 @@ class Engine:
         def note(layer: int, queries: Tensor) -> None:
             widths[layer] = (queries.shape[1], queries.shape[3])
 
-        whole = self._forward(tokens, None, Plan(self._layers, observers={"queries": note}), self.layers)
-        self._scaled = self._find_scaled(tokens)
+        def probe(plan: Plan) -> Tensor:
+            found: Tensor = self._forward(tokens, None, plan, self.layers)
+            return found
+
+        whole = probe(Plan(self._layers, observers={"queries": note}))
+        self._scaled = self._find_scaled(probe)
         self.widths = {layer: width for layer, (_, width) in widths.items()}
         self.heads = tuple(Head(layer, head) for layer, (count, _) in widths.items() for head in range(count))
         self.blocks = tuple(Block(layer) for layer in range(self.layers) if self._block_start(layer) == layer)
-        self._rows_agree = self._try_rows(tokens, whole)
-        self._resumes = True
-        self._resumes = self._try_resuming(tokens, whole)
+        self._rows_agree = rows_agree(probe, self._layers, self._scaled, whole)
+        self._resumes = self._reuses = True
+        self._reuses = self._try_resuming(tokens, whole)
+        self._resumes = self._reuses or self._try_resuming(tokens, whole)
         self._tail = Tail.of(subject, tokens, whole, lambda plan: in_force(subject.model, plan))
 
     def _few_tokens(self) -> Tensor:
@@ -160,59 +120,38 @@ class Engine:
             )
         return tokens
 
-    def _try_rows(self, tokens: Tensor, whole: Tensor) -> bool:
-        """Whether attention in blocks of rows gives what the whole gives; some architectures look at all rows."""
-        by_rows = Plan(self._layers, on_rows=lambda *_: None, rows=2, scaled=self._scaled)
-        try:
-            found = self._forward(tokens, None, by_rows, self.layers)
-        except (RuntimeError, IndexError):
-            return False
-        return torch.allclose(whole, found, atol=1e-4, rtol=1e-4)
-
     def _try_resuming(self, tokens: Tensor, whole: Tensor) -> bool:
-        """Whether blocks can be left out: in some architectures, later blocks use what earlier ones put aside."""
+        """Whether blocks can be left out: in some architectures, later blocks use what earlier ones put aside.
+
+        With `_reuses`, whether that holds for masks and projections too, which the second of two runs takes over.
+        """
         clean = self.run(tokens, resumable=True, logits=True)
         for layer in {self.layers // 2, self.layers - 1}:
             nothing = Edit(next(head for head in self.heads if head.layer == layer), values=lambda states: states)
-            try:
-                rest = self.run(tokens, edits=[nothing], resume=clean).logits
-            except (RuntimeError, LookupError, TypeError, ValueError, AttributeError):
-                return False
-            if not torch.allclose(rest, whole, atol=1e-4, rtol=1e-4):
-                return False
+            for _ in range(2):
+                try:
+                    rest = self.run(tokens, edits=[nothing], resume=clean).logits
+                except (AssayError, RuntimeError, LookupError, TypeError, ValueError, AttributeError):
+                    return False
+                if not torch.allclose(rest, whole, atol=1e-4, rtol=1e-4):
+                    return False
         return True
 
-    def _find_scaled(self, tokens: Tensor) -> frozenset[int]:
+    def _find_scaled(self, probe: Pass) -> frozenset[int]:
         """The layers whose outputs are scaled after attention.
 
         Raises AssayError for a layer whose outputs are not its attention weights times its values, scaled or not:
         there an edit of the pattern would do something else than it says.
         """
-        suspected = self._unexplained(tokens, frozenset())
-        unexplained = self._unexplained(tokens, suspected)
-        if unexplained:
+        suspected = unexplained(probe, self._layers, frozenset())
+        different = unexplained(probe, self._layers, suspected)
+        if different:
             raise AssayError(
                 f"{type(self.subject.model).__name__} ({self.subject.name!r}): the outputs of "
-                f"{self.layer_name(min(unexplained))} are not its attention weights times its values; this "
+                f"{self.layer_name(min(different))} are not its attention weights times its values; this "
                 "architecture is not supported."
             )
         return suspected
-
-    def _unexplained(self, tokens: Tensor, scaled: frozenset[int]) -> frozenset[int]:
-        """The layers whose outputs are not pattern times values."""
-        found: dict[str, dict[int, Tensor]] = {"patterns": {}, "values": {}, "outputs": {}}
-        observers = {stream: into.__setitem__ for stream, into in found.items()}
-        self._forward(tokens, None, Plan(self._layers, observers=observers, scaled=scaled), self.layers)
-        unexplained = set()
-        for layer, pattern in found["patterns"].items():
-            expected, outputs = pattern @ found["values"][layer], found["outputs"][layer]
-            near = 1e-2 if outputs.dtype in (torch.float16, torch.bfloat16) else 1e-4
-            scale = float(outputs.abs().max())
-            if expected.shape != outputs.shape or not bool(
-                ((expected - outputs).abs() <= near * max(scale, near)).all()
-            ):
-                unexplained.add(layer)
-        return frozenset(unexplained)
 
     @property
     def layers(self) -> int:
@@ -288,6 +227,10 @@ class Engine:
             raise AssayError(f"sites {', '.join(names)}: {', '.join(sorted(twice))} is meant twice.")
         return tuple(map(self.site, expanded))
 
+    def ready(self) -> AbstractContextManager[None]:
+        """Within the block the subject stays prepared for runs, which saves preparing it for each."""
+        return using(self.subject.model, IMPLEMENTATION)
+
     def _forward(
         self, tokens: Tensor, valid: Tensor | None, plan: Plan, expected: int, call: Callable[..., Any] | None = None
     ) -> Any:
@@ -318,10 +261,11 @@ class Engine:
         """One forward pass with `edits` in force.
 
         `valid` is 1 at tokens and 0 at padding. `read` names what to keep: the fields of `Run`. `on_pattern` is
-        called with each layer's pattern when it is there; `on_rows` with the layer, a slice of at most `rows` queries
-        and their rows of the pattern (batch, head, query, key), cut after the last key that any of them sees: then no
-        whole pattern is made, unless an edit needs it. Its last argument are the same rows of another run `beside`
-        this one, made again from its queries and keys, or None. With `logits=False` the unembedding is left to
+        called with each layer's pattern when it is there. With `rows`, attention is computed for so many queries at a
+        time, and no whole pattern is made unless an edit needs it; `on_rows` is called with the layer, a slice of
+        queries and their rows of the pattern (batch, head, query, key), cut after the last key that any of them sees.
+        Its last argument are the same rows of another run `beside` this one, made again from its queries and keys, or
+        None. With `logits=False` the unembedding is left to
         `logits()`.
 
         A run with `resumable` keeps what each block gave. `resume` is such a run, unedited and on the same tokens:
@@ -338,9 +282,15 @@ class Engine:
             or len(resume._blocks) != self.layers
             or resume._tokens is None
             or not torch.equal(resume._tokens, tokens)
+            or not _equal(resume._valid, valid)
         ):
-            raise AssayError("resume= needs an unedited run on the same tokens with resumable=True.")
+            raise AssayError("resume= needs an unedited run on the same tokens, padded alike, with resumable=True.")
+        if not self._resumes:
+            resume = None
         run = Run(logits=torch.empty(0, 0, 0), _tokens=tokens, _valid=valid, _edited=bool(by_layer))
+        masks = resume._masks if resume is not None and self._reuses else Masks()
+        if resumable:
+            run._masks = masks
         observers: dict[str, LayerObserver] = {
             stream: getattr(run, stream).__setitem__ for stream in (*HEAD_STREAMS, "patterns") if stream in read
         }
@@ -358,18 +308,21 @@ class Engine:
             rows if rows is not None and self._rows_agree else sys.maxsize,
             {layer: (queries, beside.keys[layer]) for layer, queries in beside.queries.items()} if beside else {},
             self._scaled,
+            masks=masks,
         )
-        if not self._resumes:
-            resume = None
         first = 0 if resume is None else self._block_start(min(by_layer, default=self.layers))
         with ExitStack() as stack:
             if resume is not None:
                 self._skip(stack, resume, first)
+                if self._reuses and not any(edit.residual for edit in by_layer.get(first, ())):
+                    self._project(stack, resume, first, plan)
             self._hook(stack, run, by_layer, set(read), first, resumable=resumable)
             if logits or self._tail is None:
                 run.logits = self._forward(tokens, valid, plan, self.layers - first)
             else:
                 run._body = self._forward(tokens, valid, plan, self.layers - first, self._tail.body)
+        if resume is not None and plan.masks_met != len(masks.made):
+            raise AssayError(f"{self.subject.name!r} made another number of attention masks than before.")
         return run
 
     def _block_start(self, layer: int) -> int:
@@ -383,6 +336,25 @@ class Engine:
         outputs = {block: resume._blocks[layer] for layer, block in enumerate(self._blocks[:first])}
         for block, output in outputs.items():
             stack.enter_context(given(block, output))
+
+    def _project(self, stack: ExitStack, resume: Run, layer: int, plan: Plan) -> None:
+        """Until the stack is closed, the projections of the first edited layer give back what they gave before.
+
+        Nothing below them is edited. A layer that comes for the first time leaves them for the next time.
+        """
+        if layer == self.layers:
+            return
+        known = resume._projected.get(layer)
+        if known is not None:
+            for module, output in known.items():
+                stack.enter_context(given(module, output))
+            return
+        attention = self._modules[layer]
+        resume._projected = {layer: {}}
+        keep = keep_once(resume._projected[layer], lambda: attention in plan.met)
+        for child in attention.children():
+            if any(True for _ in child.parameters()):
+                stack.callback(child.register_forward_hook(keep).remove)
 
     def _hook(
         self,
@@ -399,7 +371,7 @@ class Engine:
         for layer in range(first, self.layers):
             block = self._blocks[layer]
             if resumable:
-                stack.callback(block.register_forward_hook(_keep_output(run._blocks, layer)).remove)
+                stack.callback(block.register_forward_hook(keep_output(run._blocks, layer)).remove)
             if self._block_start(layer) != layer:
                 continue
             edits = [edit for edit in by_layer.get(layer, ()) if isinstance(edit.place, Block)]
@@ -407,11 +379,11 @@ class Engine:
             of_mlp = next((edit.mlp for edit in edits if edit.mlp is not None), None)
             if of_residual is not None or "residual" in read:
                 keep = run.residual if "residual" in read else None
-                hook = block.register_forward_pre_hook(_at_input(layer, of_residual, keep, shape), with_kwargs=True)
+                hook = block.register_forward_pre_hook(at_input(layer, of_residual, keep, shape), with_kwargs=True)
                 stack.callback(hook.remove)
             if of_mlp is not None or "mlp" in read:
                 keep = run.mlp if "mlp" in read else None
-                out = self._mlp(layer).register_forward_hook(_at_output(layer, of_mlp, keep, shape))
+                out = self._mlp(layer).register_forward_hook(at_output(layer, of_mlp, keep, shape))
                 stack.callback(out.remove)
 
     def logits(self, run: Run, positions: slice | Int[Tensor, " chosen"]) -> Float[Tensor, "batch chosen vocabulary"]:
@@ -505,6 +477,10 @@ def _has(module: nn.Module, name: str) -> bool:
     return isinstance(module, nn.Module)
 
 
+def _equal(first: Tensor | None, second: Tensor | None) -> bool:
+    return first is second or (first is not None and second is not None and torch.equal(first, second))
+
+
 def _both(first: LayerObserver | None, second: LayerObserver) -> LayerObserver:
     if first is None:
         return second
@@ -514,58 +490,3 @@ def _both(first: LayerObserver | None, second: LayerObserver) -> LayerObserver:
         second(layer, states)
 
     return observe
-
-
-def _at_input(
-    layer: int, edit: Callable[[Tensor], Tensor] | None, keep: dict[int, Tensor] | None, shape: torch.Size
-) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], tuple[tuple[Any, ...], dict[str, Any]]]:
-    """A hook that edits and keeps the residual stream that enters a block: its first argument."""
-
-    def hook(
-        block: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        residual = inputs[0] if inputs else options.get("hidden_states")
-        if not isinstance(residual, Tensor) or residual.shape[:-1] != shape:
-            raise AssayError(
-                f"the residual stream that enters {type(block).__name__} (layer {layer}) is not one vector a token; "
-                "sites that end in .residual cannot be used with this architecture."
-            )
-        if edit is not None:
-            residual = edit(residual.clone())
-        if keep is not None:
-            keep[layer] = residual
-        if inputs:
-            return (residual, *inputs[1:]), options
-        return inputs, {**options, "hidden_states": residual}
-
-    return hook
-
-
-def _at_output(
-    layer: int, edit: Callable[[Tensor], Tensor] | None, keep: dict[int, Tensor] | None, shape: torch.Size
-) -> Callable[[nn.Module, tuple[Any, ...], Any], Any]:
-    """A hook that edits and keeps what an MLP gives back (the first thing, where it gives several)."""
-
-    def hook(mlp: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
-        added = output[0] if isinstance(output, tuple) else output
-        if not isinstance(added, Tensor) or added.numel() != shape.numel() * added.shape[-1]:
-            raise AssayError(
-                f"what {type(mlp).__name__} gives back (layer {layer}) is not one vector a token; sites that end in "
-                ".mlp cannot be used with this architecture."
-            )
-        vectors = added.reshape(*shape, added.shape[-1])
-        if edit is not None:
-            vectors = edit(vectors.clone())
-        if keep is not None:
-            keep[layer] = vectors
-        vectors = vectors.reshape(added.shape)
-        return (vectors, *output[1:]) if isinstance(output, tuple) else vectors
-
-    return hook
-
-
-def _keep_output(into: dict[int, Any], layer: int) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
-    def keep(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        into[layer] = output
-
-    return keep

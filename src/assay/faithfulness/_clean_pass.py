@@ -1,6 +1,8 @@
 """Divergence of attention, block of rows by block of rows, without ever holding all patterns."""
 
+import itertools
 import math
+from collections import Counter
 from collections.abc import Iterator
 
 import torch
@@ -25,12 +27,13 @@ class CleanPass:
 
     def __init__(self, engine: Engine, tokens: Tensor, valid: Tensor) -> None:
         self._engine, self._tokens, self._valid = engine, tokens, valid
-        self._blocks: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor]] = {}
+        self._patterns: dict[tuple[int, int], Tensor] = {}
+        self._rows = _Rows(engine, tokens)
         self._kept = tokens.numel() * tokens.shape[1] * len(engine.heads) <= WEIGHTS_KEPT
         self.clean: Run = engine.run(
             tokens,
             valid,
-            on_rows=self._keep if self._kept else None,
+            on_rows=self._keep,
             rows=ROWS,
             read=() if self._kept else ("queries", "keys"),
             logits=False,
@@ -39,58 +42,92 @@ class CleanPass:
 
     def tensors(self) -> Iterator[Tensor]:
         """Everything that is kept, for those who count memory."""
-        for block in self._blocks.values():
-            yield from block
+        yield from self._patterns.values()
+        yield from self._rows.tensors()
         yield from self.clean.tensors()
 
     def _keep(self, layer: int, rows: slice, pattern: Tensor, _: Tensor | None) -> None:
         pattern = pattern.float()
-        self._blocks[layer, rows.start] = (pattern, *_entropies(pattern))
+        self._rows.note(layer, rows, pattern)
+        if self._kept:
+            self._patterns[layer, rows.start] = pattern
 
-    def of(self, proxy: Proxy) -> tuple[Run, dict[int, Float[Tensor, "batch query"]]]:
-        """A proxy's run, without logits, and the divergence of every layer: 0 below the first edited one."""
-        found = {
-            layer: torch.zeros(self._tokens.shape, dtype=torch.float64, device=self._tokens.device)
-            for layer in range(self._engine.layers)
-        }
+    def of(self, proxy: Proxy, *, attention: bool = True) -> tuple[Run, dict[int, Float[Tensor, "batch query"]]]:
+        """A proxy's run, without logits, and the divergence of every layer: 0 below the first edited one.
+
+        Without `attention` the divergence is not measured, of no layer.
+        """
+        own, middle = _Rows(self._engine, self._tokens), _Rows(self._engine, self._tokens)
 
         def compare(layer: int, rows: slice, pattern: Tensor, clean: Tensor | None) -> None:
-            if clean is None:
-                found[layer][:, rows] = _divergence(*self._blocks[layer, rows.start], pattern.float())
-            else:
-                found[layer][:, rows] = _divergence(clean.float(), *_entropies(clean.float()), pattern.float())
+            clean = self._patterns[layer, rows.start] if clean is None else clean.float()
+            pattern = pattern.float()
+            own.note(layer, rows, pattern)
+            middle.note(layer, rows, torch.lerp(clean, pattern, 0.5))
 
         run = self._engine.run(
             self._tokens,
             self._valid,
             edits=proxy.edits,
-            on_rows=compare,
+            on_rows=compare if attention else None,
             rows=ROWS,
-            beside=None if self._kept else self.clean,
+            beside=self.clean if attention and not self._kept else None,
             logits=False,
             resume=self.clean,
         )
-        return run, found
+        return run, _divergences(self._rows, own, middle) if attention else {}
 
 
-def _divergence(p: Tensor, entropy: Tensor, mass: Tensor, q: Tensor) -> Tensor:
-    """The divergence of each query's rows, averaged over heads."""
-    own_entropy, own_mass = _entropies(q)
-    middle_entropy, _ = _entropies((p + q).mul_(0.5))
-    found = middle_entropy - (entropy + own_entropy) / 2
+class _Rows:
+    """Entropy in nats and mass of every row of every pattern: (batch, all heads, query), layer after layer.
+
+    Both are summed over keys in float32, and taken in float64 from there on. `first` is the first layer noted.
+    """
+
+    def __init__(self, engine: Engine, tokens: Tensor) -> None:
+        counts = Counter(head.layer for head in engine.heads)
+        ends = list(itertools.accumulate(counts[layer] for layer in range(engine.layers)))
+        self.heads = [slice(start, end) for start, end in itertools.pairwise((0, *ends))]
+        self.first = engine.layers
+        self._entropy = tokens.new_zeros((len(tokens), ends[-1], tokens.shape[1]), dtype=torch.float32)
+        self._mass = self._entropy.clone()
+
+    def note(self, layer: int, rows: slice, pattern: Tensor) -> None:
+        """Take in some rows of a layer's pattern. 1e-30 keeps the logarithm of 0 finite and changes no other term."""
+        self.first = min(self.first, layer)
+        heads = self.heads[layer]
+        self._entropy[:, heads, rows] = (pattern + 1e-30).log_().mul_(pattern).sum(dim=-1).neg_()
+        self._mass[:, heads, rows] = pattern.sum(dim=-1)
+
+    @property
+    def nothing(self) -> Tensor:
+        """The divergence (batch, query) of a layer that a proxy shares with its subject."""
+        return self._entropy.new_zeros((len(self._entropy), self._entropy.shape[-1]), dtype=torch.float64)
+
+    def since(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Entropies and masses from a layer on."""
+        heads = slice(self.heads[layer].start, None)
+        return self._entropy[:, heads].double(), self._mass[:, heads].double()
+
+    def tensors(self) -> tuple[Tensor, Tensor]:
+        """What is held."""
+        return self._entropy, self._mass
+
+
+def _divergences(clean: _Rows, own: _Rows, middle: _Rows) -> dict[int, Float[Tensor, "batch query"]]:
+    """The divergence of each query's rows, averaged over heads, for every layer."""
+    layers, first = len(clean.heads), own.first
+    found = dict.fromkeys(range(first), clean.nothing)
+    if first == layers:
+        return found
+    (entropy, mass), (own_entropy, own_mass) = clean.since(first), own.since(first)
+    rows = middle.since(first)[0] - (entropy + own_entropy) / 2
     left, own_left = (1 - mass).clamp(min=0), (1 - own_mass).clamp(min=0)
     sink = (left > 1e-3) | (own_left > 1e-3)
     if bool(sink.any()):
-        middle = ((left + own_left) / 2).clamp_min(1e-30).log()
-        rest = left * (left.clamp_min(1e-30).log() - middle) + own_left * (own_left.clamp_min(1e-30).log() - middle)
-        found = found + torch.where(sink, rest / 2, 0)
-    return found.clamp(0, math.log(2)).mean(dim=1)
-
-
-def _entropies(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Entropy in nats and mass of every row, summed over its keys in float32 and in float64 from there on.
-
-    1e-30 keeps the logarithm of 0 finite; it changes no other term.
-    """
-    entropy = (rows + 1e-30).log_().mul_(rows).sum(dim=-1)
-    return -entropy.double(), rows.sum(dim=-1).double()
+        between = ((left + own_left) / 2).clamp_min(1e-30).log()
+        rest = left * (left.clamp_min(1e-30).log() - between) + own_left * (own_left.clamp_min(1e-30).log() - between)
+        rows = rows + torch.where(sink, rest / 2, 0)
+    sizes = [heads.stop - heads.start for heads in clean.heads[first:]]
+    by_layer = rows.clamp(0, math.log(2)).split(sizes, dim=1)
+    return found | {layer: part.mean(dim=1) for layer, part in enumerate(by_layer, start=first)}

@@ -150,16 +150,19 @@ class _Collected:
         self.vectors: dict[str, np.ndarray] = {}
         self.attention = {name: np.zeros((len(split), engine.layers)) for name in proxies}
         subject = engine.subject
-        for index, batch in batches(engine, split):
-            tokens, valid = tensors(batch, subject.device)
-            shared = clean_pass(engine, tokens, valid)
-            self._put(self.subject_key, index, pool(engine.logits(shared.clean, slice(None)), valid, subject.pooling))
-            for name, proxy in proxies.items():
-                run, divergence = shared.of(proxy)
-                self._put(name, index, pool(engine.logits(run, slice(None)), valid, subject.pooling))
-                for layer, rows in divergence.items():
-                    mean = (rows * valid).sum(dim=1) / valid.sum(dim=1)
-                    self.attention[name][index, layer] = mean.cpu().numpy()
+        with engine.ready():
+            for index, batch in batches(engine, split):
+                tokens, valid = tensors(batch, subject.device)
+                shared = clean_pass(engine, tokens, valid)
+                self._put(
+                    self.subject_key, index, pool(engine.logits(shared.clean, slice(None)), valid, subject.pooling)
+                )
+                for name, proxy in proxies.items():
+                    run, divergence = shared.of(proxy)
+                    self._put(name, index, pool(engine.logits(run, slice(None)), valid, subject.pooling))
+                    for layer, rows in divergence.items():
+                        mean = (rows * valid).sum(dim=1) / valid.sum(dim=1)
+                        self.attention[name][index, layer] = mean.cpu().numpy()
         if not self._usable(self.subject_key):
             raise AssayError(
                 f"the subject {subject.name!r} gives embeddings that are zero or not finite on split {split.name!r}; "

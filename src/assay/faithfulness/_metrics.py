@@ -82,6 +82,10 @@ def _divergence(p: Tensor, q: Tensor) -> Tensor:
     return terms.add_(q.clamp_min(1e-30).log_().sub_(log_middle).mul_(q)).div_(2)
 
 
+FAR = 20.0
+"""Nats that a token may gain on the average before the sum that gives KL could lose or overflow its terms."""
+
+
 class Predictions:
     """What one model predicted on a batch; derived quantities are computed once.
 
@@ -128,10 +132,25 @@ class Pair:
         """ln q − ln p of every token, with p the subject's probability and q the proxy's."""
         return self.proxy.log_probabilities - self.subject.log_probabilities
 
+    @cached_property
+    def centred(self) -> Float[Tensor, "batch position vocabulary"]:
+        """By how much more than on average the proxy's logit of a token is above the subject's.
+
+        The average is over the subject's distribution, so that what is added to all logits alike is gone.
+        """
+        p = self.subject.probabilities
+        change = self.proxy.logits.to(p.dtype) - self.subject.logits.to(p.dtype)
+        return change.sub_((p * change).sum(dim=-1, keepdim=True))
+
 
 def _sum(terms: Float[Tensor, "batch position vocabulary"]) -> Float[Tensor, "batch position"]:
     """The sum over the vocabulary, in float64 (float32 where that is not to be had)."""
-    return terms.sum(dim=-1, dtype=torch.float32 if terms.device.type == "mps" else torch.float64)
+    return terms.sum(dim=-1, dtype=_widest(terms))
+
+
+def _widest(like: Tensor) -> torch.dtype:
+    """The widest floating point numbers that a tensor's device has."""
+    return torch.float32 if like.device.type == "mps" else torch.float64
 
 
 @runtime_checkable
@@ -140,6 +159,7 @@ class Metric(Protocol):
 
     `unit` is "rate" (then it is 0 or 1 at a prediction) or "nats". `higher_is_better` says in which direction the
     proxy is more faithful. `needs_answer`: only defined where the context determines the right answer.
+    A metric with `needs_attention = False` does not look at `Pair.attention`, which then need not be computed.
     """
 
     name: str
@@ -163,6 +183,7 @@ class SamePrediction:
     unit = "rate"
     higher_is_better = True
     needs_answer = False
+    needs_attention = False
     description = "proxy and subject predict the same token"
 
     def __call__(self, pair: Pair) -> Float[Tensor, "batch position"]:
@@ -177,6 +198,7 @@ class SubjectAccuracy:
     unit = "rate"
     higher_is_better = True
     needs_answer = True
+    needs_attention = False
     description = "the subject predicts the right token"
 
     def __call__(self, pair: Pair) -> Float[Tensor, "batch position"]:
@@ -191,6 +213,7 @@ class ProxyAccuracy:
     unit = "rate"
     higher_is_better = True
     needs_answer = True
+    needs_attention = False
     description = "the proxy predicts the right token"
 
     def __call__(self, pair: Pair) -> Float[Tensor, "batch position"]:
@@ -209,13 +232,20 @@ class KLDivergence:
     unit = "nats"
     higher_is_better = False
     needs_answer = False
+    needs_attention = False
     description = "KL divergence of the proxy's next-token distribution from the subject's"
 
     def __call__(self, pair: Pair) -> Float[Tensor, "batch position"]:
         """The divergence at every position."""
-        p, q, r = pair.subject.probabilities, pair.proxy.probabilities, pair.log_ratio
-        # As q − p sums to 0, the terms may be p (e^r − 1 − r): none is negative, and small ones are not lost.
-        return _sum(torch.where(r > 1, q - p - p * r, p * (torch.expm1(r.clamp(max=1)) - r)))
+        # KL is ln of the sum of p e^d where that of p d is 0, so its terms may be p (e^d − 1 − d): none is negative,
+        # and small ones are not lost. Where e^d would be too large beside too small a p, KL is taken as defined.
+        change = pair.centred
+        found = torch.expm1(change).sub_(change).mul_(pair.subject.probabilities).sum(dim=-1).log1p()
+        far = change.amax(dim=-1) > FAR
+        if bool(far.any()):
+            p, q = (model.logits[far].to(_widest(far)).log_softmax(dim=-1) for model in (pair.subject, pair.proxy))
+            found[far] = (p.exp() * (p - q)).sum(dim=-1).to(found.dtype)
+        return found.clamp(min=0)
 
 
 class JSDivergence:
@@ -225,6 +255,7 @@ class JSDivergence:
     unit = "nats"
     higher_is_better = False
     needs_answer = False
+    needs_attention = False
     description = "Jensen-Shannon divergence of the next-token distributions"
 
     def __call__(self, pair: Pair) -> Float[Tensor, "batch position"]:

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from assay._errors import AssayError
-from assay.engine import Engine, Proxy, batches, tensors
+from assay.engine import Engine, Proxy, Run, batches, tensors
 from assay.faithfulness._clean_pass import CleanPass
 from assay.faithfulness._metrics import Metric, Pair, Predictions, margins
 from assay.tasks import UNSCORED, Split, Task
@@ -178,47 +178,70 @@ def score(
     found: dict[str, Scores | NotFiniteError] = {
         name: Scores(tuple(grouping.columns), np.zeros(shape), np.zeros(shape, dtype=np.int64)) for name in proxies
     }
-    for index, batch in batches(engine, split):
-        tokens, valid = tensors(batch, engine.subject.device)
-        kind_of = torch.from_numpy(batch.kinds).to(tokens.device)
-        targets = tokens.roll(-1, dims=1)
-        if batch.targets is not None:
-            targets = torch.from_numpy(batch.targets).to(tokens.device)
-        shared = clean_pass(engine, tokens, valid)
-        clean = shared.clean
-        margin = np.zeros(batch.tokens.shape)
-        finite = [name for name in proxies if not isinstance(found[name], NotFiniteError)]
-        for some in _groups(finite, clean.held):
-            runs = {name: shared.of(proxies[name]) for name in some}
-            values: dict[str, dict[str, np.ndarray]] = {
-                name: {metric.name: np.zeros(batch.tokens.shape) for metric in metrics} for name in some
-            }
-            for positions in _chunks(kind_of != UNSCORED, engine.subject.vocabulary):
-                here, answers = kind_of[:, positions], targets[:, positions]
-                scored = here != UNSCORED
-                logits = engine.logits(clean, positions)
-                if not _finite(logits, scored):
-                    raise AssayError(
-                        f"the subject {engine.subject.name!r} gives logits that are not finite numbers on split "
-                        f"{split.name!r}; it cannot be judged (in half precision, try float32)."
-                    )
-                subject = Predictions(logits, here, task.kinds)
-                margin[:, positions.cpu().numpy()] = margins(logits, here, task.kinds).cpu().numpy()
-                for name, (run, divergence) in runs.items():
-                    logits = engine.logits(run, positions)
-                    if not _finite(logits, scored):
-                        found[name] = NotFiniteError(f"{name} gives logits that are not finite numbers on {split.name}")
-                        continue
-                    rows = {layer: rows[:, positions] for layer, rows in divergence.items()}
-                    pair = Pair(subject, Predictions(logits, here, task.kinds), answers, rows)
-                    for metric in metrics:
-                        values[name][metric.name][:, positions.cpu().numpy()] = metric(pair).cpu().numpy()
-            for name, (_, divergence) in runs.items():
-                current = found[name]
-                if isinstance(current, Scores):
-                    by_layer = {layer: numbers.cpu().numpy() for layer, numbers in divergence.items()}
-                    current.sums[index], current.counts[index] = grouping.scores(values[name], by_layer, margin, batch)
+    with engine.ready():
+        for index, batch in batches(engine, split):
+            tokens, valid = tensors(batch, engine.subject.device)
+            judged = _Batch(engine, task, split.name, metrics, batch, clean_pass(engine, tokens, valid))
+            finite = {name: proxy for name, proxy in proxies.items() if not isinstance(found[name], NotFiniteError)}
+            for some in _groups(list(finite), judged.clean.held):
+                for name, measured in judged.of({name: finite[name] for name in some}).items():
+                    current = found[name]
+                    if isinstance(measured, NotFiniteError):
+                        found[name] = measured
+                    elif isinstance(current, Scores):
+                        current.sums[index], current.counts[index] = grouping.scores(*measured, judged.margin, batch)
     return found
+
+
+class _Batch:
+    """One batch of a split, with the subject's pass on it; `margin` is the subject's, where it was asked."""
+
+    def __init__(  # noqa: PLR0917
+        self, engine: Engine, task: Task, split: str, metrics: Sequence[Metric], batch: Split, shared: CleanPass
+    ) -> None:
+        self.engine, self.task, self.split, self.metrics, self.shared = engine, task, split, metrics, shared
+        self.clean = shared.clean
+        self.kind_of = torch.from_numpy(batch.kinds).to(engine.subject.device)
+        targets = np.roll(batch.tokens, -1, axis=1) if batch.targets is None else batch.targets
+        self.targets = torch.from_numpy(targets).to(engine.subject.device)
+        self.margin = np.zeros(batch.tokens.shape)
+        self._attention = any(getattr(metric, "needs_attention", True) for metric in metrics)
+
+    def of(
+        self, proxies: Mapping[str, Proxy]
+    ) -> dict[str, tuple[dict[str, np.ndarray], dict[int, np.ndarray]] | NotFiniteError]:
+        """For every proxy, the metrics at every position, by name, and its attention's divergence, by layer."""
+        runs = {name: self.shared.of(proxy, attention=self._attention) for name, proxy in proxies.items()}
+        values = {name: {metric.name: np.zeros(self.margin.shape) for metric in self.metrics} for name in runs}
+        broken: dict[str, NotFiniteError] = {}
+        for positions in _chunks(self.kind_of != UNSCORED, self.engine.subject.vocabulary):
+            chosen = positions.cpu().numpy()
+            subject = self._predictions(self.clean, positions)
+            if subject is None:
+                raise AssayError(
+                    f"the subject {self.engine.subject.name!r} gives logits that are not finite numbers on split "
+                    f"{self.split!r}; it cannot be judged (in half precision, try float32)."
+                )
+            self.margin[:, chosen] = margins(subject.logits, self.kind_of[:, positions], self.task.kinds).cpu().numpy()
+            for name, (run, divergence) in runs.items():
+                proxy = self._predictions(run, positions)
+                if proxy is None:
+                    broken[name] = NotFiniteError(f"{name} gives logits that are not finite numbers on {self.split}")
+                    continue
+                rows = {layer: rows[:, positions] for layer, rows in divergence.items()}
+                pair = Pair(subject, proxy, self.targets[:, positions], rows)
+                for metric in self.metrics:
+                    values[name][metric.name][:, chosen] = metric(pair).cpu().numpy()
+        return {
+            name: broken.get(name) or (values[name], {layer: rows.cpu().numpy() for layer, rows in divergence.items()})
+            for name, (_, divergence) in runs.items()
+        }
+
+    def _predictions(self, run: Run, positions: Tensor) -> Predictions | None:
+        """What a run predicts at some positions; None if logits that are scored are not finite."""
+        here = self.kind_of[:, positions]
+        logits = self.engine.logits(run, positions)
+        return Predictions(logits, here, self.task.kinds) if _finite(logits, here != UNSCORED) else None
 
 
 def _finite(logits: Tensor, scored: Tensor) -> bool:

@@ -1,0 +1,82 @@
+"""Hooks on blocks, MLPs and projections."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from assay._errors import AssayError
+
+
+def at_input(
+    layer: int, edit: Callable[[Tensor], Tensor] | None, keep: dict[int, Tensor] | None, shape: torch.Size
+) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], tuple[tuple[Any, ...], dict[str, Any]]]:
+    """A hook that edits and keeps the residual stream that enters a block: its first argument."""
+
+    def hook(
+        block: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        residual = inputs[0] if inputs else options.get("hidden_states")
+        if not isinstance(residual, Tensor) or residual.shape[:-1] != shape:
+            raise AssayError(
+                f"the residual stream that enters {type(block).__name__} (layer {layer}) is not one vector a token; "
+                "sites that end in .residual cannot be used with this architecture."
+            )
+        if edit is not None:
+            residual = edit(residual.clone())
+        if keep is not None:
+            keep[layer] = residual
+        if inputs:
+            return (residual, *inputs[1:]), options
+        return inputs, {**options, "hidden_states": residual}
+
+    return hook
+
+
+def at_output(
+    layer: int, edit: Callable[[Tensor], Tensor] | None, keep: dict[int, Tensor] | None, shape: torch.Size
+) -> Callable[[nn.Module, tuple[Any, ...], Any], Any]:
+    """A hook that edits and keeps what an MLP gives back (the first thing, where it gives several)."""
+
+    def hook(mlp: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+        added = output[0] if isinstance(output, tuple) else output
+        if not isinstance(added, Tensor) or added.numel() != shape.numel() * added.shape[-1]:
+            raise AssayError(
+                f"what {type(mlp).__name__} gives back (layer {layer}) is not one vector a token; sites that end in "
+                ".mlp cannot be used with this architecture."
+            )
+        vectors = added.reshape(*shape, added.shape[-1])
+        if edit is not None:
+            vectors = edit(vectors.clone())
+        if keep is not None:
+            keep[layer] = vectors
+        vectors = vectors.reshape(added.shape)
+        return (vectors, *output[1:]) if isinstance(output, tuple) else vectors
+
+    return hook
+
+
+def keep_output(into: dict[int, Any], layer: int) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
+    def keep(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        into[layer] = output
+
+    return keep
+
+
+def keep_once(
+    into: dict[nn.Module, Any], until: Callable[[], bool]
+) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
+    """A hook that keeps what modules give back `until` something has happened, unless they are called twice before."""
+    called: set[nn.Module] = set()
+
+    def keep(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        if until():
+            return
+        if module in called:
+            into.pop(module, None)
+        else:
+            into[module] = output
+        called.add(module)
+
+    return keep

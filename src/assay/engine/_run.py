@@ -1,0 +1,72 @@
+"""What a forward pass gave, and what of it later passes can use."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from assay.engine._attention import Masks
+
+
+@dataclass
+class Run:
+    """What one forward pass gave.
+
+    `logits` is (batch, position, vocabulary), empty where they were left out (`Engine.logits` makes them up). The
+    others hold what was asked for, by layer: `queries`, `keys`, `values` and `outputs` (batch, head, position,
+    width), `patterns` (batch, head, query, key), `mlp` (batch, position, model width): what each block's MLP adds,
+    and `residual`, of the same shape: the residual stream that enters each block. All are as edited. What each block
+    gave back is kept for runs that resume from this one, with the masks and with the projections of the layer that was
+    resumed at last.
+    """
+
+    logits: Float[Tensor, "batch position vocabulary"]
+    queries: dict[int, Tensor] = field(default_factory=dict)
+    keys: dict[int, Tensor] = field(default_factory=dict)
+    values: dict[int, Tensor] = field(default_factory=dict)
+    outputs: dict[int, Tensor] = field(default_factory=dict)
+    patterns: dict[int, Tensor] = field(default_factory=dict)
+    mlp: dict[int, Tensor] = field(default_factory=dict)
+    residual: dict[int, Tensor] = field(default_factory=dict)
+    _blocks: dict[int, Any] = field(default_factory=dict, repr=False)
+    _projected: dict[int, dict[nn.Module, Any]] = field(default_factory=dict, repr=False)
+    _masks: Masks = field(default_factory=Masks, repr=False)
+    _tokens: Tensor | None = field(default=None, repr=False)
+    _valid: Tensor | None = field(default=None, repr=False)
+    _edited: bool = field(default=False, repr=False)
+    _body: Any = field(default=None, repr=False)
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Every tensor that the run holds on to."""
+        left: list[Any] = [getattr(self, item.name) for item in fields(self)]
+        while left:
+            item = left.pop()
+            if isinstance(item, Tensor):
+                yield item
+            elif isinstance(item, Mapping):
+                left += item.values()
+            elif isinstance(item, tuple | list):
+                left += item
+            elif isinstance(item, Masks):
+                left += item.made
+
+    @property
+    def held(self) -> int:
+        """How many numbers are kept for its logits: the logits themselves, or final hidden states."""
+        return int(self.logits.numel() if self._body is None else self._body[0].numel())
+
+
+@dataclass(frozen=True)
+class IdentityDifference:
+    """Largest absolute differences of a logit between an identity edit and the subject, and both logits.
+
+    `eager` is against the subject under its own eager attention, `as_loaded` against the attention implementation
+    that it was loaded with.
+    """
+
+    eager: float
+    as_loaded: float
+    edited_logits: Float[Tensor, "batch position vocabulary"]
+    loaded_logits: Float[Tensor, "batch position vocabulary"]
