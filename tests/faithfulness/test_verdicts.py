@@ -78,6 +78,7 @@ def test_a_gap_of_open_cause_is_not_explained_away_and_that_is_said(at_margin):
     verdict = judged(GOOD, LARGE, matched={"depth": at_margin})
     assert verdict.judgement == "illusion"
     assert "Whether the gap under depth is due to harder inputs is open" in str(verdict)
+    assert ("not shown to be above 2 points when all are tested" in str(verdict)) == (at_margin[2] > 0.02)
     assert ("20% of its predictions" in str(verdict)) == (at_margin[3] < 1)
 
 

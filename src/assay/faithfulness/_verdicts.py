@@ -166,7 +166,7 @@ def judge(
         vanishes = shown["overlap"] * shown["matched_high"] + shown["outside"] <= max_gap
         left = shown[~vanishes]
         extra += [
-            _cause(row, survives=index in survives.index, vanishes=bool(vanishes[index]))
+            _cause(row, survives=index in survives.index, vanishes=bool(vanishes[index]), max_gap=max_gap)
             for index, row in shown.iterrows()
         ]
         if len(left):
@@ -206,7 +206,7 @@ def judge(
     )
 
 
-def _cause(row: pd.Series, *, survives: bool, vanishes: bool) -> str:
+def _cause(row: pd.Series, *, survives: bool, vanishes: bool, max_gap: float) -> str:
     """What a shown gap is due to, in words."""
     if row["matched_reason"] == NO_MARGIN:
         return f"How much of the gap under {row['split']} is due to harder inputs is not known: {NO_MARGIN}."
@@ -221,6 +221,8 @@ def _cause(row: pd.Series, *, survives: bool, vanishes: bool) -> str:
             f"of the subject {change}."
         )
     text = f"Whether the gap under {row['split']} is due to harder inputs is open: at equal margin {change}"
+    if row["matched_high"] > max_gap:
+        text += f", not shown to be above {100 * max_gap:g} points when all are tested"
     if row["outside"] > 0:
         text += (
             f", and {100 * row['outside']:.1f} points may come from the {100 * (1 - row['overlap']):.0f}% of its "
