@@ -302,7 +302,8 @@ def markdown_table(view: TableView) -> str:
     rows += [
         "| " + " | ".join(f"{text} ({small})" if small else text for text, small in row) + " |" for row in view.rows
     ]
-    return "\n".join(["", f"**{view.title}.** {view.note}".strip(), "", *rows]) + "\n"
+    title = view.title if view.title.endswith("?") else f"{view.title}."
+    return "\n".join(["", f"**{title}** {view.note}".strip(), "", *rows]) + "\n"
 
 
 def _verdict(verdict: Verdict) -> Text:
