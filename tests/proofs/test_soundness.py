@@ -44,7 +44,7 @@ def never_above_the_truth(subject, data):
         certificate.verify(subject)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=QUIET)
+@settings(max_examples=30, deadline=None, suppress_health_check=QUIET)
 @given(subject=st.one_of(tiny_models(), extreme_models()), data=st.data())
 def test_a_certificate_is_never_above_the_truth(subject, data):
     never_above_the_truth(subject, data)

@@ -74,7 +74,7 @@ class Piece(_Record):
 class Boxes(_Record):
     """For a last and a largest token: with c smaller tokens at the free positions, all from `tokens[c]`, all is right.
 
-    `tokens[c]` is a bit mask over the vocabulary.
+    `tokens[c]` is a bit mask over the vocabulary, 0 for a number c that the set of inputs does not have.
     """
 
     last: int

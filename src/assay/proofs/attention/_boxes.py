@@ -13,7 +13,7 @@ import numpy as np
 
 from assay.proofs._certificate import Boxes
 from assay.proofs._operations import Operations
-from assay.proofs.attention._groups import PAD, cells, scaled
+from assay.proofs.attention._groups import PAD, Cell, cells, scaled
 from assay.proofs.attention._tables import UNIT, Tables
 from assay.tasks import InputSet
 
@@ -23,11 +23,11 @@ def cubic(tables: Tables, inputs: InputSet, operations: Operations) -> list[Boxe
     v, free = tables.vocabulary, tables.length - 1
     pad = PAD * tables.spread
     found: list[Boxes] = []
-    by_maximum: dict[int, list[int]] = {}
+    by_maximum: dict[int, list[Cell]] = {}
     for cell in cells(inputs):
-        by_maximum.setdefault(cell.maximum, []).append(cell.last)
-    for maximum, lasts in by_maximum.items():
-        tokens = np.arange(inputs.lowest(maximum), maximum + 1)
+        by_maximum.setdefault(cell.maximum, []).append(cell)
+    for maximum, group in by_maximum.items():
+        lasts, tokens = [cell.last for cell in group], np.array(group[0].tokens)
         others = np.arange(v) != maximum
         EU = tables.EU[lasts] - tables.EU[lasts, maximum, None]
         EV = tables.EV[tokens] - tables.EV[tokens, maximum, None]
@@ -48,9 +48,9 @@ def cubic(tables: Tables, inputs: InputSet, operations: Operations) -> list[Boxe
         lowest = np.concatenate([np.zeros((len(lasts), 1)), np.cumsum(ordered, axis=1)], axis=1)
         everything = lowest[:, -1:]
         operations.add(arithmetic=len(lasts) * (2 * len(tokens) + 2 * free + 1), comparisons=len(lasts) * free * free)
-        for row, last in enumerate(lasts):
-            masks = []
-            for smaller in range(free + 1):
+        for row, cell in enumerate(group):
+            masks = [0] * (free + 1)
+            for smaller in cell.numbers_smaller:
                 # Weight of the copies of the maximum: the free - smaller lightest positions, or the heaviest.
                 light = lowest[row, free - smaller]
                 heavy = everything[row, 0] - lowest[row, smaller]
@@ -65,10 +65,10 @@ def cubic(tables: Tables, inputs: InputSet, operations: Operations) -> list[Boxe
                 good = margin + bound < 0
                 if smaller == 0:
                     alone = own[row] + everything[row, 0] * gain[row, -1] + bound < 0
-                    masks.append((1 << maximum) if alone else 0)
+                    masks[0] = (1 << maximum) if alone else 0
                 else:
-                    masks.append(sum(1 << int(token) for token in tokens[:-1][good]))
-            found.append(Boxes(last=last, maximum=maximum, tokens=masks))
+                    masks[smaller] = sum(1 << int(token) for token in tokens[:-1][good])
+            found.append(Boxes(last=cell.last, maximum=maximum, tokens=masks))
     return found
 
 
@@ -77,10 +77,8 @@ def correct_in_boxes(boxes: list[Boxes], inputs: InputSet) -> int:
     by_group = {(box.last, box.maximum): box.tokens for box in boxes}
     total = 0
     for cell in cells(inputs):
-        tokens = by_group.get((cell.last, cell.maximum), [])
-        for smaller, mask in enumerate(tokens):
-            if not cell.copies[0] <= cell.free - smaller <= cell.copies[1]:
-                continue
-            ways = 1 if smaller == 0 else mask.bit_count() ** smaller
-            total += comb(cell.free, smaller) * ways if mask else 0
+        masks = by_group.get((cell.last, cell.maximum), [])
+        total += sum(
+            comb(cell.free, smaller) * mask.bit_count() ** smaller for smaller, mask in enumerate(masks) if mask
+        )
     return total

@@ -41,6 +41,11 @@ class Cell:
     free: int
 
     @property
+    def numbers_smaller(self) -> range:
+        """How many free positions can hold tokens smaller than `maximum`."""
+        return range(self.free - self.copies[1], self.free - self.copies[0] + 1)
+
+    @property
     def size(self) -> int:
         """How many inputs the cell has, exactly."""
         smaller = len(self.tokens) - 1

@@ -203,12 +203,7 @@ def subcubic(weights: Weights, inputs: InputSet, *, low_rank: bool, operations: 
     """
     box = _Box(weights, low_rank, operations)
     found = list(cells(inputs))
-    keys = [
-        (index, smaller)
-        for index, cell in enumerate(found)
-        for smaller in range(cell.free + 1)
-        if cell.copies[0] <= cell.free - smaller <= cell.copies[1]
-    ]
+    keys = [(index, smaller) for index, cell in enumerate(found) for smaller in cell.numbers_smaller]
     which = np.array([index for index, _ in keys])
     smaller = np.array([count for _, count in keys])
     q = np.array([cell.last for cell in found])[which]

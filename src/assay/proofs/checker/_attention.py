@@ -544,8 +544,10 @@ def _check_boxes(content: Mapping[str, Any], model: _Model) -> int:
         for smaller, mask in enumerate(masks):
             inside = (1 << m) - (1 << low) if smaller else 1 << m
             require(mask & ~inside == 0 <= mask, f"a box of group {(q, m)} holds a token outside the set")
-            if mask == 0 or not copies[0] <= free - smaller <= copies[1]:
+            if mask == 0:
                 continue
+            possible = copies[0] <= free - smaller <= copies[1]
+            require(possible, f"a box of group {(q, m)} has a number of copies that the set does not")
             members = [t for t in range(low, m) if mask >> t & 1]
             last, best = upper[:, -1, -1], at_maximum
             if smaller:
