@@ -117,39 +117,41 @@ def _may_fail(
 def _suspects(tables: Tables, maximum: int, found: Sequence[Cell], operations: Operations) -> dict[int, np.ndarray]:
     """For each last token of the cells (all of one largest token), the outputs that could win there.
 
-    Two tiers. The first asks with all outputs at once, the second with each output and the best position for it.
+    Two tiers. The first asks of each output what the largest token contributes, and of all outputs at once what smaller
+    tokens do; the second, of the outputs that are left, what each token does. Both take the best position for each.
     """
     tokens = np.array(found[0].tokens)
     lasts = np.array([cell.last for cell in found])
     need = np.array([cell.copies[0] >= 1 for cell in found])
     v, free, count = tables.vocabulary, tables.length - 1, len(tokens)
-    pad = PAD * tables.spread
-    EU = tables.EU[lasts] - tables.EU[lasts, maximum, None] + pad
+    EU = tables.EU[lasts] - tables.EU[lasts, maximum, None] + PAD * tables.spread
     EV = tables.EV[tokens] - tables.EV[tokens, maximum, None]
     PV = tables.PV - tables.PV[:, maximum, None]
     others = np.arange(v) != maximum
-    operations.add(arithmetic=v * (len(lasts) + count + tables.length), comparisons=v * (len(lasts) + count + free))
     W, pi = scaled(tables.token, lasts, tokens)[0], scaled(tables.position, lasts, slice(None))[0]
     at_last = np.searchsorted(tokens, lasts)
     own = W[np.arange(len(lasts)), at_last] * pi[:, -1]
 
-    EU_best, EV_best = EU[:, others].max(axis=1), EV[:, others].max(axis=1)
-    PV_best = PV[:-1].max(axis=0)
-    joint = W * (EU_best[:, None] + (EV_best + PV_best[others].max())[None, :])
-    last = own * (EU_best + EV_best[at_last] + PV[-1, others].max())
-    alive = np.flatnonzero(_may_fail(joint.max(axis=1), joint[:, -1], last, pi[:, :-1], need))
-    operations.add(arithmetic=len(lasts) * (2 * count + 2 * free + 8), comparisons=len(lasts) * (count + free))
-    if not len(alive):
-        return {}
-
-    value = (EV + PV_best).T
-    each = (EU[alive][:, :, None] + value[None]) * W[alive][:, None, :]
-    last_each = own[alive, None] * (EU[alive] + EV[at_last[alive]] + PV[-1])
-    wins = _may_fail(each.max(axis=2), each[:, :, -1], last_each, pi[alive, :-1], need[alive])
+    value = EV + PV[:-1].max(axis=0)
+    gain = EU[:, others].max(axis=1, keepdims=True) + value[:-1, others].max(axis=1)
+    smaller = (W[:, :-1] * gain).max(axis=1, initial=-np.inf)
+    copy = W[:, -1:] * (EU + value[-1])
+    last = own[:, None] * (EU + EV[at_last] + PV[-1])
+    wins = _may_fail(np.maximum(smaller[:, None], copy), copy, last, pi[:, :-1], need)
     wins[:, maximum] = False
-    pairs = len(alive) * (v - 1)
-    operations.add(arithmetic=count * v + pairs * (2 * count + 6), comparisons=pairs * (count + 1))
-    return {int(lasts[row]): np.flatnonzero(win) for row, win in zip(alive, wins, strict=True) if win.any()}
+    operations.add(
+        arithmetic=v * (len(lasts) + 2 * count + tables.length) + len(lasts) * (2 * count + 2 * free + 11 * v),
+        comparisons=v * (len(lasts) + count + free) + len(lasts) * (count + free + 2 * v),
+    )
+
+    row, x = np.nonzero(wins)
+    each = (EU[row, x, None] + value[:, x].T) * W[row]
+    left = _may_fail(each.max(axis=1), each[:, -1], last[row, x], pi[row, :-1], need[row])
+    operations.add(arithmetic=len(row) * (2 * count + 6), comparisons=len(row) * (count + 1))
+    found_outputs: dict[int, list[int]] = {}
+    for index in np.flatnonzero(left):
+        found_outputs.setdefault(int(lasts[row[index]]), []).append(int(x[index]))
+    return {q: np.array(outputs) for q, outputs in found_outputs.items()}
 
 
 def contributions(
