@@ -505,6 +505,9 @@ def certify(
         str | None, typer.Option("--against", help="Agreement with a simplification, for example svd:rank=1, one-hot.")
     ] = None,
     grid: Annotated[int, typer.Option(min=8, max=2**20, help="Strategy separable: steps to round to.")] = 1024,
+    search: Annotated[
+        int, typer.Option(min=0, help="Strategy separable: groups of at most so many inputs are searched.")
+    ] = 2**18,
     two_sided: Annotated[bool, typer.Option(help="Strategy separable: bound accuracy from above too.")] = False,
     width: Annotated[int, typer.Option(min=1, help="Strategy blocks: outputs a block.")] = 64,
     top: Annotated[int, typer.Option(min=0, help="Strategy blocks: outputs a token that are taken exactly.")] = 16,
@@ -549,6 +552,7 @@ def certify(
         against=against,
         grid=grid,
         refine=refine,
+        search=search,
         two_sided=two_sided,
         width=width,
         top=top,

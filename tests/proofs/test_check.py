@@ -25,11 +25,11 @@ def certificates(subject):
     near = InputSet(4, 64, minimum_maximum=40, within=2)
     return {
         "exact": certify(subject, strategy="exact", inputs=near),
-        "separable": certify(subject, strategy="separable", inputs=near, grid=64),
+        "separable": certify(subject, strategy="separable", inputs=near, grid=64, search=0),
         "cubic": certify(subject, strategy="cubic", inputs=near),
         "subcubic": certify(subject, strategy="subcubic", inputs=InputSet(4, 64, minimum_maximum=60)),
-        "two-sided": certify(subject, strategy="separable", inputs=near, grid=64, two_sided=True),
-        "hard": certify(subject, strategy="separable", inputs=near, grid=64, against=assay.OneHotAttention()),
+        "two-sided": certify(subject, strategy="separable", inputs=near, grid=64, search=0, two_sided=True),
+        "hard": certify(subject, strategy="separable", inputs=near, grid=64, search=0, against=assay.OneHotAttention()),
         "projected": certify(subject, strategy="exact", inputs=near, against=assay.SVD(rank=1)),
         "agreement": certify(subject, strategy="separable", inputs=near, against=Proxy(rank=1), grid=64),
     }
@@ -127,7 +127,7 @@ def test_a_better_bound_than_proved_is_refuted(certificates, subject, name):
 def test_tops_just_below_the_contributions_do_not_hide_a_tie():
     """Every contribution may exceed its top by the checker's own leeway; three of them exceed by more than one's."""
     subject, inputs = barely_tied(), InputSet(4, 2, minimum_maximum=1)
-    content = certify(subject, strategy="separable", inputs=inputs).model_dump(mode="json")
+    content = certify(subject, strategy="separable", inputs=inputs, search=0).model_dump(mode="json")
     piece = content["pieces"][-1]
     assert (piece["last"], piece["maximum"], piece["wrong"]) == (1, 1, 1)
     piece["relaxations"][0].update(count=0, tops=[64] * 3, powers=[0], multipliers=[1])

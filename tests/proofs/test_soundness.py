@@ -36,6 +36,7 @@ def never_above_the_truth(subject, data):
             strategy=strategy,
             inputs=inputs,
             grid=data.draw(st.sampled_from([8, 64, 1024, 2**20])),
+            search=data.draw(st.sampled_from([0, 0, 8, 2**18])),
             two_sided=data.draw(st.booleans()),
         )
         if certificate is None:
@@ -161,10 +162,27 @@ def test_a_group_in_which_the_largest_token_stands_at_a_light_position_is_accept
 @pytest.mark.parametrize("two_sided", [False, True])
 def test_a_tie_of_large_numbers_is_counted_on_a_grid(two_sided):
     subject, inputs = barely_tied(), InputSet(4, 2, minimum_maximum=1)
-    certificate = certify(subject, strategy="separable", inputs=inputs, two_sided=two_sided)
+    certificate = certify(subject, strategy="separable", inputs=inputs, search=0, two_sided=two_sided)
     assert certificate.at_least == Truth(subject).count(inputs) == 11
-    assert any(piece.relaxations for piece in certificate.pieces)
+    assert all(piece.relaxations for piece in certificate.pieces)
     certificate.verify(subject)
+
+
+def test_small_groups_among_the_heaviest_are_searched():
+    subject = spread_positions()[0]
+    truth = Truth(subject).count(InputSet(3, 4))
+    counted = certify(subject, strategy="separable", grid=8, search=0)
+    assert counted.at_least < truth
+    assert all(piece.relaxations for piece in counted.pieces)
+    searched = certify(subject, strategy="separable", grid=8, search=4**2)
+    assert searched.at_least == searched.at_most == truth
+    assert not any(piece.relaxations for piece in searched.pieces)
+    heaviest = max(counted.pieces, key=lambda piece: piece.wrong)
+    some = certify(subject, strategy="separable", grid=8, search=4**2, refine=1)
+    assert [piece for piece in some.pieces if not piece.relaxations] == [
+        piece for piece in searched.pieces if (piece.last, piece.maximum) == (heaviest.last, heaviest.maximum)
+    ]
+    some.verify(subject)
 
 
 def test_large_numbers_that_cancel_are_not_claimed():
@@ -222,7 +240,10 @@ def spread_positions():
 
 
 def claims(subjects):
-    return [certify(s, strategy="separable", grid=1024).at_least - Truth(s).count(InputSet(3, 4)) for s in subjects]
+    return [
+        certify(s, strategy="separable", grid=1024, search=0).at_least - Truth(s).count(InputSet(3, 4))
+        for s in subjects
+    ]
 
 
 def test_mutants_of_the_worst_case_are_caught(monkeypatch):
@@ -236,7 +257,7 @@ def test_mutants_of_the_worst_case_are_caught(monkeypatch):
     monkeypatch.setattr(_groups, "worst", penalty_of_the_best_position)
     refused = 0
     for subject in subjects:
-        certificate = certify(subject, strategy="separable")
+        certificate = certify(subject, strategy="separable", search=0)
         try:
             certificate.verify(subject)
         except assay.AssayError:
@@ -248,7 +269,7 @@ def test_ties_are_not_lost_by_a_mutant_without_slack(monkeypatch):
     subject = subject_of({"W_E": np.eye(3), "W_U": np.ones((3, 3))}, 2)
     monkeypatch.setattr(_groups, "PAD", -_groups.PAD)
     monkeypatch.setattr(_groups, "worst", lambda upper, last, cell: np.full(len(upper), -1))
-    certificate = certify(subject, strategy="separable")
+    certificate = certify(subject, strategy="separable", search=0)
     assert certificate.at_least > 0
     with pytest.raises(assay.AssayError, match="not shown to be right"):
         certificate.verify(subject)
@@ -273,5 +294,7 @@ def test_counting_never_finds_fewer_than_enumeration(seed):
         exact = count_wrong(group, Operations())
         assert exact.wrong == exact.surely_wrong == truth
         for grid in (8, 4096):
-            piece = count_groups([group], models=1, grid=grid, refine=1, two_sided=True, operations=Operations())[0]
+            piece = count_groups(
+                [group], models=1, grid=grid, refine=1, search=0, two_sided=True, operations=Operations()
+            )[0]
             assert piece.surely_wrong <= truth <= piece.wrong <= cell.size

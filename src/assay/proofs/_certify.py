@@ -20,6 +20,7 @@ def certify(
     against: Proxy | Simplification | None = None,
     grid: int = 1024,
     refine: int | None = None,
+    search: int = 2**18,
     two_sided: bool = False,
     width: int = 64,
     top: int = 16,
@@ -28,8 +29,10 @@ def certify(
 
     `inputs` defaults to all sequences. For attention models `strategy` is a name of `STRATEGIES`, by default
     "separable"; `grid` is the number of steps to which this rounds, `refine` (512 by default) how many of the heaviest
-    groups it counts on that grid (the others on coarser ones): both make the bound tighter and the proof longer. With
-    `two_sided`, "separable" also counts inputs that are surely wrong, which bounds accuracy from above.
+    groups it counts on that grid (the others on coarser ones), or searches one by one if they have at most `search`
+    inputs (of one model; all groups of the shipped models with K = 4 are as small): all make the bound tighter and the
+    proof longer. With `two_sided`, "separable" also counts inputs that are surely wrong, which bounds accuracy from
+    above.
 
     For linear models `strategy` is a name of `LINEAR_STRATEGIES`, by default "gemm", and `quantity` may be "loss": the
     mean cross-entropy, in nats, of the correct token. In the strategy "blocks", `top` outputs of each token are taken
@@ -71,5 +74,6 @@ def certify(
         against=against,
         grid=grid,
         refine=512 if refine is None else refine,
+        search=search,
         two_sided=two_sided,
     )

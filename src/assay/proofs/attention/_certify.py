@@ -35,7 +35,7 @@ STRATEGIES = {
     "subcubic-low-rank": "as subcubic, with token scores of rank 1 and a bounded remainder",
     "subcubic": "boxes of inputs whose smaller tokens keep a distance from the largest (arXiv 2406.11779)",
     "cubic": "boxes of inputs, worst position orders and convexity (arXiv 2406.11779)",
-    "separable": "worst case of every group exactly, wrong inputs of the others bounded by counting",
+    "separable": "worst case of every group exactly, wrong inputs of the others counted, or few of them searched",
     "exact": "worst case of every group exactly, wrong inputs of the others by branch and bound",
 }
 """The proof strategies for max-of-K attention, in words."""
@@ -53,6 +53,7 @@ def _count(
     *,
     grid: int,
     refine: int,
+    search: int,
     two_sided: bool,
     operations: Operations,
 ) -> list[Piece]:
@@ -73,7 +74,13 @@ def _count(
         count = count_wrong if len(models) == 1 else count_disagreements
         return [count(group, operations) for group in groups]
     pieces = count_groups(
-        groups, models=len(models), grid=grid, refine=refine, two_sided=two_sided, operations=operations
+        groups,
+        models=len(models),
+        grid=grid,
+        refine=refine,
+        search=search,
+        two_sided=two_sided,
+        operations=operations,
     )
     return pieces if hard is None else with_hard_attention(pieces, hard, inputs, operations)
 
@@ -94,11 +101,15 @@ def certify_attention(
     against: Proxy | Simplification | None,
     grid: int,
     refine: int,
+    search: int,
     two_sided: bool,
 ) -> Certificate:
     """What `assay.certify` does for max-of-K attention."""
-    if not (8 <= grid <= 2**20 and refine >= 0):
-        raise AssayError(f"certify(grid={grid}, refine={refine}): grid must be between 8 and 2^20, refine at least 0.")
+    if not (8 <= grid <= 2**20 and refine >= 0 and search >= 0):
+        raise AssayError(
+            f"certify(grid={grid}, refine={refine}, search={search}): grid must be between 8 and 2^20, the others at "
+            "least 0."
+        )
     started = time.monotonic()
     operations = Operations()
     weights = read_weights(subject)
@@ -138,12 +149,22 @@ def certify_attention(
         if strategy == "brute-force":
             dimension = inputs.size * v
         pieces = _count(
-            strategy, models, hard, inputs, grid=grid, refine=refine, two_sided=two_sided, operations=operations
+            strategy,
+            models,
+            hard,
+            inputs,
+            grid=grid,
+            refine=refine,
+            search=search,
+            two_sided=two_sided,
+            operations=operations,
         )
         at_least = inputs.size - sum(piece.wrong for piece in pieces)
         at_most = inputs.size - sum(piece.surely_wrong for piece in pieces)
     parameters: dict[str, int | str] = (
-        {"grid": grid, "refine": refine, "two_sided": int(two_sided)} if strategy == "separable" else {}
+        {"grid": grid, "refine": refine, "search": search, "two_sided": int(two_sided)}
+        if strategy == "separable"
+        else {}
     )
     if against is not None:
         parameters["against"] = label(against)

@@ -18,6 +18,7 @@ from assay.proofs._certificate import Credit, Piece, Relaxation
 from assay.proofs._exact import flint
 from assay.proofs._operations import Operations
 from assay.proofs.attention._groups import Cell, Group
+from assay.proofs.attention._search import count_wrong
 
 FRACTION = 6
 """Tops of positions are recorded in units of the grid divided by 2 to this power."""
@@ -285,14 +286,22 @@ def _credits(group: Group, models: int, grid: int, operations: Operations) -> li
 
 
 def count_groups(
-    groups: Sequence[Group], *, models: int, grid: int, refine: int, two_sided: bool, operations: Operations
+    groups: Sequence[Group],
+    *,
+    models: int,
+    grid: int,
+    refine: int,
+    search: int,
+    two_sided: bool,
+    operations: Operations,
 ) -> list[Piece]:
     """Bounds on the wrong inputs of every group: all outputs in one relaxation, the better of two choices of λ.
 
-    Counting starts on a coarse grid. The heaviest groups, fewer each time, are counted again on grids four times as
-    fine, the `refine` heaviest at last on `grid`, and an eighth of those also with their outputs in clusters. Of two
-    models, the inputs of those groups on which both are wrong in the same way are counted too; of one, if `two_sided`,
-    the inputs of all groups that are surely wrong.
+    Counting starts on a coarse grid. Of one model, those of the `refine` heaviest groups that have at most `search`
+    inputs are searched. The heaviest others, fewer each time, are counted again on grids four times as fine, the
+    `refine` heaviest at last on `grid`, and an eighth of those also with their outputs in clusters. Of two models, the
+    inputs of those groups on which both are wrong in the same way are counted too; of one, if `two_sided`, the inputs
+    of all groups that are surely wrong.
     """
     grids = [grid]
     while grids[0] > _COARSE:
@@ -301,13 +310,16 @@ def count_groups(
     pieces, scales = [piece for piece, _ in first], [choice for _, choice in first]
 
     def heaviest(count: int) -> list[int]:
-        order = sorted(range(len(groups)), key=lambda index: -pieces[index].wrong)[:count]
-        return [index for index in order if pieces[index].wrong]
+        counted = [index for index, piece in enumerate(pieces) if piece.relaxations and piece.wrong]
+        return sorted(counted, key=lambda index: -pieces[index].wrong)[:count]
 
     def improve(index: int, piece: Piece) -> None:
         if piece.wrong < pieces[index].wrong:
             pieces[index] = piece
 
+    for index in heaviest(refine) if models == 1 else []:
+        if groups[index].cell.size <= search:
+            pieces[index] = count_wrong(groups[index], operations)
     for level, finer in enumerate(grids[1:], start=1):
         for index in heaviest(refine * 8 ** (len(grids) - 1 - level)):
             improve(index, _together(groups[index], [scales[index]], finer, operations)[0])

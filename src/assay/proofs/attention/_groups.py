@@ -104,12 +104,9 @@ def _may_fail(
 
     `weight` (row, free) and `need` (row,) belong to the rows of `best`, `at_maximum` and `last` (row, …).
     """
-    total, least, most = (
-        value.reshape(-1, *([1] * (best.ndim - 1)))
-        for value in (weight.sum(axis=1), weight.min(axis=1), weight.max(axis=1))
-    )
+    total, least = (value.reshape(-1, *([1] * (best.ndim - 1))) for value in (weight.sum(axis=1), weight.min(axis=1)))
     swap = np.where(need.reshape(least.shape), least * (best - at_maximum), 0.0)
-    size = np.abs(best) * total + most * (np.abs(best) + np.abs(at_maximum)) + np.abs(last)
+    size = np.abs(best) * total + least * (np.abs(best) + np.abs(at_maximum)) + np.abs(last)
     failing: np.ndarray = best * total - swap + last + 64 * (weight.shape[1] + 8) * UNIT * size >= 0
     return failing
 
