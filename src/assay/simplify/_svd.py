@@ -13,17 +13,26 @@ from assay.simplify._protocol import check_positive, label, proxy_of, vector_edi
 from assay.simplify._subspace import Subspace, check_rank
 from assay.subjects import Subject
 
+_ROWS = 8_192
+"""Samples that are made float64 at a time: large temporary copies are slow, and fragment memory for good."""
 
-def leading_subspace(samples: Float[Tensor, "sample width"], rank: int, *, centred: bool) -> Subspace:
-    """The subspace of dimension `rank` that is nearest to the samples in the least-squares sense.
+
+def leading_subspace(*samples: Float[Tensor, "_ width"], rank: int, centred: bool) -> Subspace:
+    """The subspace of dimension `rank` that is nearest to all samples together in the least-squares sense.
 
     Its basis are the leading right singular vectors, computed in float64. With `centred`, the mean is taken off
     first (principal components).
     """
-    exact = samples.double()
-    mean = exact.mean(dim=0) if centred else torch.zeros_like(exact[0])
-    _, vectors = torch.linalg.eigh((exact - mean).T @ (exact - mean))
-    return Subspace(vectors.flip(-1)[:, :rank], mean)
+    width, count = samples[0].shape[1], sum(map(len, samples))
+    mean = torch.zeros(width, dtype=torch.float64)
+    if centred:
+        mean = torch.stack([some.sum(dim=0, dtype=torch.float64) for some in samples]).sum(dim=0) / count
+    squares = torch.zeros(width, width, dtype=torch.float64)
+    for rows in (rows for some in samples for rows in some.split(_ROWS)):
+        moved = rows.double() - mean
+        squares.addmm_(moved.T, moved)
+    _, vectors = torch.linalg.eigh(squares)
+    return Subspace(vectors.flip(-1)[:, :rank].clone(), mean)
 
 
 @dataclass
@@ -57,10 +66,10 @@ class SVD:
             vectors = samples.of(place)
             check_rank(self.rank, vectors[0].shape[-1], label(self))
             if self.joint:
-                shared = leading_subspace(torch.cat(vectors), self.rank, centred=self.centred)
+                shared = leading_subspace(*vectors, rank=self.rank, centred=self.centred)
                 found[place] = (shared,) * len(vectors)
             else:
-                found[place] = tuple(leading_subspace(one, self.rank, centred=self.centred) for one in vectors)
+                found[place] = tuple(leading_subspace(one, rank=self.rank, centred=self.centred) for one in vectors)
         self.subspaces_, self.streams_ = found, samples.streams
         return self
 
