@@ -1,5 +1,7 @@
 """No certificate is above the truth: tiny models against enumeration in exact arithmetic."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -8,10 +10,11 @@ from tiny import Truth, barely_tied, extreme_models, subject_of, tabular_subject
 
 import assay
 from assay.proofs import STRATEGIES, Operations, certify
-from assay.proofs.attention import _groups
+from assay.proofs.attention import _groups, _subcubic
 from assay.proofs.attention._count import count_groups
 from assay.proofs.attention._groups import Cell, Group
 from assay.proofs.attention._search import count_wrong
+from assay.proofs.attention._tables import read_weights, score_matrices
 from assay.tasks import InputSet
 
 QUIET = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
@@ -298,3 +301,37 @@ def test_counting_never_finds_fewer_than_enumeration(seed):
                 [group], models=1, grid=grid, refine=1, search=0, two_sided=True, operations=Operations()
             )[0]
             assert piece.surely_wrong <= truth <= piece.wrong <= cell.size
+
+
+def test_the_remainder_of_a_low_rank_is_bounded_whatever_the_directions(monkeypatch):
+    """Differences of exact scores differ from those of the rank-1 part by at most the bound, also in bad directions."""
+    rng = np.random.default_rng(5)
+    subject = subject_of(
+        {name: rng.normal(0, 1, shape) for name, shape in {"W_E": (6, 5), "W_Q": (5, 4), "W_K": (5, 4)}.items()}, 3
+    )
+    weights = read_weights(subject)
+    exact = score_matrices(weights, Operations())[0].rounded() / 2
+    whole = np.linalg.svd
+
+    def disturbed(amount, matrix):
+        u, s, vt = whole(matrix)
+        return u, s, vt + amount * rng.normal(0, 1, vt.shape)
+
+    bounds = []
+    for amount in (0.0, 1e-6, 0.1):
+        monkeypatch.setattr(np.linalg, "svd", partial(disturbed, amount))
+        scores = _subcubic._scores(weights, True, Operations())
+        monkeypatch.undo()
+        remainder = exact - scores.own
+        assert (np.ptp(remainder, axis=1) <= scores.error).all()
+        bounds.append(scores.error.max())
+    assert bounds[0] < bounds[1] < bounds[2]
+
+
+def test_the_rank_1_part_of_a_trained_head_loses_little():
+    """In the principal directions of the keys, the remainder costs less than a twentieth of the bound."""
+    subject = assay.load("max-of-4")
+    whole, part = (certify(subject, strategy=name) for name in ("subcubic", "subcubic-low-rank"))
+    assert whole.at_least > part.at_least > 0.95 * whole.at_least
+    assert part.operations.total < whole.operations.total
+    assert part.unexplained_dimension < whole.unexplained_dimension

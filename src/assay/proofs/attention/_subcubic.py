@@ -3,9 +3,9 @@
 For each last token q, largest token m and number c of smaller tokens, the proof looks for the largest τ such that every
 input whose smaller tokens are at most τ is answered correctly. It never looks at pairs of a token and an output beyond
 tables of size v²: token scores are a part of rank 1 and a remainder of which only a bound on differences is used
-("max-diff"), attention on m lies in an interval, and logits are split into a mean over q and a remainder ("mean +
-diff"), as in the source. Unlike there, the search for τ is part of the proof and counted, and every step is rounded
-outward (docs/soundness.md, theorem 11).
+("max-diff", taken in the principal directions of the keys, where it is smallest), attention on m lies in an interval,
+and logits are split into a mean over q and a remainder ("mean + diff"), as in the source. Unlike there, the search for
+τ is part of the proof and counted, and every step is rounded outward (docs/soundness.md, theorem 11).
 """
 
 from dataclasses import dataclass
@@ -64,18 +64,28 @@ def _scores(weights: Weights, low_rank: bool, operations: Operations) -> _Scores
     size = np.abs(X) @ reach
     if not size.max() < _LARGEST_SCORE:
         raise AssayError(f"attention scores may reach {size.max():.3g}; they must stay below 2^40 to be certified.")
+    error = np.zeros(v)
     if low_rank:
-        # Any two vectors will do: the remainder is X (I - c eᵀ) Yᵀ. Those of the best approximation leave least.
+        # Any basis of the head's inside will do, and any two vectors in it: the remainder is X (I - c eᵀ) Yᵀ. In the
+        # principal directions of the keys, with the best approximation, the sums that bound it are smallest.
+        basis = np.linalg.svd(Y - Y.mean(axis=0))[2].T
+        departure = np.abs(np.eye(h) - basis @ basis.T) + _ROUNDING * (np.eye(h) + np.abs(basis) @ np.abs(basis).T)
+        error += 2 * np.abs(X) @ departure @ reach
+        size += np.abs(X) @ np.abs(basis) @ (np.abs(Y) @ np.abs(basis)).max(axis=0)
+        X, Y = X @ basis, Y @ basis
+        # As products of the weights and the basis, in front of those with the embeddings.
+        operations.product(d, h, 2 * h)
+        reach = np.abs(Y).max(axis=0)
         u = np.linalg.svd(X @ Y.T)[0][:, 0]
         c, e = np.linalg.pinv(X) @ u, X.T @ u
         left = X @ c
         own = left[:, None] * (Y @ e)[None, :]
         rest = X - left[:, None] * e[None, :]
-        error = np.abs(rest) @ (Y.max(axis=0) - Y.min(axis=0))
-        size = size + (np.abs(X) @ np.abs(c) + np.abs(left)) * (np.abs(e) @ reach)
+        error += np.abs(rest) @ (Y.max(axis=0) - Y.min(axis=0))
+        size += (np.abs(X) @ np.abs(c) + np.abs(left)) * (np.abs(e) @ reach)
         operations.add(arithmetic=2 * v * h * 2 + v * v + 2 * v * h + 2 * v * h, comparisons=2 * v * h)
     else:
-        own, error = X @ Y.T, np.zeros(v)
+        own = X @ Y.T
         operations.product(v, h, v)
     operations.add(comparisons=2 * v * v)
     return _Scores(
