@@ -99,13 +99,16 @@ class Predictions:
     @cached_property
     def log_probabilities(self) -> Float[Tensor, "batch position vocabulary"]:
         """Natural logarithms of the next-token distribution, in float32 (float64 for a subject in float64)."""
-        wide = self.logits if self.logits.dtype == torch.float64 else self.logits.float()
-        return wide.log_softmax(dim=-1)
+        return self._wide.log_softmax(dim=-1)
 
     @cached_property
     def probabilities(self) -> Float[Tensor, "batch position vocabulary"]:
-        """The next-token distribution."""
-        return self.log_probabilities.exp()
+        """The next-token distribution, in the same precision."""
+        return self._wide.softmax(dim=-1)
+
+    @property
+    def _wide(self) -> Tensor:
+        return self.logits if self.logits.dtype == torch.float64 else self.logits.float()
 
 
 class Pair:

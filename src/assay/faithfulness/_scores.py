@@ -36,8 +36,11 @@ two tokens and means the same everywhere. Steps are a quarter of a nat where a p
 to a quarter of the margin above two.
 """
 
-NUMBERS_HELD, LOGITS_HELD = 2_000_000, 400_000
-"""Final hidden states of proxies, and logits of one model, that are in memory at the same time (in numbers)."""
+NUMBERS_HELD, LOGITS_HELD = 2_000_000, 1_500_000
+"""Final hidden states of proxies, and logits of one model, that are in memory at the same time (in numbers).
+
+The unembedding is read once for every piece of the logits, so pieces of a few positions cost more than they compute.
+"""
 
 
 class Column(NamedTuple):
@@ -224,18 +227,27 @@ class _Batch:
                 )
             self.margin[:, chosen] = margins(subject.logits, self.kind_of[:, positions], self.task.kinds).cpu().numpy()
             for name, (run, divergence) in runs.items():
-                proxy = self._predictions(run, positions)
-                if proxy is None:
+                measured = self._measured(subject, run, divergence, positions)
+                if measured is None:
                     broken[name] = NotFiniteError(f"{name} gives logits that are not finite numbers on {self.split}")
                     continue
-                rows = {layer: rows[:, positions] for layer, rows in divergence.items()}
-                pair = Pair(subject, proxy, self.targets[:, positions], rows)
-                for metric in self.metrics:
-                    values[name][metric.name][:, chosen] = metric(pair).cpu().numpy()
+                for metric, numbers in measured.items():
+                    values[name][metric][:, chosen] = numbers
         return {
             name: broken.get(name) or (values[name], {layer: rows.cpu().numpy() for layer, rows in divergence.items()})
             for name, (_, divergence) in runs.items()
         }
+
+    def _measured(
+        self, subject: Predictions, run: Run, divergence: Mapping[int, Tensor], positions: Tensor
+    ) -> dict[str, np.ndarray] | None:
+        """The metrics at some positions; None if the proxy's logits are not finite. Its logits end here."""
+        proxy = self._predictions(run, positions)
+        if proxy is None:
+            return None
+        rows = {layer: rows[:, positions] for layer, rows in divergence.items()}
+        pair = Pair(subject, proxy, self.targets[:, positions], rows)
+        return {metric.name: metric(pair).cpu().numpy() for metric in self.metrics}
 
     def _predictions(self, run: Run, positions: Tensor) -> Predictions | None:
         """What a run predicts at some positions; None if logits that are scored are not finite."""
