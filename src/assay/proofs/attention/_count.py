@@ -297,17 +297,25 @@ def count_groups(
 ) -> list[Piece]:
     """Bounds on the wrong inputs of every group: all outputs in one relaxation, the better of two choices of λ.
 
-    Counting starts on a coarse grid. Of one model, those of the `refine` heaviest groups that have at most `search`
-    inputs are searched. The heaviest others, fewer each time, are counted again on grids four times as fine, the
-    `refine` heaviest at last on `grid`, and an eighth of those also with their outputs in clusters. Of two models, the
-    inputs of those groups on which both are wrong in the same way are counted too; of one, if `two_sided`, the inputs
-    of all groups that are surely wrong.
+    Of one model, the groups of at most `search` inputs are searched; if they are more than `refine`, only those among
+    the `refine` heaviest by a first count on a coarse grid. The heaviest others, fewer each time, are counted again on
+    grids four times as fine, the `refine` heaviest at last on `grid`, and an eighth of those also with their outputs in
+    clusters. Of two models, the inputs of those groups on which both are wrong in the same way are counted too; of one,
+    if `two_sided`, the inputs of all groups that are surely wrong.
     """
+    small = [models == 1 and group.cell.size <= search for group in groups]
+    all_searched = sum(small) <= refine
     grids = [grid]
     while grids[0] > _COARSE:
         grids.insert(0, max(_COARSE, grids[0] // 4))
-    first = [_together(group, _scalings(group), grids[0], operations) for group in groups]
-    pieces, scales = [piece for piece, _ in first], [choice for _, choice in first]
+    pieces: list[Piece] = []
+    scales: dict[int, _Scales] = {}
+    for index, group in enumerate(groups):
+        if small[index] and all_searched:
+            pieces.append(count_wrong(group, operations))
+        else:
+            piece, scales[index] = _together(group, _scalings(group), grids[0], operations)
+            pieces.append(piece)
 
     def heaviest(count: int) -> list[int]:
         counted = [index for index, piece in enumerate(pieces) if piece.relaxations and piece.wrong]
@@ -317,8 +325,8 @@ def count_groups(
         if piece.wrong < pieces[index].wrong:
             pieces[index] = piece
 
-    for index in heaviest(refine) if models == 1 else []:
-        if groups[index].cell.size <= search:
+    for index in heaviest(refine):
+        if small[index]:
             pieces[index] = count_wrong(groups[index], operations)
     for level, finer in enumerate(grids[1:], start=1):
         for index in heaviest(refine * 8 ** (len(grids) - 1 - level)):
