@@ -328,6 +328,12 @@ def test_the_remainder_of_a_low_rank_is_bounded_whatever_the_directions(monkeypa
     assert bounds[0] < bounds[1] < bounds[2]
 
 
+def test_sums_of_more_terms_than_rounding_is_bounded_for_are_refused(monkeypatch):
+    monkeypatch.setattr(_subcubic, "_LARGEST_SUM", 63)
+    with pytest.raises(assay.AssayError, match="not 64"):
+        certify(assay.load("max-of-4"), strategy="subcubic")
+
+
 def test_the_rank_1_part_of_a_trained_head_loses_little():
     """In the principal directions of the keys, the remainder costs less than a twentieth of the bound."""
     subject = assay.load("max-of-4")

@@ -32,8 +32,11 @@ _NODES = np.array([0, 0.25, 0.5, 0.75, 0.875, 0.9375, 1])
 
 _LARGEST_SCORE = 2.0**40
 
+_LARGEST_SUM = 4000
+"""The most tokens, positions and width of the head for which rounding is bounded."""
+
 _ROUNDING = 1e-12
-"""Relative slack for float64 sums of fewer than 300 terms, far above their error of 300 · 2^-53."""
+"""Relative slack for float64 sums of at most `_LARGEST_SUM` terms, above twice their error of 4000 · 2^-53."""
 
 
 def _exponential_table() -> Float[np.ndarray, " step"]:
@@ -211,6 +214,12 @@ def subcubic(weights: Weights, inputs: InputSet, *, low_rank: bool, operations: 
 
     With `low_rank`, token scores are a part of rank 1 and a bounded remainder; otherwise they are computed in full.
     """
+    largest = max(weights.vocabulary, weights.length, weights.head)
+    if largest > _LARGEST_SUM:
+        raise AssayError(
+            f"the subcubic proofs bound rounding for up to {_LARGEST_SUM} tokens, positions or dimensions of the head, "
+            f"not {largest}."
+        )
     box = _Box(weights, low_rank, operations)
     found = list(cells(inputs))
     keys = [(index, smaller) for index, cell in enumerate(found) for smaller in cell.numbers_smaller]
