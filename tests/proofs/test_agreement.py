@@ -38,7 +38,12 @@ def within_the_truth(subject, data):
     for strategy in sorted({*strategies_for(against), "brute-force"}):
         try:
             certificate = certify(
-                subject, strategy=strategy, inputs=inputs, against=against, grid=data.draw(st.sampled_from([8, 1024]))
+                subject,
+                strategy=strategy,
+                inputs=inputs,
+                against=against,
+                grid=data.draw(st.sampled_from([8, 1024])),
+                search=data.draw(st.sampled_from([0, 2**18])),
             )
         except assay.AssayError as error:
             if any(reason in str(error) for reason in OUT_OF_RANGE):
