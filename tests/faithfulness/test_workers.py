@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -84,3 +86,24 @@ def test_a_cluster_that_does_not_answer():
     pytest.importorskip("distributed")
     with pytest.raises(AssayError, match="no Dask scheduler answers"):
         dict(Workers(cluster="tcp://127.0.0.1:1").map(square, [(1,)]))
+
+
+ORPHANS = """
+import os, sys, time
+from assay.faithfulness import Workers
+
+def at_work(number):
+    print(os.getpid(), flush=True)
+    time.sleep(600)
+
+list(Workers(2).map(at_work, [(0,), (1,)]))
+"""
+
+
+def test_workers_end_with_the_process_that_is_killed():
+    run = subprocess.Popen([sys.executable, "-c", ORPHANS], stdout=subprocess.PIPE, text=True)
+    workers = [int(run.stdout.readline()) for _ in range(2)]
+    run.kill()
+    # Workers hold the other end of the pipe: it is closed when the last of them is gone.
+    run.communicate(timeout=60)
+    assert len(set(workers)) == 2

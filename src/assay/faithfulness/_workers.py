@@ -1,6 +1,8 @@
 """Where the work of a comparison is done: here, in processes beside this one, or on a cluster."""
 
 import os
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -73,8 +75,11 @@ class Workers:
         with self._backend():
             threads = max(1, torch.get_num_threads() // self.count) if self.cluster is None else None
             calls = [joblib.delayed(_numbered)(work, number, item, threads) for number, item in left.items()]
-            jobs = self.count if self.cluster is None else -1
-            yield from joblib.Parallel(n_jobs=jobs, return_as="generator_unordered", batch_size=1)(calls)
+            options: dict[str, Any] = {"n_jobs": -1}
+            if self.cluster is None:
+                own = {"backend": "loky", "initializer": _end_with, "initargs": (os.getpid(),)}
+                options = {"n_jobs": self.count, **own}
+            yield from joblib.Parallel(return_as="generator_unordered", batch_size=1, **options)(calls)
 
     @contextmanager
     def _backend(self) -> Iterator[None]:
@@ -93,6 +98,17 @@ class Workers:
             raise AssayError(f"no Dask scheduler answers at {self.cluster!r} ({error}).") from None
         with client, joblib.parallel_config(backend="dask"):
             yield
+
+
+def _end_with(parent: int) -> None:
+    """In a worker: end when the process that gives it work is gone; killed, it cannot tell its workers."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _numbered(
