@@ -57,6 +57,14 @@ def test_rounding(value, down, up):
     assert max_of_k._rounded(value, 3, up=True) == up
 
 
+def test_a_proof_without_search_is_named_so():
+    counted, searched = (
+        certify(load("max-of-4"), strategy="separable", grid=64, **options) for options in ({"search": 0}, {})
+    )
+    assert max_of_k._label(Result("max-of-4", 0, "frontier", counted, None)) == "separable, grid 64, counted only"
+    assert max_of_k._label(Result("max-of-4", 0, "frontier", searched, None)) == "separable, grid 64"
+
+
 def test_figure_of_losses(results):
     figure = max_of_k._losses(results)
     assert [axes.get_title() for axes in figure.axes] == ["linear-max-of-2", "linear-max-of-3"]

@@ -231,6 +231,8 @@ def run(
 def _label(result: Result) -> str:
     certificate = result.certificate
     grid = f", grid {certificate.parameters['grid']}" if "grid" in certificate.parameters else ""
+    if certificate.parameters.get("search") == 0:
+        grid += ", counted only"
     if certificate.strategy == "blocks":
         grid = ", {width} wide, {top} kept, {refine} refined".format(**certificate.parameters)
     against = f" against {certificate.parameters['against']}" if "against" in certificate.parameters else ""
