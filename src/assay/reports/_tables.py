@@ -290,7 +290,7 @@ def terminal_table(view: TableView) -> RenderableType:
     table = Table(title=view.title, title_justify="left", caption=view.note, caption_justify="left", box=None,
                   pad_edge=False, padding=(0, 1, 0, 0))  # fmt: skip
     for number, heading in enumerate(view.headings):
-        table.add_column(heading, justify="right" if number else "left")
+        table.add_column(heading, justify="right" if number else "left", overflow="fold")
     for row in view.rows:
         table.add_row(*(Text(text) + Text(f"\n{small}" if small else "", style="dim") for text, small in row))
     return table
