@@ -291,8 +291,9 @@ def terminal_table(view: TableView) -> RenderableType:
                   pad_edge=False, padding=(0, 1, 0, 0))  # fmt: skip
     for number, heading in enumerate(view.headings):
         table.add_column(heading, justify="right" if number else "left", overflow="fold")
-    for row in view.rows:
-        table.add_row(*(Text(text) + Text(f"\n{small}" if small else "", style="dim") for text, small in row))
+    for (name, below), *rest in view.rows:
+        cells = [(name.replace("_", " "), below), *rest]
+        table.add_row(*(Text(text) + Text(f"\n{small}" if small else "", style="dim") for text, small in cells))
     return table
 
 
