@@ -1,6 +1,7 @@
 """`assay run code` on a small untrained model and a source of two languages: everything is there and adds up."""
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from assay import AssayError
 from assay.faithfulness import Comparison
 from assay.reports import Illustrations, markdown, percent, points
 from assay.studies import code
-from assay.studies._code_views import telling_function
+from assay.studies._code_views import _p_value, telling_function
 from assay.subjects import Subject, code_model, load
 from assay.tasks import KINDS, UNSCORED, Code, Found, Function
 
@@ -94,6 +95,11 @@ def test_shares_of_kinds_are_counted(task: Code) -> None:
         assert row[2][0] == f"{len(kinds):,}"
         assert sum(float(cell[0].replace(">99.9", "100")) for cell in row[3:]) == pytest.approx(100, abs=0.4)
     assert len(table.headings) == 3 + len(KINDS)
+
+
+@pytest.mark.parametrize(("p", "shown"), [(0.0, "<0.001"), (0.0009, "<0.001"), (0.05, "0.050"), (math.nan, "–")])
+def test_no_p_value_is_shown_as_0(p: float, shown: str) -> None:
+    assert _p_value(p) == shown
 
 
 def test_what_a_shipped_model_predicts_is_taken_from_its_record() -> None:

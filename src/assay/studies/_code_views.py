@@ -184,7 +184,7 @@ def heads_table(heads: Comparison, scores: pd.DataFrame, proxy: str) -> TableVie
                 (str(row["split"]).replace("_", " "), ""),
                 (points(float(row["gap"])), point_limits(float(row["low"]), float(row["high"]))),
                 (points(float(row["matched"])), point_limits(float(row["matched_low"]), float(row["matched_high"]))),
-                (f"{float(row['p_holm']):.3f}" if math.isfinite(row["p_holm"]) else "–", ""),
+                (_p_value(float(row["p_holm"])), ""),
                 (f"{float(own['previous_token']):.2f}", ""),
                 (f"{float(own['induction']):.2f}", ""),
             ]
@@ -224,6 +224,12 @@ def correlations(heads: Comparison, scores: pd.DataFrame, proxy: str) -> TableVi
 
 
 # -- charts ---------------------------------------------------------------------------------------------------------
+
+
+def _p_value(p: float) -> str:
+    if math.isnan(p):
+        return "–"
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _number(value: float) -> float | None:
