@@ -506,7 +506,11 @@ def certify(
     ] = None,
     grid: Annotated[int, typer.Option(min=8, max=2**20, help="Strategy separable: steps to round to.")] = 1024,
     search: Annotated[
-        int, typer.Option(min=0, help="Strategy separable: groups of at most so many inputs are searched.")
+        int,
+        typer.Option(
+            min=0,
+            help="Strategy separable, accuracy or against one-hot: groups of at most so many inputs are searched.",
+        ),
     ] = 2**18,
     two_sided: Annotated[bool, typer.Option(help="Strategy separable: bound accuracy from above too.")] = False,
     width: Annotated[int, typer.Option(min=1, help="Strategy blocks: outputs a block.")] = 64,

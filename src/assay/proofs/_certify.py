@@ -29,9 +29,10 @@ def certify(
 
     `inputs` defaults to all sequences. For attention models `strategy` is a name of `STRATEGIES`, by default
     "separable"; `grid` is the number of steps to which this rounds, `refine` (512 by default) how many of the heaviest
-    groups it counts on that grid (the others on coarser ones), or searches if they have at most `search` inputs (of one
-    model; all groups of the shipped models with K = 4 are as small): all make the bound tighter and the proof longer.
-    With `two_sided`, "separable" also counts inputs that are surely wrong, which bounds accuracy from above.
+    groups it counts on that grid (the others on coarser ones), or searches if they have at most `search` inputs (all
+    groups of the shipped models with K = 4 are as small; not against proxies other than `OneHotAttention`): all make
+    the bound tighter and the proof longer. With `two_sided`, "separable" also counts inputs that are surely wrong,
+    which bounds accuracy from above.
 
     For linear models `strategy` is a name of `LINEAR_STRATEGIES`, by default "gemm", and `quantity` may be "loss": the
     mean cross-entropy, in nats, of the correct token. In the strategy "blocks", `top` outputs of each token are taken
