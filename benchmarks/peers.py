@@ -3,8 +3,8 @@
 The job: project queries and keys of every head of a layer on the first 1, 2, 4, 8, 16 or 32 directions of a basis, and
 compare with the untouched model: same prediction, KL divergence of the logits, Jensen-Shannon divergence of the
 attention of all heads. At the first, the middle and the last layer, and the sweep over all layers. Every tool gets the
-same model, tokens and bases, shares one clean pass over a job, leaves out the attention below the projected layer,
-and runs on one thread; the peers take all sequences in one batch, as their users do.
+same model, tokens and bases, shares one clean pass over a job, compares attention from the projected layer on, and
+runs on one thread; the peers run the whole model for each rank and take all sequences in one batch, as their users do.
 
 Needs `pip install -e '.[peers]'`. Then `python benchmarks/peers.py small` (or `gpt2`, `llama`) prints a Markdown table;
 `--rounds` alternates the tools that many times, and times are ratios of processor seconds within a round; `--profile`
