@@ -293,7 +293,7 @@ def lines(results: list[Result], group: str) -> list[tuple[str, ...]]:
 
 HEADINGS = {
     "frontier": "Accuracy over all inputs",
-    "gap": "Accuracy over restricted sets",
+    "gap": "Accuracy over restricted sets, and over all inputs from both sides",
     "loss": "Mean loss over all inputs, in nats (linear models)",
     "agreement": "Subject and proxy predict the same token, over all inputs",
 }
