@@ -265,13 +265,12 @@ class Engine:
         time, and no whole pattern is made unless an edit needs it; `on_rows` is called with the layer, a slice of
         queries and their rows of the pattern (batch, head, query, key), cut after the last key that any of them sees.
         Its last argument are the same rows of another run `beside` this one, made again from its queries and keys, or
-        None. With `logits=False` the unembedding is left to
-        `logits()`.
+        None. With `logits=False` the unembedding is left to `logits()`.
 
-        A run with `resumable` keeps what each block gave. `resume` is such a run, unedited and on the same tokens:
-        blocks below the first edited layer are not computed again, and so nothing is read there (they are, where later
-        blocks of the architecture need more of them than their outputs). Raises AssayError
-        for a place that the subject does not have, two edits of one place, or an unknown name in `read`.
+        A run with `resumable` keeps what each block gave. `resume` is such a run, unedited, on the same tokens and
+        padded alike: blocks below the first edited layer are not computed again, and so nothing is read there (they
+        are, where later blocks of the architecture need more of them than their outputs). Raises AssayError for a place
+        that the subject does not have, two edits of one place, an unknown name in `read`, or another `resume`.
         """
         unknown = set(read) - set(READABLE)
         if unknown:
