@@ -38,9 +38,9 @@ class KMeans:
     At a site that names another stream, the vectors of that stream are replaced.
 
     Lloyd's algorithm from a k-means++ start, the best of `restarts` by inertia; scikit-learn does the clustering.
-    Of more than `ENOUGH` samples, or `PER_CLUSTER` a cluster, as many drawn from `seed` are used: more would hardly
-    move a centre. A vector that no centre was made for gets the nearest one there is: that is how a clustering of
-    seen depths must fail beyond them.
+    Of more than `ENOUGH` samples, or `PER_CLUSTER` a cluster, as many drawn from `seed` are used: more lower the
+    inertia by a per cent or two. A vector that no centre was made for gets the nearest one there is: that is how a
+    clustering of seen depths must fail beyond them.
 
     Source: arXiv 2312.03656 (k-means of key and query embeddings); the number of restarts is not given there.
     `fit` raises AssayError if there are fewer samples than clusters.
