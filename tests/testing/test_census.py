@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
+from transformers import CONFIG_MAPPING
 from transformers.models.llama import modeling_llama as llama
 
 from assay import AssayError
@@ -47,6 +50,8 @@ ALLOWED = {"passes", "refused", "not buildable", "not text"}
 
 @pytest.mark.parametrize(("name", "use"), DIFFERENT)
 def test_architecture_passes(name, use):
+    if name not in CONFIG_MAPPING:
+        pytest.skip(f"transformers {transformers.__version__} has no {name}")
     row = examine(name, use)
     assert (row.status, row.reason) == ("passes", "")
     assert row.details["layers"] >= 2
@@ -61,6 +66,9 @@ def test_architecture_is_refused_by_name(name, use, reason):
     assert row.model.removesuffix("ForCausalLM").removesuffix("Model") in row.reason
 
 
+@pytest.mark.skipif(
+    Version(transformers.__version__) < Version("5.23"), reason="builds no Musicgen from a default configuration"
+)
 def test_what_does_not_run_on_tokens_is_refused_by_name():
     model = build("musicgen", "causal")
     with pytest.raises(AssayError, match=r"MusicgenForCausalLM .*could not be run on token ids alone"):
