@@ -27,9 +27,14 @@ def subject():
 @pytest.fixture(scope="module")
 def certificates(subject):
     inputs = InputSet(3, 7, minimum_maximum=2, within=4)
+    blocks = {"width": 2, "top": 2, "refine": 5}
     return {
         (strategy, quantity): certify(
-            subject, strategy=strategy, quantity=quantity, inputs=inputs, width=2, top=2, refine=5
+            subject,
+            strategy=strategy,
+            quantity=quantity,
+            inputs=inputs,
+            **(blocks if strategy == "blocks" else {}),
         )
         for strategy, quantity in QUESTIONS
     }

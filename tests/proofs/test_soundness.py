@@ -1,5 +1,6 @@
 """No certificate is above the truth: tiny models against enumeration in exact arithmetic."""
 
+import re
 from functools import partial
 
 import numpy as np
@@ -34,14 +35,13 @@ def never_above_the_truth(subject, data):
     inputs = data.draw(tiny_inputs(subject))
     truth = Truth(subject).count(inputs)
     for strategy in STRATEGIES:
-        certificate = certified(
-            subject,
-            strategy=strategy,
-            inputs=inputs,
-            grid=data.draw(st.sampled_from([8, 64, 1024, 2**20])),
-            search=data.draw(st.sampled_from([0, 0, 8, 2**18])),
-            two_sided=data.draw(st.booleans()),
-        )
+        options = {
+            "grid": data.draw(st.sampled_from([8, 64, 1024, 2**20])),
+            "search": data.draw(st.sampled_from([0, 0, 8, 2**18])),
+            "two_sided": data.draw(st.booleans()),
+        }
+        own = options if strategy == "separable" else {}
+        certificate = certified(subject, strategy=strategy, inputs=inputs, **own)
         if certificate is None:
             continue
         assert certificate.at_least <= truth <= certificate.at_most, (strategy, truth, certificate)
@@ -341,3 +341,17 @@ def test_the_rank_1_part_of_a_trained_head_loses_little():
     assert whole.at_least > part.at_least > 0.95 * whole.at_least
     assert part.operations.total < whole.operations.total
     assert part.unexplained_dimension < whole.unexplained_dimension
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "words"),
+    [
+        ("max-of-4", {"strategy": "cubic", "grid": 64}, "certify(grid=64): strategy 'cubic' has no such option"),
+        ("max-of-4", {"width": 8}, "strategy 'separable' has no such option; it is of 'blocks'"),
+        ("linear-max-of-3", {"refine": 5}, "strategy 'gemm' has no such option; it is of 'separable', 'blocks'"),
+        ("linear-max-of-3", {"strategy": "blocks", "two_sided": True}, "certify(two_sided=True)"),
+    ],
+)
+def test_options_that_a_strategy_does_not_look_at_are_refused(model, options, words):
+    with pytest.raises(assay.AssayError, match=re.escape(words)):
+        certify(assay.load(model), **options)

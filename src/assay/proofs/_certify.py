@@ -1,6 +1,7 @@
 """`certify`: from a subject and a strategy to a certificate."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from assay._errors import AssayError
 from assay.proofs._certificate import Certificate
@@ -9,6 +10,17 @@ from assay.proofs.linear import certify_linear
 from assay.simplify import Simplification
 from assay.subjects import LinearMaxForCausalLM, Subject
 from assay.tasks import InputSet
+
+_DEFAULTS = {"grid": 1024, "refine": None, "search": 2**18, "two_sided": False, "width": 64, "top": 16}
+_USED_BY = {"separable": ("grid", "refine", "search", "two_sided"), "blocks": ("width", "top", "refine")}
+
+
+def _check_used(strategy: str, options: Mapping[str, Any]) -> None:
+    """Raise AssayError for an option that was given and that the strategy does not look at."""
+    for name, value in options.items():
+        if value != _DEFAULTS[name] and name not in _USED_BY.get(strategy, ()):
+            users = ", ".join(repr(user) for user, names in _USED_BY.items() if name in names)
+            raise AssayError(f"certify({name}={value}): strategy {strategy!r} has no such option; it is of {users}.")
 
 
 def certify(
@@ -49,17 +61,22 @@ def certify(
 
     The certified function is the one of real arithmetic with the subject's weights; a tie counts as wrong. The
     theorem behind each strategy is in docs/soundness.md. Raises AssayError for another architecture, an unknown
-    strategy, an input set of other sizes, or weights for which the assumptions of the proofs do not hold.
+    strategy, an option that the strategy does not look at, an input set of other sizes, or weights for which the
+    assumptions of the proofs do not hold.
     """
+    linear = isinstance(subject.model, LinearMaxForCausalLM)
+    strategy = strategy or ("gemm" if linear else "separable")
     if quantity not in ("accuracy", "loss"):
         raise AssayError(f"certify(quantity={quantity!r}): 'accuracy' or 'loss'.")
-    if isinstance(subject.model, LinearMaxForCausalLM):
+    options = {"grid": grid, "refine": refine, "search": search, "two_sided": two_sided, "width": width, "top": top}
+    _check_used(strategy, options)
+    if linear:
         if against is not None:
             raise AssayError("agreement with a proxy is for attention models; a linear model has no query-key circuit.")
         return certify_linear(
             subject,
             quantity=quantity,
-            strategy=strategy or "gemm",
+            strategy=strategy,
             inputs=inputs,
             width=width,
             top=top,
@@ -69,7 +86,7 @@ def certify(
         raise AssayError("bounds on the loss are for linear models; for attention models, quantity is 'accuracy'.")
     return certify_attention(
         subject,
-        strategy=strategy or "separable",
+        strategy=strategy,
         inputs=inputs,
         against=against,
         grid=grid,
