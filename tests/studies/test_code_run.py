@@ -69,10 +69,20 @@ def test_a_run_leaves_everything(task: Code, small: Subject, tmp_path: Path) -> 
         "and metric == 'same_prediction' and split == 'unseen_depth'"
     )
     assert of_depths.rows[1][1 + of_depths.headings[1:].index("4")][0] == percent(rates["estimate"].item())
-    by_split = next(table for table in shown.tables if table.title.startswith("Same prediction"))
-    assert [row[0][0] for row in by_split.rows] == list(splits)
+    accurate = [table for table in shown.tables if table.title.endswith("accuracy by kind of character")]
+    assert len(accurate) == 1 + len(code.quick())
+    of_subject = comparison.results.query("metric == 'subject_accuracy' and kind == 'keyword' and site == 'all'")
+    for row, split in zip(accurate[0].rows, splits, strict=True):
+        assert row[0][0] == split
+        value = of_subject[of_subject["split"] == split]["estimate"].iloc[0]
+        assert row[2 + KINDS.index("keyword")][0] == percent(value)
     heads = Comparison.load(tmp_path / code.HEADS)
     assert len({proxy.site for proxy in heads.record.proxies}) == 16
+    alone = heads.gaps("same_prediction", "keyword").set_index(["trained", "proxy", "site", "split"])
+    of_heads = next(table for table in shown.tables if table.title.endswith("SVD(rank=8): gap by kind of character"))
+    for head, shift, *cells in of_heads.rows:
+        gap = alone.loc[(True, "SVD(rank=8)", head[0], shift[0]), "gap"]
+        assert cells[1 + KINDS.index("keyword")][0] == points(gap)
     assert {chart.name for chart in shown.charts} == {
         "gap-by-shift", "gap-by-kind", "agreement-by-description-length", "gap-by-component",
     }  # fmt: skip

@@ -38,40 +38,31 @@ def _own(comparison: Comparison) -> list[tuple[str, str]]:
     return [(proxy.proxy, proxy.site) for proxy in comparison.record.proxies if not proxy.is_control]
 
 
-def by_split(comparison: Comparison, metric: str, title: str, note: str) -> TableView:
-    """A rate by split (rows) and proxy (columns), with the subject's accuracy where the metric is one."""
-    own = _own(comparison)
-    accuracy = metric == "proxy_accuracy"
-    rows = []
-    for split in _splits(comparison):
-        cells = [(split, "")]
-        if accuracy:
-            of_subject = _rows(comparison, "subject_accuracy")
-            cells.append(_rate(of_subject[of_subject["split"] == split].iloc[0]))
-        table = _rows(comparison, metric).set_index(["split", "proxy", "site"])
-        cells += [_rate(table.loc[(split, proxy, site)]) for proxy, site in own]
-        rows.append(cells)
-    headings = ["split", *(["subject"] if accuracy else []), *(proxy for proxy, _ in own)]
-    return TableView(title=title, note=note, headings=headings, rows=rows, quiet=accuracy)
+def by_kind(comparison: Comparison, proxies: Sequence[str], loud: Sequence[str]) -> Iterator[TableView]:
+    """By split (rows) and kind of character (columns): same prediction of each proxy, then accuracy, the subject first.
 
+    Those of `loud` are shown in the terminal too.
+    """
 
-def by_kind(comparison: Comparison, proxy: str, site: str, *, quiet: bool) -> TableView:
-    """Same prediction of one proxy by split (rows) and kind (columns), with how many predictions there are."""
-    rows = []
-    for split in _splits(comparison):
-        cells = [(split, "")]
-        for kind in KINDS:
-            table = _rows(comparison, "same_prediction", kind)
-            row = table[(table["split"] == split) & (table["proxy"] == proxy) & (table["site"] == site)].iloc[0]
-            cells.append((percent(float(row["estimate"])), limits(float(row["low"]), float(row["high"]))))
-        rows.append(cells)
-    return TableView(
-        title=f"{proxy} at {site}: same prediction by kind of character",
-        note="Per cent, with intervals over functions.",
-        headings=["split", *(kind.replace("_", " ") for kind in KINDS)],
-        rows=rows,
-        quiet=quiet,
-    )
+    def table(title: str, metric: str, proxy: str | None, *, quiet: bool) -> TableView:
+        rates = []
+        for kind in (ALL, *KINDS):
+            found = _rows(comparison, metric, kind)
+            found = found[found["site"] == "all"] if proxy is None else found[found["proxy"] == proxy]
+            rates.append(found.drop_duplicates("split").set_index("split"))
+        return TableView(
+            title=f"{title} by kind of character",
+            note="Per cent, with intervals over functions; every head simplified.",
+            headings=["split", "all", *(kind.replace("_", " ") for kind in KINDS)],
+            rows=[[(split, ""), *(_rate(rate.loc[split]) for rate in rates)] for split in _splits(comparison)],
+            quiet=quiet,
+        )
+
+    for proxy in proxies:
+        yield table(f"{proxy}: same prediction", "same_prediction", proxy, quiet=proxy not in loud)
+    yield table("The subject: accuracy", "subject_accuracy", None, quiet=False)
+    for proxy in proxies:
+        yield table(f"{proxy}: accuracy", "proxy_accuracy", proxy, quiet=proxy not in loud)
 
 
 def shares(task: Code, splits: Sequence[Split]) -> TableView:
@@ -141,10 +132,10 @@ def kind_gaps(comparison: Comparison, proxy: str) -> Iterator[TableView]:
         )
 
 
-def by_depth(comparison: Comparison, proxy: str, deepest: int) -> TableView:
+def by_depth(comparison: Comparison, proxy: str, site: str, deepest: int) -> TableView:
     """Same prediction of one proxy by split (rows) and open brackets at the predicted character (columns)."""
     table = _rows(comparison, "same_prediction", feature="depth")
-    table = table[table["proxy"] == proxy]
+    table = table[(table["proxy"] == proxy) & (table["site"] == site)]
     depths = sorted({int(depth) for depth in table["bin"]})
     rows = []
     for split in _splits(comparison):
@@ -152,7 +143,7 @@ def by_depth(comparison: Comparison, proxy: str, deepest: int) -> TableView:
         cells = [_rate(of_split.loc[depth]) if depth in of_split.index else ("–", "") for depth in depths]
         rows.append([(split, ""), *cells])
     return TableView(
-        title=f"{proxy} at all: same prediction by bracket depth of the predicted character",
+        title=f"{proxy} at {site}: same prediction by bracket depth of the predicted character",
         note=f"Per cent, with intervals over functions. The subject was trained on depths up to {deepest}.",
         headings=["split", *map(str, depths)],
         rows=rows,
@@ -193,12 +184,66 @@ def heads_table(heads: Comparison, scores: pd.DataFrame, proxy: str) -> TableVie
     return TableView(
         title=f"Each head by itself, {proxy}: the shift with the largest gap",
         note=(
-            "Gaps in points with intervals over functions; p is adjusted by Holm over all heads and shifts. Attention "
-            "to the token before, and to what followed the last occurrence of the same context "
-            f"(by chance {chance:.3f})."
+            "Gaps in points with intervals over functions; p is adjusted by Holm over all heads, shifts and "
+            "simplifications. Attention to the token before, and to what followed the last occurrence of the same "
+            f"context (by chance {chance:.3f})."
         ),
         headings=["head", "shift", "gap", "at equal margin", "p (Holm)", "previous", "induction"],
         rows=rows,
+    )
+
+
+def heads_by_proxy(heads: Comparison, shown: str) -> Iterator[TableView]:
+    """Heads (rows, as in `heads_table`) by simplification (columns): same prediction on iid, then the largest gap."""
+    sites = [str(site) for site in head_gaps(heads, shown).index]
+    own = list(dict.fromkeys(proxy for proxy, _ in _own(heads)))
+    perturbations = {proxy.perturbation for proxy in heads.record.proxies}
+    controls = [proxy.proxy for proxy in heads.record.proxies if proxy.is_control and proxy.proxy not in perturbations]
+    agreement = _rows(heads, "same_prediction").set_index(["split", "proxy", "site"]).loc["iid"]
+    names = [*own, *dict.fromkeys(controls)]
+    yield TableView(
+        title="Each head by itself: same prediction in distribution",
+        note="Per cent, with intervals over functions; controls behind the simplifications.",
+        headings=["head", *names],
+        rows=[[(site, ""), *(_rate(agreement.loc[name, site]) for name in names)] for site in sites],
+        quiet=True,
+    )
+    gaps = {proxy: head_gaps(heads, proxy) for proxy in own}
+    rows = []
+    for site in sites:
+        largest = [table.loc[site] for table in gaps.values()]
+        cells = [
+            (f"{points(float(row['gap']))} {row['split']}", point_limits(float(row["low"]), float(row["high"])))
+            for row in largest
+        ]
+        rows.append([(site, ""), *cells])
+    yield TableView(
+        title="Each head by itself: the largest gap of every simplification",
+        note="Points and the shift, with intervals over functions.",
+        headings=["head", *own],
+        rows=rows,
+        quiet=True,
+    )
+
+
+def heads_by_kind(heads: Comparison, proxy: str) -> TableView:
+    """The gap by kind of character (columns) of every head (rows), each under the shift of its largest gap."""
+    chosen = head_gaps(heads, proxy)["split"]
+    by_kind = [heads.gaps("same_prediction", kind) for kind in (ALL, *KINDS)]
+    tables = [
+        gaps[gaps["trained"].astype(bool) & (gaps["proxy"] == proxy)].set_index(["site", "split"]) for gaps in by_kind
+    ]
+    rows = []
+    for site, shift in chosen.items():
+        found = [table.loc[(site, shift)] for table in tables]
+        cells = [(points(float(row["gap"])), point_limits(float(row["low"]), float(row["high"]))) for row in found]
+        rows.append([(str(site), ""), (str(shift), ""), *cells])
+    return TableView(
+        title=f"Each head by itself, {proxy}: gap by kind of character",
+        note="Points, under the shift where the head's gap is largest, with intervals over functions.",
+        headings=["head", "shift", "all", *(kind.replace("_", " ") for kind in KINDS)],
+        rows=rows,
+        quiet=True,
     )
 
 

@@ -63,6 +63,11 @@ def full() -> list[Simplification]:
     ]
 
 
+def each_head() -> list[Simplification]:
+    """The simplifications of each head by itself with `--full`."""
+    return [*(SVD(rank=rank) for rank in (1, 2, 4, 8, 16, 32)), KMeans(clusters=16), OneHotAttention()]
+
+
 def vocabulary_of(subject: Subject) -> tuple[str, ...]:
     """The characters that a subject knows. Raises AssayError if it is no character model of functions."""
     if subject.tokenizer is None:
@@ -110,8 +115,8 @@ def run(
     width = engine.widths[0]
     whole = compare(subject, task, recipes, folder=folder, **options)
     alone = {"controls": False, "refit": False, **options}
-    per_head = [SHOWN] if not everything else [SVD(rank=rank) for rank in (1, 4, 8, 16)]
-    heads = compare(subject, task, per_head, sites=["all-heads"], folder=folder / HEADS, **alone)
+    per_head = {"simplifications": each_head() if everything else [SHOWN], "sites": ["all-heads"]}
+    heads = compare(subject, task, folder=folder / HEADS, **{**alone, **per_head, "controls": everything})
     quarter = SVD(rank=width // 4)
     vectors = compare(subject, task, [quarter], sites=["all.values"], folder=folder / COMPONENTS / "values", **alone)
     blocks = compare(
@@ -144,7 +149,6 @@ def illustrate(  # noqa: PLR0917
     shown, width = label(SHOWN), engine.widths[0]
     scores = head_scores(engine, splits[0])
     table, chart = views.components_view(whole, components, f"SVD(rank={width // 4})")
-    note = "Per cent of all characters, with intervals over functions; every head simplified."
     samples = collect(engine, task.split("train", 200), ("queries", "keys"))
     proxy = SVD(rank=SHOWN.rank).fit(samples.at(engine.site("all"))).apply(engine.subject)
     largest = str(views.head_gaps(heads, shown).index[0])
@@ -154,12 +158,13 @@ def illustrate(  # noqa: PLR0917
         tables=[
             *([views.measured(engine.subject)] if "measured" in engine.subject.record else []),
             views.shares(task, splits),
-            views.by_split(whole, "same_prediction", "Same prediction as the subject by split", note),
-            views.by_split(whole, "proxy_accuracy", "Accuracy by split", note),
-            *(views.by_kind(whole, label(item), "all", quiet=item != SHOWN) for item in recipes),
+            *views.by_kind(whole, [label(item) for item in recipes], [label(item) for item in quick()]),
             *views.kind_gaps(whole, shown),
-            views.by_depth(whole, shown, task.max_depth),
+            views.by_depth(whole, shown, "all", task.max_depth),
             views.heads_table(heads, scores, shown),
+            *views.heads_by_proxy(heads, shown),
+            views.heads_by_kind(heads, shown),
+            views.by_depth(heads, shown, largest, task.max_depth),
             views.correlations(heads, scores, shown),
             table,
         ],
