@@ -519,6 +519,13 @@ def certify(
         int | None,
         typer.Option(min=0, help="Strategies separable and blocks: how many groups, or sums, to refine (512, 65536)."),
     ] = None,
+    remainder: Annotated[
+        str,
+        typer.Option(
+            help="Strategy subcubic-low-rank: how what rank 1 leaves out is bounded: principal, max-diff, mean+diff, "
+            "svd or recursive."
+        ),
+    ] = "principal",
     certificate_file: Annotated[Path | None, typer.Option("--out", help="Write the certificate here.")] = None,
     coq_file: Annotated[
         Path | None, typer.Option("--coq", help="Write the accuracy of a small linear model as a Coq theorem here.")
@@ -537,6 +544,14 @@ def certify(
     if strategy is not None and strategy not in known:
         message = str(unknown_name(f"proof strategy for {model}", strategy, known))
         raise typer.BadParameter(message, param_hint="--strategy")
+    if remainder not in proofs.REMAINDERS:
+        raise typer.BadParameter(str(unknown_name("remainder", remainder, proofs.REMAINDERS)), param_hint="--remainder")
+    options: dict[str, Any] = {
+        "grid": grid, "refine": refine, "search": search, "two_sided": two_sided, "width": width, "top": top,
+        "remainder": remainder,
+    }  # fmt: skip
+    default = "gemm" if known is proofs.LINEAR_STRATEGIES else "separable"
+    _argument("strategy", lambda: proofs.check_options(strategy or default, options))
     inputs = None
     if isinstance(subject.model, MaxOfKForCausalLM | LinearMaxForCausalLM):
         sizes = subject.model.config
@@ -554,12 +569,7 @@ def certify(
         quantity="loss" if loss else "accuracy",
         inputs=inputs,
         against=against,
-        grid=grid,
-        refine=refine,
-        search=search,
-        two_sided=two_sided,
-        width=width,
-        top=top,
+        **options,
     )
     if certificate_file is not None:
         certificate.save(certificate_file)

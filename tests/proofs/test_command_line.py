@@ -36,6 +36,8 @@ def test_an_impossible_set_is_a_wrong_call():
         ["certify", "max-of-9"],
         ["certify", "max-of-4", "--seed", "77"],
         ["certify", "max-of-4", "--strategy", "separabel"],
+        ["certify", "max-of-4", "--strategy", "cubic", "--grid", "64"],
+        ["certify", "max-of-4", "--strategy", "subcubic-low-rank", "--remainder", "means"],
         ["verify", "no-such-certificate.json"],
     ],
 )

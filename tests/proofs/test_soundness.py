@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from tiny import Truth, barely_tied, extreme_models, subject_of, tabular_subject, tiny_inputs, tiny_models
 
 import assay
-from assay.proofs import STRATEGIES, Operations, certify
+from assay.proofs import REMAINDERS, STRATEGIES, Operations, certify
 from assay.proofs.attention import _groups, _subcubic
 from assay.proofs.attention._count import count_groups
 from assay.proofs.attention._groups import Cell, Group
+from assay.proofs.attention._remainders import Circuit, max_diff, mean_diff, recursive, svd
 from assay.proofs.attention._search import count_wrong
 from assay.proofs.attention._tables import read_weights, score_matrices
 from assay.tasks import InputSet
@@ -40,7 +41,8 @@ def never_above_the_truth(subject, data):
             "search": data.draw(st.sampled_from([0, 0, 8, 2**18])),
             "two_sided": data.draw(st.booleans()),
         }
-        own = options if strategy == "separable" else {}
+        remainder = data.draw(st.sampled_from(sorted(REMAINDERS)))
+        own = {"separable": options, "subcubic-low-rank": {"remainder": remainder}}.get(strategy, {})
         certificate = certified(subject, strategy=strategy, inputs=inputs, **own)
         if certificate is None:
             continue
@@ -303,29 +305,79 @@ def test_counting_never_finds_fewer_than_enumeration(seed):
             assert piece.surely_wrong <= truth <= piece.wrong <= cell.size
 
 
-def test_the_remainder_of_a_low_rank_is_bounded_whatever_the_directions(monkeypatch):
-    """Differences of exact scores differ from those of the rank-1 part by at most the bound, also in bad directions."""
+def _weights_and_scores():
     rng = np.random.default_rng(5)
     subject = subject_of(
         {name: rng.normal(0, 1, shape) for name, shape in {"W_E": (6, 5), "W_Q": (5, 4), "W_K": (5, 4)}.items()}, 3
     )
     weights = read_weights(subject)
-    exact = score_matrices(weights, Operations())[0].rounded() / 2
-    whole = np.linalg.svd
+    return weights, score_matrices(weights, Operations())[0].rounded() / 2
+
+
+def _is_bounded(scores, exact):
+    return (np.ptp(exact - scores.own, axis=1) <= scores.error).all()
+
+
+@pytest.mark.parametrize("remainder", REMAINDERS)
+def test_the_remainder_of_a_low_rank_is_bounded(remainder):
+    """Differences of exact scores differ from those of the rank-1 part by at most the bound."""
+    weights, exact = _weights_and_scores()
+    scores = _subcubic._scores(weights, remainder, Operations())
+    assert _is_bounded(scores, exact)
+    assert scores.error.max() < 40 * np.ptp(exact)
+
+
+def test_the_recipes_of_the_remainder_agree_with_other_ways_to_compute_them():
+    rng = np.random.default_rng(1)
+    E, P, Q, K = rng.normal(0, 1, (6, 5)), rng.normal(0, 1, 5), rng.normal(0, 1, (5, 4)), rng.normal(0, 1, (5, 4))
+    X, Y, c, e = (E + P) @ Q, E @ K, rng.normal(0, 1, 4), rng.normal(0, 1, 4)
+    circuit = Circuit(E + P, Q, K, E, X, Y, c, e)
+    remainder = X @ (np.eye(4) - np.outer(c, e)) @ Y.T
+    assert circuit.rest @ Y.T == pytest.approx(remainder)
+    sigma = np.linalg.norm(remainder, 2)
+    assert svd(circuit, Operations()) == pytest.approx(np.full(6, np.sqrt(2) * sigma), rel=1e-9)
+    assert (svd(circuit, Operations()) >= np.sqrt(2) * sigma).all()
+    spread = Y.max(axis=0) - Y.min(axis=0)
+    by_terms = [sum(abs(circuit.rest[q, k]) * spread[k] for k in range(4)) for q in range(6)]
+    assert max_diff(circuit, Operations()) == pytest.approx(by_terms)
+    # Without rank 1, of queries that are all equal, the range of exact scores.
+    equal = Circuit(np.tile(E[0] + P, (6, 1)), Q, K, E, np.tile(X[0], (6, 1)), Y, 0 * c, e)
+    assert mean_diff(equal, Operations()) == pytest.approx([np.ptp(X[0] @ Y.T)] * 6)
+    # With factors of one entry a row, nothing is lost on the way through the chain.
+    one, four = np.eye(4), np.diag([1.0, 2, 3, 4])
+    chain = Circuit(one, one, one, four, one, four, 0 * c, e)
+    assert recursive(chain, Operations()) == pytest.approx([1, 2, 3, 4])
+
+
+@pytest.mark.parametrize(("remainder", "routine"), [("principal", "svd"), ("svd", "eigh")])
+def test_the_remainder_of_a_low_rank_is_bounded_whatever_the_directions(monkeypatch, remainder, routine):
+    """Also where the directions that are tried are bad ones."""
+    rng = np.random.default_rng(5)
+    weights, exact = _weights_and_scores()
+    whole = getattr(np.linalg, routine)
 
     def disturbed(amount, matrix):
-        u, s, vt = whole(matrix)
-        return u, s, vt + amount * rng.normal(0, 1, vt.shape)
+        *others, directions = whole(matrix)
+        return *others, directions + amount * rng.normal(0, 1, directions.shape)
 
     bounds = []
     for amount in (0.0, 1e-6, 0.1):
-        monkeypatch.setattr(np.linalg, "svd", partial(disturbed, amount))
-        scores = _subcubic._scores(weights, True, Operations())
+        monkeypatch.setattr(np.linalg, routine, partial(disturbed, amount))
+        scores = _subcubic._scores(weights, remainder, Operations())
         monkeypatch.undo()
-        remainder = exact - scores.own
-        assert (np.ptp(remainder, axis=1) <= scores.error).all()
+        assert _is_bounded(scores, exact)
         bounds.append(scores.error.max())
     assert bounds[0] < bounds[1] < bounds[2]
+
+
+def test_of_the_recipes_of_the_source_none_is_as_tight_as_the_principal_directions():
+    subject = assay.load("max-of-4")
+    found = {name: certify(subject, strategy="subcubic-low-rank", remainder=name) for name in REMAINDERS}
+    assert found["principal"].at_least == max(item.at_least for item in found.values())
+    assert min(found, key=lambda name: found[name].operations.total) == "recursive"
+    for name, certificate in found.items():
+        certificate.verify(subject)
+        assert certificate.parameters == {"remainder": name}
 
 
 def test_sums_of_more_terms_than_rounding_is_bounded_for_are_refused(monkeypatch):
@@ -347,6 +399,8 @@ def test_the_rank_1_part_of_a_trained_head_loses_little():
     ("model", "options", "words"),
     [
         ("max-of-4", {"strategy": "cubic", "grid": 64}, "certify(grid=64): strategy 'cubic' has no such option"),
+        ("max-of-4", {"remainder": "svd"}, "certify(remainder='svd'): strategy 'separable' has no such option"),
+        ("max-of-4", {"strategy": "subcubic-low-rank", "remainder": "sdv"}, "did you mean 'svd'"),
         ("max-of-4", {"width": 8}, "strategy 'separable' has no such option; it is of 'blocks'"),
         ("linear-max-of-3", {"refine": 5}, "strategy 'gemm' has no such option; it is of 'separable', 'blocks'"),
         ("linear-max-of-3", {"strategy": "blocks", "two_sided": True}, "certify(two_sided=True)"),

@@ -11,16 +11,22 @@ from assay.simplify import Simplification
 from assay.subjects import LinearMaxForCausalLM, Subject
 from assay.tasks import InputSet
 
-_DEFAULTS = {"grid": 1024, "refine": None, "search": 2**18, "two_sided": False, "width": 64, "top": 16}
-_USED_BY = {"separable": ("grid", "refine", "search", "two_sided"), "blocks": ("width", "top", "refine")}
+_DEFAULTS = {
+    "grid": 1024, "refine": None, "search": 2**18, "two_sided": False, "width": 64, "top": 16, "remainder": "principal",
+}  # fmt: skip
+_USED_BY = {
+    "separable": ("grid", "refine", "search", "two_sided"),
+    "blocks": ("width", "top", "refine"),
+    "subcubic-low-rank": ("remainder",),
+}
 
 
-def _check_used(strategy: str, options: Mapping[str, Any]) -> None:
-    """Raise AssayError for an option that was given and that the strategy does not look at."""
+def check_options(strategy: str, options: Mapping[str, Any]) -> None:
+    """Raise AssayError for an option of `certify` that is not its default and that the strategy does not look at."""
     for name, value in options.items():
         if value != _DEFAULTS[name] and name not in _USED_BY.get(strategy, ()):
             users = ", ".join(repr(user) for user, names in _USED_BY.items() if name in names)
-            raise AssayError(f"certify({name}={value}): strategy {strategy!r} has no such option; it is of {users}.")
+            raise AssayError(f"certify({name}={value!r}): strategy {strategy!r} has no such option; it is of {users}.")
 
 
 def certify(
@@ -36,6 +42,7 @@ def certify(
     two_sided: bool = False,
     width: int = 64,
     top: int = 16,
+    remainder: str = "principal",
 ) -> Certificate:
     """Prove how many inputs of a set a max-of-K subject answers correctly, or its mean loss over them.
 
@@ -44,7 +51,9 @@ def certify(
     groups it counts on that grid (the others on coarser ones), or searches if they have at most `search` inputs (all
     groups of the shipped models with K = 4 are as small; not against proxies other than `OneHotAttention`): all make
     the bound tighter and the proof longer. With `two_sided`, "separable" also counts inputs that are surely wrong,
-    which bounds accuracy from above.
+    which bounds accuracy from above. "subcubic-low-rank" takes token scores to be of rank 1; `remainder` says how what
+    that leaves out is bounded: in the principal directions of the keys, or as in arXiv 2406.11779 ("max-diff",
+    "mean+diff", "svd", "recursive").
 
     For linear models `strategy` is a name of `LINEAR_STRATEGIES`, by default "gemm", and `quantity` may be "loss": the
     mean cross-entropy, in nats, of the correct token. In the strategy "blocks", `top` outputs of each token are taken
@@ -68,8 +77,11 @@ def certify(
     strategy = strategy or ("gemm" if linear else "separable")
     if quantity not in ("accuracy", "loss"):
         raise AssayError(f"certify(quantity={quantity!r}): 'accuracy' or 'loss'.")
-    options = {"grid": grid, "refine": refine, "search": search, "two_sided": two_sided, "width": width, "top": top}
-    _check_used(strategy, options)
+    options = {
+        "grid": grid, "refine": refine, "search": search, "two_sided": two_sided, "width": width, "top": top,
+        "remainder": remainder,
+    }  # fmt: skip
+    check_options(strategy, options)
     if linear:
         if against is not None:
             raise AssayError("agreement with a proxy is for attention models; a linear model has no query-key circuit.")
@@ -93,4 +105,5 @@ def certify(
         refine=512 if refine is None else refine,
         search=search,
         two_sided=two_sided,
+        remainder=remainder,
     )

@@ -22,7 +22,7 @@ from scipy import stats
 from transformers import PreTrainedModel
 
 from assay._errors import unknown_name
-from assay.proofs import LINEAR_STRATEGIES, Certificate, Proxy, certify
+from assay.proofs import LINEAR_STRATEGIES, REMAINDERS, Certificate, Proxy, certify
 from assay.reports import PALETTE, environment, picture, style, to_png, to_svg
 from assay.simplify import SVD, OneHotAttention, Simplification
 from assay.subjects import (
@@ -151,7 +151,8 @@ _PROXIES: tuple[Proxy | Simplification, ...] = (Proxy(1), Proxy(1, average_posit
 def _plan(quick: bool) -> list[tuple[str, str, dict[str, Any]]]:
     """(group, model, keywords of certify) of every proof about attention, for each shipped seed of the model."""
     plan: list[tuple[str, str, dict[str, Any]]] = [
-        *(("frontier", "max-of-4", {"strategy": name}) for name in ("subcubic-low-rank", "subcubic", "cubic")),
+        *(("frontier", "max-of-4", {"strategy": "subcubic-low-rank", "remainder": name}) for name in REMAINDERS),
+        *(("frontier", "max-of-4", {"strategy": name}) for name in ("subcubic", "cubic")),
         ("frontier", "max-of-4", {"strategy": "separable", "grid": 64, "search": 0}),
         ("frontier", "max-of-4", {"strategy": "separable"}),
         ("frontier", "max-of-4", {"strategy": "exact"}),
@@ -233,6 +234,8 @@ def _label(result: Result) -> str:
     grid = f", grid {certificate.parameters['grid']}" if "grid" in certificate.parameters else ""
     if certificate.parameters.get("search") == 0:
         grid += ", counted only"
+    if "remainder" in certificate.parameters:
+        grid = f", {certificate.parameters['remainder']}"
     if certificate.strategy == "blocks":
         grid = ", {width} wide, {top} kept, {refine} refined".format(**certificate.parameters)
     against = f" against {certificate.parameters['against']}" if "against" in certificate.parameters else ""

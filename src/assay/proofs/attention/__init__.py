@@ -2,5 +2,6 @@
 
 from assay.proofs.attention._certify import STRATEGIES, certify_attention
 from assay.proofs.attention._proxy import Proxy
+from assay.proofs.attention._remainders import REMAINDERS
 
-__all__ = ["STRATEGIES", "Proxy", "certify_attention"]
+__all__ = ["REMAINDERS", "STRATEGIES", "Proxy", "certify_attention"]

@@ -23,6 +23,7 @@ from assay.proofs.attention._count import count_groups
 from assay.proofs.attention._groups import suspicious_groups
 from assay.proofs.attention._one_hot import OneHot, with_hard_attention
 from assay.proofs.attention._proxy import Proxy, proxy_record, proxy_tables
+from assay.proofs.attention._remainders import REMAINDERS
 from assay.proofs.attention._search import count_wrong
 from assay.proofs.attention._subcubic import subcubic
 from assay.proofs.attention._tables import Tables, Weights, make_tables, read_weights
@@ -85,12 +86,15 @@ def _count(
     return pieces if hard is None else with_hard_attention(pieces, hard, inputs, operations)
 
 
-def _boxes(strategy: str, weights: Weights, inputs: InputSet, operations: Operations) -> list[Boxes]:
+def _boxes(strategy: str, remainder: str, weights: Weights, inputs: InputSet, operations: Operations) -> list[Boxes]:
+    if remainder not in REMAINDERS:
+        raise unknown_name("remainder", remainder, REMAINDERS)
     if strategy == "cubic":
         return cubic(make_tables(weights, operations), inputs, operations)
     # Refuses weights outside the range in which certificates hold; no part of the proof, which does not use the tables.
     make_tables(weights, Operations())
-    return subcubic(weights, inputs, low_rank=strategy == "subcubic-low-rank", operations=operations)
+    bounded = remainder if strategy == "subcubic-low-rank" else None
+    return subcubic(weights, inputs, remainder=bounded, operations=operations)
 
 
 def certify_attention(
@@ -103,6 +107,7 @@ def certify_attention(
     refine: int,
     search: int,
     two_sided: bool,
+    remainder: str,
 ) -> Certificate:
     """What `assay.certify` does for max-of-K attention."""
     if not (8 <= grid <= 2**20 and refine >= 0 and search >= 0):
@@ -133,7 +138,7 @@ def certify_attention(
     pieces: list[Piece] | None = None
     proxy: ProxyRecord | None = None
     if strategy in _BOXES:
-        boxes = _boxes(strategy, weights, inputs, operations)
+        boxes = _boxes(strategy, remainder, weights, inputs, operations)
         dimension -= v * v - 3 * v if strategy == "subcubic-low-rank" else 0
         at_least, at_most = correct_in_boxes(boxes, inputs), inputs.size
     else:
@@ -161,11 +166,11 @@ def certify_attention(
         )
         at_least = inputs.size - sum(piece.wrong for piece in pieces)
         at_most = inputs.size - sum(piece.surely_wrong for piece in pieces)
-    parameters: dict[str, int | str] = (
-        {"grid": grid, "refine": refine, "search": search, "two_sided": int(two_sided)}
-        if strategy == "separable"
-        else {}
-    )
+    of_strategies: dict[str, dict[str, int | str]] = {
+        "separable": {"grid": grid, "refine": refine, "search": search, "two_sided": int(two_sided)},
+        "subcubic-low-rank": {"remainder": remainder},
+    }
+    parameters = of_strategies.get(strategy, {})
     if against is not None:
         parameters["against"] = label(against)
     quantity: Literal["accuracy", "agreement"] = "accuracy" if against is None else "agreement"

@@ -2,10 +2,10 @@
 
 For each last token q, largest token m and number c of smaller tokens, the proof looks for the largest τ such that every
 input whose smaller tokens are at most τ is answered correctly. It never looks at pairs of a token and an output beyond
-tables of size v²: token scores are a part of rank 1 and a remainder of which only a bound on differences is used
-("max-diff", taken in the principal directions of the keys, where it is smallest), attention on m lies in an interval,
-and logits are split into a mean over q and a remainder ("mean + diff"), as in the source. Unlike there, the search for
-τ is part of the proof and counted, and every step is rounded outward (docs/soundness.md, theorem 11).
+tables of size v²: token scores are a part of rank 1 and a remainder of which only a bound on differences is used (see
+`_remainders`), attention on m lies in an interval, and logits are split into a mean over q and a remainder
+("mean + diff"), as in the source. Unlike there, the search for τ is part of the proof and counted, and every step is
+rounded outward (docs/soundness.md, theorem 11).
 """
 
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ from assay.proofs._certificate import Boxes
 from assay.proofs._exact import flint
 from assay.proofs._operations import Operations
 from assay.proofs.attention._groups import cells, scaled
+from assay.proofs.attention._remainders import REMAINDERS, ROUNDING, Circuit
 from assay.proofs.attention._tables import Weights, exponentials, queries
 from assay.tasks import InputSet
 
@@ -34,9 +35,6 @@ _LARGEST_SCORE = 2.0**40
 
 _LARGEST_SUM = 4000
 """The most tokens, positions and width of the head for which rounding is bounded."""
-
-_ROUNDING = 1e-12
-"""Relative slack for float64 sums of at most `_LARGEST_SUM` terms, above twice their error of 4000 · 2^-53."""
 
 
 def _exponential_table() -> Float[np.ndarray, " step"]:
@@ -57,46 +55,42 @@ class _Scores:
     error: Float[np.ndarray, " v"]
 
 
-def _scores(weights: Weights, low_rank: bool, operations: Operations) -> _Scores:
+def _scores(weights: Weights, remainder: str | None, operations: Operations) -> _Scores:
     v, d, h = weights.vocabulary, weights.E.shape[1], weights.head
-    X = (queries(weights) @ weights.Q).rounded() / np.sqrt(h)
+    query = queries(weights)
+    X = (query @ weights.Q).rounded() / np.sqrt(h)
     Y = (weights.E @ weights.K).rounded()
-    operations.product(v, d, h)
-    operations.product(v, d, h)
-    reach = np.abs(Y).max(axis=0)
-    size = np.abs(X) @ reach
+    size = np.abs(X) @ np.abs(Y).max(axis=0)
     if not size.max() < _LARGEST_SCORE:
         raise AssayError(f"attention scores may reach {size.max():.3g}; they must stay below 2^40 to be certified.")
-    error = np.zeros(v)
-    if low_rank:
-        # Any basis of the head's inside will do, and any two vectors in it: the remainder is X (I - c eᵀ) Yᵀ. In the
-        # principal directions of the keys, with the best approximation, the sums that bound it are smallest.
-        basis = np.linalg.svd(Y - Y.mean(axis=0))[2].T
-        departure = np.abs(np.eye(h) - basis @ basis.T) + _ROUNDING * (np.eye(h) + np.abs(basis) @ np.abs(basis).T)
-        error += 2 * np.abs(X) @ departure @ reach
-        size += np.abs(X) @ np.abs(basis) @ (np.abs(Y) @ np.abs(basis)).max(axis=0)
-        X, Y = X @ basis, Y @ basis
-        # As products of the weights and the basis, in front of those with the embeddings.
-        operations.product(d, h, 2 * h)
-        reach = np.abs(Y).max(axis=0)
-        u = np.linalg.svd(X @ Y.T)[0][:, 0]
-        c, e = np.linalg.pinv(X) @ u, X.T @ u
-        left = X @ c
-        own = left[:, None] * (Y @ e)[None, :]
-        rest = X - left[:, None] * e[None, :]
-        error += np.abs(rest) @ (Y.max(axis=0) - Y.min(axis=0))
-        size += (np.abs(X) @ np.abs(c) + np.abs(left)) * (np.abs(e) @ reach)
-        operations.add(arithmetic=2 * v * h * 2 + v * v + 2 * v * h + 2 * v * h, comparisons=2 * v * h)
+    if remainder is None:
+        own, error = X @ Y.T, np.zeros(v)
+        for rows, inner, columns in ((v, d, h), (v, d, h), (v, h, v)):
+            operations.product(rows, inner, columns)
     else:
-        own = X @ Y.T
-        operations.product(v, h, v)
+        c, e = _leading(X, Y)
+        circuit = Circuit(
+            query.rounded(), weights.Q.rounded() / np.sqrt(h), weights.K.rounded(), weights.E.rounded(), X, Y, c, e
+        )
+        own, size = (X @ c)[:, None] * (Y @ e)[None, :], circuit.size
+        with np.errstate(over="ignore", invalid="ignore"):
+            error = REMAINDERS[remainder](circuit, operations)
+        error = np.where(np.isfinite(error), error, np.inf)
     operations.add(comparisons=2 * v * v)
     return _Scores(
         np.maximum.accumulate(own, axis=1),
         np.minimum.accumulate(own, axis=1),
         own,
-        (error + 4 * _ROUNDING * size) * (1 + _ROUNDING) + 2.0**-900,
+        (error + 4 * ROUNDING * size) * (1 + ROUNDING) + 2.0**-900,
     )
+
+
+def _leading(X: np.ndarray, Y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Two vectors c and e such that (X c)(Y e)ᵀ is about the best approximation of X Yᵀ of rank 1."""
+    outer, inner = np.linalg.qr(X)
+    u = outer @ np.linalg.svd(inner @ np.linalg.qr(Y)[1].T)[0][:, 0]
+    c: np.ndarray = np.linalg.pinv(X) @ u
+    return c, X.T @ u
 
 
 @dataclass(frozen=True)
@@ -139,15 +133,15 @@ def _logits(weights: Weights, operations: Operations) -> _Logits:
         node,
         rest.max(axis=1, keepdims=True) - rest,
         np.maximum.accumulate(EV.max(axis=1)[None, :] - EV.T, axis=1),
-        16 * _ROUNDING * spread + 2.0**-900,
+        16 * ROUNDING * spread + 2.0**-900,
     )
 
 
 class _Box:
     """Decides whether all inputs of a box are right, for many boxes at a time."""
 
-    def __init__(self, weights: Weights, low_rank: bool, operations: Operations) -> None:
-        self.scores, self.logits = _scores(weights, low_rank, operations), _logits(weights, operations)
+    def __init__(self, weights: Weights, remainder: str | None, operations: Operations) -> None:
+        self.scores, self.logits = _scores(weights, remainder, operations), _logits(weights, operations)
         self.table = _exponential_table()
         self.free, self.operations = weights.length - 1, operations
         keys = (queries(weights) @ weights.Q) @ weights.K.T
@@ -168,8 +162,8 @@ class _Box:
         limit = _FARTHEST * _STEPS
         value = self.table[np.clip(step, -limit, limit).astype(np.int64) + limit]
         if up:
-            return np.where(step < -limit, np.inf, value * (1 + _ROUNDING))
-        return np.where(step > limit, 0.0, value * (1 - _ROUNDING))
+            return np.where(step < -limit, np.inf, value * (1 + ROUNDING))
+        return np.where(step > limit, 0.0, value * (1 - ROUNDING))
 
     def _best(self, m: np.ndarray, share: np.ndarray) -> np.ndarray:
         """The most that an output can gain with this share of attention on m, by interpolation of a convex function."""
@@ -201,7 +195,7 @@ class _Box:
             difference = own - side[q, reach] + np.where(up, -1, 1) * error
             others = others * np.where(others > 0, self._decay(difference, up=up), 0.0)
             share = np.where(np.isinf(others), 0.0, held / np.where(np.isinf(others), 1.0, held + others))
-            share = np.clip(share * (1 - 8 * _ROUNDING) if up else share * (1 + 8 * _ROUNDING), 0, 1)
+            share = np.clip(share * (1 - 8 * ROUNDING) if up else share * (1 + 8 * ROUNDING), 0, 1)
             limits.append(self._best(m, share) + (1 - share) * self.logits.wrong[m, reach])
         self.operations.add(arithmetic=2 * 16 * len(q), comparisons=(2 * len(_NODES) + 2) * len(q))
         self.operations.add(exponentials=2 * len(q))
@@ -209,10 +203,11 @@ class _Box:
         return good & (held > 0)
 
 
-def subcubic(weights: Weights, inputs: InputSet, *, low_rank: bool, operations: Operations) -> list[Boxes]:
+def subcubic(weights: Weights, inputs: InputSet, *, remainder: str | None, operations: Operations) -> list[Boxes]:
     """For every group of `inputs`, boxes of correct inputs: smaller tokens up to the largest bound that is proved.
 
-    With `low_rank`, token scores are a part of rank 1 and a bounded remainder; otherwise they are computed in full.
+    With a `remainder`, a name of `REMAINDERS`, token scores are a part of rank 1 and the rest bounded in that way;
+    otherwise they are computed in full.
     """
     largest = max(weights.vocabulary, weights.length, weights.head)
     if largest > _LARGEST_SUM:
@@ -220,7 +215,7 @@ def subcubic(weights: Weights, inputs: InputSet, *, low_rank: bool, operations: 
             f"the subcubic proofs bound rounding for up to {_LARGEST_SUM} tokens, positions or dimensions of the head, "
             f"not {largest}."
         )
-    box = _Box(weights, low_rank, operations)
+    box = _Box(weights, remainder, operations)
     found = list(cells(inputs))
     keys = [(index, smaller) for index, cell in enumerate(found) for smaller in cell.numbers_smaller]
     which = np.array([index for index, _ in keys])
