@@ -105,8 +105,8 @@ def _squared_norm(matrix: Float[np.ndarray, "row column"]) -> float:
     """An upper bound on the squared spectral norm, tight but for rounding: eigenvalues, and what they leave."""
     gram = matrix.T @ matrix
     values, vectors, left = _decomposed(gram)
-    skew = np.linalg.norm(vectors.T @ vectors - np.eye(len(gram))) + ROUNDING * len(gram)
-    bound: float = max(float(values.max()), 0.0) * (1 + skew) + left + 4 * ROUNDING * float(np.square(matrix).sum())
+    skew = float(np.linalg.norm(vectors.T @ vectors - np.eye(len(gram)))) + ROUNDING * len(gram)
+    bound = max(float(values.max()), 0.0) * (1 + skew) + left + 4 * ROUNDING * float(np.square(matrix).sum())
     return bound * (1 + ROUNDING)
 
 
@@ -138,7 +138,7 @@ def svd(circuit: Circuit, operations: Operations) -> Float[np.ndarray, " v"]:
     # Frobenius norms of the magnitudes that are added up bound what rounding does to `rest`, its product and Y.
     size = np.linalg.norm(circuit.X * left_scale) * (1 + np.linalg.norm(circuit.c) * np.linalg.norm(circuit.e))
     sigma = float(np.sqrt(_squared_norm(rest @ half) + left * size**2))
-    sigma += 8 * ROUNDING * float(size * (np.linalg.norm(half) + np.linalg.norm(Y)))
+    sigma += 8 * ROUNDING * float(size) * float(np.linalg.norm(half) + np.linalg.norm(Y))
     return np.full(v, np.sqrt(2) * sigma * (1 + ROUNDING) / left_scale / right_scale)
 
 
