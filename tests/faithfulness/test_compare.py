@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from transformers import GPT2LMHeadModel
 import assay
 from assay import AssayError
 from assay.engine import Edit
-from assay.faithfulness import Comparison, Pair, Predictions, metrics
+from assay.faithfulness import Comparison, Pair, Predictions, _summary, metrics
 from assay.simplify._protocol import proxy_of
 from assay.subjects import Subject
 from assay.tasks import Dyck
@@ -482,6 +483,25 @@ def test_a_finished_run_computes_nothing_again(tmp_path, monkeypatch, small):
 
     monkeypatch.setattr("assay.faithfulness._compare.score_split", forbidden)
     assert_frame_equal(small(tmp_path).to_frame(), first.to_frame())
+
+
+def test_a_long_run_does_not_hold_all_of_its_cells(monkeypatch, trained, bracket_task):
+    """While intervals are computed, no more cells are in memory than one simplification has."""
+    seen, alive = [], []
+    whole = _summary._Measured.of
+
+    def of(cells):
+        found = whole(cells)
+        seen.append(weakref.ref(found.sums))
+        alive.append(sum(one() is not None for one in seen))
+        return found
+
+    monkeypatch.setattr(_summary._Measured, "of", of)
+    ranks = [assay.SVD(rank=rank) for rank in range(1, 7)]
+    comparison = assay.compare(trained[0], bracket_task, ranks, controls=False, **QUICK)
+    judged = len(comparison.record.splits) - 1
+    assert len(seen) == 6 * judged
+    assert max(alive) <= 2 * judged, "those of one simplification, while the next takes their place"
 
 
 def test_a_damaged_cell_is_named_or_made_again(tmp_path, small):

@@ -57,44 +57,54 @@ def summarise(
         for kind in (ALL, *(kind.name for kind in kinds))
         if not (metric.needs_answer and kind in undetermined)
     ]
+
+    def measured(item: Candidate, trained: bool) -> tuple[dict[str, _Measured], list[dict[str, Any]]]:
+        """A candidate on every split on which it was judged, and the rows of that."""
+        members = [number for number, variant in enumerate(variants) if variant.trained == trained]
+        base = _base(variants[members[0]], item)
+        cells: dict[str, _Measured] = {}
+        rows: list[dict[str, Any]] = []
+        for name in splits:
+            if (members[0], item.key, name) not in found:
+                continue
+            scores = [found[number, item.key, name] for number in members]
+            failed = [cell for cell in scores if isinstance(cell, NotFiniteError)]
+            if failed:
+                rows += _unmeasured({**base, "split": name}, pairs, by_name, str(failed[0]))
+                continue
+            cell = _Measured.of([cell for cell in scores if isinstance(cell, Scores)])
+            cells[name] = cell.estimated(by_name, _rng(seed, item.key, name, str(trained)), options)
+            rows += _rows({**base, "split": name}, cells[name], by_name)
+        return cells, rows
+
+    by_key = {item.key: item for item in candidates}
     results: list[dict[str, Any]] = []
     gaps: list[dict[str, Any]] = []
     for trained in sorted({variant.trained for variant in variants}, reverse=True):
-        members = [number for number, variant in enumerate(variants) if variant.trained == trained]
-        measured: dict[tuple[str, str], _Measured] = {}
-        for item in candidates:
-            if item.is_control and not trained:
-                continue
-            base = _base(variants[members[0]], item)
-            for name in splits:
-                if (members[0], item.key, name) not in found:
-                    continue
-                cells = [found[number, item.key, name] for number in members]
-                failed = [cell for cell in cells if isinstance(cell, NotFiniteError)]
-                if failed:
-                    results += _unmeasured({**base, "split": name}, pairs, by_name, str(failed[0]))
-                    continue
-                cell = _Measured.of([cell for cell in cells if isinstance(cell, Scores)])
-                cell = cell.estimated(by_name, _rng(seed, item.key, name, str(trained)), options)
-                measured[item.key, name] = cell
-                results += _rows({**base, "split": name}, cell, by_name)
+        # What was measured of a candidate is dropped with its last gap: a long run does not fit in memory.
+        rows: dict[str, list[dict[str, Any]]] = {}
         for item in candidates:
             if item.refitted or (item.is_control and not trained):
                 continue
-            base = _base(variants[members[0]], item)
-            again = f"{item.name}{REFITTED} at {item.site}"
+            own, rows[item.key] = measured(item, trained)
+            again: dict[str, _Measured] = {}
+            other = by_key.get(f"{item.name}{REFITTED} at {item.site}")
+            if other is not None and trained:
+                again, rows[other.key] = measured(other, trained)
+            variant = next(variant for variant in variants if variant.trained == trained)
             for name, split in splits.items():
                 if split.role == "shift":
                     gaps += _gap_rows(
-                        {**base, "split": name},
-                        measured.get((item.key, iid)),
-                        measured.get((item.key, name)),
-                        measured.get((again, name)) if not item.is_control else None,
+                        {**_base(variant, item), "split": name},
+                        own.get(iid),
+                        own.get(name),
+                        again.get(name),
                         pairs=pairs,
                         by_name=by_name,
                         rngs=tuple(_rng(seed, what, item.key, name, str(trained)) for what in _PARTS),
                         options=options,
                     )
+        results += [row for item in candidates for row in rows.get(item.key, ())]
     frame = pd.DataFrame(gaps, columns=list(_GAP_COLUMNS))
     frame["p_holm"] = np.nan
     for _, family in frame[~frame["is_control"].astype(bool)].groupby(["trained", "metric", "kind"], sort=False):
