@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from assay import AssayError
-from assay.engine import Edit, Engine, Head
+from assay.engine import Edit, Engine, Head, run_together, shared
 from assay.subjects import Subject
 
 VOCABULARY, POSITIONS, LAYERS = 37, 12, 3
@@ -244,6 +244,30 @@ def test_sinks_take_their_share_by_hand():
     weight = scores.exp().tril()
     expected = weight / (weight.sum(-1, keepdim=True) + sinks.exp()[None, :, None, None])
     torch.testing.assert_close(run.patterns[1], expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("part", ["pattern", "queries", "values"])
+def test_runs_in_one_batch_are_those_alone(name, part):
+    """Three runs first edited in layer 1: at one head, at another, and at both and a later one."""
+    engine, tokens = engine_of(name), tokens_for()
+    valid = torch.ones_like(tokens)
+    valid[1, 9:] = 0
+    clean = engine.run(tokens, valid, resumable=True)
+    change = (lambda pattern, visible: visible / visible.sum(-1, keepdim=True)) if part == "pattern" else shifted
+    first, second = Edit(Head(1, 2), **{part: change}), Edit(Head(1, 0), keys=shifted)
+    edits = [[first], [second], [first, second, Edit(Head(2, 3), values=torch.zeros_like)]]
+    seen = []
+    runs = run_together(engine, clean, edits, rows=4, on_rows=lambda *given: seen.append(given[:3]))
+    for number, (run, own) in enumerate(zip(runs, edits, strict=True)):
+        alone = engine.run_from(clean, edits=own, read=("patterns",))
+        torch.testing.assert_close(run.logits, alone.logits, atol=2e-6, rtol=2e-6)
+        for layer, rows, pattern in seen:
+            of_run = pattern.chunk(3)[number]
+            expected = alone.patterns[layer][:, :, rows, : of_run.shape[-1]]
+            torch.testing.assert_close(of_run, expected, atol=2e-6, rtol=0)
+    assert {layer for layer, _, _ in seen} == {1, 2}
+    assert [list(group) for group in shared(engine, clean, edits, most=2)] == [[0, 1], [2]]
 
 
 @pytest.mark.parametrize("name", ALL)

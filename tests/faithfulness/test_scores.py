@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from assay.engine import Edit, Engine, Samples, collect
+from assay.engine import Edit, Engine, Samples, collect, run_together
+from assay.engine._samples import copies_that_fit
 from assay.faithfulness import ALL, LAYER, CleanPass, metrics
 from assay.faithfulness._scores import MARGIN, MARGIN_EDGES, Column, NotFiniteError, Scores, score
-from assay.simplify import SVD, Identity, OneHotAttention
+from assay.simplify import SVD, Identity, OneHotAttention, RandomPerturbation
 from assay.simplify._protocol import proxy_of
+from assay.subjects import Subject
 from assay.tasks import UNSCORED
 
 
@@ -182,14 +184,66 @@ def test_pieces_do_not_matter(module, constant, value, monkeypatch, known, proxi
         np.testing.assert_allclose(again[name].sums, scores.sums, atol=5e-5, rtol=5e-6)
 
 
+@pytest.mark.parametrize("most", [2, 100])
+def test_proxies_that_share_a_batch_score_what_they_do_alone(  # noqa: PLR0917
+    most, monkeypatch, known, proxies, bracket_task, split, judged
+):
+    """Also noise, which must not depend on who else is there, and a proxy that starts at another layer."""
+    samples = collect(known, bracket_task.split("train", 60), ("queries", "keys"))
+    of_values = collect(known, split, ("values",))
+    more = {
+        "noise": RandomPerturbation(SVD(rank=4)).fit(samples).apply(known.subject),
+        "values": SVD(rank=2).fit(of_values.at(known.site("layer0.values"))).apply(known.subject),
+        **proxies,
+    }
+    alone = score(known, more, bracket_task, split, judged)
+    batches_of = []
+
+    def together(*given, **options):
+        batches_of.append(len(given[2]))
+        return run_together(*given, **options)
+
+    monkeypatch.setattr("assay.engine._together.copies_that_fit", lambda *given: most)
+    monkeypatch.setattr("assay.faithfulness._clean_pass.run_together", together)
+    again = score(known, more, bracket_task, split, judged)
+    assert set(batches_of) == {min(most, 4)}, "all but the proxy of layer 1 start at layer 0"
+    assert list(again) == list(alone)
+    for name, scores in alone.items():
+        np.testing.assert_array_equal(again[name].counts, scores.counts)
+        np.testing.assert_allclose(again[name].sums, scores.sums, atol=5e-5, rtol=5e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_proxies_that_share_a_batch_on_a_gpu_score_what_they_do_alone(
+    trained, bracket_task, split, judged, monkeypatch
+):
+    engine = Engine(trained[1].untrained_copy().to("cuda"))
+    samples = collect(engine, bracket_task.split("train", 60), ("queries", "keys"))
+    proxies = {str(rank): SVD(rank=rank).fit(samples).apply(engine.subject) for rank in range(1, 9)}
+    assert copies_that_fit(engine, *split.tokens.shape) >= len(proxies)
+    together = score(engine, proxies, bracket_task, split, judged)
+    monkeypatch.setattr("assay.engine._together.copies_that_fit", lambda *given: 1)
+    for name, scores in score(engine, proxies, bracket_task, split, judged).items():
+        np.testing.assert_allclose(together[name].sums, scores.sums, atol=1e-3, rtol=1e-3)
+
+
+def test_a_batch_is_shared_off_the_cpu_only_and_as_far_as_there_is_room(known, monkeypatch):
+    assert copies_that_fit(known, 1, 8) == 1
+    monkeypatch.setattr(Subject, "device", torch.device("cuda"))
+    assert copies_that_fit(known, 1, 1024) == 16 * 3_000_000 // (1024 * 1024 * len(known.heads)) == 22
+    assert copies_that_fit(known, 64, 32) == 16 * 4_096 // (64 * 32) == 32
+    assert copies_that_fit(known, 4_096, 256) == 1
+
+
 def test_attention_that_no_metric_needs_is_not_compared(known, proxies, bracket_task, split, judged, found):  # noqa: PLR0917
     seen = []
 
     class Recorded(CleanPass):
-        def of(self, proxy, *, attention=True):
-            run, divergence = super().of(proxy, attention=attention)
-            seen.append(set(divergence))
-            return run, divergence
+        def of(self, proxies, **options):
+            for number, run, divergence in super().of(proxies, **options):
+                seen.append(set(divergence))
+                yield number, run, divergence
 
     some = [metric for metric in judged if metric.name != "attention_jsd"]
     again = score(known, proxies, bracket_task, split, some, clean_pass=Recorded)

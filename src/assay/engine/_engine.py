@@ -86,8 +86,8 @@ class Engine:
         self._resumes = self._reuses or self._try_resuming(tokens, whole)
         self._tail = Tail.of(subject, tokens, whole, lambda plan: in_force(subject.model, plan))
 
-    def _few_tokens(self) -> Tensor:
-        """Five tokens, fewer where the model has fewer positions."""
+    def few_tokens(self) -> Int[Tensor, "1 position"]:
+        """Five tokens to try things on, fewer where the model has fewer positions."""
         longest = getattr(self.subject.model.config, "max_position_embeddings", None) or 5
         return torch.arange(min(5, longest), device=self.subject.device)[None] % self.subject.vocabulary
 
@@ -99,7 +99,7 @@ class Engine:
         who = f"{type(self.subject.model).__name__} ({self.subject.name!r})"
         bypass = Bypass()
         try:
-            tokens = self._few_tokens()
+            tokens = self.few_tokens()
             with in_force(self.subject.model, plan), bypass.watching(self.subject.model):
                 output = self.subject(tokens)
         except (torch.OutOfMemoryError, AssayError):
@@ -197,7 +197,7 @@ class Engine:
     def _check_stream(self, stream: str) -> None:
         """Raise AssayError unless every block has this stream, as one vector a token."""
         if stream not in self._checked:
-            met = getattr(self.run(self._few_tokens(), read=(stream,)), stream)
+            met = getattr(self.run(self.few_tokens(), read=(stream,)), stream)
             missing = min((block.layer for block in self.blocks if block.layer not in met), default=None)
             if missing is not None:
                 raise AssayError(
@@ -323,6 +323,18 @@ class Engine:
         if resume is not None and plan.masks_met != len(masks.made):
             raise AssayError(f"{self.subject.name!r} made another number of attention masks than before.")
         return run
+
+    def run_from(self, clean: Run, **options: Any) -> Run:
+        """A run that resumes from `clean`, on its tokens; `options` are those of `run`."""
+        assert clean._tokens is not None
+        return self.run(clean._tokens, clean._valid, resume=clean, **options)
+
+    def first_edited(self, edits: Iterable[Edit]) -> int:
+        """The first layer that a run with these edits has to compute; the number of layers if there are none.
+
+        Raises AssayError for edits that `run` refuses.
+        """
+        return self._block_start(min(self._by_layer(edits), default=self.layers))
 
     def _block_start(self, layer: int) -> int:
         """The first attention layer of the block that a layer belongs to."""

@@ -1,5 +1,6 @@
 """What a forward pass gave, and what of it later passes can use."""
 
+import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -51,6 +52,48 @@ class Run:
                 left += item
             elif isinstance(item, Masks):
                 left += item.made
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Sequences and positions of its batch."""
+        assert self._tokens is not None
+        sequences, positions = self._tokens.shape
+        return sequences, positions
+
+    def repeated(self, count: int) -> "Run":
+        """What runs need that resume from this one, with its batch there `count` times over."""
+        assert self._tokens is not None
+        sequences = len(self._tokens)
+
+        def repeat(item: Any) -> Any:
+            if isinstance(item, Tensor) and item.shape[:1] == (sequences,):
+                return item.repeat(count, *(1 for _ in item.shape[1:]))
+            return type(item)(map(repeat, item)) if isinstance(item, tuple | list) else item
+
+        return Run(
+            logits=self.logits,
+            _blocks={layer: repeat(output) for layer, output in self._blocks.items()},
+            _tokens=repeat(self._tokens),
+            _valid=repeat(self._valid),
+            _edited=self._edited,
+        )
+
+    def parts(self, count: int) -> Iterator["Run"]:
+        """The runs of `count` equal parts of the batch: their logits, or what they are made of."""
+        assert self._tokens is not None
+        size = len(self._tokens) // count
+        for start in range(0, count * size, size):
+            rows = slice(start, start + size)
+            body = copy.copy(self._body)
+            if body is not None:
+                body["last_hidden_state"] = self._body[0][rows]
+            yield Run(
+                logits=self.logits[rows],
+                _tokens=self._tokens[rows],
+                _valid=None if self._valid is None else self._valid[rows],
+                _edited=self._edited,
+                _body=body,
+            )
 
     @property
     def held(self) -> int:

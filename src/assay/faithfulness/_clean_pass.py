@@ -1,15 +1,17 @@
 """Divergence of attention, block of rows by block of rows, without ever holding all patterns."""
 
+import copy
 import itertools
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from assay.engine import Engine, Proxy, Run
+from assay.engine import Edit, Engine, Proxy, Run, run_together, shared
 
 ROWS = 64
 """Queries a block."""
@@ -52,30 +54,44 @@ class CleanPass:
         if self._kept:
             self._patterns[layer, rows.start] = pattern
 
-    def of(self, proxy: Proxy, *, attention: bool = True) -> tuple[Run, dict[int, Float[Tensor, "batch query"]]]:
-        """A proxy's run, without logits, and the divergence of every layer: 0 below the first edited one.
+    def of(
+        self, proxies: Sequence[Proxy], *, attention: bool = True, together: int | None = None
+    ) -> Iterator[tuple[int, Run, dict[int, Float[Tensor, "batch query"]]]]:
+        """Number and run, without logits, of each proxy, and the divergence of every layer: 0 below the first edited.
 
-        Without `attention` the divergence is not measured, of no layer.
+        Up to `together` proxies share a batch, by default as many as pay. Without `attention` the divergence is not
+        measured, of no layer.
         """
-        own, middle = _Rows(self._engine, self._tokens), _Rows(self._engine, self._tokens)
+        edits = [proxy.edits for proxy in proxies]
+        for numbers in shared(self._engine, self.clean, edits, most=together if self._kept else 1):
+            chosen = [edits[number] for number in numbers]
+            for number, found in zip(numbers, self._of(chosen, attention=attention), strict=True):
+                yield number, *found
+
+    def _of(
+        self, edits: Sequence[Sequence[Edit]], *, attention: bool
+    ) -> Iterator[tuple[Run, dict[int, Float[Tensor, "batch query"]]]]:
+        """The runs of some edits in one batch, each with its divergences."""
+        count = len(edits)
+        tokens = self._tokens.repeat(count, 1)
+        own, middle = _Rows(self._engine, tokens), _Rows(self._engine, tokens)
 
         def compare(layer: int, rows: slice, pattern: Tensor, clean: Tensor | None) -> None:
             clean = self._patterns[layer, rows.start] if clean is None else clean.float()
+            clean = clean.repeat(count, 1, 1, 1) if count > 1 else clean
             pattern = pattern.float()
             own.note(layer, rows, pattern)
             middle.note(layer, rows, torch.lerp(clean, pattern, 0.5))
 
-        run = self._engine.run(
-            self._tokens,
-            self._valid,
-            edits=proxy.edits,
-            on_rows=compare if attention else None,
-            rows=ROWS,
-            beside=self.clean if attention and not self._kept else None,
-            logits=False,
-            resume=self.clean,
-        )
-        return run, _divergences(self._rows, own, middle) if attention else {}
+        options: dict[str, Any] = {"on_rows": compare if attention else None, "rows": ROWS, "logits": False}
+        if count > 1:
+            runs = run_together(self._engine, self.clean, edits, **options)
+        else:
+            beside = self.clean if attention and not self._kept else None
+            runs = [self._engine.run_from(self.clean, edits=edits[0], beside=beside, **options)]
+        parts = zip(own.parts(count), middle.parts(count), strict=True)
+        for run, (of_own, of_middle) in zip(runs, parts, strict=True):
+            yield run, _divergences(self._rows, of_own, of_middle) if attention else {}
 
 
 class _Rows:
@@ -108,6 +124,13 @@ class _Rows:
         """Entropies and masses from a layer on."""
         heads = slice(self.heads[layer].start, None)
         return self._entropy[:, heads].double(), self._mass[:, heads].double()
+
+    def parts(self, count: int) -> Iterator["_Rows"]:
+        """Those of `count` equal parts of the batch."""
+        for entropy, mass in zip(self._entropy.chunk(count), self._mass.chunk(count), strict=True):
+            part = copy.copy(self)
+            part._entropy, part._mass = entropy, mass
+            yield part
 
     def tensors(self) -> tuple[Tensor, Tensor]:
         """What is held."""

@@ -157,8 +157,8 @@ class _Collected:
                 self._put(
                     self.subject_key, index, pool(engine.logits(shared.clean, slice(None)), valid, subject.pooling)
                 )
-                for name, proxy in proxies.items():
-                    run, divergence = shared.of(proxy)
+                for number, run, divergence in shared.of(list(proxies.values())):
+                    name = list(proxies)[number]
                     self._put(name, index, pool(engine.logits(run, slice(None)), valid, subject.pooling))
                     for layer, rows in divergence.items():
                         mean = (rows * valid).sum(dim=1) / valid.sum(dim=1)

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from assay._errors import AssayError
-from assay.engine import Engine, Proxy, Run, batches, tensors
+from assay.engine import Engine, Proxy, Run, batches, scale, tensors
 from assay.faithfulness._clean_pass import CleanPass
 from assay.faithfulness._metrics import Metric, Pair, Predictions, margins
 from assay.tasks import UNSCORED, Split, Task
@@ -37,7 +37,7 @@ to a quarter of the margin above two.
 """
 
 NUMBERS_HELD, LOGITS_HELD = 2_000_000, 1_500_000
-"""Final hidden states of proxies, and logits of one model, that are in memory at the same time (in numbers).
+"""Final hidden states of proxies, and logits of one model, that a CPU has in memory at the same time (in numbers).
 
 The unembedding is read once for every piece of the logits, so pieces of a few positions cost more than they compute.
 """
@@ -186,7 +186,7 @@ def score(
             tokens, valid = tensors(batch, engine.subject.device)
             judged = _Batch(engine, task, split.name, metrics, batch, clean_pass(engine, tokens, valid))
             finite = {name: proxy for name, proxy in proxies.items() if not isinstance(found[name], NotFiniteError)}
-            for some in _groups(list(finite), judged.clean.held):
+            for some in _groups(list(finite), judged.clean.held, scale(tokens.device)):
                 for name, measured in judged.of({name: finite[name] for name in some}).items():
                     current = found[name]
                     if isinstance(measured, NotFiniteError):
@@ -214,10 +214,15 @@ class _Batch:
         self, proxies: Mapping[str, Proxy]
     ) -> dict[str, tuple[dict[str, np.ndarray], dict[int, np.ndarray]] | NotFiniteError]:
         """For every proxy, the metrics at every position, by name, and its attention's divergence, by layer."""
-        runs = {name: self.shared.of(proxy, attention=self._attention) for name, proxy in proxies.items()}
+        names = list(proxies)
+        runs = {
+            names[number]: (run, divergence)
+            for number, run, divergence in self.shared.of(list(proxies.values()), attention=self._attention)
+        }
         values = {name: {metric.name: np.zeros(self.margin.shape) for metric in self.metrics} for name in runs}
         broken: dict[str, NotFiniteError] = {}
-        for positions in _chunks(self.kind_of != UNSCORED, self.engine.subject.vocabulary):
+        logits_held = LOGITS_HELD * scale(self.kind_of.device)
+        for positions in _chunks(self.kind_of != UNSCORED, self.engine.subject.vocabulary, logits_held):
             chosen = positions.cpu().numpy()
             subject = self._predictions(self.clean, positions)
             if subject is None:
@@ -261,13 +266,13 @@ def _finite(logits: Tensor, scored: Tensor) -> bool:
     return bool(torch.isfinite(logits.sum(dim=-1, dtype=torch.float32)[scored]).all())
 
 
-def _groups(names: Sequence[str], held: int) -> Iterator[Sequence[str]]:
+def _groups(names: Sequence[str], held: int, scale: int) -> Iterator[Sequence[str]]:
     """The proxies in groups whose runs are held at the same time (one at least)."""
-    size = max(1, NUMBERS_HELD // held)
+    size = max(1, scale * NUMBERS_HELD // held)
     for start in range(0, len(names), size):
         yield names[start : start + size]
 
 
-def _chunks(scored: Bool[Tensor, "batch position"], vocabulary: int) -> Iterator[Int[Tensor, " chosen"]]:
-    """The scored positions in pieces whose logits have at most LOGITS_HELD numbers (one position at least)."""
-    return iter(scored.any(dim=0).nonzero()[:, 0].split(max(1, LOGITS_HELD // (len(scored) * vocabulary))))
+def _chunks(scored: Bool[Tensor, "batch position"], vocabulary: int, held: int) -> Iterator[Int[Tensor, " chosen"]]:
+    """The scored positions in pieces whose logits have at most `held` numbers (one position at least)."""
+    return iter(scored.any(dim=0).nonzero()[:, 0].split(max(1, held // (len(scored) * vocabulary))))
