@@ -180,7 +180,7 @@ def judge(
             missing = gaps[gaps["gap"].isna()]["split"]
             if len(undecided):
                 extra.append(
-                    f"A gap above {100 * max_gap:g} points is neither shown nor excluded under "
+                    f"A gap above {100 * max_gap:g} points is neither shown (Holm-adjusted) nor excluded under "
                     f"{', '.join(undecided['split'])}."
                 )
             if bool((undecided["gap"] <= noise).any()) and noise > 0:
