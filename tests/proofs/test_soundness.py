@@ -16,7 +16,7 @@ from assay.proofs.attention._count import count_groups
 from assay.proofs.attention._groups import Cell, Group
 from assay.proofs.attention._remainders import Circuit, max_diff, mean_diff, recursive, svd
 from assay.proofs.attention._search import count_wrong
-from assay.proofs.attention._tables import read_weights, score_matrices
+from assay.proofs.attention._tables import make_tables, read_weights, score_matrices
 from assay.tasks import InputSet
 
 QUIET = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
@@ -347,6 +347,35 @@ def test_the_recipes_of_the_remainder_agree_with_other_ways_to_compute_them():
     one, four = np.eye(4), np.diag([1.0, 2, 3, 4])
     chain = Circuit(one, one, one, four, one, four, 0 * c, e)
     assert recursive(chain, Operations()) == pytest.approx([1, 2, 3, 4])
+
+
+@pytest.mark.parametrize("tokens", [2, 8, 9, 17])
+def test_blocks_are_maxima_without_one_output(tokens):
+    table = np.random.default_rng(tokens).integers(0, 5, (3, tokens)).astype(float)
+    of_blocks, other = _groups._of_blocks(table)
+    for row, m in np.ndindex(3, tokens):
+        block = range(m // 8 * 8, min(m // 8 * 8 + 8, tokens))
+        assert of_blocks[row, m // 8] == max(table[row, x] for x in block)
+        assert other[row, m] == max((table[row, x] for x in block if x != m), default=-np.inf)
+
+
+@pytest.mark.parametrize("scale", [0.3, 0.7, 1.2])
+def test_the_tiers_leave_out_no_output_that_could_win(scale):
+    """Of random models of more tokens than a block has, against the worst case of every group and output."""
+    rng = np.random.default_rng(1)
+    d = {"W_E": (19, 6), "W_pos": (4, 6), "W_Q": (6, 3), "W_K": (6, 3), "W_V": (6, 3), "W_O": (3, 6), "W_U": (6, 19)}
+    arrays = {name: rng.normal(0, scale, shape) for name, shape in d.items()}
+    arrays["W_U"] = arrays["W_U"] + np.outer(arrays["W_E"].mean(axis=0), np.arange(19)) * 4
+    tables = make_tables(read_weights(subject_of(arrays, 4)), Operations())
+    groups = _groups.suspicious_groups([tables], InputSet(4, 19), Operations())
+    found = {(group.cell.last, group.cell.maximum, x) for group in groups for _, x in group.outputs}
+    expected = set()
+    for cell in _groups.cells(InputSet(4, 19)):
+        others = np.array([x for x in range(19) if x != cell.maximum])
+        upper, last, *_ = _groups.contributions(tables, cell, others)
+        expected |= {(cell.last, cell.maximum, int(x)) for x in others[_groups.worst(upper, last, cell) >= 0]}
+    assert found == expected
+    assert 1_000 < len(expected) < 18 * 190
 
 
 @pytest.mark.parametrize(("remainder", "routine"), [("principal", "svd"), ("svd", "eigh")])

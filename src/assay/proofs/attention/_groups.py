@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from math import comb, frexp
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from assay.proofs._operations import Operations
 from assay.proofs.attention._tables import UNIT, Powers, Tables
@@ -24,6 +24,9 @@ PAD = 64 * UNIT
 """Slack of a logit difference, relative to `Tables.spread`: 18 units for rounding, the rest for the checker's own."""
 
 _BITS = 62
+
+_BLOCK = 8
+"""Outputs a block in the first tier."""
 
 
 @dataclass(frozen=True)
@@ -111,40 +114,106 @@ def _may_fail(
     return failing
 
 
-def _suspects(tables: Tables, maximum: int, found: Sequence[Cell], operations: Operations) -> dict[int, np.ndarray]:
+class _Blocks:
+    """The largest entries of a model's tables over blocks of outputs, with and without one output of the block.
+
+    `EU` and `last` (last token, block) are those of EU and of all that the last position contributes, `value` (token,
+    block) those of EV and PV at the best free position; `EU_other`, `last_other` and `value_other` (…, output) leave
+    the output itself out of its block, and `row_other` (token, output) out of all.
+    """
+
+    def __init__(self, tables: Tables, operations: Operations) -> None:
+        v, free = tables.vocabulary, tables.length - 1
+        self.most, self.least = tables.PV[:-1].max(axis=0), tables.PV[:-1].min(axis=0)
+        value = tables.EV + self.most
+        last = tables.EU + tables.EV + tables.PV[-1]
+        self.EU, self.EU_other = _of_blocks(tables.EU)
+        self.last, self.last_other = _of_blocks(last)
+        self.value, self.value_other = _of_blocks(value)
+        top = np.sort(value, axis=1)[:, -2:]
+        self.row_other = np.where(value == top[:, 1:], top[:, :1], top[:, 1:])
+        operations.add(arithmetic=3 * v * v, comparisons=2 * free * v + 3 * 4 * v * v + 2 * v * v)
+
+    def at(self, of_blocks: np.ndarray, other: np.ndarray, rows: np.ndarray, m: int) -> np.ndarray:
+        """Chosen rows of a table over blocks, without output m."""
+        found: np.ndarray = of_blocks[rows].copy()
+        found[:, m // _BLOCK] = other[rows, m]
+        return found
+
+
+def _of_blocks(table: Float[np.ndarray, "row v"]) -> tuple[np.ndarray, np.ndarray]:
+    """Maxima over blocks (row, block), and over each output's block without it (row, v); -inf over nothing."""
+    rows, v = table.shape
+    padded = np.full((rows, -(-v // _BLOCK) * _BLOCK), -np.inf)
+    padded[:, :v] = table
+    blocks = padded.reshape(rows, -1, _BLOCK)
+    top = np.sort(blocks, axis=2)[:, :, -2:]
+    largest, second = top[:, :, 1:], top[:, :, :1]
+    other = np.where(blocks == largest, second, largest).reshape(rows, -1)[:, :v]
+    return largest[:, :, 0], other
+
+
+def _suspects(
+    tables: Tables, blocks: _Blocks, maximum: int, found: Sequence[Cell], operations: Operations
+) -> dict[int, np.ndarray]:
     """For each last token of the cells (all of one largest token), the outputs that could win there.
 
-    Two tiers. The first asks of each output what the largest token contributes, and of all outputs at once what smaller
-    tokens do; the second, of the outputs that are left, what each token does. Both take the best position for each.
+    Three tiers, each for what the one before leaves, and each with the best position for every token. The first asks
+    what blocks of outputs gain at most, by the largest entries in each table; the second what the largest token
+    contributes to each output, and smaller tokens to all at once; the third what each token does.
     """
     tokens = np.array(found[0].tokens)
     lasts = np.array([cell.last for cell in found])
     need = np.array([cell.copies[0] >= 1 for cell in found])
-    v, free, count = tables.vocabulary, tables.length - 1, len(tokens)
-    EU = tables.EU[lasts] - tables.EU[lasts, maximum, None] + PAD * tables.spread
-    EV = tables.EV[tokens] - tables.EV[tokens, maximum, None]
-    PV = tables.PV - tables.PV[:, maximum, None]
-    others = np.arange(v) != maximum
+    m, free, count = maximum, tables.length - 1, len(tokens)
+    pad = PAD * tables.spread
     W, pi = scaled(tables.token, lasts, tokens)[0], scaled(tables.position, lasts, slice(None))[0]
     at_last = np.searchsorted(tokens, lasts)
     own = W[np.arange(len(lasts)), at_last] * pi[:, -1]
 
-    value = EV + PV[:-1].max(axis=0)
-    gain = EU[:, others].max(axis=1, keepdims=True) + value[:-1, others].max(axis=1)
+    base = (pad - tables.EU[lasts, m])[:, None]
+    EU = blocks.at(blocks.EU, blocks.EU_other, lasts, m) + base
+    value = blocks.at(blocks.value, blocks.value_other, tokens[-1:], m)[0] - (tables.EV[m, m] + blocks.least[m])
+    last = blocks.at(blocks.last, blocks.last_other, lasts, m) + (
+        base - (tables.EV[lasts, m] + tables.PV[-1, m])[:, None]
+    )
+    gain = EU.max(axis=1, keepdims=True) + (
+        blocks.row_other[tokens[:-1], m] - (tables.EV[tokens[:-1], m] + blocks.least[m])
+    )
     smaller = (W[:, :-1] * gain).max(axis=1, initial=-np.inf)
-    copy = W[:, -1:] * (EU + value[-1])
-    last = own[:, None] * (EU + EV[at_last] + PV[-1])
-    wins = _may_fail(np.maximum(smaller[:, None], copy), copy, last, pi[:, :-1], need)
-    wins[:, maximum] = False
+    some = np.isfinite(EU)
+    copy = W[:, -1:] * np.where(some, EU + value, 0.0)
+    last = own[:, None] * np.where(some, last, 0.0)
+    wins = some & _may_fail(np.maximum(smaller[:, None], copy), copy, last, pi[:, :-1], need)
     operations.add(
-        arithmetic=v * (len(lasts) + 2 * count + tables.length) + len(lasts) * (2 * count + 2 * free + 11 * v),
-        comparisons=v * (len(lasts) + count + free) + len(lasts) * (count + free + 2 * v),
+        arithmetic=EU.size * 13 + len(lasts) * (2 * count + 2 * free + 4) + 2 * count + EU.shape[1],
+        comparisons=EU.size * 3 + len(lasts) * (count + free),
     )
 
-    row, x = np.nonzero(wins)
-    each = (EU[row, x, None] + value[:, x].T) * W[row]
-    left = _may_fail(each.max(axis=1), each[:, -1], last[row, x], pi[row, :-1], need[row])
-    operations.add(arithmetic=len(row) * (2 * count + 6), comparisons=len(row) * (count + 1))
+    row, block = np.nonzero(wins)
+    row, x = np.repeat(row, _BLOCK), (block[:, None] * _BLOCK + np.arange(_BLOCK)).ravel()
+    inside = (x < tables.vocabulary) & (x != m)
+    row, x = row[inside], x[inside]
+    columns, column = np.unique(x, return_inverse=True)
+    PV = tables.PV[:, columns] - tables.PV[:, m, None]
+    gained = PV[:-1].max(axis=0)
+    at_x = tables.EU[lasts[row], x] - tables.EU[lasts[row], m] + pad
+    value = at_x + (tables.EV[m, x] - tables.EV[m, m] + gained[column])
+    copy = W[row, -1] * value
+    last = own[row] * (at_x + (tables.EV[lasts[row], x] - tables.EV[lasts[row], m]) + PV[-1, column])
+    left = _may_fail(np.maximum(smaller[row], copy), copy, last, pi[row, :-1], need[row])
+    operations.add(
+        arithmetic=len(row) * 14 + len(columns) * (tables.length + 2),
+        comparisons=len(row) * 2 + len(columns) * free,
+    )
+
+    row, x, column, at_x, last = (chosen[left] for chosen in (row, x, column, at_x, last))
+    values = (tables.EV[np.ix_(tokens, columns)] - tables.EV[tokens, m, None]) + gained
+    each = (at_x[:, None] + values[:, column].T) * W[row]
+    left = _may_fail(each.max(axis=1), each[:, -1], last, pi[row, :-1], need[row])
+    operations.add(
+        arithmetic=len(row) * (2 * count + 6) + 2 * len(np.unique(x)) * count, comparisons=len(row) * (count + 1)
+    )
     found_outputs: dict[int, list[int]] = {}
     for index in np.flatnonzero(left):
         found_outputs.setdefault(int(lasts[row[index]]), []).append(int(x[index]))
@@ -190,8 +259,9 @@ def suspicious_groups(models: Sequence[Tables], inputs: InputSet, operations: Op
     for cell in cells(inputs):
         by_maximum.setdefault(cell.maximum, []).append(cell)
     groups = []
+    of_models = [(tables, _Blocks(tables, operations)) for tables in models]
     for maximum, found in by_maximum.items():
-        suspects = [_suspects(tables, maximum, found, operations) for tables in models]
+        suspects = [_suspects(tables, blocks, maximum, found, operations) for tables, blocks in of_models]
         for cell in found:
             parts = []
             for index, (tables, outputs_by_last) in enumerate(zip(models, suspects, strict=True)):
