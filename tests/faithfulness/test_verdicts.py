@@ -7,7 +7,7 @@ import pytest
 
 from assay import AssayError
 from assay.faithfulness._statistics import NO_MARGIN
-from assay.faithfulness._verdicts import judge
+from assay.faithfulness._verdicts import in_percent, judge
 
 LIMITS = {"min_agreement": 0.95, "max_gap": 0.02, "alpha": 0.05}
 
@@ -214,3 +214,10 @@ def test_a_control_that_does_as_well_is_said(comparison):
         control = frame.loc[(record.control, record.site)]
         beaten = control["high"] < verdict.low
         assert any(record.control in note for note in verdict.notes) == (not beaten)
+
+
+@pytest.mark.parametrize(
+    ("rate", "shown"), [(0.0, "0.0%"), (0.9494, "94.9%"), (0.9994, "99.9%"), (0.99997, ">99.9%"), (1.0, "100.0%")]
+)
+def test_only_all_is_a_hundred_per_cent(rate, shown):
+    assert in_percent(rate) == shown

@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from matplotlib.figure import Figure
 import assay
 from assay.faithfulness import Comparison
 from assay.reports import Illustrations, figures, style, to_svg, write_figures, write_page
+from assay.reports._page import in_words
 from assay.tasks import Text
 
 
@@ -83,6 +85,15 @@ def test_verdicts_come_first_and_in_words(page, shown):
     assert all(f">{name}<" in body for name in names)
     assert body.index("Verdicts") < body.index("What the gaps are made of") < body.index("Figures")
     assert all(split.name in body for split in shown.record.splits)
+
+
+def test_many_proxies_of_one_judgement_are_counted_and_few_are_named(shown):
+    [first, *_] = shown.verdicts()
+    same = [replace(first, proxy=f"SVD(rank={rank})", judgement="unfaithful") for rank in range(1, 8)]
+    assert in_words(same).startswith("7 of 7 proxies: unfaithful (")
+    words = in_words([*same[:2], replace(first, judgement="illusion")])
+    assert words.startswith(f"{first.proxy} at {first.site}: illusion (")
+    assert f"SVD(rank=1) at {first.site}, SVD(rank=2) at {first.site}: unfaithful (" in words
 
 
 def test_references_inside_figures_have_their_targets(tags):

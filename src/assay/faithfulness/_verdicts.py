@@ -75,8 +75,8 @@ class Verdict:
         """The numbers and notes behind the judgement, in words."""
         if math.isnan(self.agreement):
             return " ".join(self.notes)
-        limits = f"[{_percent(self.low)}, {_percent(self.high)}]"
-        text = f"Agrees with the subject on {_percent(self.agreement)} {limits} in distribution"
+        limits = f"[{in_percent(self.low)}, {in_percent(self.high)}]"
+        text = f"Agrees with the subject on {in_percent(self.agreement)} {limits} in distribution"
         if self.shift is not None:
             change = "less" if self.gap >= 0 else "more"
             text += (
@@ -93,8 +93,9 @@ def _points(low: float, high: float) -> str:
     return f"[{100 * low:+.1f}, {100 * high:+.1f}]"
 
 
-def _percent(rate: float) -> str:
-    return f"{100 * rate:.1f}%"
+def in_percent(rate: float) -> str:
+    """A rate in per cent; 100% only if it is all."""
+    return ">99.9%" if 0.9995 <= rate < 1 else f"{100 * rate:.1f}%"
 
 
 def standing_of_agreement(low: float, high: float, min_agreement: float) -> Standing:
@@ -147,7 +148,7 @@ def judge(
     elif standing == "undecided":
         judgement = "inconclusive"
         extra.append(
-            f"The interval in distribution contains the threshold {_percent(min_agreement)}: use more sequences."
+            f"The interval in distribution contains the threshold {in_percent(min_agreement)}: use more sequences."
         )
     elif worst is None:
         judgement = "inconclusive"

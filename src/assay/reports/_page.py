@@ -62,8 +62,12 @@ def picture(name: str, caption: str, figure: Figure) -> Picture:
     return Picture(caption, Markup(svg))
 
 
+_NAMED = 6
+"""So many proxies of one judgement are called by name."""
+
+
 def in_words(verdicts: Sequence[Verdict]) -> str:
-    """The verdicts in one plain sentence."""
+    """The verdicts in one plain sentence: proxies by name, or how many, where they are many."""
     names: dict[str, list[str]] = {}
     for verdict in verdicts:
         names.setdefault(verdict.judgement, []).append(f"{verdict.proxy} at {verdict.site}")
@@ -77,7 +81,8 @@ def in_words(verdicts: Sequence[Verdict]) -> str:
     for judgement, text in meaning.items():
         found = names.get(judgement, [])
         if found:
-            parts.append(f"{', '.join(found)}: {judgement} ({text}).")
+            who = ", ".join(found) if len(found) <= _NAMED else f"{len(found)} of {len(verdicts)} proxies"
+            parts.append(f"{who}: {judgement} ({text}).")
     return " ".join(parts)
 
 

@@ -52,7 +52,7 @@ def by_kind(comparison: Comparison, proxies: Sequence[str], loud: Sequence[str])
             rates.append(found.drop_duplicates("split").set_index("split"))
         return TableView(
             title=f"{title} by kind of character",
-            note="Per cent, with intervals over functions; every head simplified.",
+            note="Per cent, with intervals over functions" + ("; every head simplified." if proxy else "."),
             headings=["split", "all", *(kind.replace("_", " ") for kind in KINDS)],
             rows=[[(split, ""), *(_rate(rate.loc[split]) for rate in rates)] for split in _splits(comparison)],
             quiet=quiet,

@@ -12,6 +12,7 @@ from assay.engine import Engine, Proxy
 from assay.faithfulness import ALL, CleanPass
 from assay.faithfulness._assess import Assessment, Finding, assess
 from assay.faithfulness._statistics import FEW
+from assay.faithfulness._verdicts import in_percent
 from assay.subjects import Subject
 from assay.tasks import UNSCORED, Feature, Kind, Split, Task
 from assay.testing._session import Session
@@ -186,10 +187,6 @@ class _GivenSplits:
         return {"splits": list(self.split_names)}
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}%"
-
-
 def _message(proxy: Proxy, asked: str, result: Assessment, words: _Words) -> Iterator[str]:
     """Why an assertion failed, line by line, and what to do."""
     failing = [finding for finding in result.findings if finding.standing == "fails"]
@@ -205,7 +202,7 @@ def _message(proxy: Proxy, asked: str, result: Assessment, words: _Words) -> Ite
         rates = {kind: rate for kind, rate in rates.items() if not math.isnan(rate)}
         if set(rates) - {finding.kind for finding in result.findings}:
             lowest = sorted(rates, key=lambda kind: rates[kind])[:_KINDS_SHOWN]
-            yield f"  lowest on {name}: {', '.join(f'{kind} {_percent(rates[kind])}' for kind in lowest)}"
+            yield f"  lowest on {name}: {', '.join(f'{kind} {in_percent(rates[kind])}' for kind in lowest)}"
     if failing:
         yield (
             "This is shown; more sequences will not change it. Find a better explanation, or claim less: another "
@@ -222,11 +219,11 @@ def _numbers(finding: Finding, words: _Words) -> str:
             f" ({of})" if finding.predictions else ""
         )
     if not finding.is_gap:
-        return f"agrees on {_percent(finding.value)} [{_percent(finding.low)}, {_percent(finding.high)}] of {of}"
+        return f"agrees on {in_percent(finding.value)} [{in_percent(finding.low)}, {in_percent(finding.high)}] of {of}"
     change = "less" if finding.value >= 0 else "more"
     return (
-        f"{abs(100 * finding.value):.1f} points {change} than in distribution "
-        f"(gap [{100 * finding.low:+.1f}, {100 * finding.high:+.1f}]); agrees on {_percent(finding.agreement)} of {of}"
+        f"{abs(100 * finding.value):.1f} points {change} than in distribution (gap [{100 * finding.low:+.1f}, "
+        f"{100 * finding.high:+.1f}]); agrees on {in_percent(finding.agreement)} of {of}"
     )
 
 
@@ -245,7 +242,7 @@ def _advice(undecided: Sequence[Finding], noise: float, words: _Words) -> Iterat
             continue
         elif finding.is_gap and finding.bound < finding.value <= noise:
             yield (
-                f"{where}: the gap is within the noise floor, the {_percent(noise)} of {words.flips} when "
+                f"{where}: the gap is within the noise floor, the {in_percent(noise)} of {words.flips} when "
                 "nothing is edited; compute in a wider dtype, or allow a larger max_gap."
             )
         elif distance < _TOO_NEAR:
