@@ -182,6 +182,9 @@ def test_no_shift_is_left_out(shown, illustrations):
     legends = [*chart.legends, *(axes.get_legend() for axes in chart.axes if axes.get_legend())]
     legend = {text.get_text() for one in legends for text in one.get_texts()}
     assert set(names) <= legend
+    assert "at equal margin of the subject" in legend
+    marks = [line.get_ydata() for line in chart.axes[0].get_lines() if len(line.get_ydata()) > 2]
+    assert max(float(y[0]) for y in marks) < min(float(y[1]) for y in marks), "marks of two proxies do not mingle"
     lines = {line.get_label() for line in drawn["agreement-by-size-layer1"].axes[0].get_lines()}
     assert set(names) <= lines
 

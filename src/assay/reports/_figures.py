@@ -47,7 +47,8 @@ def figures(comparison: Comparison, illustrations: Illustrations) -> Iterator[tu
                 yield (
                     f"gaps-{site}",
                     f"Generalization gap of every proxy at {site}. {words}: in distribution minus under the shift, in "
-                    "points, with confidence intervals. Right of zero: less faithful under the shift.",
+                    "points, with confidence intervals; hollow: at equal margin of the subject. Right of zero: less "
+                    "faithful under the shift.",
                     gap_chart(comparison, site),
                 )
             for feature in comparison.record.features:
@@ -167,7 +168,12 @@ def agreement_by_size(comparison: Comparison, site: str) -> Figure:
             axes.set_ylim(-0.02, 1.02)
             axes.set_title(f"{family}: {title[0].lower()}{title[1:]}", loc="left")
         row[0].set_ylabel(f"share of {_unit(comparison)}")
-    grid[0][-1].legend(title="split (dotted: the subject)" if len(shown) > 1 else "split", loc="lower right")
+    figure.legend(
+        *grid[0][0].get_legend_handles_labels(),
+        title="split (dotted: accuracy of the subject)" if len(shown) > 1 else "split",
+        loc="outside lower center",
+        ncols=4,
+    )
     return figure
 
 
@@ -198,11 +204,12 @@ def gap_chart(comparison: Comparison, site: str) -> Figure:
     perturbations = {proxy.perturbation for proxy in comparison.record.proxies if proxy.site == site}
     proxies = [name for name in dict.fromkeys(gaps["proxy"]) if name not in perturbations]
     shifts = comparison.shifts
-    figure = Figure(figsize=(8.5, 0.9 + 0.42 * len(proxies)))
+    step = min(0.16, 0.8 / max(len(shifts), 1))
+    figure = Figure(figsize=(8.5, 0.9 + 0.42 * len(proxies) * 0.16 / step))
     axes = figure.subplots()
     for index, (colour, shift) in enumerate(zip(cycle(PALETTE[1:]), shifts, strict=False)):
         rows = gaps[gaps["split"] == shift].set_index("proxy").reindex(proxies)
-        y = np.arange(len(proxies)) + (index - (len(shifts) - 1) / 2) * 0.16
+        y = np.arange(len(proxies)) + (index - (len(shifts) - 1) / 2) * step
         value = 100 * rows["gap"].to_numpy(dtype=float)
         error = 100 * np.stack((rows["gap"] - rows["low"], rows["high"] - rows["gap"])).astype(float)
         axes.errorbar(
@@ -211,7 +218,7 @@ def gap_chart(comparison: Comparison, site: str) -> Figure:
         matched = 100 * rows["matched"].to_numpy(dtype=float)
         error = 100 * np.stack((rows["matched"] - rows["matched_low"], rows["matched_high"] - rows["matched"]))
         axes.errorbar(
-            matched, y + 0.08, xerr=np.clip(error.astype(float), 0, None), fmt="o", color=colour, markersize=3.5,
+            matched, y + step / 2, xerr=np.clip(error.astype(float), 0, None), fmt="o", color=colour, markersize=3.5,
             markerfacecolor="none", elinewidth=0.7, alpha=0.8,
         )  # fmt: skip
     axes.axvline(0, color=INK, linewidth=1)
@@ -219,7 +226,9 @@ def gap_chart(comparison: Comparison, site: str) -> Figure:
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
     axes.set_xlabel(f"gap: {_short(comparison)} on iid minus on the shift (points)")
-    figure.legend(loc="outside lower center", ncols=2)
+    handles, labels = axes.get_legend_handles_labels()
+    hollow = Line2D([], [], color=INK, marker="o", markersize=3.5, markerfacecolor="none", linewidth=0.7)
+    figure.legend([*handles, hollow], [*labels, "at equal margin of the subject"], loc="outside lower center", ncols=3)
     return figure
 
 

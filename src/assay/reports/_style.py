@@ -12,8 +12,11 @@ from matplotlib.figure import Figure
 INK = "#3c4043"
 """The colour of text and axes; in a page it becomes the page's own text colour."""
 
-PALETTE = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#999933", "#ee8866")
-"""Distinguishable for colour-blind readers (Paul Tol's bright and light schemes)."""
+PALETTE = (
+    "#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#999933", "#ee8866", "#332288", "#44aa99",
+    "#661100", "#aaaaaa",
+)  # fmt: skip
+"""Distinguishable for colour-blind readers (Paul Tol's bright, light and muted schemes)."""
 
 _RC: Any = {
     "svg.fonttype": "none",
