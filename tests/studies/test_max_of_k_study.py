@@ -5,7 +5,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from assay.proofs import certify
+from assay.proofs import Proxy, certify
 from assay.studies import max_of_k
 from assay.studies.max_of_k import Result
 from assay.subjects import LinearMaxConfig, LinearMaxForCausalLM, Subject, load
@@ -64,6 +64,25 @@ def test_a_proof_without_search_is_named_so():
     )
     assert max_of_k._label(Result("max-of-4", 0, "frontier", counted, None)) == "separable, grid 64, counted only"
     assert max_of_k._label(Result("max-of-4", 0, "frontier", searched, None)) == "separable, grid 64"
+
+
+def test_certified_gaps_are_from_the_tightest_bound_over_all_inputs_to_near_ties():
+    subject, near = load("max-of-4"), InputSet(4, 64, within=1)
+    proofs = [
+        certify(subject, strategy="cubic"),
+        certify(subject, strategy="separable", grid=64, search=0),
+        certify(subject, strategy="exact", inputs=near),
+        certify(subject, strategy="exact", against=Proxy(1), inputs=near),
+        certify(subject, strategy="exact", inputs=InputSet(4, 64, minimum_maximum=50)),
+    ]
+    results = [Result("max-of-4", 0, "frontier", proof, None) for proof in proofs]
+    [(model, seeds, quantity, low, where, high, gap)] = max_of_k.gap_lines(results)
+    assert (model, seeds, quantity, where) == ("max-of-4", "1", "accuracy", "within 1")
+    assert Fraction(low) <= Fraction(proofs[1].low) < Fraction(low) + Fraction(1, 10**9)
+    assert Fraction(high) >= Fraction(proofs[2].high) > Fraction(high) - Fraction(1, 10**9)
+    exact = Fraction(proofs[1].at_least, 64**4) - Fraction(proofs[2].at_most, near.size)
+    assert Fraction(gap) <= exact < Fraction(gap) + Fraction(2, 10**6)
+    assert max_of_k.gap_lines(results[:3] * 2)[0][1] == "2"
 
 
 def test_figure_of_losses(results):
