@@ -2,6 +2,7 @@
 
 import re
 from functools import partial
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -42,8 +43,10 @@ def never_above_the_truth(subject, data):
             "two_sided": data.draw(st.booleans()),
         }
         remainder = data.draw(st.sampled_from(sorted(REMAINDERS)))
+        block = data.draw(st.sampled_from([2, 3, 8]))
         own = {"separable": options, "subcubic-low-rank": {"remainder": remainder}}.get(strategy, {})
-        certificate = certified(subject, strategy=strategy, inputs=inputs, **own)
+        with patch.object(_groups, "_BLOCK", block):
+            certificate = certified(subject, strategy=strategy, inputs=inputs, **own)
         if certificate is None:
             continue
         assert certificate.at_least <= truth <= certificate.at_most, (strategy, truth, certificate)
@@ -54,6 +57,23 @@ def never_above_the_truth(subject, data):
 @given(subject=st.one_of(tiny_models(), extreme_models()), data=st.data())
 def test_a_certificate_is_never_above_the_truth(subject, data):
     never_above_the_truth(subject, data)
+
+
+@pytest.mark.parametrize("tokens", [8, 9, 17])
+@pytest.mark.parametrize("scale", [0.1, 0.4, 0.8])
+def test_of_more_tokens_than_a_block_has_the_exact_count_is_the_truth(tokens, scale):
+    rng = np.random.default_rng(tokens)
+    shapes = {"W_E": (tokens, 3), "W_pos": (2, 3), "W_Q": (3, 1), "W_K": (3, 1), "W_V": (3, 1), "W_O": (1, 3)}
+    arrays = {name: rng.normal(0, scale, shape) for name, shape in shapes.items()}
+    arrays["W_U"] = arrays["W_E"].T + rng.normal(0, 0.1, (3, tokens))
+    subject = subject_of(arrays, 2)
+    for inputs in (InputSet(2, tokens), InputSet(2, tokens, minimum_maximum=5, within=3)):
+        truth = Truth(subject).count(inputs)
+        for strategy in ("separable", "exact"):
+            certificate = certify(subject, strategy=strategy, inputs=inputs)
+            assert certificate.at_least <= truth <= certificate.at_most
+            assert strategy == "separable" or certificate.at_least == truth
+            certificate.verify(subject)
 
 
 @pytest.mark.slow
