@@ -398,6 +398,22 @@ def test_the_tiers_leave_out_no_output_that_could_win(scale):
     assert 1_000 < len(expected) < 18 * 190
 
 
+def test_products_too_small_for_floats_are_not_lost_from_a_chain():
+    q, Q, K, E = (np.array(rows) for rows in ([[2.0**500]] * 2, [[2.0**-500]], [[2.0**-350]], [[0.0], [2.0**-300]]))
+    circuit = Circuit(q, Q, K, E, q @ Q, E @ K, np.zeros(1), np.zeros(1))
+    assert (recursive(circuit, Operations()) >= 2.0**-650).all()
+
+
+@pytest.mark.parametrize("remainder", REMAINDERS)
+def test_queries_too_small_for_floats_are_all_remainder(remainder):
+    arrays = {"W_E": [[t, 1.0] for t in range(4)], "W_Q": [[0.0], [2.0**-1030]], "W_K": [[1.0], [0.0]]}
+    subject = subject_of({name: np.array(rows) for name, rows in arrays.items()} | {"W_U": np.eye(2, 4)}, 2)
+    subject.model.double()
+    subject.model.layers[0].attn.q_proj.weight.data[0, 1] = 2.0**-1030
+    certificate = certify(subject, strategy="subcubic-low-rank", remainder=remainder)
+    assert certificate.at_least <= Truth(subject).count(InputSet(2, 4)) <= certificate.at_most
+
+
 @pytest.mark.parametrize(("remainder", "routine"), [("principal", "svd"), ("svd", "eigh")])
 def test_the_remainder_of_a_low_rank_is_bounded_whatever_the_directions(monkeypatch, remainder, routine):
     """Also where the directions that are tried are bad ones."""

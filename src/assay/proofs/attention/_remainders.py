@@ -19,7 +19,7 @@ ROUNDING = 1e-12
 
 @dataclass(frozen=True)
 class Circuit:
-    """Token scores X Yᵀ in factors, within rounding.
+    """Token scores X Yᵀ in factors, within rounding (`E`, of which differences are taken, exactly).
 
     X (v, h) = `queries` (v, d) times `Q` (d, h), and Y (v, h) = `E` (v, d) times `K` (d, h).
     `c` and `e` (h,) choose the part of rank 1.
@@ -143,8 +143,8 @@ def svd(circuit: Circuit, operations: Operations) -> Float[np.ndarray, " v"]:
 
 
 def _scale(matrix: Float[np.ndarray, "row column"]) -> float:
-    """The power of two that brings the largest entry below 1."""
-    return 2.0 ** -int(np.frexp(np.abs(matrix).max())[1])
+    """The power of two that brings the largest entry below 1, or as near to it as float64 has powers."""
+    return 2.0 ** -int(np.clip(np.frexp(np.abs(matrix).max())[1], -1000, 1000))
 
 
 def recursive(circuit: Circuit, operations: Operations) -> Float[np.ndarray, " v"]:
@@ -158,7 +158,9 @@ def recursive(circuit: Circuit, operations: Operations) -> Float[np.ndarray, " v
     found: np.ndarray = np.abs(circuit.queries) @ (
         np.abs(circuit.Q) @ ((np.abs(peeled) + 4 * ROUNDING * size) @ _spread(circuit.E))
     )
-    return found * (1 + 4 * ROUNDING)
+    # What may have been lost on the way to products too small for float64, times what would have followed.
+    lost = 2.0**-1060 * (d + h) * (1 + np.abs(circuit.queries).sum(axis=1) * (1 + np.abs(circuit.Q).sum()))
+    return found * (1 + 4 * ROUNDING) + lost
 
 
 REMAINDERS: dict[str, Callable[[Circuit, Operations], Float[np.ndarray, " v"]]] = {

@@ -86,10 +86,16 @@ def _scores(weights: Weights, remainder: str | None, operations: Operations) -> 
 
 
 def _leading(X: np.ndarray, Y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Two vectors c and e such that (X c)(Y e)ᵀ is about the best approximation of X Yᵀ of rank 1."""
+    """Two vectors c and e such that (X c)(Y e)ᵀ is about the best approximation of X Yᵀ of rank 1.
+
+    Both are zero where c would overflow: then all of X Yᵀ is the remainder.
+    """
     outer, inner = np.linalg.qr(X)
     u = outer @ np.linalg.svd(inner @ np.linalg.qr(Y)[1].T)[0][:, 0]
-    c: np.ndarray = np.linalg.pinv(X) @ u
+    with np.errstate(over="ignore", invalid="ignore"):
+        c: np.ndarray = np.linalg.pinv(X) @ u
+    if not np.abs(c).max() < 2.0**1000:
+        return np.zeros_like(c), np.zeros_like(c)
     return c, X.T @ u
 
 
