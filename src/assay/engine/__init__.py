@@ -5,7 +5,7 @@ from assay.engine._engine import Engine
 from assay.engine._places import ATTENTION, BLOCK_STREAMS, HEAD_STREAMS, Block, Head, Place, Site
 from assay.engine._proxy import Proxy
 from assay.engine._run import Run
-from assay.engine._samples import Samples, batches, collect, scale, tensors
+from assay.engine._samples import Samples, batches, collect, device_scale, tensors
 from assay.engine._together import run_together, shared
 
 __all__ = [
@@ -25,8 +25,8 @@ __all__ = [
     "VectorEdit",
     "batches",
     "collect",
+    "device_scale",
     "run_together",
-    "scale",
     "shared",
     "tensors",
 ]

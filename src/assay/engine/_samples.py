@@ -71,7 +71,7 @@ def batches(engine: Engine, split: Split) -> Iterator[tuple[Int[np.ndarray, " se
         start = end
 
 
-def scale(device: torch.device) -> int:
+def device_scale(device: torch.device) -> int:
     """How many times as much as a CPU a device takes at once."""
     return 1 if device.type == "cpu" else 16
 
@@ -79,7 +79,7 @@ def scale(device: torch.device) -> int:
 def _fill(engine: Engine, sequences: int, width: int) -> float:
     """How full a batch is of so many sequences of a length; above 1 it is too large."""
     tokens, weights = sequences * width, sequences * width * width * len(engine.heads)
-    return max(tokens / TOKENS_PER_BATCH, weights / WEIGHTS_PER_BATCH) / scale(engine.subject.device)
+    return max(tokens / TOKENS_PER_BATCH, weights / WEIGHTS_PER_BATCH) / device_scale(engine.subject.device)
 
 
 def copies_that_fit(engine: Engine, sequences: int, width: int) -> int:

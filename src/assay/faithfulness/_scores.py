@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from assay._errors import AssayError
-from assay.engine import Engine, Proxy, Run, batches, scale, tensors
+from assay.engine import Engine, Proxy, Run, batches, device_scale, tensors
 from assay.faithfulness._clean_pass import CleanPass
 from assay.faithfulness._metrics import Metric, Pair, Predictions, margins
 from assay.tasks import UNSCORED, Split, Task
@@ -186,7 +186,7 @@ def score(
             tokens, valid = tensors(batch, engine.subject.device)
             judged = _Batch(engine, task, split.name, metrics, batch, clean_pass(engine, tokens, valid))
             finite = {name: proxy for name, proxy in proxies.items() if not isinstance(found[name], NotFiniteError)}
-            for some in _groups(list(finite), judged.clean.held, scale(tokens.device)):
+            for some in _groups(list(finite), judged.clean.held, device_scale(tokens.device)):
                 for name, measured in judged.of({name: finite[name] for name in some}).items():
                     current = found[name]
                     if isinstance(measured, NotFiniteError):
@@ -221,7 +221,7 @@ class _Batch:
         }
         values = {name: {metric.name: np.zeros(self.margin.shape) for metric in self.metrics} for name in runs}
         broken: dict[str, NotFiniteError] = {}
-        logits_held = LOGITS_HELD * scale(self.kind_of.device)
+        logits_held = LOGITS_HELD * device_scale(self.kind_of.device)
         for positions in _chunks(self.kind_of != UNSCORED, self.engine.subject.vocabulary, logits_held):
             chosen = positions.cpu().numpy()
             subject = self._predictions(self.clean, positions)

@@ -134,12 +134,6 @@ class _Blocks:
         self.row_other = np.where(value == top[:, 1:], top[:, :1], top[:, 1:])
         operations.add(arithmetic=3 * v * v, comparisons=2 * free * v + 3 * 4 * v * v + 2 * v * v)
 
-    def at(self, of_blocks: np.ndarray, other: np.ndarray, rows: np.ndarray, m: int) -> np.ndarray:
-        """Chosen rows of a table over blocks, without output m."""
-        found: np.ndarray = of_blocks[rows].copy()
-        found[:, m // _BLOCK] = other[rows, m]
-        return found
-
 
 def _of_blocks(table: Float[np.ndarray, "row v"]) -> tuple[np.ndarray, np.ndarray]:
     """Maxima over blocks (row, block), and over each output's block without it (row, v); -inf over nothing."""
@@ -151,6 +145,13 @@ def _of_blocks(table: Float[np.ndarray, "row v"]) -> tuple[np.ndarray, np.ndarra
     largest, second = top[:, :, 1:], top[:, :, :1]
     other = np.where(blocks == largest, second, largest).reshape(rows, -1)[:, :v]
     return largest[:, :, 0], other
+
+
+def _without(of_blocks: np.ndarray, other: np.ndarray, rows: np.ndarray, m: int) -> np.ndarray:
+    """Chosen rows of a table over blocks, without output m."""
+    found: np.ndarray = of_blocks[rows].copy()
+    found[:, m // _BLOCK] = other[rows, m]
+    return found
 
 
 def _suspects(
@@ -172,9 +173,9 @@ def _suspects(
     own = W[np.arange(len(lasts)), at_last] * pi[:, -1]
 
     base = (pad - tables.EU[lasts, m])[:, None]
-    EU = blocks.at(blocks.EU, blocks.EU_other, lasts, m) + base
-    value = blocks.at(blocks.value, blocks.value_other, tokens[-1:], m)[0] - (tables.EV[m, m] + blocks.least[m])
-    last = blocks.at(blocks.last, blocks.last_other, lasts, m) + (
+    EU = _without(blocks.EU, blocks.EU_other, lasts, m) + base
+    value = _without(blocks.value, blocks.value_other, tokens[-1:], m)[0] - (tables.EV[m, m] + blocks.least[m])
+    last = _without(blocks.last, blocks.last_other, lasts, m) + (
         base - (tables.EV[lasts, m] + tables.PV[-1, m])[:, None]
     )
     gain = EU.max(axis=1, keepdims=True) + (
