@@ -1,15 +1,17 @@
 """`assay run code` on a small untrained model and a source of two languages: everything is there and adds up."""
 
+import io
 import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from assay import AssayError
 from assay.faithfulness import Comparison
-from assay.reports import Illustrations, markdown, percent, points
+from assay.reports import Illustrations, TableView, markdown, percent, points, terminal_table
 from assay.studies import code
 from assay.studies._code_views import _p_value, telling_function
 from assay.subjects import Subject, code_model, load
@@ -95,6 +97,16 @@ def test_a_run_leaves_everything(task: Code, small: Subject, tmp_path: Path) -> 
     assert '<pre class="code">' in page
     assert markdown(comparison)
     json.dumps([table.model_dump() for table in shown.tables])
+
+
+def test_tables_by_kind_fit_into_eighty_letters() -> None:
+    rows = [[(name, ""), *[("81.9", "81.1–82.7")] * 7] for name in ("unseen_repository", "javascript")]
+    view = TableView(title="t", note="", headings=["split", "all", *code.views.KIND_HEADINGS], rows=rows)
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(terminal_table(view))
+    words = console.export_text().split()
+    assert {"white", "space", "keyword", "closing", "bracket", "repository", "javascript"} <= set(words)
+    assert words.count("81.1–82.7") == 14
 
 
 def test_shares_of_kinds_are_counted(task: Code) -> None:

@@ -290,7 +290,13 @@ def terminal_table(view: TableView) -> RenderableType:
     table = Table(title=view.title, title_justify="left", caption=view.note, caption_justify="left", box=None,
                   pad_edge=False, padding=(0, 1, 0, 0))  # fmt: skip
     for number, heading in enumerate(view.headings):
-        table.add_column(heading, justify="right" if number else "left", overflow="fold")
+        if number:
+            # As wide as its cells, and its heading folds at words.
+            parts = [*heading.split(), *(part for row in view.rows for part in row[number])]
+            table.add_column(heading, justify="right", overflow="fold", max_width=max(map(len, parts), default=1))
+        else:
+            words = [word for row in view.rows for word in row[0][0].replace("_", " ").split()]
+            table.add_column(heading, overflow="fold", min_width=min(14, max(map(len, words), default=1)))
     for (name, below), *rest in view.rows:
         cells = [(name.replace("_", " "), below), *rest]
         table.add_row(*(Text(text) + Text(f"\n{small}" if small else "", style="dim") for text, small in cells))

@@ -14,6 +14,9 @@ from assay.simplify import Simplification, description_length, label
 from assay.subjects import Subject
 from assay.tasks import KINDS, UNSCORED, Code, Split
 
+KIND_HEADINGS = tuple(kind.replace("_", " ").replace("whitespace", "white space") for kind in KINDS)
+"""Kinds as headings that fold at words, so that seven columns fit into eighty letters."""
+
 SHOWN_CHARACTERS = 48
 """Characters of a function whose attention is drawn."""
 
@@ -53,7 +56,7 @@ def by_kind(comparison: Comparison, proxies: Sequence[str], loud: Sequence[str])
         return TableView(
             title=f"{title} by kind of character",
             note="Per cent, with intervals over functions" + ("; every head simplified." if proxy else "."),
-            headings=["split", "all", *(kind.replace("_", " ") for kind in KINDS)],
+            headings=["split", "all", *KIND_HEADINGS],
             rows=[[(split, ""), *(_rate(rate.loc[split]) for rate in rates)] for split in _splits(comparison)],
             quiet=quiet,
         )
@@ -75,7 +78,7 @@ def shares(task: Code, splits: Sequence[Split]) -> TableView:
     return TableView(
         title="What is predicted",
         note=f"Functions and predictions judged by split, and the share of each kind in per cent ({task.name}).",
-        headings=["split", "functions", "predictions", *(kind.replace("_", " ") for kind in KINDS)],
+        headings=["split", "functions", "predictions", *KIND_HEADINGS],
         rows=rows,
         quiet=True,
     )
@@ -83,7 +86,7 @@ def shares(task: Code, splits: Sequence[Split]) -> TableView:
 
 def measured(subject: Subject) -> TableView:
     """How well the subject predicts, by split, as its training record says."""
-    kinds = [kind.replace("_", " ") for kind in KINDS]
+    kinds = list(KIND_HEADINGS)
     rows = []
     for split, found in subject.record["measured"].items():
         rates = [found["accuracy"], *(found["kinds"][kind]["accuracy"] for kind in KINDS)]
@@ -126,7 +129,7 @@ def kind_gaps(comparison: Comparison, proxy: str) -> Iterator[TableView]:
         yield TableView(
             title=f"{proxy} at all: {title}",
             note=note,
-            headings=["shift", *(kind.replace("_", " ") for kind in KINDS)],
+            headings=["shift", *KIND_HEADINGS],
             rows=rows,
             quiet=True,
         )
@@ -241,7 +244,7 @@ def heads_by_kind(heads: Comparison, proxy: str) -> TableView:
     return TableView(
         title=f"Each head by itself, {proxy}: gap by kind of character",
         note="Points, under the shift where the head's gap is largest, with intervals over functions.",
-        headings=["head", "shift", "all", *(kind.replace("_", " ") for kind in KINDS)],
+        headings=["head", "shift", "all", *KIND_HEADINGS],
         rows=rows,
         quiet=True,
     )
