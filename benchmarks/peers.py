@@ -8,7 +8,8 @@ runs on one thread; the peers run the whole model for each rank and take all seq
 
 Needs `pip install -e '.[peers]'`. Then `python benchmarks/peers.py small` (or `gpt2`, `llama`) prints a Markdown table;
 `--rounds` alternates the tools that many times, and times are ratios of processor seconds within a round; `--profile`
-shows where Assay's own time goes.
+shows where Assay's own time goes. One of the tools is Assay itself by torch's kernels and the model's own code alone,
+which tells what is won by leaving out and sharing work from what is won by kernels.
 """
 
 import argparse
@@ -37,7 +38,7 @@ from transformers.masking_utils import AttentionMaskInterface, eager_mask
 from transformers.modeling_utils import AttentionInterface
 
 from assay.engine import Edit, Engine, Proxy, batches, tensors
-from assay.faithfulness import metrics
+from assay.faithfulness import _by_numpy, metrics
 from assay.faithfulness._clean_pass import ROWS
 from assay.faithfulness._scores import Scores, score
 from assay.subjects import Subject
@@ -329,6 +330,23 @@ class WithAssay:
         return found
 
 
+class WithTorchsKernels(WithAssay):
+    """The same by torch's kernels and the model's own code alone: what is won by leaving out and sharing work."""
+
+    name = "Assay, torch's kernels"
+
+    def __init__(self, job: Job) -> None:
+        super().__init__(job)
+        self.engine._kernels = {}
+
+    def __call__(self, layers: Sequence[int]) -> Results:
+        threads, _by_numpy.THREADS = _by_numpy.THREADS, 0
+        try:
+            return super().__call__(layers)
+        finally:
+            _by_numpy.THREADS = threads
+
+
 # -- measuring ------------------------------------------------------------------------------------------------------
 
 
@@ -358,7 +376,7 @@ def difference(one: Results, other: Results) -> float:
     return max(abs(a - b) for key in one for a, b in zip(one[key], other[key], strict=True))
 
 
-PRODUCTS = ("aten::addmm", "aten::bmm", "aten::mm")
+PRODUCTS = ("aten::addmm", "aten::bmm", "aten::mm", "mkldnn::_linear_pointwise")
 
 
 def profile(tool: WithAssay, layers: Sequence[int]) -> None:
@@ -381,7 +399,20 @@ def profile(tool: WithAssay, layers: Sequence[int]) -> None:
         print(f"  {row.key:28} {row.self_cpu_time_total / total:6.1%}")
 
 
-PEERS = (WithTransformerLens, WithNnsight, WithTransformers)
+JOBS: dict[str, Callable[[int], slice]] = {
+    "first": lambda layers: slice(0, 1),
+    "middle": lambda layers: slice(layers // 2, layers // 2 + 1),
+    "last": lambda layers: slice(layers - 1, layers),
+    "all": lambda layers: slice(0, layers),
+}
+"""Which layers each job is about."""
+
+OTHERS = {
+    "torch": WithTorchsKernels,
+    "transformer-lens": WithTransformerLens,
+    "nnsight": WithNnsight,
+    "transformers": WithTransformers,
+}
 
 
 def main() -> None:
@@ -390,7 +421,8 @@ def main() -> None:
     parser.add_argument("model", choices=CONFIGURATIONS)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--sequences", type=int, default=16)
-    parser.add_argument("--no-sweep", action="store_true", help="leave out the sweep over all layers")
+    parser.add_argument("--jobs", nargs="+", choices=JOBS, default=list(JOBS), help="the jobs to do (all)")
+    parser.add_argument("--others", nargs="+", choices=OTHERS, default=list(OTHERS), help="what to compare with (all)")
     parser.add_argument("--profile", action="store_true", help="only show where Assay's time goes, over all layers")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -405,19 +437,16 @@ def compare(job: Job, options: argparse.Namespace) -> None:
     if options.profile:
         profile(tools[0], list(range(job.layers)))
         return
-    for peer in PEERS:
+    for other in (OTHERS[name] for name in options.others):
         try:
-            tools.append(peer(job))
+            tools.append(other(job))
         except ImportError as error:
-            print(f"{peer.name} is left out: {error}")
-    last = job.layers - 1
-    jobs = {"first layer": [0], "middle layer": [job.layers // 2], "last layer": [last]}
-    if not options.no_sweep:
-        jobs["all layers"] = list(range(job.layers))
+            print(f"{other.name} is left out: {error}")
     print(f"\n{options.model}: {options.sequences} x {POSITIONS} tokens, ranks {job.ranks}, rounds {options.rounds}\n")
     print("| job | tool | processor seconds | times Assay's | peak MB | times Assay's | largest difference |")
     print("|---|---|---|---|---|---|---|")
-    for title, layers in jobs.items():
+    for title in options.jobs:
+        layers = list(range(job.layers))[JOBS[title](job.layers)]
         rounds = [{tool.name: measured(tool, layers) for tool in tools} for _ in range(options.rounds)]
         for tool in tools:
             seconds = statistics.median(one[tool.name][0] for one in rounds)
@@ -425,7 +454,10 @@ def compare(job: Job, options: argparse.Namespace) -> None:
             peak = statistics.median(one[tool.name][1] for one in rounds)
             more = statistics.median(one[tool.name][1] / one["Assay"][1] for one in rounds)
             apart = max(difference(one[tool.name][2], one["Assay"][2]) for one in rounds)
-            print(f"| {title} | {tool.name} | {seconds:.2f} | {ratio:.2f} | {peak:.0f} | {more:.1f} | {apart:.1e} |")
+            print(
+                f"| {title} | {tool.name} | {seconds:.2f} | {ratio:.2f} | {peak:.0f} | {more:.1f} | {apart:.1e} |",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

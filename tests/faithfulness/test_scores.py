@@ -172,12 +172,20 @@ def test_batch_size_does_not_matter(size, monkeypatch, known, proxies, bracket_t
 
 
 @pytest.mark.parametrize(
-    ("module", "constant", "value"),
-    [("_clean_pass", "ROWS", 5), ("_clean_pass", "WEIGHTS_KEPT", 0), ("_scores", "LOGITS_HELD", 1),
-     ("_scores", "NUMBERS_HELD", 1)],
-)  # fmt: skip
-def test_pieces_do_not_matter(module, constant, value, monkeypatch, known, proxies, bracket_task, split, judged, found):  # noqa: PLR0917
-    monkeypatch.setattr(f"assay.faithfulness.{module}.{constant}", value)
+    "sizes",
+    [
+        {"_clean_pass.ROWS": 5},
+        {"_clean_pass.WEIGHTS_KEPT": 0},
+        {"_scores.LOGITS_HELD": 1, "_scores.PREDICTIONS_HELD": 1},
+        {"_scores.NUMBERS_HELD": 1},
+        {"_metrics.NUMBERS": 1},
+        {"_by_numpy.THREADS": 0},
+    ],
+    ids=str,
+)
+def test_pieces_do_not_matter(sizes, monkeypatch, known, proxies, bracket_task, split, judged, found):  # noqa: PLR0917
+    for constant, value in sizes.items():
+        monkeypatch.setattr(f"assay.faithfulness.{constant}", value)
     again = score(known, proxies, bracket_task, split, judged)
     for name, scores in found.items():
         np.testing.assert_array_equal(again[name].counts, scores.counts)

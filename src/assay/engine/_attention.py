@@ -9,7 +9,7 @@ silently stops being causal.
 import functools
 import itertools
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, fields
@@ -320,21 +320,6 @@ def using(model: PreTrainedModel, implementation: str) -> Iterator[None]:
     finally:
         if before != implementation:
             model.set_attn_implementation(before)
-
-
-@contextmanager
-def fused(activations: Sequence[nn.Module]) -> Iterator[None]:
-    """Within the block, these GELUs in the tanh approximation are computed by torch's one kernel for them.
-
-    It is the same function, several times faster; what the other rounding changes is part of the noise floor.
-    """
-    for module in activations:
-        module.forward = functools.partial(nn.functional.gelu, approximate="tanh")
-    try:
-        yield
-    finally:
-        for module in activations:
-            del module.forward
 
 
 @contextmanager

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers.activations import NewGELUActivation
 
 from assay._errors import AssayError
 from assay.engine._attention import (
@@ -21,12 +20,12 @@ from assay.engine._attention import (
     Masks,
     Plan,
     RowObserver,
-    fused,
     in_force,
     using,
 )
 from assay.engine._bypass import Bypass
 from assay.engine._hooks import at_input, at_output, keep_once, keep_output
+from assay.engine._kernels import faster, using_kernels
 from assay.engine._places import ATTENTION, BLOCK_STREAMS, HEAD_STREAMS, Block, Head, Place, Site
 from assay.engine._probes import Pass, rows_agree, unexplained
 from assay.engine._run import IdentityDifference, Run
@@ -163,8 +162,8 @@ class Engine:
         return self._names[id(self._modules[layer])]
 
     @cached_property
-    def _gelus(self) -> list[nn.Module]:
-        return [module for module in self.subject.model.modules() if isinstance(module, NewGELUActivation)]
+    def _kernels(self) -> dict[nn.Module, Callable[..., Tensor]]:
+        return faster(self.subject.model)
 
     @cached_property
     def _names(self) -> dict[int, str]:
@@ -234,7 +233,7 @@ class Engine:
     def _forward(
         self, tokens: Tensor, valid: Tensor | None, plan: Plan, expected: int, call: Callable[..., Any] | None = None
     ) -> Any:
-        with in_force(self.subject.model, plan), fused(self._gelus):
+        with in_force(self.subject.model, plan), using_kernels(self._kernels):
             result = (call or self.subject)(tokens, valid)
         if len(plan.met) != expected:
             raise AssayError(
@@ -401,7 +400,8 @@ class Engine:
         """The logits of some positions of a run that left them out (of any run: it takes a part of them)."""
         if run._body is None or self._tail is None or run._tokens is None:
             return run.logits[:, positions]
-        return self._tail.logits(run._body, run._tokens, run._valid, positions)
+        with using_kernels(self._kernels):
+            return self._tail.logits(run._body, run._tokens, run._valid, positions)
 
     def _by_layer(self, edits: Iterable[Edit]) -> dict[int, tuple[Edit, ...]]:
         found: dict[int, list[Edit]] = defaultdict(list)
@@ -465,12 +465,12 @@ class Engine:
 
         Edits that give back what they get are compared with the untouched subject, which computes attention by its
         architecture's own eager code, and with the subject as it was loaded, whose attention implementation (often
-        torch's fused one) may order the arithmetic differently. Padding positions do not count.
+        torch's fused one) and kernels may order the arithmetic differently. Padding positions do not count.
         """
         edits = [Edit(head, queries=lambda x: x, keys=lambda x: x, pattern=lambda p, _: p) for head in self.heads]
         edited = self.run(tokens, valid, edits=edits).logits
         as_loaded = self.subject(tokens, valid)
-        with using(self.subject.model, "eager"):
+        with using(self.subject.model, "eager"), using_kernels(self._kernels):
             untouched = self.subject(tokens, valid)
 
         def largest(other: Tensor) -> float:

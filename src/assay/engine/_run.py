@@ -105,8 +105,8 @@ class Run:
 class IdentityDifference:
     """Largest absolute differences of a logit between an identity edit and the subject, and both logits.
 
-    `eager` is against the subject under its own eager attention, `as_loaded` against the attention implementation
-    that it was loaded with.
+    `eager` is against the subject under its own eager attention, by the same kernels for the rest; `as_loaded` against
+    the subject as it was loaded, with its attention implementation and its own code throughout.
     """
 
     eager: float

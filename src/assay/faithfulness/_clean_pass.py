@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from assay.engine import Edit, Engine, Proxy, Run, run_together, shared
+from assay.faithfulness._by_numpy import log_
 
 ROWS = 64
 """Queries a block."""
@@ -51,6 +52,7 @@ class CleanPass:
     def _keep(self, layer: int, rows: slice, pattern: Tensor, _: Tensor | None) -> None:
         pattern = pattern.float()
         self._rows.note(layer, rows, pattern)
+        self._rows.weigh(layer, rows, pattern)
         if self._kept:
             self._patterns[layer, rows.start] = pattern
 
@@ -81,6 +83,7 @@ class CleanPass:
             clean = clean.repeat(count, 1, 1, 1) if count > 1 else clean
             pattern = pattern.float()
             own.note(layer, rows, pattern)
+            own.weigh(layer, rows, pattern)
             middle.note(layer, rows, torch.lerp(clean, pattern, 0.5))
 
         options: dict[str, Any] = {"on_rows": compare if attention else None, "rows": ROWS, "logits": False}
@@ -111,9 +114,11 @@ class _Rows:
     def note(self, layer: int, rows: slice, pattern: Tensor) -> None:
         """Take in some rows of a layer's pattern. 1e-30 keeps the logarithm of 0 finite and changes no other term."""
         self.first = min(self.first, layer)
-        heads = self.heads[layer]
-        self._entropy[:, heads, rows] = (pattern + 1e-30).log_().mul_(pattern).sum(dim=-1).neg_()
-        self._mass[:, heads, rows] = pattern.sum(dim=-1)
+        self._entropy[:, self.heads[layer], rows] = log_(pattern + 1e-30).mul_(pattern).sum(dim=-1).neg_()
+
+    def weigh(self, layer: int, rows: slice, pattern: Tensor) -> None:
+        """Take in the mass of some rows of a layer's pattern."""
+        self._mass[:, self.heads[layer], rows] = pattern.sum(dim=-1)
 
     @property
     def nothing(self) -> Tensor:

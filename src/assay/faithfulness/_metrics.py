@@ -1,7 +1,7 @@
 """What is measured at every prediction: agreement, accuracy and divergences of a proxy from its subject."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Protocol, runtime_checkable
 
@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from assay._registry import Registry
+from assay.faithfulness._by_numpy import argmax, expm1
 from assay.tasks import Kind
 
 
@@ -19,11 +20,11 @@ def choices(
     kinds: Sequence[Kind],
 ) -> Int[Tensor, "batch position"]:
     """The predicted token of every position: the arg max over the candidates of the position's kind."""
-    chosen = logits.argmax(dim=-1)
+    chosen = argmax(logits)
     for index, kind in enumerate(kinds):
         if kind.candidates is not None:
             candidates = torch.tensor(kind.candidates, device=logits.device)
-            among = candidates[logits.index_select(-1, candidates).argmax(dim=-1)]
+            among = candidates[argmax(logits.index_select(-1, candidates))]
             chosen = torch.where(kind_of == index, among, chosen)
     return chosen
 
@@ -130,25 +131,17 @@ class Pair:
         self.targets = targets
         self.attention = attention
 
-    @cached_property
-    def log_ratio(self) -> Float[Tensor, "batch position vocabulary"]:
-        """ln q − ln p of every token, with p the subject's probability and q the proxy's."""
-        return self.proxy.log_probabilities - self.subject.log_probabilities
 
-    @cached_property
-    def centred(self) -> Float[Tensor, "batch position vocabulary"]:
-        """By how much more than on average the proxy's logit of a token is above the subject's.
-
-        The average is over the subject's distribution, so that what is added to all logits alike is gone.
-        """
-        p = self.subject.probabilities
-        change = self.proxy.logits.to(p.dtype) - self.subject.logits.to(p.dtype)
-        return change.sub_((p * change).sum(dim=-1, keepdim=True))
+NUMBERS = 300_000
+"""Logits of a model that a divergence takes at a time on a CPU, whose cache then holds what is made of them."""
 
 
-def _sum(terms: Float[Tensor, "batch position vocabulary"]) -> Float[Tensor, "batch position"]:
-    """The sum over the vocabulary, in float64 (float32 where that is not to be had)."""
-    return terms.sum(dim=-1, dtype=_widest(terms))
+def _by_rows(measure: Callable[..., Tensor], *of_models: Tensor) -> Float[Tensor, "batch position"]:
+    """A divergence (row) of tensors (row, vocabulary), measured for a few of their positions at a time."""
+    first = of_models[0]
+    rows = max(1, NUMBERS // first.shape[-1]) if first.device.type == "cpu" else max(1, first[..., 0].numel())
+    blocks = zip(*(tensor.flatten(0, 1).split(rows) for tensor in of_models), strict=True)
+    return torch.cat([measure(*block) for block in blocks]).view(first.shape[:2])
 
 
 def _widest(like: Tensor) -> torch.dtype:
@@ -240,15 +233,24 @@ class KLDivergence:
 
     def __call__(self, pair: Pair) -> Float[Tensor, "batch position"]:
         """The divergence at every position."""
-        # KL is ln of the sum of p e^d where that of p d is 0, so its terms may be p (e^d − 1 − d): none is negative,
-        # and small ones are not lost. Where e^d would be too large beside too small a p, KL is taken as defined.
-        change = pair.centred
-        found = torch.expm1(change).sub_(change).mul_(pair.subject.probabilities).sum(dim=-1).log1p()
-        far = change.amax(dim=-1) > FAR
-        if bool(far.any()):
-            p, q = (model.logits[far].to(_widest(far)).log_softmax(dim=-1) for model in (pair.subject, pair.proxy))
-            found[far] = (p.exp() * (p - q)).sum(dim=-1).to(found.dtype)
-        return found.clamp(min=0)
+        return _by_rows(_kl, pair.subject.probabilities, pair.subject.logits, pair.proxy.logits)
+
+
+def _kl(p: Tensor, subject: Tensor, proxy: Tensor) -> Tensor:
+    """KL of rows of logits, `p` the subject's probabilities.
+
+    It is ln of the sum of p e^d where that of p d is 0, with d by how much a token's logit rises. So its terms may be
+    p (e^d − 1 − d): none is negative, and small ones are not lost. Where e^d would be too large beside too small a p,
+    KL is taken as defined.
+    """
+    change = proxy.to(p.dtype) - subject.to(p.dtype)
+    change.sub_((p * change).sum(dim=-1, keepdim=True))
+    found = expm1(change).sub_(change).mul_(p).sum(dim=-1).log1p()
+    far = change.amax(dim=-1) > FAR
+    if bool(far.any()):
+        of_subject, of_proxy = (logits[far].to(_widest(far)).log_softmax(dim=-1) for logits in (subject, proxy))
+        found[far] = (of_subject.exp() * (of_subject - of_proxy)).sum(dim=-1).to(found.dtype)
+    return found.clamp(min=0)
 
 
 class JSDivergence:
@@ -263,10 +265,20 @@ class JSDivergence:
 
     def __call__(self, pair: Pair) -> Float[Tensor, "batch position"]:
         """The divergence at every position."""
-        p, q, r = pair.subject.probabilities, pair.proxy.probabilities, pair.log_ratio
-        # ln(m/p) = softplus(r) − ln 2 and ln(m/q) = ln(m/p) − r
-        above = torch.nn.functional.softplus(r) - math.log(2)
-        return (_sum(p * above + q * (above - r)) / -2).clamp(0, math.log(2))
+        subject = pair.subject
+        return _by_rows(_jsd, subject.probabilities, subject.log_probabilities, pair.proxy.logits)
+
+
+def _jsd(p: Tensor, log_p: Tensor, proxy: Tensor) -> Tensor:
+    """JSD of rows, from a subject's probabilities and a proxy's logits.
+
+    The logarithms are ln(m/p) = softplus(r) − ln 2 and ln(m/q) = ln(m/p) − r, with r = ln(q/p).
+    """
+    log_q = proxy.to(p.dtype).log_softmax(dim=-1)
+    ratio = log_q - log_p
+    above = torch.nn.functional.softplus(ratio) - math.log(2)
+    terms = p * above + log_q.exp() * (above - ratio)
+    return (terms.sum(dim=-1, dtype=_widest(terms)) / -2).clamp(0, math.log(2))
 
 
 class AttentionJSD:

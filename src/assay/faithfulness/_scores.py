@@ -37,10 +37,11 @@ to a quarter of the margin above two.
 """
 
 NUMBERS_HELD, LOGITS_HELD = 2_000_000, 1_500_000
-"""Final hidden states of proxies, and logits of one model, that a CPU has in memory at the same time (in numbers).
+"""Final hidden states of proxies, and logits of one model, that a CPU has in memory at the same time (in numbers)."""
 
-The unembedding is read once for every piece of the logits, so pieces of a few positions cost more than they compute.
-"""
+PREDICTIONS_HELD = 64
+"""Predictions whose logits are held in any case: the unembedding is read once for every piece of the logits, so that
+pieces of a few predictions cost more than they compute."""
 
 
 class Column(NamedTuple):
@@ -274,5 +275,6 @@ def _groups(names: Sequence[str], held: int, scale: int) -> Iterator[Sequence[st
 
 
 def _chunks(scored: Bool[Tensor, "batch position"], vocabulary: int, held: int) -> Iterator[Int[Tensor, " chosen"]]:
-    """The scored positions in pieces whose logits have at most `held` numbers (one position at least)."""
-    return iter(scored.any(dim=0).nonzero()[:, 0].split(max(1, held // (len(scored) * vocabulary))))
+    """The scored positions in pieces whose logits have at most `held` numbers, or of `PREDICTIONS_HELD` predictions."""
+    predictions = max(PREDICTIONS_HELD, held // vocabulary)
+    return iter(scored.any(dim=0).nonzero()[:, 0].split(max(1, predictions // len(scored))))

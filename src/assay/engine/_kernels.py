@@ -1,0 +1,93 @@
+"""The same functions by faster kernels, where a model's own code takes slower ones than torch has."""
+
+import functools
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from transformers.activations import GELUTanh, NewGELUActivation
+from transformers.pytorch_utils import Conv1D
+
+LEAST = 2_000_000
+"""Multiplications from which oneDNN's own overhead is small beside them."""
+
+
+def faster(model: nn.Module) -> dict[nn.Module, Callable[..., Tensor]]:
+    """The modules of a model that have a faster kernel, each with it.
+
+    These are GELUs in the tanh approximation, and dense layers of a model in float32 on a CPU with AVX-512, by oneDNN:
+    torch multiplies float32 matrices by MKL, which does not use AVX-512 on every CPU that has it
+    (`benchmarks/faster_kernels.py` shows the difference). Other rounding is part of the noise floor.
+    """
+    found: dict[nn.Module, Callable[..., Tensor]] = {}
+    for module in model.modules():
+        if type(module) in (NewGELUActivation, GELUTanh):
+            found[module] = gelu
+        elif (type(module) is nn.Linear or type(module) is Conv1D) and _plain(module) and _by_onednn():
+            found[module] = functools.partial(_dense, module, module.forward)
+    return found
+
+
+def gelu(inputs: Tensor) -> Tensor:
+    """GELU in the tanh approximation: x / 2 (1 + tanh u) = x sigmoid(2 u) with u = sqrt(2 / pi) (x + 0.044715 x^3).
+
+    On a CPU the sigmoid is several times faster than torch's tanh.
+    """
+    if inputs.device.type != "cpu" or inputs.dtype != torch.float32:
+        return nn.functional.gelu(inputs, approximate="tanh")
+    twice = 2 * math.sqrt(2 / math.pi)
+    found = torch.addcmul(inputs.new_tensor(twice), inputs, inputs, value=twice * 0.044715)
+    return found.mul_(inputs).sigmoid_().mul_(inputs)
+
+
+@contextmanager
+def using_kernels(kernels: Mapping[nn.Module, Callable[..., Tensor]]) -> Iterator[None]:
+    """Within the block, modules are computed by other kernels; one that has a forward of its own keeps it."""
+    free = {module: kernel for module, kernel in kernels.items() if "forward" not in vars(module)}
+    for module, kernel in free.items():
+        module.forward = kernel
+    try:
+        yield
+    finally:
+        for module in free:
+            del module.forward
+
+
+def _plain(module: nn.Module) -> bool:
+    """Whether all parameters are plain float32 tensors on a CPU (a quantised one is of another class)."""
+    return all(
+        type(parameter) is nn.Parameter and parameter.dtype == torch.float32 and parameter.device.type == "cpu"
+        for parameter in module.parameters()
+    )
+
+
+@functools.cache
+def _by_onednn() -> bool:
+    """Whether this torch multiplies by oneDNN when asked to, and MKL would do it otherwise without AVX-512."""
+    if not (torch.backends.mkldnn.is_available() and torch.backends.mkl.is_available()):
+        return False
+    if torch.backends.cpu.get_cpu_capability() != "AVX512":
+        return False
+    inputs, weight, bias = torch.ones(2, 3), torch.ones(4, 3), torch.ones(4)
+    try:
+        return torch.equal(_product(inputs, weight, bias), torch.full((2, 4), 4.0))
+    except (AttributeError, NotImplementedError, RuntimeError):
+        return False
+
+
+def _product(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    found: Tensor = torch.ops.mkldnn._linear_pointwise(inputs, weight, bias, "none", [], "")
+    return found
+
+
+def _dense(module: nn.Linear | Conv1D, plain: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
+    """What a dense layer gives; by its own code where that is no slower or its inputs are of another kind."""
+    if (
+        inputs.dtype != torch.float32
+        or inputs.numel() * math.prod(module.weight.shape) < LEAST * inputs.shape[-1]
+        or not torch.backends.mkldnn.enabled
+    ):
+        return plain(inputs)
+    return _product(inputs, module.weight if isinstance(module, nn.Linear) else module.weight.t(), module.bias)
