@@ -4,19 +4,22 @@ The job: project queries and keys of every head of a layer on the first 1, 2, 4,
 compare with the untouched model: same prediction, KL divergence of the logits, Jensen-Shannon divergence of the
 attention of all heads. At the first, the middle and the last layer, and the sweep over all layers. Every tool gets the
 same model, tokens and bases, shares one clean pass over a job, compares attention from the projected layer on, and
-runs on one thread; the peers run the whole model for each rank and take all sequences in one batch, as their users do.
+runs in a process of its own, on one thread; the peers run the whole model for each rank and take all sequences in one
+batch, as their users do.
 
 Needs `pip install -e '.[peers]'`. Then `python benchmarks/peers.py small` (or `gpt2`, `llama`) prints a Markdown table;
-`--rounds` alternates the tools that many times, and times are ratios of processor seconds within a round; `--profile`
-shows where Assay's own time goes. One of the tools is Assay itself by torch's kernels and the model's own code alone,
+`--rounds` alternates the tools that many times, and times are ratios of processor seconds within a round, what the
+operating system takes for memory included (its share is shown); `--profile` shows where Assay's own time goes. One of the tools is Assay itself by torch's kernels and the model's own code alone,
 which tells what is won by leaving out and sharing work from what is won by kernels.
 """
 
 import argparse
 import contextlib
 import ctypes
+import dataclasses
 import gc
 import math
+import multiprocessing
 import os
 import statistics
 import tempfile
@@ -24,8 +27,9 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -289,7 +293,10 @@ class WithAssay:
     def __init__(self, job: Job) -> None:
         self.job = job
         self.engine = Engine(Subject(type(job.model).from_pretrained(job.folder).eval(), None, "benchmark"))
-        self.task = _NextTokens(job.tokens)
+
+    @property
+    def task(self) -> _NextTokens:
+        return _NextTokens(self.job.tokens)
 
     def edits(self, layer: int, rank: int) -> Iterator[Edit]:
         heads = self.engine.site(f"layer{layer}").places
@@ -358,17 +365,70 @@ def status(field: str) -> float:
     return math.nan
 
 
-def measured(tool: Callable[[Sequence[int]], Results], layers: Sequence[int]) -> tuple[float, float, Results]:
-    """Processor seconds, peak memory beyond what was there before in MB, and the numbers."""
+class Measured(NamedTuple):
+    """A job: processor seconds, how many of them the operating system took, peak memory in MB, and the numbers.
+
+    The memory is what comes to what the process had before.
+    """
+
+    seconds: float
+    system: float
+    peak: float
+    found: Results
+
+
+def measured(tool: Callable[[Sequence[int]], Results], layers: Sequence[int]) -> Measured:
+    """A job done by a tool."""
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
     clear = Path("/proc/self/clear_refs")
     if clear.exists():
         clear.write_text("5")
-    before, start = status("VmRSS"), time.process_time()
+    before, start = status("VmRSS"), os.times()
     found = tool(layers)
-    return time.process_time() - start, status("VmHWM") - before, found
+    end = os.times()
+    system = end.system - start.system
+    return Measured(end.user - start.user + system, system, status("VmHWM") - before, found)
+
+
+def serve(connection: Connection, name: str, options: argparse.Namespace) -> None:
+    """In a process of its own, a tool does the jobs that come in until there are no more."""
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        job = make(CONFIGURATIONS[options.model], Path(folder), sequences=options.sequences)
+        try:
+            tool = TOOLS[name](dataclasses.replace(job, tokens=job.tokens[:1], ranks=job.ranks[:1]))
+        except ImportError as error:
+            connection.send(error)
+            return
+        tool([job.layers - 1])
+        tool.job = job
+        connection.send(None)
+        for layers in iter(connection.recv, None):
+            connection.send(measured(tool, layers))
+
+
+@contextlib.contextmanager
+def processes(options: argparse.Namespace) -> Iterator[dict[str, Connection]]:
+    """The tools, each in a process of its own as its users have it, ready for jobs."""
+    spawn = multiprocessing.get_context("spawn")
+    found = {}
+    for name in ("assay", *options.others):
+        ours, theirs = spawn.Pipe()
+        process = spawn.Process(target=serve, args=(theirs, name, options), daemon=True)
+        process.start()
+        error = ours.recv()
+        if error is None:
+            found[name] = ours
+        else:
+            print(f"{TOOLS[name].name} is left out: {error}")
+    try:
+        yield found
+    finally:
+        for connection in found.values():
+            connection.send(None)
 
 
 def difference(one: Results, other: Results) -> float:
@@ -407,7 +467,8 @@ JOBS: dict[str, Callable[[int], slice]] = {
 }
 """Which layers each job is about."""
 
-OTHERS = {
+TOOLS: dict[str, Any] = {
+    "assay": WithAssay,
     "torch": WithTorchsKernels,
     "transformer-lens": WithTransformerLens,
     "nnsight": WithNnsight,
@@ -422,40 +483,51 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--sequences", type=int, default=16)
     parser.add_argument("--jobs", nargs="+", choices=JOBS, default=list(JOBS), help="the jobs to do (all)")
-    parser.add_argument("--others", nargs="+", choices=OTHERS, default=list(OTHERS), help="what to compare with (all)")
+    parser.add_argument(
+        "--others", nargs="+", choices=list(TOOLS)[1:], default=list(TOOLS)[1:], help="what to compare with (all)"
+    )
     parser.add_argument("--profile", action="store_true", help="only show where Assay's time goes, over all layers")
     options = parser.parse_args()
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as folder:
-        compare(make(CONFIGURATIONS[options.model], Path(folder), sequences=options.sequences), options)
-
-
-def compare(job: Job, options: argparse.Namespace) -> None:
-    """Print the table, or the profile, of one job."""
-    tools: list[Any] = [WithAssay(job)]
     if options.profile:
-        profile(tools[0], list(range(job.layers)))
-        return
-    for other in (OTHERS[name] for name in options.others):
-        try:
-            tools.append(other(job))
-        except ImportError as error:
-            print(f"{other.name} is left out: {error}")
-    print(f"\n{options.model}: {options.sequences} x {POSITIONS} tokens, ranks {job.ranks}, rounds {options.rounds}\n")
-    print("| job | tool | processor seconds | times Assay's | peak MB | times Assay's | largest difference |")
-    print("|---|---|---|---|---|---|---|")
+        warnings.simplefilter("ignore")
+        torch.set_num_threads(1)
+        with tempfile.TemporaryDirectory() as folder:
+            job = make(CONFIGURATIONS[options.model], Path(folder), sequences=options.sequences)
+            profile(WithAssay(job), list(range(job.layers)))
+    else:
+        with processes(options) as tools:
+            compare(tools, options)
+
+
+def compare(tools: dict[str, Connection], options: argparse.Namespace) -> None:
+    """Print the table of one configuration."""
+    layers = CONFIGURATIONS[options.model].num_hidden_layers
+    print(f"\n{options.model}: {options.sequences} x {POSITIONS} tokens, ranks {RANKS}, rounds {options.rounds}\n")
+    print("| layers | tool | processor seconds | of it system | times Assay's | peak MB | times Assay's | apart |")
+    print("|---|---|---|---|---|---|---|---|")
     for title in options.jobs:
-        layers = list(range(job.layers))[JOBS[title](job.layers)]
-        rounds = [{tool.name: measured(tool, layers) for tool in tools} for _ in range(options.rounds)]
-        for tool in tools:
-            seconds = statistics.median(one[tool.name][0] for one in rounds)
-            ratio = statistics.median(one[tool.name][0] / one["Assay"][0] for one in rounds)
-            peak = statistics.median(one[tool.name][1] for one in rounds)
-            more = statistics.median(one[tool.name][1] / one["Assay"][1] for one in rounds)
-            apart = max(difference(one[tool.name][2], one["Assay"][2]) for one in rounds)
+        rounds: list[dict[str, Measured]] = []
+        for _ in range(options.rounds):
+            rounds.append({})
+            for name, connection in tools.items():
+                connection.send(list(range(layers))[JOBS[title](layers)])
+                rounds[-1][name] = connection.recv()
+        for name in tools:
+            pairs = [(one[name], one["assay"]) for one in rounds]
+            seconds, system, ratio, peak, more = (
+                statistics.median(column)
+                for column in zip(
+                    *(
+                        (own.seconds, own.system, own.seconds / ours.seconds, own.peak, own.peak / ours.peak)
+                        for own, ours in pairs
+                    ),
+                    strict=True,
+                )
+            )
+            apart = max(difference(own.found, ours.found) for own, ours in pairs)
             print(
-                f"| {title} | {tool.name} | {seconds:.2f} | {ratio:.2f} | {peak:.0f} | {more:.1f} | {apart:.1e} |",
+                f"| {title} | {TOOLS[name].name} | {seconds:.2f} | {system:.2f} | {ratio:.2f} | {peak:.0f} "
+                f"| {more:.1f} | {apart:.1e} |",
                 flush=True,
             )
 

@@ -15,11 +15,11 @@ from assay.subjects import Subject
 @contextmanager
 def given(module: nn.Module, output: Any) -> Iterator[None]:
     """Within the block, a module gives back what is known already instead of computing it."""
-    module.forward = lambda *inputs, **options: output
+    vars(module)["forward"] = lambda *inputs, **options: output
     try:
         yield
     finally:
-        del module.forward
+        del vars(module)["forward"]
 
 
 class Tail:
