@@ -9,8 +9,9 @@ batch, as their users do.
 
 Needs `pip install -e '.[peers]'`. Then `python benchmarks/peers.py small` (or `gpt2`, `llama`) prints a Markdown table;
 `--rounds` alternates the tools that many times, and times are ratios of processor seconds within a round, what the
-operating system takes for memory included (its share is shown); `--profile` shows where Assay's own time goes. One of the tools is Assay itself by torch's kernels and the model's own code alone,
-which tells what is won by leaving out and sharing work from what is won by kernels.
+operating system takes for memory included (its share is shown); `--profile` shows where Assay's own time goes. One of
+the tools is Assay itself by torch's kernels and the model's own code alone, which tells what is won by leaving out and
+sharing work from what is won by kernels.
 """
 
 import argparse
