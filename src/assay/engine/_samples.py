@@ -17,7 +17,7 @@ Vectors = Mapping[Place, Float[Tensor, "sample width"]]
 LARGEST = 1_000_000_000
 """The most bytes of samples; positions are thinned out beyond."""
 
-TOKENS_PER_BATCH, WEIGHTS_PER_BATCH = 4_096, 4_200_000
+TOKENS_PER_BATCH, WEIGHTS_PER_BATCH = 4_096, 3_000_000
 """On a CPU: tokens, and attention weights of all heads; elsewhere 16 times as many."""
 
 
