@@ -4,8 +4,8 @@ The job: project queries and keys of every head of a layer on the first 1, 2, 4,
 compare with the untouched model: same prediction, KL divergence of the logits, Jensen-Shannon divergence of the
 attention of all heads. At the first, the middle and the last layer, and the sweep over all layers. Every tool gets the
 same model, tokens and bases, shares one clean pass over a job, compares attention from the projected layer on, and
-runs in a process of its own, on one thread; the peers run the whole model for each rank and take all sequences in one
-batch, as their users do.
+runs in a fresh process for each job, on one thread; the peers run the whole model for each rank and take all sequences
+in one batch, as their users do.
 
 Needs `pip install -e '.[peers]'`. Then `python benchmarks/peers.py small` (or `gpt2`, `llama`) prints a Markdown table;
 `--rounds` alternates the tools that many times, and times are ratios of processor seconds within a round, what the
@@ -413,7 +413,7 @@ def serve(connection: Connection, name: str, options: argparse.Namespace) -> Non
 
 @contextlib.contextmanager
 def processes(options: argparse.Namespace) -> Iterator[dict[str, Connection]]:
-    """The tools, each in a process of its own as its users have it, ready for jobs."""
+    """The tools, each in a fresh process as its users have it, ready for jobs."""
     spawn = multiprocessing.get_context("spawn")
     found = {}
     for name in ("assay", *options.others):
@@ -496,11 +496,10 @@ def main() -> None:
             job = make(CONFIGURATIONS[options.model], Path(folder), sequences=options.sequences)
             profile(WithAssay(job), list(range(job.layers)))
     else:
-        with processes(options) as tools:
-            compare(tools, options)
+        compare(options)
 
 
-def compare(tools: dict[str, Connection], options: argparse.Namespace) -> None:
+def compare(options: argparse.Namespace) -> None:
     """Print the table of one configuration."""
     layers = CONFIGURATIONS[options.model].num_hidden_layers
     print(f"\n{options.model}: {options.sequences} x {POSITIONS} tokens, ranks {RANKS}, rounds {options.rounds}\n")
@@ -508,12 +507,13 @@ def compare(tools: dict[str, Connection], options: argparse.Namespace) -> None:
     print("|---|---|---|---|---|---|---|---|")
     for title in options.jobs:
         rounds: list[dict[str, Measured]] = []
-        for _ in range(options.rounds):
-            rounds.append({})
-            for name, connection in tools.items():
-                connection.send(list(range(layers))[JOBS[title](layers)])
-                rounds[-1][name] = connection.recv()
-        for name in tools:
+        with processes(options) as tools:
+            for _ in range(options.rounds):
+                rounds.append({})
+                for name, connection in tools.items():
+                    connection.send(list(range(layers))[JOBS[title](layers)])
+                    rounds[-1][name] = connection.recv()
+        for name in rounds[0]:
             pairs = [(one[name], one["assay"]) for one in rounds]
             seconds, system, ratio, peak, more = (
                 statistics.median(column)
