@@ -22,6 +22,7 @@ import gc
 import math
 import multiprocessing
 import os
+import resource
 import statistics
 import tempfile
 import time
@@ -386,11 +387,11 @@ def measured(tool: Callable[[Sequence[int]], Results], layers: Sequence[int]) ->
     clear = Path("/proc/self/clear_refs")
     if clear.exists():
         clear.write_text("5")
-    before, start = status("VmRSS"), os.times()
+    before, start = status("VmRSS"), resource.getrusage(resource.RUSAGE_SELF)
     found = tool(layers)
-    end = os.times()
-    system = end.system - start.system
-    return Measured(end.user - start.user + system, system, status("VmHWM") - before, found)
+    end = resource.getrusage(resource.RUSAGE_SELF)
+    system = end.ru_stime - start.ru_stime
+    return Measured(end.ru_utime - start.ru_utime + system, system, status("VmHWM") - before, found)
 
 
 def serve(connection: Connection, name: str, options: argparse.Namespace) -> None:
@@ -420,6 +421,7 @@ def processes(options: argparse.Namespace) -> Iterator[dict[str, Connection]]:
         ours, theirs = spawn.Pipe()
         process = spawn.Process(target=serve, args=(theirs, name, options), daemon=True)
         process.start()
+        theirs.close()
         error = ours.recv()
         if error is None:
             found[name] = ours
@@ -429,7 +431,8 @@ def processes(options: argparse.Namespace) -> Iterator[dict[str, Connection]]:
         yield found
     finally:
         for connection in found.values():
-            connection.send(None)
+            with contextlib.suppress(BrokenPipeError):
+                connection.send(None)
 
 
 def difference(one: Results, other: Results) -> float:

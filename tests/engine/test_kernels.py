@@ -27,6 +27,7 @@ def products(monkeypatch):
 
     monkeypatch.setattr(_kernels, "_product", product)
     monkeypatch.setattr(_kernels, "LEAST", 0)
+    monkeypatch.setattr(_kernels, "ROWS", 0)
     return seen
 
 
@@ -69,7 +70,28 @@ def test_inputs_of_another_kind_are_left_to_the_layer(products, monkeypatch):
             kernel(torch.ones(3, 8))
         assert not products
         kernel(torch.ones(3, 8))
+        with torch.autocast("cpu", torch.bfloat16):
+            assert kernel(torch.ones(3, 8)).dtype == torch.bfloat16
     assert products == [(3, 8)]
+
+
+@needs_onednn
+@pytest.mark.parametrize(("shape", "large"), [((16, 500), True), ((15, 500), False), ((16, 100), False)])
+def test_small_products_are_left_to_the_layer(shape, large, monkeypatch):
+    monkeypatch.setattr(_kernels, "_product", lambda *given: pytest.fail("by oneDNN") if not large else given[0])
+    layer = nn.Linear(shape[1], 500)
+    with torch.inference_mode():
+        assert faster(layer)[layer](torch.ones(shape)).shape == (shape if large else (shape[0], 500))
+
+
+@needs_onednn
+def test_a_class_that_was_given_another_forward_keeps_it(monkeypatch, products):
+    layer = nn.Linear(4, 4)
+    kernel = faster(layer)[layer]
+    monkeypatch.setattr(nn.Linear, "forward", lambda self, inputs: inputs + 1)
+    assert kernel(torch.ones(2, 4)).tolist() == [[2.0] * 4] * 2
+    assert layer not in faster(layer)
+    assert not products
 
 
 def test_layers_of_another_kind_have_no_other_kernel():
@@ -81,12 +103,26 @@ def test_layers_of_another_kind_have_no_other_kernel():
     assert set(faster(nn.Sequential(GELUTanh(), NewGELUActivation())).values()) == {gelu}
 
 
-def test_what_is_given_stays_given_and_forwards_are_put_back():
+@pytest.mark.parametrize("inside", [False, True])
+def test_what_is_given_stays_given_and_forwards_are_put_back(inside):
     model = nn.Sequential(nn.Linear(4, 4), NewGELUActivation())
     one = torch.ones(2, 4)
-    with given(model[1], one), using_kernels(faster(model)):
-        assert model(torch.zeros(2, 4)) is one
+    blocks = [given(model[1], one), using_kernels(faster(model))]
+    first, second = reversed(blocks) if inside else blocks
+    with pytest.raises(ZeroDivisionError), first:  # noqa: PT012
+        with second:
+            assert model(torch.zeros(2, 4)) is one
+        raise ZeroDivisionError
     assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_kernels_may_be_in_use_twice():
+    model = NewGELUActivation()
+    with using_kernels(faster(model)):
+        with using_kernels(faster(model)):
+            assert model.forward is gelu
+        assert model.forward is gelu
+    assert "forward" not in vars(model)
 
 
 @needs_onednn

@@ -4,42 +4,43 @@ import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.activations import GELUTanh, NewGELUActivation
 from transformers.pytorch_utils import Conv1D
 
-LEAST = 2_000_000
-"""Multiplications from which oneDNN's own overhead is small beside them."""
+LEAST, ROWS = 2_000_000, 16
+"""Multiplications and rows from which oneDNN's own overhead is small beside them."""
 
 
 def faster(model: nn.Module) -> dict[nn.Module, Callable[..., Tensor]]:
     """The modules of a model that have a faster kernel, each with it.
 
-    These are GELUs in the tanh approximation, and dense layers of a model in float32 on a CPU with AVX-512, by oneDNN:
-    torch multiplies float32 matrices by MKL, which does not use AVX-512 on every CPU that has it
+    These are GELUs in the tanh approximation, and dense layers in float32 on a CPU with AVX-512, by oneDNN: torch
+    multiplies float32 matrices by MKL, which does not use AVX-512 on every CPU that has it
     (`benchmarks/faster_kernels.py` shows the difference). Other rounding is part of the noise floor.
     """
     found: dict[nn.Module, Callable[..., Tensor]] = {}
     for module in model.modules():
         if type(module) in (NewGELUActivation, GELUTanh):
             found[module] = gelu
-        elif (type(module) is nn.Linear or type(module) is Conv1D) and _plain(module) and _by_onednn():
-            found[module] = functools.partial(_dense, module, module.forward)
+        elif type(module) in (nn.Linear, Conv1D) and _plain(module) and _by_onednn():
+            found[module] = functools.partial(_dense, module)
     return found
 
 
-def gelu(inputs: Tensor) -> Tensor:
+def gelu(input: Tensor) -> Tensor:
     """GELU in the tanh approximation: x / 2 (1 + tanh u) = x sigmoid(2 u) with u = sqrt(2 / pi) (x + 0.044715 x^3).
 
     On a CPU the sigmoid is several times faster than torch's tanh.
     """
-    if inputs.device.type != "cpu" or inputs.dtype != torch.float32:
-        return nn.functional.gelu(inputs, approximate="tanh")
+    if input.device.type != "cpu" or input.dtype != torch.float32:
+        return nn.functional.gelu(input, approximate="tanh")
     twice = 2 * math.sqrt(2 / math.pi)
-    found = torch.addcmul(inputs.new_tensor(twice), inputs, inputs, value=twice * 0.044715)
-    return found.mul_(inputs).sigmoid_().mul_(inputs)
+    found = torch.addcmul(input.new_tensor(twice), input, input, value=twice * 0.044715)
+    return found.mul_(input).sigmoid_().mul_(input)
 
 
 @contextmanager
@@ -52,12 +53,15 @@ def using_kernels(kernels: Mapping[nn.Module, Callable[..., Tensor]]) -> Iterato
         yield
     finally:
         for module in free:
-            del vars(module)["forward"]
+            vars(module).pop("forward", None)
 
 
 def _plain(module: nn.Module) -> bool:
-    """Whether all parameters are plain float32 tensors on a CPU (a quantised one is of another class)."""
-    return all(
+    """Whether a layer's class computes as it always did, and all parameters are plain float32 tensors on a CPU.
+
+    A quantised parameter is of another class; a forward that someone put into the class comes from another module.
+    """
+    return type(module).forward.__module__ == type(module).__module__ and all(
         type(parameter) is nn.Parameter and parameter.dtype == torch.float32 and parameter.device.type == "cpu"
         for parameter in module.parameters()
     )
@@ -65,7 +69,7 @@ def _plain(module: nn.Module) -> bool:
 
 @functools.cache
 def _by_onednn() -> bool:
-    """Whether this torch multiplies by oneDNN when asked to, and MKL would do it otherwise without AVX-512."""
+    """Whether this torch has oneDNN and otherwise multiplies by MKL, on a CPU where the two may differ."""
     if not (torch.backends.mkldnn.is_available() and torch.backends.mkl.is_available()):
         return False
     if torch.backends.cpu.get_cpu_capability() != "AVX512":
@@ -82,12 +86,19 @@ def _product(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return found
 
 
-def _dense(module: nn.Linear | Conv1D, plain: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
+def _dense(module: nn.Module, *given: Tensor, **named: Tensor) -> Tensor:
     """What a dense layer gives; by its own code where that is no slower or its inputs are of another kind."""
+    own: Any = module
+    (inputs,) = (*given, *named.values())
+    rows = inputs.numel() // max(1, inputs.shape[-1])
     if (
-        inputs.dtype != torch.float32
-        or inputs.numel() * math.prod(module.weight.shape) < LEAST * inputs.shape[-1]
+        rows < ROWS
+        or rows * own.weight.numel() < LEAST
+        or inputs.dtype != torch.float32
+        or inputs.device.type != "cpu"
+        or not _plain(module)
         or not torch.backends.mkldnn.enabled
+        or torch.is_autocast_enabled("cpu")
     ):
-        return plain(inputs)
-    return _product(inputs, module.weight if isinstance(module, nn.Linear) else module.weight.t(), module.bias)
+        return type(own).forward(module, inputs)
+    return _product(inputs, own.weight if isinstance(module, nn.Linear) else own.weight.t(), own.bias)

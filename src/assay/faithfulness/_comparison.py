@@ -80,9 +80,10 @@ class NoiseFloor(_Model):
     """What an identity edit changes, on `sequences` sequences of iid.
 
     `logit_difference` is the largest absolute difference of a logit from the untouched subject under its own eager
-    attention; `logit_difference_as_loaded` from the attention implementation it was loaded with, and `flipped` the
-    share of predictions that differ from those, in [0, 1]. Of embeddings these are the differences of an entry of the
-    last hidden states, and the share of sequences with another nearest neighbour.
+    attention, computed by the same kernels; `logit_difference_as_loaded` from the subject as it was loaded, with its
+    attention implementation and its own kernels, and `flipped` the share of predictions that differ from those, in
+    [0, 1]. Of embeddings these are the differences of an entry of the last hidden states, and the share of sequences
+    with another nearest neighbour.
     """
 
     logit_difference: float

@@ -40,8 +40,8 @@ NUMBERS_HELD, LOGITS_HELD = 2_000_000, 1_500_000
 """Final hidden states of proxies, and logits of one model, that a CPU has in memory at the same time (in numbers)."""
 
 PREDICTIONS_HELD = 64
-"""Predictions whose logits are held in any case: the unembedding is read once for every piece of the logits, so that
-pieces of a few predictions cost more than they compute."""
+"""Predictions whose logits are held even if they are more: the unembedding is read once for every piece of the logits,
+so that pieces of a few predictions cost more than they compute."""
 
 
 class Column(NamedTuple):
@@ -275,6 +275,6 @@ def _groups(names: Sequence[str], held: int, scale: int) -> Iterator[Sequence[st
 
 
 def _chunks(scored: Bool[Tensor, "batch position"], vocabulary: int, held: int) -> Iterator[Int[Tensor, " chosen"]]:
-    """The scored positions in pieces whose logits have at most `held` numbers, or of `PREDICTIONS_HELD` predictions."""
+    """The scored positions in pieces whose logits are at most `held` numbers, or those of `PREDICTIONS_HELD` predictions."""
     predictions = max(PREDICTIONS_HELD, held // vocabulary)
     return iter(scored.any(dim=0).nonzero()[:, 0].split(max(1, predictions // len(scored))))

@@ -322,7 +322,7 @@ def _floor(comparison: Comparison) -> Text:
     noise = comparison.record.noise_floor
     return Text(
         f"Noise floor: changing nothing moves a logit by at most {noise.logit_difference:.1e} "
-        f"({noise.logit_difference_as_loaded:.1e} from the subject's own attention implementation) and flips "
+        f"({noise.logit_difference_as_loaded:.1e} from the subject as it was loaded) and flips "
         f"{100 * noise.flipped:.3g}% of {'predictions' if on_what(comparison) else 'nearest neighbours'}.",
         style="dim",
     )
