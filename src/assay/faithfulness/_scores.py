@@ -275,6 +275,6 @@ def _groups(names: Sequence[str], held: int, scale: int) -> Iterator[Sequence[st
 
 
 def _chunks(scored: Bool[Tensor, "batch position"], vocabulary: int, held: int) -> Iterator[Int[Tensor, " chosen"]]:
-    """The scored positions in pieces whose logits are at most `held` numbers, or those of `PREDICTIONS_HELD` predictions."""
+    """The scored positions in pieces of at most `held` logits, or of those of `PREDICTIONS_HELD` predictions."""
     predictions = max(PREDICTIONS_HELD, held // vocabulary)
     return iter(scored.any(dim=0).nonzero()[:, 0].split(max(1, predictions // len(scored))))
