@@ -32,7 +32,7 @@ subject = Subject(dyck_model(task, seed=0).eval(), task.tokenizer(), "random", s
 print("begun", flush=True)
 assay.compare(
     subject, task, [assay.SVD(rank=2), assay.KMeans(clusters=8), assay.OneHotAttention()],
-    sites=["all-heads", "all"], sequences=60, fit_sequences=60, resamples=100, folder=Path(sys.argv[1]),
+    sites=["all-heads", "all"], sequences=300, fit_sequences=60, resamples=50, folder=Path(sys.argv[1]),
     workers=assay.Workers(int(sys.argv[2])),
 )
 """
@@ -107,7 +107,7 @@ def main() -> None:
     """Print the list."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folders", type=int, default=3)
-    parser.add_argument("--kills", type=int, default=4)
+    parser.add_argument("--kills", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     print("| workers | killed after (cells finished) | run again to its end (cells) |")
