@@ -1,10 +1,10 @@
 """Kill a comparison at random moments, run it again each time, and compare its files with those of one left in peace.
 
-Run `python benchmarks/kills.py`. For one worker and two it takes the time of an undisturbed run, then starts runs in
-a fresh folder (`--folders` of them), kills each at a random moment of that time (`--kills` times), and lets the last go
-to its end. A row of the table tells when each run was killed, in seconds from when the subject was there, how many
-cells were finished by then, and whether `results.parquet`, `gaps.parquet` and `sequences.parquet` have the bytes of the
-undisturbed run.
+Run `python benchmarks/kills.py`. For one worker and two it takes the time of an undisturbed run, then starts runs in a
+fresh folder (`--folders` of them), kills each (`--kills` times) when a random number of its cells is finished or at a
+random moment of that time, in turn, and lets the last go to its end. A row of the table tells when each run was killed,
+in seconds from when the subject was there, how many cells were finished by then, and whether `results.parquet`,
+`gaps.parquet` and `sequences.parquet` have the bytes of the undisturbed run.
 """
 
 import argparse
@@ -80,16 +80,26 @@ def cells(folder: Path) -> int:
     return len(list(folder.glob("cells/*.npz")))
 
 
-def kill(folder: Path, jobs: int, *, times: int, seed: int, longest: float) -> Iterator[Kill]:
-    """Start the comparison so many times, and kill it within `longest` seconds each time."""
-    moments = random.Random(seed)
-    for _ in range(times):
+def kill(folder: Path, jobs: int, *, times: int, seed: int, longest: float, most: int) -> Iterator[Kill]:
+    """Start the comparison so many times, and kill it each time.
+
+    Every other run is killed at a random moment within `longest` seconds, the rest when a random number of its `most`
+    cells that are still missing is finished.
+    """
+    chance = random.Random(seed)
+    for number in range(times):
         run = start(folder, jobs)
         assert run.stdout is not None
         run.stdout.readline()
-        moment = moments.uniform(0.1, longest)
-        time.sleep(moment)
-        alive = run.poll() is None
+        begun = time.monotonic()
+        missing = most - cells(folder)
+        if number % 2 or not missing:
+            wanted, moment = most + 1, chance.uniform(0.1, longest)
+        else:
+            wanted, moment = cells(folder) + chance.randint(1, missing), longest * 2
+        while cells(folder) < wanted and time.monotonic() < begun + moment and run.poll() is None:
+            time.sleep(0.002)
+        alive, moment = run.poll() is None, time.monotonic() - begun
         run.kill()
         run.communicate()
         yield Kill(moment if alive else None, cells(folder))
@@ -107,7 +117,7 @@ def main() -> None:
     """Print the list."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folders", type=int, default=3)
-    parser.add_argument("--kills", type=int, default=3)
+    parser.add_argument("--kills", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     print("| workers | killed after (cells finished) | run again to its end (cells) |")
@@ -120,7 +130,9 @@ def main() -> None:
                 folder, seed = Path(name, str(number)), options.seed + 100 * jobs + number
                 kills = [
                     "over before" if moment is None else f"{moment:.1f} s ({found})"
-                    for moment, found in kill(folder, jobs, times=options.kills, seed=seed, longest=longest)
+                    for moment, found in kill(
+                        folder, jobs, times=options.kills, seed=seed, longest=longest, most=cells(whole)
+                    )
                 ]
                 complete(folder, jobs)
                 same = "the same bytes" if results(folder) == results(whole) else "OTHER BYTES"

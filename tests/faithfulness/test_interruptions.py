@@ -5,15 +5,18 @@ import signal
 
 import pytest
 
-from kills import complete, finish, kill, results, start
+from kills import cells, complete, finish, kill, results, start
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_killed_at_any_moment_and_run_again(tmp_path, jobs):
     longest = complete(tmp_path / "whole", jobs)
-    kills = list(kill(tmp_path / "killed", jobs, times=4, seed=jobs, longest=longest))
-    assert any(found.moment is not None and found.cells for found in kills), "no run was killed in the middle"
+    most = cells(tmp_path / "whole")
+    kills = list(kill(tmp_path / "killed", jobs, times=4, seed=jobs, longest=longest, most=most))
+    assert any(found.moment is not None and 0 < found.cells < most for found in kills), (
+        "no run was killed in the middle"
+    )
     complete(tmp_path / "killed", jobs)
     assert results(tmp_path / "killed") == results(tmp_path / "whole")
 
