@@ -27,7 +27,11 @@ LAYERS = (
 )
 FUNCTIONS: tuple[tuple[str, Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]], ...] = (
     ("GELU, tanh form", functools.partial(nn.functional.gelu, approximate="tanh"), gelu),
-    ("logarithm", lambda numbers: (numbers * numbers).log_(), lambda numbers: _by_numpy.log_(numbers * numbers)),
+    (
+        "logarithm of a square",
+        lambda numbers: (numbers * numbers).log_(),
+        lambda numbers: _by_numpy.log_(numbers * numbers),
+    ),
     ("e^x - 1", torch.expm1, _by_numpy.expm1),
     ("arg max of 512", lambda numbers: numbers.argmax(dim=-1), _by_numpy.argmax),
 )

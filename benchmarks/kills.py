@@ -114,12 +114,15 @@ def results(folder: Path) -> dict[str, str]:
 
 
 def main() -> None:
-    """Print the list."""
+    """Print the list; the exit status is 1 if any files differ."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folders", type=int, default=3)
     parser.add_argument("--kills", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    if min(options.folders, options.kills) < 1:
+        parser.error("--folders and --kills must be at least 1.")
+    other = False
     print("| workers | killed after (cells finished) | run again to its end (cells) |")
     print("|---|---|---|")
     for jobs in (1, 2):
@@ -135,8 +138,11 @@ def main() -> None:
                     )
                 ]
                 complete(folder, jobs)
-                same = "the same bytes" if results(folder) == results(whole) else "OTHER BYTES"
-                print(f"| {jobs} | {', '.join(kills)} | {same} ({cells(folder)}) |", flush=True)
+                same = results(folder) == results(whole)
+                other |= not same
+                bytes_ = "the same bytes" if same else "OTHER BYTES"
+                print(f"| {jobs} | {', '.join(kills)} | {bytes_} ({cells(folder)}) |", flush=True)
+    sys.exit(other)
 
 
 if __name__ == "__main__":

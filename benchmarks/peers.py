@@ -492,6 +492,8 @@ def main() -> None:
     )
     parser.add_argument("--profile", action="store_true", help="only show where Assay's time goes, over all layers")
     options = parser.parse_args()
+    if min(options.rounds, options.sequences) < 1:
+        parser.error("--rounds and --sequences must be at least 1.")
     if options.profile:
         warnings.simplefilter("ignore")
         torch.set_num_threads(1)
