@@ -175,9 +175,8 @@ class MaxOfKForCausalLM(_MaxModel):
         """Logits of every position."""
         _check_length(input_ids, self.config.length + 1)
         hidden = self.embed_tokens(input_ids) + self.embed_positions.weight[: input_ids.shape[1]]
-        mask = create_causal_mask(
-            config=self.config, inputs_embeds=hidden, attention_mask=attention_mask, past_key_values=None
-        )
+        # By position: the last is called past_key_values up to transformers 5.23, and cache from 5.24 on.
+        mask = create_causal_mask(self.config, hidden, attention_mask, None)
         for layer in self.layers:
             hidden = layer(hidden, attention_mask=mask, **keywords)
         return CausalLMOutput(logits=self.lm_head(hidden))
