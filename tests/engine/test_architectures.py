@@ -1,7 +1,11 @@
 """The engine on small random models of many architectures: changing nothing changes nothing, and edits stay local."""
 
+import inspect
+import sys
+
 import pytest
 import torch
+from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     BertConfig,
@@ -17,12 +21,17 @@ from transformers import (
     MistralConfig,
     OPTConfig,
     PreTrainedConfig,
+    PreTrainedModel,
     Qwen3Config,
 )
+from transformers.modeling_outputs import CausalLMOutput
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.llama.modeling_llama import eager_attention_forward
 
 from assay import AssayError
 from assay.engine import Edit, Engine, Head, run_together, shared
 from assay.subjects import Subject
+from assay.testing import check_architecture
 
 VOCABULARY, POSITIONS, LAYERS = 37, 12, 3
 GATED = {
@@ -335,8 +344,90 @@ def test_first_residual_is_the_embedding(name):
     ids=["gpt-neo", "gpt-j", "bloom", "falcon"],
 )
 def test_architecture_outside_the_interface_is_refused_by_name(config):
+    """Transformers moves one after the other of them to its interface; those that it has moved are supported."""
     model = AutoModelForCausalLM.from_config(config).eval()
     before = model.config._attn_implementation
-    with pytest.raises(AssayError, match=rf"{type(model).__name__} \('mine'\).*not supported"):
-        Engine(Subject(model, None, "mine"))
+    if "ALL_ATTENTION_FUNCTIONS" in inspect.getsource(sys.modules[type(model).__module__]):
+        assert check_architecture(model).layers == 2
+    else:
+        with pytest.raises(AssayError, match=rf"{type(model).__name__} \('mine'\).*not supported"):
+            Engine(Subject(model, None, "mine"))
     assert model.config._attn_implementation == before
+
+
+class PlantedAttention(nn.Module):
+    """Attention of states to themselves: of positions in 5 heads, of two layers at each position, or of the ends."""
+
+    num_key_value_groups = 1
+
+    def __init__(self, config: PreTrainedConfig, to: str) -> None:
+        super().__init__()
+        self.config, self.to = config, to
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        key = hidden.unflatten(-1, (5, 4)).transpose(1, 2)
+        query = key[:, :, [0, -1]] if self.to == "ends" else key
+        if self.to == "layers":
+            query, key = hidden[:, :, None], torch.stack((hidden, hidden.flip(-1)), dim=2)
+        own = self.to == "positions, by itself"
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        mixed = (eager_attention_forward if own else attend)(self, query, key, key, None, scaling=1.0)[0]
+        if self.to == "layers":
+            return mixed[:, 0]
+        return mixed.flatten(2) if self.to != "ends" else mixed.flatten(2).mean(1, keepdim=True)
+
+
+class PlantedBlock(nn.Module):
+    def __init__(self, config: PreTrainedConfig, attends_to: tuple[str, ...]) -> None:
+        super().__init__()
+        self.attention = nn.ModuleDict({str(i): PlantedAttention(config, to) for i, to in enumerate(attends_to)})
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        for attention in self.attention.values():
+            hidden = hidden + attention(hidden)
+        return hidden
+
+
+class PlantedForCausalLM(PreTrainedModel):
+    """Three blocks around attention modules, without any weights but the embedding's."""
+
+    config_class = PreTrainedConfig
+    _supports_attention_backend = True
+
+    def __init__(self, *attends_to: str) -> None:
+        super().__init__(PreTrainedConfig(vocab_size=VOCABULARY, max_position_embeddings=32))
+        self.embed_tokens = nn.Embedding(VOCABULARY, 20)
+        self.blocks = nn.ModuleList([PlantedBlock(self.config, attends_to) for _ in range(LAYERS)])
+        self.post_init()
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> CausalLMOutput:
+        hidden = self.embed_tokens(input_ids)
+        for block in self.blocks:
+            hidden = block(hidden)
+        return CausalLMOutput(logits=hidden @ self.embed_tokens.weight.T)
+
+
+def planted(*attends_to: str) -> PlantedForCausalLM:
+    torch.manual_seed(0)
+    return PlantedForCausalLM(*attends_to).eval()
+
+
+@pytest.mark.parametrize(
+    ("attends_to", "reason"),
+    [
+        (("positions, by itself",), r"PlantedForCausalLM \('mine'\) does not compute attention through"),
+        (("positions", "positions, by itself"), "its PlantedAttention computes attention beside"),
+        (("layers",), "does not compute attention through"),
+        (("positions", "ends"), "PlantedAttention attends to 5 keys from 2 tokens"),
+    ],
+)
+def test_attention_that_could_not_be_edited_is_refused_by_name(attends_to, reason):
+    """Five heads are as many as the tokens that the engine tries, and still no positions."""
+    with pytest.raises(AssayError, match=f"{reason}.*not supported"):
+        Engine(Subject(planted(*attends_to), None, "mine"))
+
+
+def test_attention_to_layers_is_left_alone():
+    support = check_architecture(planted("layers", "positions", "layers"))
+    assert (support.layers, support.heads) == (LAYERS, 5 * LAYERS)
+    assert support.not_reached == ("PlantedAttention",)

@@ -27,7 +27,7 @@ DIFFERENT = [
     ("granite_swa", "causal"),  # attention sinks computed beside the attention weights
     ("deepseek_v3", "causal"),  # latent attention: values narrower than keys
     ("gemma3n_text", "causal"),  # later layers share the keys of earlier ones
-    ("inkling2_text", "causal"),  # attention that sees all queries at once
+    ("inkling2_text", "causal"),  # attention that sees all queries at once, and attention to layers
     ("jamba", "causal"),  # most layers have no attention
     ("longcat_flash", "causal"),  # two attention layers a block
     ("opt", "causal"),  # scaled queries
@@ -38,8 +38,7 @@ DIFFERENT = [
 ]
 
 REFUSED = [
-    ("falcon", "causal", "AttentionInterface"),
-    ("mamba", "causal", "AttentionInterface"),
+    ("mamba", "causal", "AttentionInterface"),  # has no attention
     ("diffllama", "causal", "one attention module twice"),
     ("deepseek_v4", "causal", "6 keys from 5 tokens"),
     ("bigbird_pegasus", "features", "beside transformers' AttentionInterface"),  # its encoder alone

@@ -90,6 +90,8 @@ class Masks:
 class Plan:
     """What to do at each attention module in one forward pass, and which modules were met, in order.
 
+    `layers` numbers modules by their id. One whose number is None attends to something else than positions: it is left
+    alone and does not count as met. `shapes` are those of queries and keys at the modules that were met.
     An observer of "queries", "keys", "values" or "outputs" gets the layer and (batch, head, position, width), one of
     "patterns" (batch, head, query, key), all as edited and as soon as they are there, so that nobody has to hold all
     layers at once. Attention is computed for `rows` queries at a time: `on_rows` gets their pattern, cut to the keys
@@ -99,7 +101,7 @@ class Plan:
     Masks that were `made` by another pass on the same tokens are not made again.
     """
 
-    layers: Mapping[int, int]
+    layers: Mapping[int, int | None]
     edits: Mapping[int, tuple[Edit, ...]] = field(default_factory=dict)
     observers: Mapping[str, LayerObserver] = field(default_factory=dict)
     on_rows: RowObserver | None = None
@@ -107,6 +109,7 @@ class Plan:
     beside: Mapping[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     scaled: frozenset[int] = frozenset()
     met: list[nn.Module] = field(default_factory=list)
+    shapes: list[tuple[torch.Size, torch.Size]] = field(default_factory=list)
     masks: Masks = field(default_factory=Masks)
     masks_met: int = 0
 
@@ -194,9 +197,10 @@ def _attention(
 ) -> tuple[Tensor, Tensor | None]:
     plan = _active.get()
     eager = own_eager_attention(module)
-    if plan is None:
+    if plan is None or plan.layers.get(id(module), 0) is None:
         return eager(module, query, key, value, attention_mask, **options)
     plan.met.append(module)
+    plan.shapes.append((query.shape, key.shape))
     layer = plan.layers.get(id(module))
     edits = () if layer is None else plan.edits.get(layer, ())
     blocked = plan.on_rows is not None or plan.rows < query.shape[2]

@@ -27,7 +27,7 @@ from assay.engine._bypass import Bypass
 from assay.engine._hooks import at_input, at_output, keep_once, keep_output
 from assay.engine._kernels import faster, using_kernels
 from assay.engine._places import ATTENTION, BLOCK_STREAMS, HEAD_STREAMS, Block, Head, Place, Site
-from assay.engine._probes import Pass, rows_agree, unexplained
+from assay.engine._probes import Pass, over_layers, rows_agree, unexplained
 from assay.engine._run import IdentityDifference, Run
 from assay.engine._tail import Tail, given
 from assay.subjects import Subject
@@ -53,18 +53,19 @@ class Engine:
         self._checked: set[str] = set()
         plan = Plan(layers={})
         tokens = self._try(plan)
-        if not plan.met:
+        aside = self._aside(plan, tokens)
+        self._modules: tuple[nn.Module, ...] = tuple(module for module in plan.met if id(module) not in aside)
+        if not self._modules:
             raise AssayError(
                 f"{type(subject.model).__name__} ({subject.name!r}) does not compute attention through transformers' "
                 "AttentionInterface, so its attention can be neither read nor edited; it is not supported."
             )
-        self._modules: tuple[nn.Module, ...] = tuple(plan.met)
         if len({id(module) for module in self._modules}) != len(self._modules):
             raise AssayError(
                 f"{type(subject.model).__name__} ({subject.name!r}) uses one attention module twice in a pass; "
                 "layers cannot be told apart, so it is not supported."
             )
-        self._layers = {id(module): layer for layer, module in enumerate(self._modules)}
+        self._layers = dict.fromkeys(aside) | {id(module): layer for layer, module in enumerate(self._modules)}
         widths: dict[int, tuple[int, int]] = {}
 
         def note(layer: int, queries: Tensor) -> None:
@@ -118,6 +119,19 @@ class Engine:
                 "its attention could not be edited; it is not supported."
             )
         return tokens
+
+    def _aside(self, plan: Plan, tokens: Tensor) -> set[int]:
+        """The ids of modules met by `plan` that attend to the layers below, at each position by itself.
+
+        They have positions where others have heads: at another length too, or it is by chance.
+        """
+        aside = over_layers(plan, tokens) if tokens.shape[1] > 1 else set()
+        if aside:
+            shorter = Plan(layers={})
+            with in_force(self.subject.model, shorter):
+                self.subject(tokens[:, 1:])
+            aside &= over_layers(shorter, tokens[:, 1:])
+        return aside
 
     def _try_resuming(self, tokens: Tensor, whole: Tensor) -> bool:
         """Whether blocks can be left out: in some architectures, later blocks use what earlier ones put aside.

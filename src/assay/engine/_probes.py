@@ -11,7 +11,20 @@ Pass = Callable[[Plan], Tensor]
 """One pass on a few tokens, which gives logits."""
 
 
-def rows_agree(run: Pass, layers: Mapping[int, int], scaled: frozenset[int], whole: Tensor) -> bool:
+def over_layers(plan: Plan, tokens: Tensor) -> set[int]:
+    """The ids of modules met by `plan` whose queries and keys are no vectors of positions, but of each position's own.
+
+    They have a place for each of `tokens` where others have heads.
+    """
+    positions = tokens.shape[1]
+    return {
+        id(module)
+        for module, (queries, keys) in zip(plan.met, plan.shapes, strict=True)
+        if queries[1] == keys[1] == positions != queries[2]
+    }
+
+
+def rows_agree(run: Pass, layers: Mapping[int, int | None], scaled: frozenset[int], whole: Tensor) -> bool:
     """Whether attention in blocks of rows gives what the whole gives; some architectures look at all rows."""
     try:
         found = run(Plan(layers, on_rows=lambda *_: None, rows=2, scaled=scaled))
@@ -20,7 +33,7 @@ def rows_agree(run: Pass, layers: Mapping[int, int], scaled: frozenset[int], who
     return torch.allclose(whole, found, atol=1e-4, rtol=1e-4)
 
 
-def unexplained(run: Pass, layers: Mapping[int, int], scaled: frozenset[int]) -> frozenset[int]:
+def unexplained(run: Pass, layers: Mapping[int, int | None], scaled: frozenset[int]) -> frozenset[int]:
     """The layers whose outputs are not pattern times values."""
     found: dict[str, dict[int, Tensor]] = {"patterns": {}, "values": {}, "outputs": {}}
     run(Plan(layers, observers={stream: into.__setitem__ for stream, into in found.items()}, scaled=scaled))
