@@ -16,9 +16,10 @@ from assay.subjects import Subject, save
 def texts(tmp_path_factory):
     folder = tmp_path_factory.mktemp("texts")
     lines = [f"def f{n}(a, b): return a{n} + {n} if a else 'b{n}'" for n in range(24)]
-    (folder / "fit.txt").write_text("\n".join(lines[:10]), encoding="utf-8")
-    rows = "\n".join(json.dumps({"body": line}) for line in lines[10:20])
-    (folder / "iid.jsonl").write_text(rows, encoding="utf-8")
+    for name, part in {"fit": lines[:10], "iid": lines[10:20]}.items():
+        (folder / f"{name}.txt").write_text("\n".join(part), encoding="utf-8")
+        rows = "\n".join(json.dumps({"body": line}) for line in part)
+        (folder / f"{name}.jsonl").write_text(rows, encoding="utf-8")
     (folder / "prose.txt").write_text("\n".join(f"Call {n} a day, if you like to." for n in range(9)), encoding="utf-8")
     (folder / "empty.txt").write_text("\n", encoding="utf-8")
     (folder / "binary.txt").write_bytes(b"\xff\xfe\x00\x01")
@@ -28,7 +29,7 @@ def texts(tmp_path_factory):
 def call_of(texts, *changed):
     """The shortest call that works, with options put over it."""
     given = {
-        "--fit": texts / "fit.txt", "--split": f"iid={texts / 'fit.txt'}", "--simplify": "one-hot",
+        "--fit": texts / "fit.txt", "--split": f"iid={texts / 'iid.txt'}", "--simplify": "one-hot",
         "--max-length": 16, "--sequences": 4, "--fit-sequences": 4,
     }  # fmt: skip
     extra = []
@@ -42,7 +43,7 @@ def call_of(texts, *changed):
 
 def test_a_run_from_files_to_the_page(command, texts, tmp_path):
     status, out, err = command(
-        "compare", "code-python", "--fit", texts / "fit.txt", "--split", f"iid={texts / 'fit.txt'}",
+        "compare", "code-python", "--fit", texts / "fit.txt", "--split", f"iid={texts / 'iid.txt'}",
         "--split", f"prose={texts / 'prose.txt'}", "--simplify", "svd:rank=2", "--simplify", "one-hot",
         "--sites", "layer0", "--max-length", "24", "--sequences", "6", "--fit-sequences", "6",
         "--out", tmp_path / "run",
@@ -64,7 +65,7 @@ def test_a_run_from_files_to_the_page(command, texts, tmp_path):
 
 def test_json_fields_and_precision(command, texts, tmp_path):
     arguments = call_of(texts, "--split", f"iid={texts / 'iid.jsonl'}", "--text-field", "body", "--dtype", "bfloat16")
-    arguments[arguments.index("--fit") + 1] = texts / "iid.jsonl"
+    arguments[arguments.index("--fit") + 1] = texts / "fit.jsonl"
     status, out, err = command(
         "compare", "code-python", *arguments, "--no-controls", "--json", "--out", tmp_path / "run"
     )
@@ -92,6 +93,7 @@ def test_json_fields_and_precision(command, texts, tmp_path):
         (("--objective", "masked"), "as a masked language model"),
         (("--pooling", "median"), "unknown pooling"),
         (("--pooling", "mean"), "pooling is for embeddings"),
+        (("--prompt", "query: "), "prompt is for embeddings"),
         (("--device", "abacus"), "abacus"),
         (("--seed", "5"), "shipped with seeds"),
         (("--sequences", "1"), "sequences"),
@@ -142,6 +144,7 @@ def test_models_that_cannot_be_asked_are_wrong_calls(command, texts, name, words
 
 def test_a_masked_language_model_from_a_folder(command, texts, tmp_path):
     words = ["[PAD]", "[UNK]", "[MASK]", "def", "return", "if", "else", "a", "b", "+", "(", ")", ":", ",", "you"]
+    words += [str(number) for number in range(24)]
     backend = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="[UNK]"))
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer = PreTrainedTokenizerFast(
@@ -166,9 +169,11 @@ def test_a_masked_language_model_from_a_folder(command, texts, tmp_path):
 
 def test_half_precision_has_a_noise_floor_that_counts():
     """In bfloat16 some predictions flip when nothing is changed; a gap that small decides nothing."""
-    lines = [f"def f{n}(a, b): return a{n} + {n} if a else 'b{n}'" for n in range(24)]
+    lines = [f"def f{n}(a, b): return a{n} + {n} if a else 'b{n}'" for n in range(10, 82)]
     subject = assay.load("code-python", dtype=torch.bfloat16)
-    task = assay.tasks.Text(subject.tokenizer, train=lines, iid=lines, shifts={"again": lines[::-1]}, max_length=64)
+    task = assay.tasks.Text(
+        subject.tokenizer, train=lines[::3], iid=lines[1::3], shifts={"again": lines[2::3]}, max_length=64
+    )
     full_rank = assay.SVD(rank=32)
     comparison = assay.compare(subject, task, [full_rank], sequences=24, fit_sequences=10, resamples=99, controls=False)
     floor = comparison.record.noise_floor

@@ -32,7 +32,8 @@ def test_tokens_kinds_and_cutting(tokenizer, tmp_path):
 
 def test_compare_on_ones_own_model(tokenizer):
     lines = ["a b c a b c", "b c a b", "c c a b a", "a a b"]
-    task = Text(tokenizer, train=lines, iid=lines[::-1], shifts={"reversed": ["c b a c b a", "b a c b"]})
+    other = ["b c a b c a", "c a b c", "a a c b c", "b b c"]
+    task = Text(tokenizer, train=lines, iid=other, shifts={"reversed": ["c b a c b a", "b a c b"]})
     config = GPT2Config(
         vocab_size=4, n_positions=8, n_embd=8, n_layer=1, n_head=2, bos_token_id=None, eos_token_id=None
     )

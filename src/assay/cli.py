@@ -399,6 +399,7 @@ def compare_text(
         str | None, typer.Option(help="causal, masked or embedding (default: as the model is).")
     ] = None,
     pooling: Annotated[str | None, typer.Option(help="mean, cls, last or max, for embeddings.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Text before every sequence, for embeddings.")] = None,
     seed: Annotated[int, typer.Option(help="Training seed of a shipped model.")] = 0,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16 (default: the checkpoint's).")] = None,
     device: Device = "cpu",
@@ -442,6 +443,7 @@ def compare_text(
             dtype=precision,
             objective=asked,
             pooling=pooled,
+            prompt=prompt,
             allow_pickle=allow_pickle,
             trust_remote_code=trust_remote_code,
         ),

@@ -590,7 +590,7 @@ def test_numbers_out_of_range(trained, bracket_task, name, value):
 
 def test_a_subject_of_another_vocabulary(trained, task, subject):
     small_vocabulary = Dyck(brackets=20, max_depth=4, deeper=8, training_sentences=200, max_brackets=40)
-    refused(r"token \d+ but 'random-dyck' knows tokens 0 to 10", subject, small_vocabulary)
+    refused(r"token \d+ but 'random-dyck' has embeddings of 0 to 10", subject, small_vocabulary)
 
 
 def test_sequences_too_long_for_the_subject(subject):

@@ -127,7 +127,7 @@ def test_pooling_sees_valid_tokens_only():
 def modules(folder, *kinds, pooling=None):
     written(BertModel(BertConfig(**BERT)), folder)
     found = [
-        {"idx": i, "path": f"{i}_{kind}", "type": f"sentence_transformers.models.{kind}"}
+        {"idx": i, "path": f"{i}_{kind}" if i else "", "type": f"sentence_transformers.models.{kind}"}
         for i, kind in enumerate(kinds)
     ]
     (folder / "modules.json").write_text(json.dumps(found))

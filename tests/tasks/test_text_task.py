@@ -1,5 +1,6 @@
 """One's own text: where it comes from, what is predicted in it, and how predictions are grouped."""
 
+import copy
 import gzip
 import json
 import sys
@@ -9,9 +10,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizer, PreTrainedTokenizerFast
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizer, PreTrainedTokenizerFast
 
+import assay
 from assay import AssayError
+from assay.subjects import Subject
 from assay.tasks import CLASSES, UNSCORED, Group, Text
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat", "sat", "##s", "mat", ",", ".", "1", "##2", "on"]
@@ -300,3 +303,104 @@ def test_only_what_is_asked_for_is_read(bytewise, tmp_path):
 def test_wrong_options_are_refused(bytewise):
     with pytest.raises(AssayError, match=r"mask_share=0\.0"):
         text(bytewise, ["ab"], mask_share=0.0)
+
+
+# -- the kind that verdicts are about -------------------------------------------------------------------------------
+
+
+def parts(texts):
+    """A part of speech for every token, by a list."""
+    of = {"sat": "verb", "cat": "noun", "mat": "noun"}
+    return [of.get(text.strip(), "rest") for text in texts]
+
+
+SPEECH = Group("speech", ("verb", "noun", "rest"), parts)
+SENTENCE = "the cat sat on the mat"
+
+
+@pytest.mark.parametrize("objective", ["causal", "masked"])
+@pytest.mark.parametrize(
+    ("primary", "kinds", "grouping"),
+    [
+        ("all", ("repeated", "new"), "repetition"),
+        ("new", ("repeated", "new"), "repetition"),
+        ("verb", ("verb", "noun", "rest"), "speech"),
+        ("word start", CLASSES, "class"),
+        ("unseen", ("unseen", "below 0.01%", "0.01% to 0.1%", "0.1% to 1%", "1% and more"), "frequency"),
+        ("the token before is new", ("the token before is new", "the token before occurred earlier"), "induction"),
+    ],
+)
+def test_the_primary_kind_is_a_class_of_any_grouping(wordpiece, objective, primary, kinds, grouping):
+    options = {"objective": objective, "groups": (SPEECH,), "mask_share": 0.5}
+    task = text(wordpiece, [SENTENCE], primary=primary, **options)
+    assert task.primary_kind == primary
+    assert tuple(kind.name for kind in task.kinds) == kinds
+    names = {"repetition", "frequency", "class", "induction", "speech"}
+    assert {feature.name for feature in task.features} == names - {grouping}
+    assert task.describe()["primary"] == primary
+    # Every grouping says the same of a prediction, whether it gives the kinds or a feature.
+    of_class = text(wordpiece, [SENTENCE], primary="digit", **options).split("iid", 1)
+    by_default = text(wordpiece, [SENTENCE], **options).split("iid", 1)
+    chosen = task.split("iid", 1)
+    expected = of_class.features[grouping] if grouping != "class" else by_default.features["class"]
+    scored = by_default.kinds != UNSCORED
+    assert (chosen.kinds[scored] == expected[scored]).all()
+    assert (chosen.kinds[~scored] == UNSCORED).all()
+
+
+def test_predictions_of_the_primary_kind(wordpiece):
+    task = text(wordpiece, [SENTENCE], primary="verb", groups=(SPEECH,))
+    split = task.split("iid", 1)
+    tokens = wordpiece(SENTENCE)["input_ids"]
+    verb = tokens.index(WORDS.index("sat"))
+    assert np.flatnonzero(split.kinds[0] == 0).tolist() == [verb - 1]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"primary": "verbs"}, "unknown primary kind 'verbs'; did you mean 'verb'"),
+        ({"primary": "x"}, "unknown primary kind 'x'; known: .*all.*digit.*noun.*repeated.*verb"),
+        (
+            {"primary": "rest", "groups": (SPEECH, Group("other", ("rest", "x"), parts))},
+            "speech and other must have the kind once",
+        ),
+        ({"primary": "mine", "groups": (Group("own", ("mine", "all"), parts),)}, "no kind 'all'"),
+        ({"primary": "new", "objective": "embedding"}, "embeddings have no kinds"),
+    ],
+)
+def test_a_primary_kind_that_is_none_is_refused(wordpiece, options, words):
+    with pytest.raises(AssayError, match=words):
+        text(wordpiece, [SENTENCE], **{"groups": (SPEECH,), **options})
+
+
+def test_a_verdict_on_a_kind_of_ones_own(wordpiece):
+    lines = [
+        f"{a} {b} sat on the {c} , {b} sat" for a in ("the", "on", "1") for b in ("cat", "mat") for c in ("cat", "mat")
+    ]
+    task = Text(
+        wordpiece, train=lines[::3], iid=lines[1::3], shifts={"x": lines[2::3]}, groups=(SPEECH,), primary="verb"
+    )
+    config = GPT2Config(
+        vocab_size=len(WORDS), n_positions=16, n_embd=8, n_layer=1, n_head=2, bos_token_id=None, eos_token_id=None
+    )
+    subject = Subject(GPT2LMHeadModel(config), wordpiece, "mine")
+    comparison = assay.compare(
+        subject, task, [assay.SVD(rank=4)], sequences=4, fit_sequences=4, resamples=20, refit=False
+    )
+    assert comparison.record.primary_kind == "verb"
+    agreement = comparison.agreement()
+    assert set(agreement["kind"]) == {"verb"}
+    assert agreement["predictions"].max() == 2 * 4
+
+
+# -- padding --------------------------------------------------------------------------------------------------------
+
+
+def test_padding_that_was_added_to_the_tokenizer_is_not_used(bytewise):
+    """The model may have no embedding for it."""
+    grown = copy.deepcopy(bytewise)
+    grown.add_special_tokens({"pad_token": "[PAD]"})
+    assert grown.pad_token_id == len(bytewise)
+    split = text(grown, ["abc", "abcdef"]).split("iid", 2)
+    assert split.tokens.max() < len(bytewise)

@@ -39,7 +39,7 @@ from assay.faithfulness._summary import sequence_tables, summarise
 from assay.faithfulness._workers import Workers
 from assay.simplify import RandomPerturbation, Simplification, label
 from assay.subjects import Subject, pool
-from assay.tasks import UNSCORED, Split, Task
+from assay.tasks import UNSCORED, Split, Task, token_names
 
 NOISE_SEQUENCES = 100
 
@@ -434,26 +434,55 @@ def _architecture(subject: Subject) -> dict[str, list[int]]:
 
 
 def check_fits(subjects: Sequence[Subject], split: Split) -> None:
-    """Raise AssayError if a split asks something else of a subject, or has tokens or positions that it has not."""
+    """Raise AssayError if a split is not made for a subject.
+
+    That is if it asks something else, has tokens that the subject has no embedding for or calls something else, has
+    another prompt than an encoder, or is longer than the subject reads; or if the subject has been set to training.
+    """
     check_embeddings(split)
     for subject in subjects:
+        if any(module.training for module in subject.model.modules()):
+            raise AssayError(
+                f"the model of {subject.name!r} was set to training after the subject was made, and training is random "
+                "(dropout); call model.eval()."
+            )
         if split.objective != subject.objective:
             raise AssayError(
                 f"split {split.name!r} is made for the objective {split.objective!r} but {subject.name!r} is judged as "
                 f"{subject.objective!r}; give both the same, as Text(objective=...) and load(objective=...)."
             )
-        known = subject.vocabulary
-        largest = int(split.tokens.max())
-        if largest >= known:
+        if split.prompt is not None and split.prompt != subject.prompt:
             raise AssayError(
-                f"split {split.name!r} has token {largest} but {subject.name!r} knows tokens 0 to {known - 1}; "
-                "the task and the subject do not belong together."
+                f"split {split.name!r} is made with the prompt {split.prompt!r} but {subject.name!r} is used with "
+                f"{subject.prompt!r}; give both the same, as Text(prompt=subject.prompt) and load(prompt=...)."
             )
+        _check_tokens(subject, split)
         limit = subject.positions
         if limit is not None and split.tokens.shape[1] > limit:
             raise AssayError(
                 f"split {split.name!r} has sequences of {split.tokens.shape[1]} tokens but {subject.name!r} has "
                 f"{limit} positions; make the task's sequences shorter."
+            )
+
+
+def _check_tokens(subject: Subject, split: Split) -> None:
+    known = subject.vocabulary
+    largest = int(max(split.tokens.max(), split.occurring[-1]))
+    if largest >= known:
+        raise AssayError(
+            f"split {split.name!r} has token {largest} but {subject.name!r} has embeddings of 0 to {known - 1} only; "
+            "the task and the subject do not belong together (after adding tokens to a tokenizer, "
+            "model.resize_token_embeddings(len(tokenizer)) is needed)."
+        )
+    if subject.tokenizer is None or split.names is None:
+        return
+    own = token_names(subject.tokenizer, split.occurring.tolist())
+    for token in split.occurring.tolist():
+        if own.get(token) != split.names.get(token):
+            raise AssayError(
+                f"token {token} of split {split.name!r} is {split.names.get(token)!r} to the task but "
+                f"{own.get(token)!r} to {subject.name!r}; their vocabularies differ. Make the task with the subject's "
+                "own (subject.tokenizer)."
             )
 
 

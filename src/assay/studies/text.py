@@ -53,6 +53,7 @@ def task_of(
         max_length=max_length or min(MAX_LENGTH, positions or MAX_LENGTH),
         text_field=text_field,
         objective=subject.objective or "causal",
+        prompt=subject.prompt,
     )
 
 

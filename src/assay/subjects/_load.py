@@ -13,20 +13,13 @@ from typing import Any, get_args
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from assay._errors import AssayError, unknown_name
-from assay.subjects._objective import (
-    AUTO_CLASSES,
-    WHAT,
-    Pooling,
-    is_sentence_transformer,
-    objective_of,
-    read_pooling,
-    resolve_objective,
-    resolve_pooling,
-)
+from assay.subjects._checkpoint import check_loaded, check_quantization, prefer_plain_attention
+from assay.subjects._objective import WHAT, Pooling, auto_class, objective_of, resolve_objective, resolve_pooling
+from assay.subjects._sentences import Use, file_of, is_sentence_transformer, read_use
 from assay.subjects._subject import Subject
 from assay.subjects._train import write_atomically
 from assay.tasks import Objective
@@ -86,6 +79,7 @@ def load(
     dtype: torch.dtype | None = None,
     objective: Objective | None = None,
     pooling: Pooling | None = None,
+    prompt: str | None = None,
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
 ) -> Subject:
@@ -97,23 +91,25 @@ def load(
 
     `objective` is what the model is asked: "causal" (the next token), "masked" (tokens under masks) or "embedding"
     (one vector a sequence). By default it is what the architecture that the configuration names is for; a folder of
-    sentence-transformers is an encoder. An encoder's `pooling` is read from such a folder, and otherwise the mean over
-    tokens.
+    sentence-transformers is an encoder. Of such a folder the model is used as it says: its pooling, its longest
+    sequence and lower-casing (both by the tokenizer of the subject), and its default prompt (`subject.prompt`, for
+    `Text(prompt=...)`). `pooling` and `prompt` go before that; other encoders have the mean over tokens and no prompt.
 
     Weights are read from safetensors only, unless `allow_pickle` is given: then `pytorch_model.bin` is read where there
     is nothing else, by torch.load with weights_only, which runs no code. Code that comes with a model is run only if
     `trust_remote_code` is given; read it before.
 
-    Raises AssayError if there is no such model, seed or device; if it cannot be read as what it is asked for; if
-    weights are missing or not finite; if the tokenizer is broken or knows tokens that the model has no embedding for;
-    or if, on two tokens, the model fails, gives numbers that are not finite or, as a causal one, sees the future.
+    Raises AssayError if there is no such model, seed or device; if it cannot be read as what it is asked for; if it is
+    an adapter, or an encoder that is used in a way that Assay does not have; if weights are missing, not finite, left
+    over (heads of other tasks may be) or quantized in a way that cannot be read; if the tokenizer is broken; or if, on
+    two tokens, the model fails, gives numbers that are not finite or, as a causal one, sees the future.
     """
     device = resolve_device(device)
     if objective is not None:
         resolve_objective(objective)
     if pooling is not None:
         resolve_pooling(pooling)
-    how = _How(device, dtype, objective, pooling, allow_pickle, trust_remote_code)
+    how = _How(device, dtype, objective, pooling, prompt, allow_pickle, trust_remote_code)
     known = shipped()
     if str(name) in known:
         check_seed(str(name), seed)
@@ -137,19 +133,25 @@ class _How:
     dtype: torch.dtype | None
     objective: Objective | None
     pooling: Pooling | None
+    prompt: str | None
     allow_pickle: bool
     trust_remote_code: bool
 
 
 @contextmanager
 def _quiet(quiet: bool) -> Iterator[None]:
-    """Without transformers' progress bars, which have nothing to say about local files."""
-    shown = transformers_logging.is_progress_bar_enabled()
+    """Without transformers' reports of what it loaded, which is checked here; `quiet`: without progress bars, too.
+
+    These have nothing to say about local files.
+    """
+    shown, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
     if quiet:
         transformers_logging.disable_progress_bar()
     try:
         yield
     finally:
+        transformers_logging.set_verbosity(verbosity)
         if shown:
             transformers_logging.enable_progress_bar()
 
@@ -159,7 +161,7 @@ def _reason(error: Exception) -> str:
     return text.splitlines()[0] if text else type(error).__name__
 
 
-_UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, SafetensorError, pickle.UnpicklingError)
+_UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError, pickle.UnpicklingError)
 
 
 def _read(source: str | Path, name: str, how: _How) -> Subject:
@@ -170,47 +172,55 @@ def _read(source: str | Path, name: str, how: _How) -> Subject:
         except ValueError as error:
             raise AssayError(f"{source / _RECORD} is damaged ({error}); remove it or restore it.") from None
     what = "a model" if how.objective is None else WHAT[how.objective]
+    _refuse_adapter(source, name)
     try:
         with _quiet(isinstance(source, Path)):
-            objective = how.objective or _guess(source, name, how)
+            config: PreTrainedConfig = AutoConfig.from_pretrained(source, trust_remote_code=how.trust_remote_code)
+            objective = how.objective or _guess(config, source, name)
             what = WHAT[objective]
             if not how.allow_pickle:
                 _refuse_pickle(source, name)
-            found: Any = AUTO_CLASSES[objective].from_pretrained(
+            check_quantization(config, name)
+            prefer_plain_attention(config)
+            found: Any = auto_class(objective, config).from_pretrained(
                 source,
+                config=config,
                 use_safetensors=None if how.allow_pickle else True,
                 weights_only=True,
                 trust_remote_code=how.trust_remote_code,
                 dtype=how.dtype or record.get("dtype") or "auto",
+                ignore_mismatched_sizes=True,  # check_loaded refuses them by name
                 output_loading_info=True,
             )
+            model: PreTrainedModel = found[0]
+            info = found[1]
+            if objective == "embedding":
+                info |= {"missing_keys": _without_pooler(model, set(info["missing_keys"]))}
+            check_loaded(model, info, name, objective)
     except _UNREADABLE as error:
         raise _unreadable(source, name, what, error) from None
-    model: PreTrainedModel = found[0]
-    missing: set[str] = set(found[1]["missing_keys"])
-    if objective == "embedding":
-        missing = _without_pooler(model, missing)
-    elif how.pooling is not None:
-        raise AssayError(f"load(pooling={how.pooling!r}): {name!r} is {what}; pooling is for embeddings.")
-    if missing:
-        raise AssayError(
-            f"the checkpoint of {name!r} lacks {len(missing)} tensors ({min(missing)}), which would be random; "
-            f"as {what} it cannot be judged."
-        )
+    if objective != "embedding":
+        for option, given in (("pooling", how.pooling), ("prompt", how.prompt)):
+            if given is not None:
+                raise AssayError(f"load({option}={given!r}): {name!r} is {what}; {option} is for embeddings.")
     broken = [key for key, value in model.state_dict().items() if not torch.isfinite(value).all()]
     if broken:
         raise AssayError(f"{name!r} has weights that are not finite ({broken[0]}); it cannot be judged.")
     torch.nn.Module.to(model, how.device)
+    use = read_use(source, pooling=how.pooling, prompt=how.prompt) if objective == "embedding" else Use()
+    tokenizer = _tokenizer(source, name, how.trust_remote_code)
+    if tokenizer is not None:
+        use.prepare(tokenizer, name)
     subject = Subject(
-        model.eval(),
-        _tokenizer(source, name, how.trust_remote_code),
+        model,
+        tokenizer,
         name,
         seed=record.get("seed"),
         record=record,
         objective=objective,
-        pooling=how.pooling or (read_pooling(source) if objective == "embedding" else "mean"),
+        pooling=use.pooling,
+        prompt=use.prompt,
     )
-    _check_vocabulary(subject)
     _check_forward(subject)
     return subject
 
@@ -221,6 +231,11 @@ def _unreadable(source: str | Path, name: str, what: str, error: Exception) -> A
         return AssayError(
             f"{name!r} comes with code of its own, which is not run unless you ask for it: read the code, then give "
             "trust_remote_code=True (--trust-remote-code)."
+        )
+    if isinstance(error, ImportError):
+        return AssayError(
+            f"could not load {name!r} as {what}: a package is missing ({reason}). Install it, or save the model so "
+            "that it needs none (quantized weights: model.dequantize())."
         )
     if isinstance(source, str):
         return AssayError(
@@ -233,9 +248,8 @@ def _unreadable(source: str | Path, name: str, what: str, error: Exception) -> A
     )
 
 
-def _guess(source: str | Path, name: str, how: _How) -> Objective:
+def _guess(config: PreTrainedConfig, source: str | Path, name: str) -> Objective:
     """What the model is for, as its files tell."""
-    config = AutoConfig.from_pretrained(source, trust_remote_code=how.trust_remote_code)
     if is_sentence_transformer(source):
         return "embedding"
     architectures = getattr(config, "architectures", None) or []
@@ -246,6 +260,15 @@ def _guess(source: str | Path, name: str, how: _How) -> Objective:
             f"objective= (--objective): {', '.join(get_args(Objective))}."
         )
     return found
+
+
+def _refuse_adapter(source: str | Path, name: str) -> None:
+    """An adapter is only a part of a model, and without peft transformers passes it over."""
+    if file_of(source, "adapter_config.json") is not None:
+        raise AssayError(
+            f"{name!r} holds an adapter (adapter_config.json), which is part of a model only; load it with peft, merge "
+            "it (model.merge_and_unload()), save the whole and give that."
+        )
 
 
 def _refuse_pickle(source: str | Path, name: str) -> None:
@@ -268,21 +291,10 @@ def _without_pooler(model: PreTrainedModel, missing: set[str]) -> set[str]:
     return missing - of_pooler
 
 
-def _check_vocabulary(subject: Subject) -> None:
-    if subject.tokenizer is not None:
-        largest = max(subject.tokenizer.get_vocab().values(), default=0)
-        if largest >= subject.vocabulary:
-            raise AssayError(
-                f"the tokenizer of {subject.name!r} has tokens up to {largest}, but the model has embeddings of 0 to "
-                f"{subject.vocabulary - 1} only; they do not belong together (after adding tokens, "
-                "model.resize_token_embeddings(len(tokenizer)) is needed)."
-            )
-
-
 def _check_forward(subject: Subject) -> None:
     """Refuse a model that fails on two tokens, gives no numbers, or is asked for the next token and sees it."""
-    tokens = torch.tensor([[0, 0], [0, subject.vocabulary - 1]], device=subject.device)
     try:
+        tokens = torch.tensor([[0, 0], [0, subject.vocabulary - 1]], device=subject.device)
         logits = subject(tokens)
     except (RuntimeError, ValueError, IndexError, TypeError, AttributeError) as error:
         raise AssayError(f"{subject.name!r} cannot be run on two tokens ({_reason(error)}).") from None

@@ -23,8 +23,11 @@ class Subject:
 
     `seed` is the training seed where it is known, `record` the training record of a reference model (empty
     otherwise), `trained` is False for a copy with fresh weights. `objective` is what the model is asked (default: what
-    its class is for), `pooling` how an encoder's embedding is made of its tokens' vectors; other objectives do not
-    use it.
+    its class is for). `pooling` is how an encoder's embedding is made of its tokens' vectors, and `prompt` the text
+    that stands before every sequence when it is used; other objectives do not use them.
+
+    The model is put into evaluation mode (`model.eval()`, in place): in training, dropout makes it another at every
+    call.
     """
 
     model: PreTrainedModel
@@ -35,11 +38,13 @@ class Subject:
     trained: bool = True
     objective: Objective | None = None
     pooling: Pooling = "mean"
+    prompt: str = ""
 
     def __post_init__(self) -> None:
         found = self.objective or objective_of(type(self.model).__name__) or "causal"
         resolve_pooling(self.pooling)
         object.__setattr__(self, "objective", resolve_objective(found))
+        self.model.eval()
 
     @torch.inference_mode()
     def __call__(
@@ -74,8 +79,16 @@ class Subject:
     def positions(self) -> int | None:
         """The longest sequence that the model has positions for; None if its configuration names none.
 
-        Position embeddings with a padding row (RoBERTa's) begin after it, which takes that many from the number.
+        Position embeddings with a padding row (RoBERTa's) begin after it, which takes that many from the number. An
+        encoder's text is cut, in use, to its tokenizer's `model_max_length`, if that is less.
         """
+        limits = [self._positions_of_model]
+        if self.objective == "embedding" and self.tokenizer is not None:
+            limits.append(int(self.tokenizer.model_max_length))
+        return min((limit for limit in limits if limit is not None), default=None)
+
+    @property
+    def _positions_of_model(self) -> int | None:
         limit = getattr(self.model.config, "max_position_embeddings", None)
         if limit is None:
             return None
@@ -127,7 +140,7 @@ class Subject:
             "trained": self.trained,
             "architecture": type(self.model).__name__,
             "objective": self.objective,
-            **({"pooling": self.pooling} if self.objective == "embedding" else {}),
+            **({"pooling": self.pooling, "prompt": self.prompt} if self.objective == "embedding" else {}),
             "parameters": self.parameters,
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "device": str(self.device),

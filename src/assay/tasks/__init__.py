@@ -10,10 +10,11 @@ from assay.tasks._functions import Folder, Found, Function, HubDataset, Interpre
 from assay.tasks._lexing import KINDS, LANGUAGES, PARTS
 from assay.tasks._lines import TextSource
 from assay.tasks._max_of_k import InputSet, MaxOfK
+from assay.tasks._overlap import Copies, Overlap, copies_among, count_copies, sequence_hashes, warn_of_overlaps
 from assay.tasks._pieces import CLASSES
 from assay.tasks._task import UNSCORED, Feature, Kind, Objective, Role, Split, Task
 from assay.tasks._text import Group, Text
-from assay.tasks._tokenizer import SPECIALS, code_vocabulary
+from assay.tasks._tokenizer import SPECIALS, code_vocabulary, token_names, vocabulary_sha256
 
 tasks = Registry("assay.tasks", "task")
 """All tasks by name."""
@@ -31,6 +32,7 @@ __all__ = [
     "SPECIALS",
     "UNSCORED",
     "Code",
+    "Copies",
     "Dyck",
     "Feature",
     "Folder",
@@ -44,6 +46,7 @@ __all__ = [
     "Kind",
     "MaxOfK",
     "Objective",
+    "Overlap",
     "Role",
     "Source",
     "Split",
@@ -51,6 +54,12 @@ __all__ = [
     "Text",
     "TextSource",
     "code_vocabulary",
+    "copies_among",
+    "count_copies",
+    "sequence_hashes",
     "source_of",
     "tasks",
+    "token_names",
+    "vocabulary_sha256",
+    "warn_of_overlaps",
 ]

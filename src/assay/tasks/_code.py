@@ -353,7 +353,7 @@ class Code:
             if ends:
                 kinds[row, count] = OTHER
                 features["part"][row, count] = AT_END
-        return Split(name, role, description, tokens, lengths, kinds, features)
+        return Split(name, role, description, tokens, lengths, kinds, features, names=dict(enumerate(self.vocabulary)))
 
     def read_function(self, text: str, language: str) -> Split:
         """A split of one function. Raises AssayError if it is empty or its language is unknown."""

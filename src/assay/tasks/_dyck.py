@@ -408,6 +408,7 @@ class Dyck:
             lengths=lengths + 2,
             kinds=kinds,
             features={"depth": shifted(parsed.depth), "distance": shifted(parsed.distance)},
+            names=dict(enumerate(self.vocabulary)),
         )
 
     def read_sentence(self, text: str) -> Split:

@@ -16,7 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 from assay._errors import AssayError, unknown_name
 from assay.tasks._cutting import UncutError, cut, decode
 from assay.tasks._lexing import LANGUAGES, check_language
-from assay.tasks._rows import hub_rows, json_rows
+from assay.tasks._rows import hub_rows, is_json_lines, json_rows
 
 _TESTS = ("test", "tests", "testing", "idlelib", "lib2to3", "turtledemo")
 _COPIES = ("site-packages", "dist-packages", "node_modules", "_vendor", "vendor", "vendored", "third_party", "extern")
@@ -94,7 +94,7 @@ def _row_function(row: Mapping[str, Any]) -> Function | str:
     if language not in LANGUAGES:
         return f"functions in an unknown language ({language})"
     part = _PARTS.get(str(row.get("split_name", row.get("partition", ""))), "")
-    return Function(text.replace("\r\n", "\n").strip(), language, repository, part)
+    return Function(text.replace("\r\n", "\n").replace("\r", "\n").strip(), language, repository, part)
 
 
 def _is_unicode(text: str) -> bool:
@@ -114,9 +114,15 @@ def _sort_out(rows: Iterable[Function | str], lost: Counter[str]) -> Iterator[Fu
             yield row
 
 
+def _json_lines_in(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if is_json_lines(path)]
+
+
 @dataclass(frozen=True)
 class JsonLines:
-    """Files, or folders of files, in the layout of CodeSearchNet: one JSON object a line, `.jsonl` or `.jsonl.gz`.
+    """Files, or folders of files, in the layout of CodeSearchNet: one JSON object a line.
+
+    In a folder, files are read that end in `.jsonl`, `.ndjson` or `.jsonlines`, or in one of them with `.gz`.
 
     Of every row its text (`whole_func_string`, `original_string`, `func_code_string` or `code`), `language`,
     `repository_name` (or `repo`) and `split_name` (or `partition`) are read. A line that is not JSON, a row that
@@ -131,7 +137,7 @@ class JsonLines:
         files: list[Path] = []
         for path in self.paths:
             if path.is_dir():
-                inside = [*path.rglob("*.jsonl"), *path.rglob("*.jsonl.gz")]
+                inside = _json_lines_in(path)
                 if not inside:
                     raise AssayError(f"folder {str(path)!r} has no .jsonl or .jsonl.gz file; give one that has.")
                 files += sorted(inside)
@@ -354,7 +360,7 @@ def source_of(data: str | Path | Source, language: str | None = None) -> Source:
         others = tuple(name for name in HubDataset().languages if name != language)
         return HubDataset(text.removeprefix("hub:"), (language, *others) if language else HubDataset().languages)
     path = Path(data)
-    if path.is_dir() and not any(path.rglob("*.jsonl")) and not any(path.rglob("*.jsonl.gz")):
+    if path.is_dir() and not _json_lines_in(path):
         if language is None:
             raise AssayError(f"folder {text!r} has no .jsonl files; for a folder of source files give the language.")
         return Folder(path, language)

@@ -1,23 +1,51 @@
 """Where text comes from: files, datasets of the hub, lists of strings."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
+from io import IOBase
 from pathlib import Path
 from typing import Any
 
 from assay._errors import AssayError
-from assay.tasks._rows import hub_rows, json_rows, parquet_rows
+from assay.tasks._rows import hub_rows, is_json_lines, json_rows, parquet_rows
 
-TextSource = str | Path | Sequence[str]
-"""Sequences of text: a file, `hub:NAME` or the sequences themselves.
+TextSource = str | Path | Iterable[str]
+"""Sequences of text: a file, `hub:NAME` or the sequences themselves, such as a list or a column of a table.
 
-A `.jsonl`, `.jsonl.gz` or `.parquet` file has one sequence a row, in the text field; any other file is UTF-8 text with
-one sequence a line. `hub:NAME`, `hub:NAME:SPLIT` and `hub:NAME:CONFIGURATION:SPLIT` name a dataset of the Hugging Face
-hub, or a local copy of one (split `train` unless said otherwise).
+A file of JSON lines (`.jsonl`, `.ndjson`, `.jsonlines`, and each of them with `.gz`) or a `.parquet` file has one
+sequence a row, in the text field; any other file is UTF-8 text with one sequence a line (a line ends with LF, CR or
+both). A byte order mark is no part of the text. `hub:NAME`, `hub:NAME:SPLIT` and `hub:NAME:CONFIGURATION:SPLIT` name a
+dataset of the Hugging Face hub, or a local copy of one (split `train` unless said otherwise).
 """
 
 _HUB = "hub:"
 _NOT_TEXT = (".json", ".csv", ".tsv", ".zip", ".gz", ".zst", ".bz2", ".xz")
+
+
+def settled(source: object, split: str) -> str | Path | tuple[str, ...]:
+    """The source in a form that gives the same sequences however often it is read: sequences become a tuple.
+
+    Raises AssayError, with the split's name, for an object that holds anything else than text in an order.
+    """
+    if isinstance(source, str | Path):
+        return source
+    given = f"split {split!r} is given as {type(source).__name__}"
+    columns: Any = source if isinstance(source, Mapping) else getattr(source, "column_names", None)
+    columns = getattr(source, "columns", None) if columns is None else columns
+    if columns is not None:
+        named = ", ".join(map(repr, columns))
+        raise AssayError(
+            f"{given}, a table with the columns {named}; give the column with the text, such as list(table['text'])."
+        )
+    if isinstance(source, IOBase):
+        raise AssayError(f"{given}, an open file; give its path.")
+    if isinstance(source, AbstractSet) or not isinstance(source, Iterable):
+        raise AssayError(f"{given}, which has no first sequence and no next; give a file, hub:NAME or a list of texts.")
+    texts = tuple(source)
+    for number, text in enumerate(texts, start=1):
+        _check_text(text, f"sequence {number}", split)
+    return tuple(map(str, texts))
 
 
 def lines(source: TextSource, field: str, split: str) -> Iterator[str]:
@@ -37,10 +65,11 @@ def lines(source: TextSource, field: str, split: str) -> Iterator[str]:
 def _file(path: Path, field: str, split: str) -> Iterator[str]:
     if not path.is_file():
         raise AssayError(
-            f"split {split!r}: there is no file {str(path)!r}; give a .txt, .jsonl, .jsonl.gz or .parquet."
+            f"split {split!r}: there is no file {str(path)!r}; give a .txt, .jsonl(.gz) or .parquet file, or a list "
+            "of texts."
         )
     name = path.name.lower()
-    if name.endswith((".jsonl", ".jsonl.gz")):
+    if is_json_lines(path):
         for number, row in enumerate(json_rows(path), start=1):
             if isinstance(row, str):
                 raise AssayError(f"split {split!r}: {str(path)!r} has {row} (row {number}); fix or remove it.")
@@ -49,16 +78,14 @@ def _file(path: Path, field: str, split: str) -> Iterator[str]:
         for number, row in enumerate(parquet_rows(path), start=1):
             yield from _field(row, field, split, f"row {number} of {str(path)!r}")
     elif name.endswith(_NOT_TEXT):
-        raise AssayError(
-            f"split {split!r}: {str(path)!r} cannot be read; give a .txt, .jsonl, .jsonl.gz or .parquet file."
-        )
+        raise AssayError(f"split {split!r}: {str(path)!r} cannot be read; give a .txt, .jsonl(.gz) or .parquet file.")
     else:
         yield from _plain(path, split)
 
 
 def _plain(path: Path, split: str) -> Iterator[str]:
     try:
-        with path.open(encoding="utf-8") as stream:
+        with path.open(encoding="utf-8-sig") as stream:
             for line in stream:
                 if "\0" in line:
                     raise AssayError(
@@ -91,13 +118,20 @@ def _field(row: Mapping[str, Any], field: str, split: str, where: str) -> Iterat
     text = row[field]
     if text is None:
         return
+    _check_text(text, f"field {field!r} of {where}", split)
+    yield text
+
+
+def _check_text(text: Any, what: str, split: str) -> None:
     if not isinstance(text, str):
-        raise AssayError(f"split {split!r}: field {field!r} of {where} is no text but of type {type(text).__name__}.")
+        raise AssayError(
+            f"split {split!r}: {what} is no text but of type {type(text).__name__}; give str only, and leave out "
+            "missing values."
+        )
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise AssayError(f"split {split!r}: field {field!r} of {where} is not Unicode text.") from None
-    yield text
+        raise AssayError(f"split {split!r}: {what} is not Unicode text (it holds half a character).") from None
 
 
 def fingerprint(source: TextSource) -> str:

@@ -13,18 +13,26 @@ import pyarrow.parquet
 
 from assay._errors import AssayError
 
+_JSON_LINES = (".jsonl", ".ndjson", ".jsonlines")
+
+
+def is_json_lines(path: Path) -> bool:
+    """Whether a file is one of JSON lines by its name: .jsonl, .ndjson, .jsonlines, or one of them gzipped."""
+    return path.name.lower().removesuffix(".gz").endswith(_JSON_LINES)
+
 
 def json_rows(path: Path) -> Iterator[Mapping[str, Any] | str]:
-    """The object of every line of a `.jsonl` or gzipped `.jsonl.gz` file, or the reason why a line has none.
+    """The object of every line of a file of JSON lines, gzipped if it ends in .gz, or the reason why a line has none.
 
-    Blank lines are passed over. A file that cannot be read, or is cut short, ends with a reason.
+    Lines end with LF, CR or both. Blank ones are passed over, and so is a byte order mark in front of a line. A file
+    that cannot be read, or is cut short, ends with a reason.
     """
     try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as stream:
-            for line in stream:
+        with gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb") as stream:
+            for line in (line for ended in stream for line in ended.splitlines()):
                 if line.strip():
                     try:
-                        row = json.loads(line.decode("utf-8"))
+                        row = json.loads(line.decode("utf-8-sig"))
                     except UnicodeDecodeError:
                         yield "lines that are not UTF-8"
                     except json.JSONDecodeError:

@@ -68,6 +68,10 @@ class Split:
     `tokens` holds the mask token where a prediction is made, and `targets` (sequence, position) the right token there.
     Under "embedding" the model gives one vector a sequence, which is what is judged: `kinds` is `UNSCORED` everywhere,
     and no two sequences may be equal (each would be the other's nearest neighbour). AssayError if these do not fit.
+
+    `names` are what the vocabulary behind the tokens calls those that occur (others may be among them): a subject whose
+    tokenizer calls one of them something else is refused. None where the tokens have no names. `prompt` is the text
+    with which every sequence begins by intention; None where that is not known.
     """
 
     name: str
@@ -79,6 +83,8 @@ class Split:
     features: Mapping[str, Int[np.ndarray, "sequence position"]] = field(default_factory=dict)
     objective: Objective = "causal"
     targets: Int[np.ndarray, "sequence position"] | None = None
+    names: Mapping[int, str] | None = None
+    prompt: str | None = None
 
     def __post_init__(self) -> None:
         if len(self.tokens) == 0:
@@ -100,6 +106,13 @@ class Split:
     def valid(self) -> Bool[np.ndarray, "sequence position"]:
         """True at positions that hold a token, False at padding."""
         return np.arange(self.tokens.shape[1])[None, :] < self.lengths[:, None]
+
+    @property
+    def occurring(self) -> Int[np.ndarray, " token"]:
+        """The tokens that occur, ascending: those that are shown, padding left out, and those asked for under masks."""
+        shown = self.tokens[self.valid]
+        asked = () if self.targets is None else (self.targets[self.kinds != UNSCORED],)
+        return np.unique(np.concatenate((shown, *asked)))
 
     def take(self, index: Int[np.ndarray, " chosen"]) -> "Split":
         """The chosen sequences, cut to the longest of them."""

@@ -3,7 +3,7 @@
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from typing import Any, get_args
@@ -12,9 +12,11 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from assay._errors import AssayError, unknown_name
-from assay.tasks._lines import TextSource, fingerprint, lines
+from assay.tasks._lines import TextSource, fingerprint, lines, settled
+from assay.tasks._overlap import copies_among, sequence_hashes, warn_of_overlaps
 from assay.tasks._pieces import CLASSES, Piece, pieces
 from assay.tasks._task import UNSCORED, Feature, Kind, Objective, Role, Split
+from assay.tasks._tokenizer import token_names, vocabulary_sha256
 
 COUNTED = 5_000
 """Sequences of the train split from which token frequencies are counted."""
@@ -22,6 +24,8 @@ COUNTED = 5_000
 _BANDS = (0.0, 1e-4, 1e-3, 1e-2)
 _BAND_LABELS = ("unseen", "below 0.01%", "0.01% to 0.1%", "0.1% to 1%", "1% and more")
 _INDUCTION_LABELS = ("the token before is new", "the token before occurred earlier")
+_REPETITION = "repetition"
+_BUILT_IN = (_REPETITION, "frequency", "class", "induction")
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,14 @@ class Group:
 
 
 @dataclass(frozen=True)
+class _Grouping:
+    """A way to put every prediction into a class."""
+
+    description: str
+    labels: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class _Asked:
     """One sequence as the model sees it; `answers[t]` is the place of the token that is predicted at t, or none."""
 
@@ -67,10 +79,12 @@ class _Asked:
 class Text:
     """Predictions on text: a train split to fit on, `iid`, and any number of named shifts.
 
-    Each of `train`, `iid` and the values of `shifts` is a source of sequences: a list of strings, a file (`.txt`,
-    `.jsonl`, `.jsonl.gz`, `.parquet`; `text_field` names the field with the text) or `hub:NAME`, a dataset of the
-    Hugging Face hub. Blank lines are passed over; longer sequences are cut to `max_length` tokens, and those in which
-    there is nothing to predict are left out. Sequences are used in order.
+    Each of `train`, `iid` and the values of `shifts` is a source of sequences: a list of strings or anything else that
+    gives strings in an order (it is read once), a file (`.txt`, `.jsonl`, `.jsonl.gz`, `.parquet`; `text_field` names
+    the field with the text) or `hub:NAME`, a dataset of the Hugging Face hub: see `TextSource`. Blank lines are passed
+    over; longer sequences are cut to `max_length` tokens, and those in which there is nothing to predict are left out.
+    Sequences are used in order. Splits that share sequences, token for token, are warned about as they are made, and
+    two with the very same ones are refused.
 
     `objective` must be that of the subject:
 
@@ -84,19 +98,25 @@ class Text:
     special ones. There, 80% of them become the mask token, 10% a random token and 10% stay, to bring pretraining
     nearer to fine-tuning; here, where the same question is to be asked everywhere, all become the mask token.
 
-    Every prediction is of one of two **kinds**, by what the sequence shows of its answer: `repeated`, a token that
-    stands earlier in the sequence (masked: anywhere else in it, unmasked), or `new`. The other groupings cut across
-    these, so they are **features**, each with a label for its classes, given for all predictions together:
+    Predictions are grouped in several ways, each of which puts every prediction into one class:
 
-    | feature | classes of the predicted token |
+    | grouping | classes of the predicted token |
     |---|---|
+    | repetition | `repeated`, if it stands earlier in the sequence (masked: anywhere else in it, unmasked), or `new` |
     | frequency | its share of the tokens of the first 5,000 sequences of the train split, in five bands |
     | class | word start, word continuation, digit, punctuation, whitespace, special (`assay.tasks.CLASSES`) |
     | induction | whether the token before it occurred earlier in the sequence (masked: both of them unmasked) |
     | your own | `groups` |
 
-    Raises AssayError for a source that cannot be read as text, an empty split, a name that is taken, or a tokenizer
-    without a mask token under "masked".
+    One grouping gives the **kinds** of prediction: repetition, or that of the class that `primary` names. `primary` is
+    the class that verdicts are about (`Text(..., groups=(parts_of_speech,), primary="verb")`), or "all". The other
+    groupings cut across it, so they are **features**, given for all predictions together.
+
+    An encoder that gives embeddings may be used with a `prompt` (`subject.prompt`) before every sequence. Its
+    sequences are cut to its tokenizer's `model_max_length` where that is less than `max_length`.
+
+    Raises AssayError for a source that cannot be read as text, an empty split, a name that is taken, a `primary` that
+    is no class or one of several groupings, or a tokenizer without a mask token under "masked".
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -109,9 +129,10 @@ class Text:
     groups: tuple[Group, ...] = ()
     mask_share: float = 0.15
     seed: int = 0
+    primary: str = "all"
+    prompt: str = ""
 
     name = "text"
-    primary_kind = "all"
 
     def __post_init__(self) -> None:
         taken = {"train", "iid"} & set(self.shifts)
@@ -125,10 +146,55 @@ class Text:
             raise AssayError(f"Text(mask_share={self.mask_share}): must be above 0 and at most 1, for example 0.15.")
         if self.objective == "masked" and self.tokenizer.mask_token_id is None:
             raise AssayError("Text(objective='masked'): the tokenizer has no mask token, so nothing can be masked.")
-        names = [group.name for group in self.groups]
-        twice = {name for name in names if names.count(name) > 1} | ({"frequency", "class", "induction"} & set(names))
+        if self.prompt and self.objective != "embedding":
+            raise AssayError(f"Text(prompt={self.prompt!r}): a prompt is for embeddings; leave it out.")
+        for name in ("train", "iid"):
+            object.__setattr__(self, name, settled(getattr(self, name), name))
+        object.__setattr__(self, "shifts", {name: settled(source, name) for name, source in self.shifts.items()})
+        object.__setattr__(self, "groups", tuple(self.groups))
+        names = [*_BUILT_IN, *(group.name for group in self.groups)]
+        twice = {name for name in names if names.count(name) > 1}
         if twice:
             raise AssayError(f"Text(groups=...): {', '.join(sorted(twice))} is taken; choose another name.")
+        self._check_primary()
+
+    def _check_primary(self) -> None:
+        if self.primary == "all":
+            return
+        if self.objective == "embedding":
+            raise AssayError(f"Text(primary={self.primary!r}): embeddings have no kinds; leave it out.")
+        labels = [label for grouping in self._groupings.values() for label in grouping.labels]
+        if self.primary not in labels:
+            raise unknown_name("primary kind", self.primary, ("all", *labels))
+        having = [name for name, grouping in self._groupings.items() if self.primary in grouping.labels]
+        if len(having) > 1 or "all" in self._groupings[having[0]].labels:
+            raise AssayError(
+                f"Text(primary={self.primary!r}): {' and '.join(having)} must have the kind once between them, and no "
+                "kind 'all'; give your own groups labels of their own."
+            )
+
+    @property
+    def primary_kind(self) -> str:
+        """The kind that verdicts are about, or "all"."""
+        return self.primary
+
+    @cached_property
+    def _groupings(self) -> dict[str, _Grouping]:
+        """All groupings by name."""
+        where = "earlier" if self.objective == "causal" else "elsewhere"
+        return {
+            _REPETITION: _Grouping(f"whether the predicted token stands {where} in the sequence", ("repeated", "new")),
+            "frequency": _Grouping("share of the predicted token in the train split", _BAND_LABELS),
+            "class": _Grouping("class of the predicted token", CLASSES),
+            "induction": _Grouping("the token before the predicted one", _INDUCTION_LABELS),
+            **{group.name: _Grouping(f"{group.name} of the predicted token", group.labels) for group in self.groups},
+        }
+
+    @cached_property
+    def _by(self) -> str:
+        """The grouping that gives the kinds."""
+        having = (name for name, grouping in self._groupings.items() if self.primary in grouping.labels)
+        return _REPETITION if self.primary == "all" else next(having)
 
     @property
     def split_names(self) -> tuple[str, ...]:
@@ -137,28 +203,21 @@ class Text:
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
-        """Repeated and new; none for embeddings."""
+        """The classes of one grouping: repeated and new, unless `primary` is of another; none for embeddings."""
         if self.objective == "embedding":
             return ()
-        where = "earlier" if self.objective == "causal" else "elsewhere"
-        return (
-            Kind("repeated", f"a token that stands {where} in the sequence"),
-            Kind("new", f"a token that does not stand {where} in the sequence"),
-        )
+        grouping = self._groupings[self._by]
+        return tuple(Kind(label, f"{grouping.description}: {label}") for label in grouping.labels)
 
     @property
     def features(self) -> tuple[Feature, ...]:
-        """Frequency, class, induction and the groups; none for embeddings."""
+        """The groupings that do not give the kinds; none for embeddings."""
         if self.objective == "embedding":
             return ()
-        described = (
-            ("frequency", "share of the predicted token in the train split", _BAND_LABELS),
-            ("class", "class of the predicted token", CLASSES),
-            ("induction", "the token before the predicted one", _INDUCTION_LABELS),
-            *((group.name, f"{group.name} of the predicted token", group.labels) for group in self.groups),
-        )
         return tuple(
-            Feature(name, text, ("all",), tuple(range(len(labels))), labels) for name, text, labels in described
+            Feature(name, grouping.description, ("all",), tuple(range(len(grouping.labels))), grouping.labels)
+            for name, grouping in self._groupings.items()
+            if name != self._by
         )
 
     def _lines(self, name: str) -> Iterator[str]:
@@ -175,8 +234,14 @@ class Text:
                 counts.update(ids)
         return {token: count / counts.total() for token, count in counts.items()}
 
+    @cached_property
+    def _longest(self) -> int:
+        """How many tokens a sequence has at most; an encoder in use cuts its text where its tokenizer says."""
+        of_tokenizer = self.tokenizer.model_max_length if self.objective == "embedding" else self.max_length
+        return min(self.max_length, of_tokenizer)
+
     def _asked(self, line: str) -> _Asked:
-        found = pieces(self.tokenizer, line, self.max_length)
+        found = pieces(self.tokenizer, self.prompt + line, self._longest)
         tokens = [piece.token for piece in found]
         if self.objective == "causal":
             return _Asked(tokens, found, {place: place + 1 for place in range(len(tokens) - 1)})
@@ -209,7 +274,8 @@ class Text:
     def split(self, name: str, sequences: int) -> Split:
         """The first `sequences` sequences of a split, fewer if it has fewer.
 
-        Raises AssayError for an unknown split, a number below 1, a source that cannot be read or has no sequence.
+        Warns if they share some with a split that was made before. Raises AssayError if they are the same as another's,
+        for an unknown split, a number below 1, and a source that cannot be read or has no sequence.
         """
         if name not in self.split_names:
             raise unknown_name("split", name, self.split_names)
@@ -221,7 +287,9 @@ class Text:
             raise AssayError(f"split {name!r} has no sequence of at least {least}; is the file empty?")
         lengths = np.array([len(row.tokens) for row in rows])
         pad = self.tokenizer.pad_token_id
-        tokens = np.full((len(rows), lengths.max()), 0 if pad is None else pad, dtype=np.int64)
+        # Padding is masked, so any token will do; one that was added to the tokenizer may have no embedding.
+        usable = pad is not None and pad < self.tokenizer.vocab_size
+        tokens = np.full((len(rows), lengths.max()), pad if usable else 0, dtype=np.int64)
         kinds = np.full(tokens.shape, UNSCORED, dtype=np.int64)
         targets = np.zeros(tokens.shape, dtype=np.int64)
         features = {feature.name: np.zeros(tokens.shape, dtype=np.int64) for feature in self.features}
@@ -231,11 +299,11 @@ class Text:
                 continue
             at, answers = list(row.answers), list(row.answers.values())
             targets[index, at] = [row.pieces[answer].token for answer in answers]
-            kinds[index, at] = self._kinds_of(row)
-            for feature, values in self._features_of(row).items():
-                features[feature][index, at] = np.array(values)[answers]
+            for grouping, values in self._classes_of(row).items():
+                into = kinds if grouping == self._by else features[grouping]
+                into[index, at] = values
         role: Role = "train" if name == "train" else "iid" if name == "iid" else "shift"
-        return Split(
+        split = Split(
             name=name,
             role=role,
             description=f"your text for {name}",
@@ -245,9 +313,26 @@ class Text:
             features=features,
             objective=self.objective,
             targets=targets if self.objective == "masked" else None,
+            prompt=self.prompt,
         )
+        split = replace(split, names=token_names(self.tokenizer, split.occurring.tolist()))
+        self._look_for_copies(split)
+        return split
 
-    def _kinds_of(self, row: _Asked) -> list[int]:
+    @cached_property
+    def _made(self) -> dict[str, list[bytes]]:
+        """The hashes of the sequences of every split that was made, by its name."""
+        return {}
+
+    def _look_for_copies(self, split: Split) -> None:
+        """Warn of what a split shares with those made before, unless at least as many of its sequences were seen."""
+        if len(split) > len(self._made.get(split.name, ())):
+            hashes = {**self._made, split.name: sequence_hashes(split)}
+            copies = copies_among({name: hashes[name] for name in self.split_names if name in hashes})
+            warn_of_overlaps(copies.of(split.name))
+            self._made[split.name] = hashes[split.name]
+
+    def _repetition_of(self, row: _Asked) -> list[int]:
         """0 for a repeated token, 1 for a new one, of every answer."""
         if self.objective == "masked":
             shown = {token for place, token in enumerate(row.tokens) if place not in row.answers}
@@ -257,8 +342,8 @@ class Text:
             first.setdefault(token, place)
         return [0 if first[row.tokens[answer]] < answer else 1 for answer in row.answers.values()]
 
-    def _features_of(self, row: _Asked) -> dict[str, list[int]]:
-        """The class of every token of a sequence under every feature."""
+    def _classes_of(self, row: _Asked) -> dict[str, list[int]]:
+        """The class of every answer under every grouping."""
         own = [piece.token for piece in row.pieces]
         shares = [self._shares.get(token, 0.0) for token in own]
         hidden = row.answers if self.objective == "masked" else {}
@@ -269,22 +354,34 @@ class Text:
             if place not in hidden:
                 seen.add(token)
         texts = [piece.text for piece in row.pieces]
-        return {
+        of_tokens = {
             "frequency": [int(np.searchsorted(_BANDS, share, side="right")) if share else 0 for share in shares],
             "class": [piece.of_class for piece in row.pieces],
             "induction": induction,
             **{group.name: group.of(texts) for group in self.groups},
         }
+        return {
+            _REPETITION: self._repetition_of(row),
+            **{name: [values[answer] for answer in row.answers.values()] for name, values in of_tokens.items()},
+        }
+
+    @cached_property
+    def _vocabulary_sha256(self) -> str:
+        return vocabulary_sha256(self.tokenizer)
 
     def describe(self) -> dict[str, object]:
         """Parameters and, of every split's source, a hash of its content or its name; plain values only."""
         sources = {"train": self.train, "iid": self.iid, **self.shifts}
         masking = {"mask_share": self.mask_share, "seed": self.seed} if self.objective == "masked" else {}
+        prompting = {"prompt": self.prompt} if self.objective == "embedding" else {}
         return {
             "task": "text",
             "objective": self.objective,
-            "max_length": self.max_length,
+            "max_length": self._longest,
             **masking,
+            **prompting,
             "groups": [group.name for group in self.groups],
+            "primary": self.primary,
+            "vocabulary_sha256": self._vocabulary_sha256,
             **{f"{name}_source": fingerprint(source) for name, source in sources.items()},
         }

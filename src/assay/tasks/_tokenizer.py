@@ -1,6 +1,8 @@
-"""The character-level tokenizer of the code models."""
+"""The character-level tokenizer of the code models, and what tells one tokenizer from another."""
 
-from collections.abc import Sequence
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -49,3 +51,18 @@ def code_vocabulary(tokenizer: PreTrainedTokenizerBase | None) -> tuple[str, ...
             f"`assay train code` makes; this one has {shown}."
         )
     return tokens
+
+
+def token_names(tokenizer: PreTrainedTokenizerBase, tokens: Iterable[int]) -> dict[int, str]:
+    """What a tokenizer calls each of the tokens; those that it does not have are left out."""
+    if tokenizer.is_fast:
+        wanted = list(tokens)
+        found = zip(wanted, tokenizer.convert_ids_to_tokens(wanted), strict=True)
+        return {token: name for token, name in found if name is not None}
+    vocabulary = {token: name for name, token in tokenizer.get_vocab().items()}
+    return {token: vocabulary[token] for token in tokens if token in vocabulary}
+
+
+def vocabulary_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A hash of a tokenizer's vocabulary: every token with its id, added ones too."""
+    return hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()
