@@ -3,7 +3,7 @@
 from assay.engine._attention import Edit, PatternEdit, VectorEdit
 from assay.engine._engine import Engine
 from assay.engine._places import ATTENTION, BLOCK_STREAMS, HEAD_STREAMS, Block, Head, Place, Site
-from assay.engine._proxy import Proxy
+from assay.engine._proxy import Proxy, check_proxy
 from assay.engine._run import Run
 from assay.engine._samples import Samples, batches, collect, device_scale, tensors
 from assay.engine._together import run_together, shared
@@ -24,6 +24,7 @@ __all__ = [
     "Site",
     "VectorEdit",
     "batches",
+    "check_proxy",
     "collect",
     "device_scale",
     "run_together",

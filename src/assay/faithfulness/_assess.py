@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from assay._fingerprint import NotHashableError
 from assay.engine import Engine, Proxy, Samples, Site
 from assay.faithfulness._cells import Candidate
 from assay.faithfulness._clean_pass import CleanPass
@@ -98,7 +99,8 @@ def assess(
     iid = next(split for split in splits if split.role == "iid")
     noise = noise_floor(engine, task, iid).flipped
     metric: Any = SameNeighbour() if iid.objective == "embedding" else SamePrediction()
-    candidate = Candidate(_Made(proxy), Site("its places", ()), is_control=False, control=None)
+    made = NotHashableError("made elsewhere")
+    candidate = Candidate("the proxy", _Made(proxy), Site("its places", ()), is_control=False, fingerprint=made)
     scores = {
         split.name: score_split(engine, {candidate.key: proxy}, task, split, [metric], clean_pass=clean_pass)
         for split in splits

@@ -1,5 +1,6 @@
 """The cells of a comparison (subject x proxy x split): which there are, and where finished ones are kept."""
 
+import functools
 import hashlib
 import json
 import zipfile
@@ -9,10 +10,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import assay
 from assay._errors import AssayError
+from assay._fingerprint import NotHashableError, fingerprint
 from assay.engine import Engine, Site
 from assay.faithfulness._comparison import SCHEMA
-from assay.faithfulness._metrics import metrics
 from assay.faithfulness._scores import NotFiniteError, Scores
 from assay.simplify import Identity, MeanAblation, RandomPerturbation, Simplification, label
 from assay.subjects import write_atomically
@@ -29,21 +31,20 @@ REFITTED = ", refitted"
 class Candidate:
     """A simplification at a site, not yet fitted.
 
-    `control` and `perturbation` are the labels of its own control and of the control of equal size. With `refitted`
-    it is a control itself: fitted on other sequences of the shift that it is judged on.
+    `name` is how the proxy is called in the results, `fingerprint` a hash of the simplification (see
+    `assay._fingerprint`), or why there is none. `control` and `perturbation` are the names of its own control and of
+    the control of equal size. With `refitted` it is a control itself: fitted on other sequences of the shift that it is
+    judged on.
     """
 
+    name: str
     simplification: Simplification
     at: Site
     is_control: bool
+    fingerprint: str | NotHashableError
     control: str | None = None
     perturbation: str | None = None
     refitted: bool = False
-
-    @property
-    def name(self) -> str:
-        """How the proxy is called in the results."""
-        return label(self.simplification) + (REFITTED if self.refitted else "")
 
     @property
     def site(self) -> str:
@@ -61,35 +62,111 @@ class Candidate:
         return f"{self.name} at {self.site}"
 
 
+def fingerprint_or_reason(value: object, *, unfitted: bool = False) -> str | NotHashableError:
+    """The fingerprint of an object, or why there is none."""
+    try:
+        return fingerprint(value, unfitted=unfitted)
+    except NotHashableError as reason:
+        return reason
+
+
+class Names:
+    """Simplifications of one comparison by name: their labels, with a number where different ones share a label."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, list[str | NotHashableError]] = {}
+        self._of: dict[int, tuple[str, str | NotHashableError, Simplification]] = {}
+
+    def of(self, simplification: Simplification) -> tuple[str, str | NotHashableError]:
+        """The name of a simplification, that of an earlier one if both do the same, and its fingerprint."""
+        if id(simplification) not in self._of:
+            text = label(simplification)
+            found = fingerprint_or_reason(simplification, unfitted=True)
+            known = self._known.setdefault(text, [])
+            if found not in known:
+                known.append(found)
+            number = known.index(found) + 1
+            self._of[id(simplification)] = (f"{text} #{number}" if number > 1 else text, found, simplification)
+        return self._of[id(simplification)][:2]
+
+
 class Cells:
     """Finished cells, in memory or in a folder; a file is named by a hash of all that its content depends on.
 
-    With a folder, a cell is read when it is asked for, so that a long run does not have to fit in memory.
+    With a folder, a cell is read when it is asked for, so that a long run does not have to fit in memory. A file ends
+    with its own name and a hash of the rest of it (a comment, to a reader of zip files): one that was changed, cut
+    short or renamed counts as not there, and its name is among `damaged`. A cell without a name of its own, one of
+    `unnamed`, stays in memory.
     """
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
+        self.damaged: set[str] = set()
+        self.unnamed: set[str] = set()
         self._memory: dict[str, Scores | NotFiniteError] = {}
 
+    def without_name(self) -> str:
+        """A name for a cell that no other run can find."""
+        name = f"unnamed {len(self.unnamed)}"
+        self.unnamed.add(name)
+        return name
+
     def __contains__(self, name: str) -> bool:
-        """Whether the cell is finished; a file that was cut short counts as not there."""
-        return name in self._memory or (self.folder is not None and zipfile.is_zipfile(self.folder / f"{name}.npz"))
+        """Whether the cell is finished."""
+        if name in self._memory or self.folder is None or name in self.unnamed:
+            return name in self._memory
+        path = self._path(name)
+        if not path.exists():
+            return False
+        if _is_sealed(path, name):
+            return True
+        self.damaged.add(name)
+        return False
 
     def __getitem__(self, name: str) -> Scores | NotFiniteError:
         if name in self._memory or self.folder is None:
             return self._memory[name]
-        path = self.folder / f"{name}.npz"
+        path = self._path(name)
         try:
             return Scores.read(path)
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
             raise AssayError(f"{path} is damaged ({error}); remove it and run again.") from None
 
     def put(self, name: str, scores: Scores | NotFiniteError) -> None:
         """Keep a finished cell; one that could not be scored is kept in memory only."""
-        if self.folder is not None and isinstance(scores, Scores):
-            write_atomically(self.folder / f"{name}.npz", scores.write)
+        if self.folder is not None and isinstance(scores, Scores) and name not in self.unnamed:
+            write_atomically(self._path(name), lambda path: _seal(path, name, scores))
         else:
             self._memory[name] = scores
+
+    def _path(self, name: str) -> Path:
+        return (self.folder or Path()) / f"{name}.npz"
+
+
+_NO_COMMENT = b"\0\0"
+"""How a zip file without a comment ends: the length of the comment, in two bytes."""
+
+
+def _seal(path: Path, name: str, scores: Scores) -> None:
+    """Write a cell, and behind it its name and a hash of both."""
+    scores.write(path)
+    content = path.read_bytes().removesuffix(_NO_COMMENT)
+    path.write_bytes(content + _seal_of(name, content))
+
+
+def _seal_of(name: str, content: bytes) -> bytes:
+    comment = f"{name} {hashlib.sha256(name.encode() + content).hexdigest()}".encode()
+    return len(comment).to_bytes(2, "little") + comment
+
+
+def _is_sealed(path: Path, name: str) -> bool:
+    """Whether a file is what `_seal` wrote under this name."""
+    length = len(_seal_of(name, b""))
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return False
+    return len(data) > length and data[-length:] == _seal_of(name, data[:-length])
 
 
 class Found(Mapping[tuple[int, str, str], Scores | NotFiniteError]):
@@ -119,55 +196,76 @@ def candidates_of(
     """Every simplification at every site, each site followed by its controls.
 
     At a site that names a stream, mean ablation takes the place of a control that is for attention only. Raises
-    AssayError for a simplification that does not act on a site's stream, and for sites that `Engine.sites` refuses.
+    AssayError for a simplification that is given twice or does not act on a site's stream, and for sites that
+    `Engine.sites` refuses.
     """
-    given = {label(item) for item in simplifications}
+    names = Names()
+    given = [names.of(item)[0] for item in simplifications]
+    twice = {name for name in given if given.count(name) > 1}
+    if twice:
+        raise AssayError(f"compare(): {', '.join(sorted(twice))} is given twice.")
+
+    def candidate(simplification: Simplification, at: Site, ending: str = "", **options: Any) -> Candidate:
+        name, found = names.of(simplification)
+        return Candidate(name + ending, simplification, at, fingerprint=found, **options)
+
+    own = [item.control() if controls else None for item in simplifications]
+    equals: list[Any] = [
+        RandomPerturbation(item) if controls and not isinstance(item, _WITHOUT_SIZE) else None
+        for item in simplifications
+    ]
+    ablation, identity = MeanAblation(), Identity()
     found = []
     for site in engine.sites(sites):
         of_controls: dict[str, Simplification] = {}
         perturbations: list[Any] = []
         refitted: list[Candidate] = []
-        for item in simplifications:
+        for item, control, equal in zip(simplifications, own, equals, strict=True):
             if site.explicit and not getattr(item, "any_stream", False):
                 raise AssayError(
                     f"{label(item)} is about attention and cannot act on site {site.name!r}; give it a site without "
                     "a stream, or give that site a simplification of vectors, such as SVD(rank=8)."
                 )
-            control = item.control() if controls else None
+            here = control
             if control is not None and site.explicit and not getattr(control, "any_stream", False):
-                control = MeanAblation()
-            name = None if control is None else label(control)
-            if control is not None and name is not None and name not in given:
-                of_controls[name] = control
-            equal = RandomPerturbation(item) if controls and not isinstance(item, _WITHOUT_SIZE) else None
+                here = ablation
+            name = None if here is None else names.of(here)[0]
+            if here is not None and name is not None and name not in given:
+                of_controls[name] = here
             if equal is not None:
                 perturbations.append(equal)
-            found.append(
-                Candidate(
-                    item,
-                    site,
-                    is_control=False,
-                    control=name,
-                    perturbation=None if equal is None else label(equal),
-                )
-            )
+            perturbation = None if equal is None else names.of(equal)[0]
+            found.append(candidate(item, site, is_control=False, control=name, perturbation=perturbation))
             if refit and item.streams:
-                refitted.append(Candidate(item, site, is_control=True, refitted=True))
-        if controls and label(Identity()) not in given:
-            of_controls[label(Identity())] = Identity()
-        found += [Candidate(item, site, is_control=True) for item in (*of_controls.values(), *perturbations)]
+                refitted.append(candidate(item, site, REFITTED, is_control=True, refitted=True))
+        if controls and names.of(identity)[0] not in given:
+            of_controls[names.of(identity)[0]] = identity
+        found += [candidate(item, site, is_control=True) for item in (*of_controls.values(), *perturbations)]
         found += refitted
     return found
 
 
 def cell_name(
-    subject: Mapping[str, Any], task: Task, item: Candidate, *, fitted_on: str, judged_on: str, seed: int
+    subject: Mapping[str, Any],
+    task: Task,
+    item: Candidate,
+    *,
+    metrics: Sequence[str | NotHashableError],
+    fitted_on: str,
+    judged_on: str,
+    seed: int,
 ) -> str:
-    """The name of a cell: a hash of everything that its scores depend on."""
+    """The name of a cell: a hash of everything that its scores depend on.
+
+    `metrics` are their fingerprints. Raises NotHashableError if one of those or the simplification has none.
+    """
+    for found in (item.fingerprint, *metrics):
+        if isinstance(found, NotHashableError):
+            raise found
     content = {
         "schema": SCHEMA,
-        "assay": version("assay-interp"),
-        "versions": [version(name) for name in ("torch", "transformers", "scikit-learn")],
+        "assay": [version("assay-interp"), _code_of_assay()],
+        "versions": [version(name) for name in ("torch", "transformers", "scikit-learn", "numpy")],
         "weights": subject["weights_sha256"],
         "config": subject["config_sha256"],
         "asked": [subject["objective"], subject.get("pooling")],
@@ -175,9 +273,8 @@ def cell_name(
         "device": subject["device"],
         "kinds": [repr(kind) for kind in task.kinds],
         "features": [repr(feature) for feature in task.features],
-        "metrics": list(metrics),
-        "simplification": f"{type(item.simplification).__module__}.{label(item.simplification)}",
-        "of": type(getattr(item.simplification, "of", None)).__module__,
+        "metrics": metrics,
+        "simplification": item.fingerprint,
         "places": [str(place) for place in item.at.places],
         "streams": item.at.streams,
         "train": fitted_on if item.streams else None,
@@ -185,3 +282,21 @@ def cell_name(
         "seed": seed,
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+
+
+_AFTER_CELLS = ("cli", "cli.py", "proofs", "reports", "studies", "testing")
+_AFTER_CELLS_HERE = ("_assess", "_cells", "_comparison", "_heads", "_statistics", "_summary", "_verdicts")
+"""Rooms, and files of this one, that only read finished cells: a change there leaves cells as they are."""
+
+
+@functools.cache
+def _code_of_assay() -> str:
+    """A hash of the files of Assay that a cell may depend on."""
+    root = Path(assay.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        inside = path.relative_to(root)
+        if inside.parts[0] in _AFTER_CELLS or (inside.parts[0] == "faithfulness" and path.stem in _AFTER_CELLS_HERE):
+            continue
+        digest.update(f"{inside.as_posix()} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()

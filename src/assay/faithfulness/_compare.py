@@ -18,8 +18,9 @@ import numpy as np
 import torch
 
 from assay._errors import AssayError
+from assay._fingerprint import NotHashableError
 from assay.engine import Engine, batches, collect, tensors
-from assay.faithfulness._cells import Candidate, Cells, Found, candidates_of, cell_name
+from assay.faithfulness._cells import Candidate, Cells, Found, candidates_of, cell_name, fingerprint_or_reason
 from assay.faithfulness._comparison import (
     Comparison,
     FeatureRecord,
@@ -37,7 +38,7 @@ from assay.faithfulness._scores import NotFiniteError, Scores
 from assay.faithfulness._statistics import Method
 from assay.faithfulness._summary import sequence_tables, summarise
 from assay.faithfulness._workers import Workers
-from assay.simplify import RandomPerturbation, Simplification, label
+from assay.simplify import RandomPerturbation, Simplification, applied
 from assay.subjects import Subject, pool
 from assay.tasks import UNSCORED, Split, Task, token_names
 
@@ -135,7 +136,7 @@ def compare(
         **_task_records(task, inputs, judged),
         proxies=tuple(
             ProxyRecord(
-                proxy=label(item.simplification),
+                proxy=item.name,
                 site=item.site,
                 heads=tuple(map(str, item.at.places)),
                 is_control=item.is_control,
@@ -154,7 +155,7 @@ def compare(
             **options,
         },
         noise_floor=noise,
-        skipped=(*judging.failures, *_not_refitted(inputs), *_undetermined(task)),
+        skipped=(*judging.failures, *judging.notes_on_cells, *_not_refitted(inputs), *_undetermined(task)),
     )
     comparison = Comparison(record, results, gaps, lambda: sequence_tables(variants, candidates, found))
     if folder is not None:
@@ -236,7 +237,10 @@ class _Judging:
     ) -> None:
         self.task, self.inputs, self.candidates, self.judged = task, inputs, candidates, judged
         self.found, self.cells, self.seed = found, cells, seed
+        self.metrics = [fingerprint_or_reason(metric) for metric in judged]
         self.failures: list[Skipped] = []
+        self.repaired: list[Skipped] = []
+        self.unkept: dict[str, Skipped] = {}
         self.done = 0
 
     def run(self, engines: Sequence[Engine], workers: Workers, progress: Callable[[str], None]) -> None:
@@ -256,6 +260,11 @@ class _Judging:
             (number, split): [item for item in items if names[number, item.key, split] not in self.cells]
             for (number, split), items in own.items()
         }
+        for (number, key, split), name in names.items():
+            if name in self.cells.damaged:
+                where = f"{key} on {split} ({_who(engines[number].subject)})"
+                reason = f"{name}.npz was changed, renamed or cut short after it was written, and is made again"
+                self.repaired.append(Skipped(what=f"the kept cell of {where}", reason=reason))
         self.done = len(names) - sum(map(len, missing.values()))
         fitted = self._fitted(engines, missing, workers, progress)
         pieces = [
@@ -291,6 +300,11 @@ class _Judging:
         for place_of_cell, name in names.items():
             self.found.add(place_of_cell, name)
 
+    @property
+    def notes_on_cells(self) -> list[Skipped]:
+        """What a reader of the folder has to know of its cells."""
+        return [*self.repaired, *(self.unkept.values() if self.cells.folder is not None else ())]
+
     def _fitted(
         self,
         engines: Sequence[Engine],
@@ -324,7 +338,21 @@ class _Judging:
     def _name(self, described: Mapping[str, Any], item: Candidate, split: str) -> str:
         hashes = self.inputs.hashes
         fitted_on = self.inputs.refit_hashes[split] if item.refitted else hashes[self.inputs.train.name]
-        return cell_name(described, self.task, item, fitted_on=fitted_on, judged_on=hashes[split], seed=self.seed)
+        try:
+            return cell_name(
+                described,
+                self.task,
+                item,
+                metrics=self.metrics,
+                fitted_on=fitted_on,
+                judged_on=hashes[split],
+                seed=self.seed,
+            )
+        except NotHashableError as reason:
+            self.unkept[item.name] = Skipped(
+                what=f"cells of {item.name} kept for another run", reason=f"not cached: {reason}"
+            )
+            return self.cells.without_name()
 
 
 def _metrics_for(split: Split) -> list[Any]:
@@ -407,10 +435,6 @@ def _check_call(
                 f"compare(): {item!r} is not a simplification; give objects such as assay.SVD(rank=8), with streams, "
                 "fit, apply and control."
             )
-    labels = [label(item) for item in simplifications]
-    twice = {name for name in labels if labels.count(name) > 1}
-    if twice:
-        raise AssayError(f"compare(): {', '.join(sorted(twice))} is given twice.")
     if len({(item.name, item.seed) for item in subjects}) < len(subjects):
         raise AssayError("compare(): several subjects must be different training seeds; two are the same.")
     shapes = {json.dumps(_architecture(item)) for item in subjects}
@@ -512,14 +536,18 @@ def _placed(subject: Subject, place: int | None) -> Subject:
 def _fit(subject: Subject, train: Split, items: Sequence[Candidate], place: int | None) -> list[Simplification]:
     engine = Engine(_placed(subject, place))
     samples = collect(engine, train, sorted({stream for item in items for stream in item.streams}))
-    fits: dict[tuple[str, str], Simplification] = {}
+    fits: dict[tuple[int, str], Simplification] = {}
     for item in items:
-        fit = copy.deepcopy(item.simplification)
-        known = fits.get((label(fit.of), item.site)) if isinstance(fit, RandomPerturbation) else None
+        given = item.simplification
+        fit = copy.deepcopy(given)
+        known = fits.get((id(given.of), item.site)) if isinstance(given, RandomPerturbation) else None
         if isinstance(fit, RandomPerturbation) and known is not None:
-            fits[label(fit), item.site] = fit.around(known)
+            found: object = fit.around(known)
         else:
-            fits[label(fit), item.site] = fit.fit(samples.at(item.at))
+            found = fit.fit(samples.at(item.at))
+        if not isinstance(found, Simplification):
+            raise AssayError(f"{item.name}: fit must return self; it returned a {type(found).__name__}.")
+        fits[id(given), item.site] = found
     return list(fits.values())
 
 
@@ -532,7 +560,7 @@ def _judge(  # noqa: PLR0917
     place: int | None,
 ) -> dict[str, Scores | NotFiniteError]:
     engine = Engine(_placed(subject, place))
-    proxies = {key: simplification.apply(engine.subject) for key, simplification in fitted.items()}
+    proxies = {key: applied(simplification, engine.subject) for key, simplification in fitted.items()}
     return score_split(engine, proxies, task, split, judged)
 
 

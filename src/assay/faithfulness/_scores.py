@@ -73,7 +73,7 @@ class Scores:
     @classmethod
     def read(cls, path: Path) -> "Scores":
         """Read what `write` wrote."""
-        with np.load(path, allow_pickle=False) as data:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
             columns = tuple(Column(*column) for column in json.loads(str(data["columns"])))
             return cls(columns, data["sums"], data["counts"])
 

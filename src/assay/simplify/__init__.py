@@ -8,7 +8,7 @@ from assay.simplify._controls import Identity, MeanAblation, RandomPerturbation,
 from assay.simplify._description import DescriptionLength, description_length
 from assay.simplify._kmeans import KMeans
 from assay.simplify._one_hot import OneHotAttention
-from assay.simplify._protocol import Simplification, label, simplifications
+from assay.simplify._protocol import Simplification, applied, label, simplifications
 from assay.simplify._svd import SVD
 
 simplifications.register("svd", SVD)
@@ -30,6 +30,7 @@ __all__ = [
     "RandomProjection",
     "Simplification",
     "UniformAttention",
+    "applied",
     "description_length",
     "label",
     "simplifications",

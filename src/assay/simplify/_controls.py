@@ -12,7 +12,7 @@ from torch.nn.functional import one_hot
 
 from assay._errors import AssayError
 from assay.engine import ATTENTION, Edit, Head, PatternEdit, Place, Proxy, Samples, VectorEdit
-from assay.simplify._protocol import Simplification, check_positive, label, proxy_of, vector_edit
+from assay.simplify._protocol import Simplification, applied, check_positive, label, proxy_of, vector_edit
 from assay.simplify._subspace import Subspace, check_rank
 from assay.subjects import Subject
 
@@ -261,7 +261,7 @@ class RandomPerturbation:
         """The subject with vectors and patterns moved at random."""
         if self.fitted_ is None:
             raise AssayError(f"{label(self)} has not been fitted; call fit(samples) before apply(subject).")
-        return Proxy(subject, [self._instead_of(edit) for edit in self.fitted_.apply(subject).edits])
+        return Proxy(subject, [self._instead_of(edit) for edit in applied(self.fitted_, subject).edits])
 
     def _instead_of(self, edit: Edit) -> Edit:
         where, *streams = fields(edit)

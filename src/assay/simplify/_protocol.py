@@ -4,9 +4,13 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import ClassVar, Protocol, runtime_checkable
 
+import numpy as np
+from torch import Tensor, nn
+
 from assay._errors import AssayError
+from assay._fingerprint import NotHashableError, fingerprint
 from assay._registry import Registry
-from assay.engine import Edit, Place, Proxy, Samples, VectorEdit
+from assay.engine import Edit, Place, Proxy, Samples, VectorEdit, check_proxy
 from assay.subjects import Subject
 
 
@@ -47,14 +51,69 @@ simplifications = Registry("assay.simplifications", "simplification")
 """All simplifications by the name used on the command line (`svd:rank=8`)."""
 
 
+_LONG = 60
+"""Letters from which on a parameter is written by its hash."""
+
+
 def label(simplification: object) -> str:
-    """How a simplification is written in Python, with the parameters that differ from their defaults."""
+    """How a simplification is written in Python, with the parameters that differ from their defaults.
+
+    It stays short: an array or tensor is written with its type, shape and the start of its hash, a torch module with
+    that of its weights, and so is whatever else takes more than a few words. Two that differ may thus have one label.
+    """
     parts = []
     for name, parameter in inspect.signature(type(simplification)).parameters.items():
         value = getattr(simplification, name)
-        if parameter.default is inspect.Parameter.empty or value != parameter.default:
-            parts.append(f"{name}={label(value) if isinstance(value, Simplification) else repr(value)}")
+        if not _equal(value, parameter.default):
+            parts.append(f"{name}={_in_short(value)}")
     return f"{type(simplification).__name__}({', '.join(parts)})"
+
+
+def _equal(value: object, default: object) -> bool:
+    """Whether a parameter has its default; arrays are never taken to."""
+    try:
+        return value is default or (not isinstance(value, np.ndarray | Tensor) and bool(value == default))
+    except (ValueError, RuntimeError):  # what holds arrays gives no single answer
+        return False
+
+
+def _in_short(value: object) -> str:
+    if isinstance(value, Simplification):
+        return label(value)
+    if isinstance(value, np.ndarray | Tensor):
+        kind = "array" if isinstance(value, np.ndarray) else "tensor"
+        shape = "x".join(map(str, value.shape)) or "scalar"
+        return f"{kind}({str(value.dtype).removeprefix('torch.')}, {shape}, {_start_of_hash(value)})"
+    if isinstance(value, nn.Module):
+        return f"{type(value).__name__}({_start_of_hash(dict(value.state_dict()))})"
+    text = repr(value)
+    if len(text) <= _LONG and "\n" not in text and " at 0x" not in text:
+        return text
+    return f"{getattr(value, '__name__', type(value).__name__)}({_start_of_hash(value)})"
+
+
+def _start_of_hash(value: object) -> str:
+    try:
+        return fingerprint(value)[:8]
+    except NotHashableError:
+        return "?"
+
+
+def applied(simplification: Simplification, subject: Subject) -> Proxy:
+    """`simplification.apply(subject)`. Raises AssayError unless that is a proxy of the subject, left as it was."""
+    before = _state(subject.model)
+    proxy = simplification.apply(subject)
+    what = f"{label(simplification)}.apply(subject)"
+    check_proxy(proxy, subject, what)
+    if _state(subject.model) != before:
+        raise AssayError(f"{what} changes the weights of {subject!r} itself; leave them, and give edits.")
+    return proxy
+
+
+def _state(model: nn.Module) -> list[tuple[int, int]]:
+    """The tensors of a model, and how often torch has seen each changed: hashes would take long for every proxy."""
+    tensors = (*model.parameters(), *model.buffers())
+    return [(id(tensor), 0 if tensor.is_inference() else tensor._version) for tensor in tensors]
 
 
 def proxy_of(

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from assay._errors import AssayError
-from assay.engine import Engine, Proxy
+from assay.engine import Engine, Proxy, check_proxy
 from assay.faithfulness import ALL, CleanPass
 from assay.faithfulness._assess import Assessment, Finding, assess
 from assay.faithfulness._statistics import FEW
@@ -94,7 +94,7 @@ def assert_faithful(
     for name, number in (("resamples", resamples), ("sequences", _SEQUENCES if sequences is None else sequences)):
         if number < 2:
             raise AssayError(f"assert_faithful({name}={number}): must be at least 2.")
-    _check_proxy(subject, proxy)
+    check_proxy(proxy, subject, "assert_faithful(proxy=...)")
     judged = _GivenSplits(splits, task, sequences)
     chosen = (judged.primary_kind,) if kinds is None else tuple(kinds)
     known = (ALL, *(kind.name for kind in judged.kinds))
@@ -123,19 +123,6 @@ def assert_faithful(
             f"{100 * max_gap:g} points less under every shift ({100 * level:g}% intervals)"
         )
         raise AssertionError("\n".join(_message(proxy, asked, result, words)))
-
-
-def _check_proxy(subject: Subject, proxy: Proxy) -> None:
-    if not isinstance(proxy, Proxy):
-        raise AssayError(
-            f"assert_faithful(proxy={proxy!r}): not a proxy. Fit the simplification and apply it to the subject: "
-            "`assay_session.proxy(subject, simplification, task)`."
-        )
-    if proxy.subject is not subject and proxy.subject.weights_sha256 != subject.weights_sha256:
-        raise AssayError(
-            f"assert_faithful(): the proxy was made of {proxy.subject!r}, whose weights are not those of {subject!r}; "
-            "apply the simplification to the subject that is tested."
-        )
 
 
 class _GivenSplits:

@@ -11,7 +11,7 @@ from torch import Tensor
 from assay._errors import AssayError
 from assay.engine import Engine, Proxy, collect
 from assay.faithfulness import CleanPass
-from assay.simplify import Simplification
+from assay.simplify import Simplification, applied
 from assay.subjects import Subject, load
 from assay.tasks import Split, Task
 
@@ -60,13 +60,13 @@ class Session:
         """The subject simplified at a site, as `assay.compare` makes it: fitted on the train split.
 
         `train` is a task, whose train split is taken, or a split; its first `sequences` sequences are used. Raises
-        AssayError if the subject has no such site or the simplification cannot be fitted.
+        AssayError if the subject has no such site, or the simplification cannot be fitted or gives no proxy of it.
         """
         engine = self.engine(subject)
         where = engine.site(site)
         split = train.first(sequences) if isinstance(train, Split) else train.split(train.split_names[0], sequences)
         samples = collect(engine, split, where.streams if where.explicit else simplification.streams)
-        return copy.deepcopy(simplification).fit(samples.at(where)).apply(subject)
+        return applied(copy.deepcopy(simplification).fit(samples.at(where)), subject)
 
     def engine(self, subject: Subject) -> Engine:
         """An engine of the subject as it is now."""

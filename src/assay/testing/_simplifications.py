@@ -8,7 +8,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from assay._errors import AssayError
-from assay.engine import Engine, Proxy, Samples, Site, collect
+from assay.engine import Engine, Proxy, Samples, Site, check_proxy, collect
 from assay.simplify import Simplification, label
 from assay.subjects import Subject
 from assay.tasks import Split
@@ -26,10 +26,10 @@ def check_simplification(make: Callable[[], Simplification]) -> None:
         check_simplification(lambda: MyMethod(rank=2))
 
     On a small GPT-2 and a small Llama with grouped queries: parameters are only stored; `fit` returns self, learns
-    the same from the same samples, and forgets what it learned before; `apply` before `fit` is refused; the subject
-    is left as it was; the proxy is causal, does not depend on padding or on the batch, follows dtype and device; with
-    a parameter `rank` equal to the width, nothing changes; with `any_stream`, likewise at values, outputs, MLPs and
-    the residual stream. Raises AssertionError that names the first rule broken.
+    the same from the same samples, and forgets what it learned before; `apply` before `fit` is refused; `apply` gives a
+    `Proxy` of the subject, which is left as it was; the proxy is causal, does not depend on padding or on the batch,
+    follows dtype and device; with a parameter `rank` equal to the width, nothing changes; with `any_stream`, likewise
+    at values, outputs, MLPs and the residual stream. Raises AssertionError that names the first rule broken.
     """
     for subject in (_gpt2(), _llama()):
         _check(make, subject)
@@ -57,6 +57,10 @@ def _check(make: Callable[[], Simplification], subject: Subject) -> None:
     fitted = make()
     assert fitted.fit(samples) is fitted, f"{name}: fit must return self"
     proxy = fitted.apply(subject)
+    try:
+        check_proxy(proxy, subject, f"{name}: apply(subject)")
+    except AssayError as error:
+        raise AssertionError(str(error)) from None
 
     tokens = torch.from_numpy(other.tokens)
     logits = proxy(tokens)
