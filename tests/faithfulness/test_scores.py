@@ -226,7 +226,7 @@ def test_proxies_that_share_a_batch_score_what_they_do_alone(  # noqa: PLR0917
 def test_proxies_that_share_a_batch_on_a_gpu_score_what_they_do_alone(
     trained, bracket_task, split, judged, monkeypatch
 ):
-    engine = Engine(trained[1].untrained_copy().to("cuda"))
+    engine = Engine(trained[1].shuffled_copy().to("cuda"))
     samples = collect(engine, bracket_task.split("train", 60), ("queries", "keys"))
     proxies = {str(rank): SVD(rank=rank).fit(samples).apply(engine.subject) for rank in range(1, 9)}
     assert copies_that_fit(engine, *split.tokens.shape) >= len(proxies)

@@ -335,9 +335,9 @@ def test_hash_tells_dtypes_apart(task):
     assert Subject(model.to(torch.bfloat16), None, "zeros").weights_sha256 != full
 
 
-def test_untrained_copy_differs_and_leaves_the_subject_alone(subject):
+def test_shuffled_copy_differs_and_leaves_the_subject_alone(subject):
     before = subject.weights_sha256
-    copy = subject.untrained_copy()
+    copy = subject.shuffled_copy()
     assert copy.weights_sha256 != before == subject.weights_sha256
     assert not copy.trained
     assert copy.record == {}
@@ -347,25 +347,25 @@ def test_untrained_copy_differs_and_leaves_the_subject_alone(subject):
     assert "untrained" in repr(copy)
 
 
-def test_untrained_copy_depends_on_its_seed_alone(subject):
+def test_shuffled_copy_depends_on_its_seed_alone(subject):
     torch.manual_seed(1)
-    one = subject.untrained_copy(seed=5)
+    one = subject.shuffled_copy(seed=5)
     torch.manual_seed(2)
-    assert subject.untrained_copy(seed=5).weights_sha256 == one.weights_sha256
-    assert subject.untrained_copy(seed=6).weights_sha256 != one.weights_sha256
+    assert subject.shuffled_copy(seed=5).weights_sha256 == one.weights_sha256
+    assert subject.shuffled_copy(seed=6).weights_sha256 != one.weights_sha256
 
 
-def test_untrained_copy_leaves_the_global_generator_alone(subject):
+def test_shuffled_copy_leaves_the_global_generator_alone(subject):
     torch.manual_seed(17)
     expected = torch.rand(3)
     torch.manual_seed(17)
-    subject.untrained_copy()
+    subject.shuffled_copy()
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_untrained_copy_has_its_own_configuration(subject):
+def test_shuffled_copy_has_its_own_configuration(subject):
     """Otherwise changing the attention of one changes that of the other."""
-    shared = subject.untrained_copy().model.config is subject.model.config
+    shared = subject.shuffled_copy().model.config is subject.model.config
     assert not shared
 
 

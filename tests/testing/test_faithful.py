@@ -268,6 +268,6 @@ def test_wrong_splits_are_refused(subject, identity, splits, two_kinds):
 
 
 def test_a_proxy_of_another_subject_is_refused(subject, splits):
-    other = subject.untrained_copy(seed=9)
+    other = subject.shuffled_copy(seed=9)
     with pytest.raises(AssayError, match="whose weights or configuration are not those of"):
         assert_faithful(subject, Proxy(other, []), splits)

@@ -7,18 +7,35 @@ from assay.faithfulness._embeddings import Cosine, SameNeighbour, embedding_metr
 from assay.faithfulness._heads import Correlation, head_scores, rank_correlation
 from assay.faithfulness._metrics import Metric, Pair, Predictions, attention_divergence, metrics
 from assay.faithfulness._scores import ALL, LAYER
-from assay.faithfulness._statistics import Estimates, estimate, gap, holm
-from assay.faithfulness._verdicts import RULES, Verdict
+from assay.faithfulness._statistics import (
+    CHANGE_OF_RATE,
+    RATE,
+    UNBOUNDED,
+    Draws,
+    Estimates,
+    Weights,
+    draws,
+    estimate,
+    every,
+    gap,
+    holm,
+)
+from assay.faithfulness._verdicts import JUDGEMENTS, RULES, Verdict
 from assay.faithfulness._workers import Workers
 
 __all__ = [
     "ALL",
+    "CHANGE_OF_RATE",
+    "JUDGEMENTS",
     "LAYER",
+    "RATE",
     "RULES",
+    "UNBOUNDED",
     "CleanPass",
     "Comparison",
     "Correlation",
     "Cosine",
+    "Draws",
     "Estimates",
     "FeatureRecord",
     "Metric",
@@ -28,11 +45,14 @@ __all__ = [
     "SameNeighbour",
     "Step",
     "Verdict",
+    "Weights",
     "Workers",
     "attention_divergence",
     "compare",
+    "draws",
     "embedding_metrics",
     "estimate",
+    "every",
     "gap",
     "head_scores",
     "holm",

@@ -106,17 +106,17 @@ def assess(
         for split in splits
     }
     found = {(0, candidate.key, name): cells[candidate.key] for name, cells in scores.items()}
-    results, gaps = summarise(
+    results, gaps, _ = summarise(
         [metric],
         task.kinds,
         [engine.subject],
         [candidate],
+        primary=(metric.name, task.primary_kind),
         splits=by_name,
         found=found,
         seed=seed,
         resamples=resamples,
         level=level,
-        method="bca",
     )
     rows = {(row["split"], row["kind"]): row for row in results.to_dict("records") if row["feature"] == ""}
     gaps = gaps[gaps["kind"].isin(kinds)].copy()
@@ -138,7 +138,7 @@ def assess(
                 standing = standing_of_agreement(low, high, min_agreement)
             else:
                 p_holm = float(gap["p_holm"])
-                standing = standing_of_gap(value, low, high, p_holm, max_gap=max_gap, alpha=1 - level, noise=noise)
+                standing = standing_of_gap(value, low, high, p_holm, max_gap=max_gap, level=level, noise=noise)
             findings.append(
                 Finding(
                     split=split.name,

@@ -5,7 +5,7 @@ import hashlib
 import json
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,9 @@ from assay.tasks import Task
 _WITHOUT_SIZE = (Identity, RandomPerturbation)
 """What moves nothing, or by a size that is not its own."""
 
+DRAWS = 5
+"""A control that is drawn at random is drawn so often: one subspace may be lucky."""
+
 REFITTED = ", refitted"
 """What the name of a proxy ends in that was fitted on the shift itself."""
 
@@ -33,8 +36,8 @@ class Candidate:
 
     `name` is how the proxy is called in the results, `fingerprint` a hash of the simplification (see
     `assay._fingerprint`), or why there is none. `control` and `perturbation` are the names of its own control and of
-    the control of equal size. With `refitted` it is a control itself: fitted on other sequences of the shift that it is
-    judged on.
+    the control of equal size, `ablation` that of the mean ablation of its site. With `refitted` it is a control itself:
+    fitted on other sequences of the shift that it is judged on. `redraw` numbers the draws of one control, from 0.
     """
 
     name: str
@@ -44,7 +47,9 @@ class Candidate:
     fingerprint: str | NotHashableError
     control: str | None = None
     perturbation: str | None = None
+    ablation: str | None = None
     refitted: bool = False
+    redraw: int = 0
 
     @property
     def site(self) -> str:
@@ -59,6 +64,11 @@ class Candidate:
     @property
     def key(self) -> str:
         """The candidate's name within the comparison."""
+        return self.of_all_draws + (f", draw {self.redraw + 1}" if self.redraw else "")
+
+    @property
+    def of_all_draws(self) -> str:
+        """The name that all draws of a control share."""
         return f"{self.name} at {self.site}"
 
 
@@ -195,7 +205,8 @@ def candidates_of(
 ) -> list[Candidate]:
     """Every simplification at every site, each site followed by its controls.
 
-    At a site that names a stream, mean ablation takes the place of a control that is for attention only. Raises
+    At a site that names a stream, mean ablation takes the place of a control that is for attention only; at every site
+    it is judged, to tell how much the site matters. Controls that are drawn at random are drawn `DRAWS` times. Raises
     AssayError for a simplification that is given twice or does not act on a site's stream, and for sites that
     `Engine.sites` refuses.
     """
@@ -235,14 +246,26 @@ def candidates_of(
             if equal is not None:
                 perturbations.append(equal)
             perturbation = None if equal is None else names.of(equal)[0]
-            found.append(candidate(item, site, is_control=False, control=name, perturbation=perturbation))
+            ablated = names.of(ablation)[0] if controls else None
+            found.append(
+                candidate(item, site, is_control=False, control=name, perturbation=perturbation, ablation=ablated)
+            )
             if refit and item.streams:
                 refitted.append(candidate(item, site, REFITTED, is_control=True, refitted=True))
-        if controls and names.of(identity)[0] not in given:
-            of_controls[names.of(identity)[0]] = identity
-        found += [candidate(item, site, is_control=True) for item in (*of_controls.values(), *perturbations)]
+        for one in (ablation, identity) if controls else ():
+            if names.of(one)[0] not in given:
+                of_controls[names.of(one)[0]] = one
+        for item in (*of_controls.values(), *perturbations):
+            first = candidate(item, site, is_control=True)
+            found += [first, *(_redrawn(first, number) for number in range(1, DRAWS) if hasattr(item, "redrawn"))]
         found += refitted
     return found
+
+
+def _redrawn(first: Candidate, number: int) -> Candidate:
+    """Another draw of a control, under the same name."""
+    again: Any = first.simplification.redrawn(number)  # type: ignore[attr-defined]
+    return replace(first, simplification=again, fingerprint=fingerprint_or_reason(again, unfitted=True), redraw=number)
 
 
 def cell_name(

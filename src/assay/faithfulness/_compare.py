@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,13 +20,14 @@ import torch
 from assay._errors import AssayError
 from assay._fingerprint import NotHashableError
 from assay.engine import Engine, batches, collect, tensors
-from assay.faithfulness._cells import Candidate, Cells, Found, candidates_of, cell_name, fingerprint_or_reason
+from assay.faithfulness._cells import DRAWS, Candidate, Cells, Found, candidates_of, cell_name, fingerprint_or_reason
 from assay.faithfulness._comparison import (
     Comparison,
     FeatureRecord,
     KindRecord,
     MetricRecord,
     NoiseFloor,
+    OverlapRecord,
     ProxyRecord,
     Record,
     Skipped,
@@ -34,13 +35,12 @@ from assay.faithfulness._comparison import (
 )
 from assay.faithfulness._embeddings import SameNeighbour, check_embeddings, embedding_metrics, neighbours, score_split
 from assay.faithfulness._metrics import Metric, SamePrediction, choices, metrics
-from assay.faithfulness._scores import NotFiniteError, Scores
-from assay.faithfulness._statistics import Method
+from assay.faithfulness._scores import ALL, NotFiniteError, Scores
 from assay.faithfulness._summary import sequence_tables, summarise
 from assay.faithfulness._workers import Workers
 from assay.simplify import RandomPerturbation, Simplification, applied
 from assay.subjects import Subject, pool
-from assay.tasks import UNSCORED, Split, Task, token_names
+from assay.tasks import UNSCORED, Split, Task, check_differ, count_copies, token_names
 
 NOISE_SEQUENCES = 100
 
@@ -70,7 +70,6 @@ def compare(
     seed: int = 0,
     resamples: int = 2_000,
     level: float = 0.95,
-    method: Method = "bca",
     folder: str | Path | None = None,
     workers: Workers = Workers(),
     progress: Callable[[Step], None] = lambda step: None,
@@ -81,8 +80,8 @@ def compare(
     (`"all"`, `"layer1"`, `"layer1.head0"`); the proxy is then compared with the subject on `sequences` sequences of
     every other split. Several subjects are training seeds of one model: they are judged on the same sequences and
     seeds are resampled too. With `controls`, each simplification's own control, a random perturbation that moves as
-    much, an untrained copy of the (first) subject and the identity are judged beside it. Intervals have the given
-    `level` from `resamples` resamples.
+    much, mean ablation of the site, a copy of the (first) subject with shuffled weights and the identity are judged
+    beside it. Intervals have the given `level` from `resamples` draws.
 
     What a gap is made of is told by two more comparisons (see `Comparison.gaps`): at the same margin of the subject in
     and out of distribution, and, with `refit`, against the same recipe fitted on the shift itself. For that, every
@@ -103,8 +102,6 @@ def compare(
     chosen = list(simplifications)
     _check_call(subjects, task, chosen, sites)
     _check_numbers(sequences=sequences, fit_sequences=fit_sequences, resamples=resamples)
-    if method not in get_args(Method):
-        raise AssayError(f"compare(method={method!r}): must be one of {', '.join(get_args(Method))}.")
     if not 0 < level < 1:
         raise AssayError(f"compare(level={level}): must be between 0 and 1, for example 0.95.")
     refit = refit and any(item.streams for item in chosen)
@@ -113,7 +110,7 @@ def compare(
     for split in inputs.all:
         check_fits(subjects, split)
 
-    variants = [*subjects, *([subjects[0].untrained_copy()] if controls else [])]
+    variants = [*subjects, *([subjects[0].shuffled_copy()] if controls else [])]
     engines = [Engine(variant) for variant in variants]
     candidates = candidates_of(engines[0], chosen, sites, controls, refit)
     noise = noise_floor(engines[0], task, inputs.iid)
@@ -125,15 +122,25 @@ def compare(
     found = judging.found
 
     progress(Step(total, total, "intervals"))
-    options: dict[str, Any] = {"seed": seed, "resamples": resamples, "level": level, "method": method}
-    results, gaps = summarise(judged, task.kinds, variants, candidates, splits=inputs.splits, found=found, **options)
+    options: dict[str, Any] = {"seed": seed, "resamples": resamples, "level": level}
+    about = _task_records(task, inputs, judged)
+    results, gaps, beside = summarise(
+        judged,
+        task.kinds,
+        variants,
+        candidates,
+        primary=(about["primary_metric"], about["primary_kind"]),
+        splits=inputs.splits,
+        found=found,
+        **options,
+    )
     record = Record(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds=round(time.monotonic() - started, 3),
         assay_version=version("assay-interp"),
         environment=_environment(),
         subjects=tuple(variant.describe() for variant in variants),
-        **_task_records(task, inputs, judged),
+        **about,
         proxies=tuple(
             ProxyRecord(
                 proxy=item.name,
@@ -141,10 +148,13 @@ def compare(
                 heads=tuple(map(str, item.at.places)),
                 is_control=item.is_control,
                 control=item.control,
+                ablation=item.ablation,
                 perturbation=item.perturbation,
+                draws=DRAWS if item.is_control and hasattr(item.simplification, "redrawn") else 1,
+                caution=getattr(item.simplification, "caution", None),
             )
             for item in candidates
-            if not item.refitted
+            if not item.refitted and not item.redraw
         ),
         settings={
             "sites": list(sites),
@@ -157,7 +167,7 @@ def compare(
         noise_floor=noise,
         skipped=(*judging.failures, *judging.notes_on_cells, *_not_refitted(inputs), *_undetermined(task)),
     )
-    comparison = Comparison(record, results, gaps, lambda: sequence_tables(variants, candidates, found))
+    comparison = Comparison(record, results, gaps, beside, lambda: sequence_tables(variants, candidates, found))
     if folder is not None:
         comparison.save(folder)
     return comparison
@@ -214,7 +224,7 @@ class _Inputs:
         return {name: _split_hash(split) for name, split in self.refit_on.items() if split is not None}
 
     def of_split(self, name: str, candidates: Sequence[Candidate], subject: Subject) -> list[Candidate]:
-        """The candidates judged on a split. An untrained copy is a control itself and has no controls of its own."""
+        """The candidates judged on a split. A shuffled copy is a control itself and has no controls of its own."""
         return [
             item
             for item in candidates
@@ -361,6 +371,8 @@ def _metrics_for(split: Split) -> list[Any]:
 
 def _task_records(task: Task, inputs: _Inputs, judged: Sequence[Metric]) -> dict[str, Any]:
     """What the record keeps of the task and the metrics."""
+    copies = count_copies({split.name: split for split in (inputs.train, *inputs.splits.values())})
+    check_differ(copies)
     return {
         "task": dict(task.describe()),
         "primary_kind": task.primary_kind,
@@ -371,11 +383,14 @@ def _task_records(task: Task, inputs: _Inputs, judged: Sequence[Metric]) -> dict
                 role=split.role,
                 description=split.description,
                 sequences=len(split),
+                different=copies.different[split.name],
                 refit_sequences=len(inputs.refit_on.get(split.name) or ()),
                 sha256=inputs.hashes[split.name],
             )
             for split in (inputs.train, *inputs.splits.values())
         ),
+        "overlaps": tuple(OverlapRecord(**vars(overlap)) for overlap in copies.overlaps),
+        "chance": _chance(task, inputs.iid),
         "kinds": tuple(
             KindRecord(name=kind.name, description=kind.description, determined=kind.determined) for kind in task.kinds
         ),
@@ -399,6 +414,18 @@ def _task_records(task: Task, inputs: _Inputs, judged: Sequence[Metric]) -> dict
             for metric in judged
         ),
     }
+
+
+def _chance(task: Task, split: Split) -> float | None:
+    """The accuracy of always answering the most frequent token, on the primary kind; None where there is no answer."""
+    kinds = [kind.name for kind in task.kinds]
+    determined = {kind.name for kind in task.kinds if kind.determined}
+    asked = [
+        kinds.index(name) for name in (kinds if task.primary_kind == ALL else [task.primary_kind]) if name in determined
+    ]
+    targets = np.roll(split.tokens, -1, axis=1) if split.targets is None else split.targets
+    answers = targets[np.isin(split.kinds, asked)]
+    return float(np.bincount(answers).max() / len(answers)) if len(answers) else None
 
 
 def _not_refitted(inputs: _Inputs) -> Iterator[Skipped]:
@@ -444,7 +471,7 @@ def _check_call(
 
 def _who(subject: Subject) -> str:
     seed = "" if subject.seed is None else f" seed {subject.seed}"
-    return f"{subject.name}{seed}" if subject.trained else f"{subject.name}, untrained"
+    return f"{subject.name}{seed}" if subject.trained else f"{subject.name}, shuffled"
 
 
 def _check_numbers(**values: int) -> None:

@@ -1,7 +1,7 @@
 """The record of one run, and everything that can be asked of it."""
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from html import escape
 from pathlib import Path
 from typing import Any, Literal
@@ -13,11 +13,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from assay._errors import AssayError
 from assay.faithfulness._statistics import holm, p_above
-from assay.faithfulness._verdicts import Verdict, judge
+from assay.faithfulness._verdicts import Bar, Verdict, in_percent, judge, standing_of_agreement
 from assay.subjects import write_atomically
 
-SCHEMA = 2
-RECORD, RESULTS, GAPS, SEQUENCES = "comparison.json", "results.parquet", "gaps.parquet", "sequences.parquet"
+SCHEMA = 3
+RECORD, RESULTS, GAPS, CONTROLS = "comparison.json", "results.parquet", "gaps.parquet", "controls.parquet"
+SEQUENCES = "sequences.parquet"
 
 
 class _Model(BaseModel):
@@ -25,12 +26,16 @@ class _Model(BaseModel):
 
 
 class SplitRecord(_Model):
-    """A split as it was used: on how many sequences it was judged, and simplifications were fitted again."""
+    """A split as it was used: on how many sequences it was judged, and simplifications were fitted again.
+
+    `different` is how many of the sequences differ: copies of one are one unit of resampling.
+    """
 
     name: str
     role: Literal["train", "iid", "shift"]
     description: str
     sequences: int
+    different: int
     refit_sequences: int
     sha256: str
 
@@ -65,7 +70,9 @@ class MetricRecord(_Model):
 class ProxyRecord(_Model):
     """A simplification at a site.
 
-    `control` is the label of the one it has to beat, `perturbation` of the random one that moves as much.
+    `control` is the name of the one it has to beat, `ablation` of the mean ablation of its site, `perturbation` of the
+    random one that moves as much. `draws` is how often a control was drawn: its interval has their spread. `caution` is
+    what a recipe says of its own results.
     """
 
     proxy: str
@@ -73,7 +80,20 @@ class ProxyRecord(_Model):
     heads: tuple[str, ...]
     is_control: bool
     control: str | None
+    ablation: str | None
     perturbation: str | None
+    draws: int = 1
+    caution: str | None = None
+
+
+class OverlapRecord(_Model):
+    """Two splits that share sequences, token for token: how many of the first occur in the second, and of the second
+    in the first."""
+
+    first: str
+    second: str
+    of_first: int
+    of_second: int
 
 
 class NoiseFloor(_Model):
@@ -100,9 +120,13 @@ class Skipped(_Model):
 
 
 class Record(_Model):
-    """What was run: enough to run it again. Written as comparison.json; `schema_version` changes with its form."""
+    """What was run: enough to run it again. Written as comparison.json; `schema_version` changes with its form.
 
-    schema_version: Literal[2] = 2
+    `chance` is the accuracy on iid, on the primary kind, of always answering the most frequent token; None where
+    accuracy has no meaning.
+    """
+
+    schema_version: Literal[3] = 3
     status: Literal["complete"] = "complete"
     created: str
     seconds: float
@@ -113,6 +137,8 @@ class Record(_Model):
     primary_kind: str
     primary_metric: str = "same_prediction"
     splits: tuple[SplitRecord, ...]
+    overlaps: tuple[OverlapRecord, ...]
+    chance: float | None
     kinds: tuple[KindRecord, ...]
     features: tuple[FeatureRecord, ...]
     metrics: tuple[MetricRecord, ...]
@@ -134,11 +160,13 @@ class Comparison:
         record: Record,
         results: pd.DataFrame,
         gaps: pd.DataFrame,
+        controls: pd.DataFrame,
         sequences: Callable[[], Iterable[pyarrow.Table]],
     ) -> None:
         self.record = record
         self.results = results
         self._gaps = gaps
+        self._controls = controls
         self._sequences = sequences
 
     def sequence_scores(self) -> pyarrow.Table:
@@ -168,8 +196,10 @@ class Comparison:
         """Generalization gaps of a metric with intervals: one row a (subject, proxy, site, shift).
 
         A gap is faithfulness on iid minus faithfulness on the shift, so positive always means less faithful under the
-        shift. `metric` defaults to the one that verdicts rest on, `kind` to the primary kind. `p_holm` is adjusted over
-        all simplifications and shifts of the same metric, kind and subject (controls are not in the family).
+        shift. `metric` defaults to the one that verdicts rest on, `kind` to the primary kind. `p` is the two-sided test
+        of "no gap", `p_holm` adjusts it over all simplifications and shifts of the same metric, kind and subject
+        (controls are not in the family). `per_sequence` is the gap of a rate in which every sequence counts once,
+        however many predictions it has.
 
         What the gap is made of stands beside it, each with `_low` and `_high`:
 
@@ -210,51 +240,107 @@ class Comparison:
         )
         return frame[chosen].reset_index(drop=True)
 
-    def verdicts(
-        self, *, min_agreement: float = 0.95, max_gap: float = 0.02, alpha: float = 0.05
-    ) -> tuple[Verdict, ...]:
+    def controls(self) -> pd.DataFrame:
+        """Every simplification beside its controls, by split: one row a (proxy, site, split), in [-1, 1].
+
+        `beyond_control` is by how much more the proxy agrees with the subject than its own control `control`, on the
+        same predictions (sequences are paired). `ablated` is how much mean ablation of the site agrees, and `recovered`
+        the share of its effect that the proxy recovers, (proxy - ablation) / (subject - ablation): 1 is all of it, 0
+        none; NaN with a `recovered_reason`. Each has `_low` and `_high`. All are of the primary metric and kind.
+        """
+        return self._controls.copy()
+
+    def verdicts(self, *, min_agreement: float = 0.95, max_gap: float = 0.02) -> tuple[Verdict, ...]:
         """One verdict a simplification and site, by the rules in `assay.faithfulness.RULES`.
 
-        `min_agreement` is the same-prediction rate asked for in distribution, `max_gap` how much less a shift may
-        have, `alpha` the family-wise level of the gaps' tests. All are shares in [0, 1]; AssayError otherwise.
+        `min_agreement` is the agreement asked for in distribution, `max_gap` how much less a shift may have; both are
+        shares in [0, 1], and AssayError otherwise. Intervals and tests are those of the comparison's `level`.
         """
-        for name, value in (("min_agreement", min_agreement), ("max_gap", max_gap), ("alpha", alpha)):
+        for name, value in (("min_agreement", min_agreement), ("max_gap", max_gap)):
             if not 0 <= value <= 1:
                 raise AssayError(f"verdicts({name}={value}): must be a share between 0 and 1.")
-        iid = self._iid_name()
-        rows = self.agreement(iid).set_index(["proxy", "site"])
-        gaps = self.gaps()
-        gaps = gaps[gaps["trained"].astype(bool) & ~gaps["is_control"].astype(bool)].copy()
-        raw = p_above(gaps["gap"], gaps["error"], gaps["degrees"], max_gap)
-        matched = p_above(gaps["matched"], gaps["matched_error"], gaps["matched_degrees"], max_gap)
-        gaps["p_holm"] = holm(raw.tolist())
-        gaps["p_both"] = holm(np.maximum(raw, matched).tolist())
+        bar = Bar(min_agreement, max_gap, float(self.record.settings["level"]), self.record.noise_floor.flipped)
+        rows = self.agreement(self._iid_name()).set_index(["proxy", "site"])
+        gaps = self._tested(bar)
+        beside = self._controls.sort_values("split", key=lambda names: names != self._iid_name(), kind="stable")
+        sizes = {split.name: split.sequences for split in self.record.splits}
         verdicts = []
         for proxy in self.record.proxies:
-            if proxy.is_control:
-                continue
-            key = (proxy.proxy, proxy.site)
-            notes = []
-            if proxy.control is not None and (proxy.control, proxy.site) in rows.index:
-                control = rows.loc[(proxy.control, proxy.site)]
-                if control["high"] >= rows.loc[key]["low"]:
-                    notes.append(
-                        f"Not shown to be better than its control {proxy.control} ({100 * control['estimate']:.1f}%)."
-                    )
-            verdicts.append(
-                judge(
-                    rows.loc[key],
-                    gaps[(gaps["proxy"] == proxy.proxy) & (gaps["site"] == proxy.site)],
-                    proxy=proxy.proxy,
-                    site=proxy.site,
-                    noise=self.record.noise_floor.flipped,
-                    notes=tuple(notes),
-                    min_agreement=min_agreement,
-                    max_gap=max_gap,
-                    alpha=alpha,
+            if not proxy.is_control:
+                own = (
+                    frame[(frame["proxy"] == proxy.proxy) & (frame["site"] == proxy.site)] for frame in (gaps, beside)
                 )
-            )
+                row = rows.loc[(proxy.proxy, proxy.site)]
+                verdicts.append(judge(row, *own, proxy=proxy.proxy, site=proxy.site, bar=bar, sizes=sizes))
         return tuple(verdicts)
+
+    def _tested(self, bar: Bar) -> pd.DataFrame:
+        """The gaps of the simplifications with the tests of "at most `max_gap`", adjusted over their family: those of
+        the proxies that are faithful in distribution."""
+        gaps = self.gaps()
+        gaps = gaps[gaps["trained"].astype(bool) & ~gaps["is_control"].astype(bool)].copy()
+        iid = self.agreement(self._iid_name()).set_index(["proxy", "site"])
+        members = {
+            key
+            for key, row in iid.iterrows()
+            if standing_of_agreement(float(row["low"]), float(row["high"]), bar.min_agreement) == "holds"
+        }
+        inside = np.array([pair in members for pair in zip(gaps["proxy"], gaps["site"], strict=True)], dtype=bool)
+        raw = p_above(gaps["gap"], gaps["error"], gaps["degrees"], bar.max_gap)
+        matched = p_above(gaps["matched"], gaps["matched_error"], gaps["matched_degrees"], bar.max_gap)
+        for name, p in (("p_holm", raw), ("p_both", np.maximum(raw, matched))):
+            gaps[name] = holm(np.where(inside, p, np.nan).tolist())
+        return gaps
+
+    def detectable(self, *, max_gap: float = 0.02) -> dict[str, float]:
+        """About the smallest gap that these data can show to be above `max_gap`, by shift; a share, lower is better.
+
+        It is `max_gap` plus how far the lower limit of a gap lies below the gap, the median over simplifications that
+        are not unfaithful (over all, if all are).
+        """
+        bar = Bar(0.95, max_gap, float(self.record.settings["level"]), self.record.noise_floor.flipped)
+        gaps = self._tested(bar)
+        known = gaps[gaps["p_holm"].notna()] if gaps["p_holm"].notna().any() else gaps
+        below = (known["gap"] - known["low"]).groupby(known["split"], sort=False).median()
+        return {shift: max_gap + float(below[shift]) for shift in self.shifts if shift in below.dropna().index}
+
+    def warnings(self) -> tuple[str, ...]:
+        """What a reader has to know before believing any verdict; one sentence each."""
+        return tuple(self._warnings())
+
+    def _warnings(self) -> Iterator[str]:
+        record = self.record
+        frame = self.results
+        chosen = frame[
+            (frame["metric"] == "subject_accuracy")
+            & (frame["kind"] == record.primary_kind)
+            & (frame["feature"] == "")
+            & frame["trained"].astype(bool)
+            & (frame["split"] == self._iid_name())
+        ]
+        if len(chosen) and record.chance is not None and chosen.iloc[0]["low"] <= record.chance:
+            row = chosen.iloc[0]
+            yield (
+                f"Weak subject: it is right on {in_percent(row['estimate'])} of the {record.primary_kind} predictions "
+                f"in distribution, and always answering the most frequent token on {in_percent(record.chance)}; there "
+                "may be nothing to explain."
+            )
+        if not record.settings["controls"]:
+            yield "No controls were judged: whether agreement means anything here is not known."
+        for split in record.splits:
+            if split.different < split.sequences:
+                yield (
+                    f"{split.sequences - split.different:,} of the {split.sequences:,} sequences of {split.name} are "
+                    f"copies of others in it; the {split.different:,} different ones are the units of its intervals."
+                )
+        for overlap in record.overlaps:
+            yield (
+                f"{overlap.of_second:,} sequences of {overlap.second} also occur in {overlap.first}: the two look more "
+                "alike than they are."
+            )
+        for caution in dict.fromkeys(proxy.caution for proxy in record.proxies if not proxy.is_control):
+            if caution is not None:
+                yield caution
 
     def _iid_name(self) -> str:
         return next(split.name for split in self.record.splits if split.role == "iid")
@@ -287,7 +373,7 @@ class Comparison:
         return f"<p>{escape(repr(self))}</p><table>{head}{rows}</table>"
 
     def save(self, folder: str | Path) -> Path:
-        """Write comparison.json, results.parquet, gaps.parquet and sequences.parquet; returns the folder.
+        """Write comparison.json and the tables results, gaps, controls and sequences (.parquet); returns the folder.
 
         The record is written last: a folder with comparison.json is whole.
         """
@@ -295,6 +381,7 @@ class Comparison:
         for name, table in (
             (RESULTS, pyarrow.Table.from_pandas(self.results, preserve_index=False)),
             (GAPS, pyarrow.Table.from_pandas(self._gaps, preserve_index=False)),
+            (CONTROLS, pyarrow.Table.from_pandas(self._controls, preserve_index=False)),
         ):
             write_atomically(
                 folder / name,
@@ -324,7 +411,7 @@ class Comparison:
         try:
             record = Record.model_validate_json((folder / RECORD).read_bytes())
             results = pd.read_parquet(folder / RESULTS)
-            gaps = pd.read_parquet(folder / GAPS)
+            gaps, controls = pd.read_parquet(folder / GAPS), pd.read_parquet(folder / CONTROLS)
             pyarrow.parquet.read_metadata(folder / SEQUENCES)
         except ValidationError as error:
             first = error.errors()[0]
@@ -335,7 +422,7 @@ class Comparison:
             ) from None
         except (OSError, pyarrow.ArrowException) as error:
             raise AssayError(f"{str(folder)!r} is damaged ({error}); run it again with the same --out.") from None
-        return cls(record, results, gaps, lambda: [pyarrow.parquet.read_table(folder / SEQUENCES)])
+        return cls(record, results, gaps, controls, lambda: [pyarrow.parquet.read_table(folder / SEQUENCES)])
 
 
 def _check_schema(path: Path) -> None:

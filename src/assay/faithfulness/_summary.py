@@ -3,34 +3,79 @@
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import pyarrow
+from jaxtyping import Float, Int
 
 from assay.faithfulness._cells import REFITTED, Candidate
 from assay.faithfulness._metrics import Metric
 from assay.faithfulness._scores import ALL, MARGIN, Column, NotFiniteError, Scores
 from assay.faithfulness._statistics import (
+    CHANGE_OF_RATE,
     NO_MARGIN,
+    RATE,
+    UNBOUNDED,
+    Bounds,
+    Draws,
     Estimates,
     Matched,
-    Method,
-    change,
+    Weights,
+    draws,
     estimate,
     gap,
     holm,
-    matched_gap,
+    matched_gaps,
+    share_recovered,
 )
 from assay.subjects import Subject
-from assay.tasks import Kind, Split
+from assay.tasks import Kind, Split, sequence_hashes
 
 
-def _rng(seed: int, *names: str) -> np.random.Generator:
-    """A generator of its own for each estimate, so that results do not depend on their order."""
-    digest = hashlib.sha256(json.dumps([seed, *names]).encode()).digest()
-    return np.random.default_rng(int.from_bytes(digest[:8], "little"))
+def weights_of(split: Split, *, seed: int, resamples: int) -> Weights:
+    """The weights of a split's sequences: one seed for each split, so that its proxies are compared under the same."""
+    digest = hashlib.sha256(json.dumps([seed, split.name]).encode()).digest()
+    number: dict[bytes, int] = {}
+    units = np.array([number.setdefault(one, len(number)) for one in sequence_hashes(split)])
+    return Weights(units, resamples, int.from_bytes(digest[:6], "little"))
+
+
+def bounds_of(metric: Metric) -> Bounds:
+    """What a metric can be at one prediction, as far as its draws use it."""
+    return RATE if metric.unit == "rate" else UNBOUNDED
+
+
+class Summary(NamedTuple):
+    """Results (a row a split, metric, kind, feature and bin), gaps (a row a shift, metric and kind), and what stands
+    beside the controls (a row a proxy and split)."""
+
+    results: pd.DataFrame
+    gaps: pd.DataFrame
+    controls: pd.DataFrame
+
+
+@dataclass(frozen=True)
+class _Way:
+    """How a comparison is summed up: metrics, the pairs (metric, kind) that have gaps, weights by split, level."""
+
+    by_name: Mapping[str, Metric]
+    pairs: Sequence[tuple[str, str]]
+    weights: Mapping[str, Weights]
+    level: float
+
+    @property
+    def bounds(self) -> list[Bounds]:
+        """Those of the pairs."""
+        return [bounds_of(self.by_name[metric]) for metric, _ in self.pairs]
+
+    @property
+    def signs(self) -> Float[np.ndarray, " pair"]:
+        """1 where a higher number is more faithful, else -1."""
+        return np.array([1.0 if self.by_name[metric].higher_is_better else -1.0 for metric, _ in self.pairs])
 
 
 def summarise(
@@ -39,24 +84,30 @@ def summarise(
     variants: Sequence[Subject],
     candidates: Sequence[Candidate],
     *,
+    primary: tuple[str, str],
     splits: Mapping[str, Split],
     found: Mapping[tuple[int, str, str], Scores | NotFiniteError],
     seed: int,
     resamples: int,
     level: float,
-    method: Method,
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The results (a row a split, metric, kind, feature and bin) and the gaps (a row a shift, metric and kind)."""
-    by_name = {metric.name: metric for metric in judged}
+) -> Summary:
+    """Estimates, gaps and comparisons with controls of all candidates; `primary` is the metric and kind of verdicts."""
     iid = next(name for name, split in splits.items() if split.role == "iid")
-    options: dict[str, Any] = {"resamples": resamples, "level": level, "method": method}
     undetermined = {kind.name for kind in kinds if not kind.determined}
-    pairs = [
-        (metric.name, kind)
-        for metric in judged
-        for kind in (ALL, *(kind.name for kind in kinds))
-        if not (metric.needs_answer and kind in undetermined)
-    ]
+    way = _Way(
+        by_name={metric.name: metric for metric in judged},
+        pairs=[
+            (metric.name, kind)
+            for metric in judged
+            for kind in (ALL, *(kind.name for kind in kinds))
+            if not (metric.needs_answer and kind in undetermined)
+        ],
+        weights={name: weights_of(split, seed=seed, resamples=resamples) for name, split in splits.items()},
+        level=level,
+    )
+    again_of: dict[str, list[Candidate]] = {}
+    for item in candidates:
+        again_of.setdefault(f"{item.name} at {item.site}", []).append(item)
 
     def measured(item: Candidate, trained: bool) -> tuple[dict[str, _Measured], list[dict[str, Any]]]:
         """A candidate on every split on which it was judged, and the rows of that."""
@@ -67,26 +118,30 @@ def summarise(
         for name in splits:
             if (members[0], item.key, name) not in found:
                 continue
-            scores = [found[number, item.key, name] for number in members]
-            failed = [cell for cell in scores if isinstance(cell, NotFiniteError)]
+            redraws = again_of[f"{item.name} at {item.site}"]
+            scores = [[found[number, one.key, name] for one in redraws] for number in members]
+            failed = [cell for cell in chain(*scores) if isinstance(cell, NotFiniteError)]
             if failed:
-                rows += _unmeasured({**base, "split": name}, pairs, by_name, str(failed[0]))
+                rows += _unmeasured({**base, "split": name}, way, str(failed[0]))
                 continue
-            cell = _Measured.of([cell for cell in scores if isinstance(cell, Scores)])
-            cells[name] = cell.estimated(by_name, _rng(seed, item.key, name, str(trained)), options)
-            rows += _rows({**base, "split": name}, cells[name], by_name)
+            cells[name] = _Measured.of(scores, way, name)  # type: ignore[arg-type]
+            rows += _rows({**base, "split": name}, cells[name], way)
         return cells, rows
 
     by_key = {item.key: item for item in candidates}
     results: list[dict[str, Any]] = []
     gaps: list[dict[str, Any]] = []
+    beside: list[dict[str, Any]] = []
     for trained in sorted({variant.trained for variant in variants}, reverse=True):
-        # What was measured of a candidate is dropped with its last gap: a long run does not fit in memory.
+        # What was measured of a candidate is dropped with its last gap: a long run does not fit in memory. Of its
+        # controls only the primary column is kept, for the comparisons with them.
         rows: dict[str, list[dict[str, Any]]] = {}
+        columns: dict[str, dict[str, _Column]] = {}
         for item in candidates:
-            if item.refitted or (item.is_control and not trained):
+            if item.refitted or item.redraw or (item.is_control and not trained):
                 continue
             own, rows[item.key] = measured(item, trained)
+            columns[item.key] = {name: cell.column(primary) for name, cell in own.items()}
             again: dict[str, _Measured] = {}
             other = by_key.get(f"{item.name}{REFITTED} at {item.site}")
             if other is not None and trained:
@@ -94,31 +149,33 @@ def summarise(
             variant = next(variant for variant in variants if variant.trained == trained)
             for name, split in splits.items():
                 if split.role == "shift":
-                    gaps += _gap_rows(
-                        {**_base(variant, item), "split": name},
-                        own.get(iid),
-                        own.get(name),
-                        again.get(name),
-                        pairs=pairs,
-                        by_name=by_name,
-                        rngs=tuple(_rng(seed, what, item.key, name, str(trained)) for what in _PARTS),
-                        options=options,
-                    )
+                    base = {**_base(variant, item), "split": name}
+                    gaps += _gap_rows(base, own.get(iid), own.get(name), again.get(name), way=way, names=(iid, name))
         results += [row for item in candidates for row in rows.get(item.key, ())]
+        if trained:
+            proxies = [item for item in candidates if not item.is_control]
+            beside += [row for item in proxies for row in _beside_controls(item, columns, way, primary, splits)]
     frame = pd.DataFrame(gaps, columns=list(_GAP_COLUMNS))
     frame["p_holm"] = np.nan
     for _, family in frame[~frame["is_control"].astype(bool)].groupby(["trained", "metric", "kind"], sort=False):
         frame.loc[family.index, "p_holm"] = holm(family["p"].tolist())
-    return pd.DataFrame(results), _beside(frame, candidates)
+    return Summary(
+        pd.DataFrame(results), _beside(frame, candidates), pd.DataFrame(beside, columns=list(_CONTROL_COLUMNS))
+    )
 
-
-_PARTS = ("gap", "removed", "remaining")
 
 _GAP_COLUMNS = (
     "subject", "trained", "proxy", "site", "is_control", "split", "metric", "kind",
     "gap", "low", "high", "interval", "error", "degrees", "p", "unit",
-    "matched", "matched_low", "matched_high", "matched_error", "matched_degrees", "effective", "overlap", "outside",
-    "matched_reason", "removed", "removed_low", "removed_high", "remaining", "remaining_low", "remaining_high",
+    "per_sequence", "per_sequence_low", "per_sequence_high",
+    "matched", "matched_low", "matched_high", "matched_error", "matched_degrees", "effective",
+    "overlap", "overlap_low", "overlap_high", "outside", "outside_low", "outside_high", "matched_reason",
+    "removed", "removed_low", "removed_high", "remaining", "remaining_low", "remaining_high",
+)  # fmt: skip
+
+_CONTROL_COLUMNS = (
+    "proxy", "site", "split", "control", "beyond_control", "beyond_control_low", "beyond_control_high",
+    "ablated", "ablated_low", "ablated_high", "recovered", "recovered_low", "recovered_high", "recovered_reason",
 )  # fmt: skip
 
 
@@ -143,49 +200,77 @@ def _beside(frame: pd.DataFrame, candidates: Sequence[Candidate]) -> pd.DataFram
     return named.merge(of_controls, how="left", on=[*key, "perturbation"]).drop(columns="perturbation")
 
 
-class _Measured(NamedTuple):
+@dataclass(frozen=True)
+class _Column:
+    """Sums and counts of one column, with the axes (seed, sequence, 1)."""
+
+    sums: Float[np.ndarray, "seed sequence 1"]
+    counts: Int[np.ndarray, "seed sequence 1"]
+
+
+@dataclass(frozen=True)
+class _Measured:
     """The cells of all seeds on one split: kinds, features and layers with their estimates, and what stands by margin.
 
-    `limits` has an entry for each of `columns`; `strata[metric, kind]` are sums and counts (seed, sequence, bin).
+    `limits` has an entry for each of `columns`, `draws` for each of the pairs; `strata[metric, kind]` are sums and
+    counts (seed, sequence, bin). A control that was drawn several times counts each draw as a seed, where there is one
+    training seed; where there are more, a seed has the mean over its draws.
     """
 
     columns: tuple[Column, ...]
-    sums: np.ndarray
-    counts: np.ndarray
+    sums: Float[np.ndarray, "seed sequence column"]
+    counts: Int[np.ndarray, "seed sequence column"]
     strata: Mapping[tuple[str, str], tuple[np.ndarray, np.ndarray]]
-    limits: Estimates | None = None
+    place: Mapping[tuple[str, str], int]
+    limits: Estimates
+    draws: Draws
+    seeds: int
 
     @classmethod
-    def of(cls, cells: Sequence[Scores]) -> "_Measured":
-        columns = cells[0].columns
-        sums = np.stack([cell.sums for cell in cells])
-        counts = np.stack([cell.counts for cell in cells])
+    def of(cls, cells: Sequence[Sequence[Scores]], way: _Way, split: str) -> "_Measured":
+        """From the cells of every seed, one a draw."""
+        columns = cells[0][0].columns
+        sums = np.stack([np.stack([cell.sums for cell in draws]) for draws in cells])
+        counts = np.stack([draws[0].counts for draws in cells])
+        if len(cells) == 1:
+            sums, counts = sums[0], np.repeat(counts, sums.shape[1], axis=0)
+        else:
+            sums = sums.mean(axis=1)
         by_margin: dict[tuple[str, str], list[int]] = {}
         for index, column in enumerate(columns):
             if column.feature == MARGIN:
                 by_margin.setdefault((column.metric, column.kind), []).append(index)
                 by_margin.setdefault((column.metric, ALL), []).append(index)
         rest = [index for index, column in enumerate(columns) if column.feature != MARGIN]
-        return cls(
-            tuple(columns[index] for index in rest),
+        kept = tuple(columns[index] for index in rest)
+        place = {(column.metric, column.kind): i for i, column in enumerate(kept) if not column.feature}
+        drawn = draws(
             sums[..., rest],
             counts[..., rest],
-            {pair: (sums[..., index], counts[..., index]) for pair, index in by_margin.items()},
+            way.weights[split],
+            bounds=[bounds_of(way.by_name[column.metric]) for column in kept],
+        )
+        negative = sums[..., rest].min(axis=(0, 1)) < 0
+        return cls(
+            columns=kept,
+            sums=sums[..., rest],
+            counts=counts[..., rest],
+            strata={pair: (sums[..., index], counts[..., index]) for pair, index in by_margin.items()},
+            place=place,
+            limits=estimate(drawn, level=way.level, nonnegative=~negative),
+            draws=drawn.select([place[pair] for pair in way.pairs]),
+            seeds=len(cells),
         )
 
-    def estimated(
-        self, by_name: Mapping[str, Metric], rng: np.random.Generator, options: Mapping[str, Any]
-    ) -> "_Measured":
-        """With estimates of all columns."""
-        rates = [by_name[column.metric].unit == "rate" for column in self.columns]
-        return self._replace(limits=estimate(self.sums, self.counts, rates=rates, rng=rng, **options))
+    def column(self, pair: tuple[str, str]) -> _Column:
+        """One kind as a whole."""
+        index = [self.place[pair]]
+        return _Column(self.sums[..., index], self.counts[..., index])
 
-    def at(self, pairs: Sequence[tuple[str, str]]) -> tuple[np.ndarray, np.ndarray, Estimates]:
-        """Sums, counts and estimates of kinds as wholes, in the order of `pairs`."""
-        place = {(column.metric, column.kind): i for i, column in enumerate(self.columns) if not column.feature}
-        index = [place[pair] for pair in pairs]
-        assert self.limits is not None
-        return self.sums[..., index], self.counts[..., index], self.limits.select(index)
+    def at(self, pairs: Sequence[tuple[str, str]]) -> tuple[np.ndarray, np.ndarray]:
+        """Sums and counts of kinds as wholes, in the order of `pairs`."""
+        index = [self.place[pair] for pair in pairs]
+        return self.sums[..., index], self.counts[..., index]
 
 
 def _gap_rows(
@@ -194,52 +279,124 @@ def _gap_rows(
     on_shift: _Measured | None,
     again: _Measured | None,
     *,
-    pairs: Sequence[tuple[str, str]],
-    by_name: Mapping[str, Metric],
-    rngs: Sequence[np.random.Generator],
-    options: Mapping[str, Any],
+    way: _Way,
+    names: tuple[str, str],
 ) -> Iterator[dict[str, Any]]:
     """One row a metric and kind; NaN where either side was not measured.
 
-    `again` is the same recipe refitted on the shift, where it was.
+    `again` is the same recipe refitted on the shift, where it was; `names` are those of the two splits.
     """
     columns: dict[str, Any] = {}
+    pairs, signs = way.pairs, way.signs
     matched = [Matched.nothing("not measured")] * len(pairs)
-    signs = np.array([1.0 if by_name[metric].higher_is_better else -1.0 for metric, _ in pairs])
-    rates = [by_name[metric].unit == "rate" for metric, _ in pairs]
     if on_iid is not None and on_shift is not None:
-        first, second = on_iid.at(pairs), on_shift.at(pairs)
-        values, p_values = gap(first[:2], second[:2], (first[2], second[2]), signs=signs, rng=rngs[0], **options)
+        values, p_values = gap(on_iid.draws, on_shift.draws, signs=signs, level=way.level)
         columns = {**_limits("gap", values), "interval": values.how, "error": values.error,
                    "degrees": values.degrees, "p": p_values}  # fmt: skip
-        matched = [
-            matched_gap(on_iid.strata[pair], on_shift.strata[pair], sign=sign, rate=rate, level=options["level"])
-            if pair in on_iid.strata
-            else Matched.nothing(NO_MARGIN)
-            for pair, sign, rate in zip(pairs, signs.tolist(), rates, strict=True)
-        ]
+        columns |= _per_sequence(on_iid, on_shift, way, names)
+        weights = way.weights[names[0]], way.weights[names[1]]
+        places = [place for place, pair in enumerate(pairs) if pair in on_iid.strata and not base["is_control"]]
+        reason = "controls are not compared at equal margin" if base["is_control"] else NO_MARGIN
+        matched = [Matched.nothing(reason)] * len(pairs)
+        compared = matched_gaps(
+            [on_iid.strata[pairs[place]] for place in places],
+            [on_shift.strata[pairs[place]] for place in places],
+            weights,
+            signs=signs[places].tolist(),
+            bounds=[way.bounds[place] for place in places],
+            level=way.level,
+        )
+        for place, one in zip(places, compared, strict=True):
+            matched[place] = one
         if again is not None:
-            third = again.at(pairs)
-            sums = [signs * side for side in (second[0], third[0])]
-            removed = change(sums[0], sums[1], second[1], rates=rates, rng=rngs[1], **options)
-            remaining, _ = gap(first[:2], third[:2], (first[2], third[2]), signs=signs, rng=rngs[2], **options)
+            before, counts = on_shift.at(pairs)
+            differences = signs * (again.at(pairs)[0] - before)
+            bounds = [CHANGE_OF_RATE if bound == RATE else UNBOUNDED for bound in way.bounds]
+            drawn = draws(differences, counts, weights[1], bounds=bounds)
+            removed = estimate(drawn, level=way.level, nonnegative=np.zeros(len(pairs), dtype=bool))
+            remaining, _ = gap(on_iid.draws, again.draws, signs=signs, level=way.level)
             columns |= {**_limits("removed", removed), **_limits("remaining", remaining)}
     for place, (metric, kind) in enumerate(pairs):
         whole = matched[place]
+        known = {name: column[place] for name, column in columns.items()}
+        parts = ("effective", "overlap", "overlap_low", "overlap_high", "outside", "outside_low", "outside_high")
         yield {
             **base,
             "metric": metric,
             "kind": kind,
             **dict.fromkeys(_GAP_COLUMNS[8:], np.nan),
             "interval": "none",
-            **{name: column[place] for name, column in columns.items()},
-            "unit": by_name[metric].unit,
+            **known,
+            "unit": way.by_name[metric].unit,
             "matched": whole.value,
             **{f"matched_{name}": getattr(whole, name) for name in ("low", "high", "error", "degrees", "reason")},
-            "effective": whole.effective,
-            "overlap": whole.overlap,
-            "outside": whole.outside,
+            **{name: getattr(whole, name) for name in parts},
         }
+
+
+def _per_sequence(
+    on_iid: _Measured, on_shift: _Measured, way: _Way, names: tuple[str, str]
+) -> dict[str, Float[np.ndarray, " pair"]]:
+    """The gaps of rates between means of sequences, each counting once; NaN for what is no rate."""
+    rates = [place for place, bounds in enumerate(way.bounds) if bounds == RATE]
+    found = {f"per_sequence{end}": np.full(len(way.pairs), np.nan) for end in ("", "_low", "_high")}
+    sides = []
+    for side, name in zip((on_iid, on_shift), names, strict=True):
+        sums, counts = side.at([way.pairs[place] for place in rates])
+        there = counts > 0
+        means = np.divide(sums, counts, out=np.zeros_like(sums), where=there)
+        sides.append(draws(means, there.astype(np.int64), way.weights[name], bounds=[RATE] * len(rates)))
+    values, _ = gap(sides[0], sides[1], signs=way.signs[rates], level=way.level)
+    for name, column in _limits("per_sequence", values).items():
+        found[name][rates] = column
+    return found
+
+
+def _beside_controls(
+    item: Candidate,
+    columns: Mapping[str, Mapping[str, _Column]],
+    way: _Way,
+    primary: tuple[str, str],
+    splits: Mapping[str, Split],
+) -> Iterator[dict[str, Any]]:
+    """A proxy beside its own control and the mean ablation of its site, on every split, sequences paired."""
+    sign = 1.0 if way.by_name[primary[0]].higher_is_better else -1.0
+    for split in splits:
+        row: dict[str, Any] = dict.fromkeys(_CONTROL_COLUMNS, np.nan)
+        row |= {"proxy": item.name, "site": item.site, "split": split, "control": item.control}
+        own = columns[item.key].get(split)
+        control = columns.get(f"{item.control} at {item.site}", {}).get(split)
+        ablated = columns.get(f"{item.ablation} at {item.site}", {}).get(split)
+        if own is not None and control is not None:
+            difference = draws(
+                sign * (own.sums - control.sums),
+                np.maximum(own.counts, control.counts),
+                way.weights[split],
+                bounds=[CHANGE_OF_RATE if bounds_of(way.by_name[primary[0]]) == RATE else UNBOUNDED],
+            )
+            found = estimate(difference, level=way.level, nonnegative=np.array([False]))
+            row |= {name: column[0] for name, column in _limits("beyond_control", found).items()}
+        reason: str | None = "no mean ablation of this site was judged"
+        if own is not None and ablated is not None:
+            whole = draws(ablated.sums, ablated.counts, way.weights[split], bounds=[bounds_of(way.by_name[primary[0]])])
+            found = estimate(whole, level=way.level)
+            row |= {"ablated": found.value[0], "ablated_low": found.low[0], "ablated_high": found.high[0]}
+            share = None
+            if bounds_of(way.by_name[primary[0]]) == RATE and sign > 0:
+                share = share_recovered(
+                    own.counts - own.sums,
+                    ablated.counts - ablated.sums,
+                    own.counts,
+                    way.weights[split],
+                    level=way.level,
+                )
+                reason = "mean ablation of the site changes no prediction"
+            else:
+                reason = "defined for rates of agreement"
+            if share is not None:
+                row |= dict(zip(("recovered", "recovered_low", "recovered_high"), share, strict=True))
+                reason = None
+        yield {**row, "recovered_reason": reason}
 
 
 def _limits(name: str, found: Estimates) -> dict[str, Any]:
@@ -248,11 +405,9 @@ def _limits(name: str, found: Estimates) -> dict[str, Any]:
     return {name: found.value, f"{prefix}low": found.low, f"{prefix}high": found.high}
 
 
-def _unmeasured(
-    base: Mapping[str, Any], columns: Sequence[tuple[str, str]], by_name: Mapping[str, Metric], reason: str
-) -> Iterator[dict[str, Any]]:
+def _unmeasured(base: Mapping[str, Any], way: _Way, reason: str) -> Iterator[dict[str, Any]]:
     """Rows that say that nothing was measured, and why."""
-    for metric, kind in columns:
+    for metric, kind in way.pairs:
         yield {
             **base,
             "metric": metric,
@@ -266,15 +421,14 @@ def _unmeasured(
             "sequences": 0,
             "predictions": 0,
             "seeds": 0,
-            "unit": by_name[metric].unit,
-            "higher_is_better": by_name[metric].higher_is_better,
+            "unit": way.by_name[metric].unit,
+            "higher_is_better": way.by_name[metric].higher_is_better,
             "reason": reason,
         }
 
 
-def _rows(base: Mapping[str, Any], measured: _Measured, by_name: Mapping[str, Metric]) -> list[dict[str, Any]]:
+def _rows(base: Mapping[str, Any], measured: _Measured, way: _Way) -> list[dict[str, Any]]:
     columns, counts, limits = measured.columns, measured.counts, measured.limits
-    assert limits is not None
     predictions = counts[0].sum(axis=0)
     sequences = (counts[0] > 0).sum(axis=0)
     rows = []
@@ -299,9 +453,9 @@ def _rows(base: Mapping[str, Any], measured: _Measured, by_name: Mapping[str, Me
                 "interval": limits.how[index],
                 "sequences": int(sequences[index]),
                 "predictions": int(predictions[index]),
-                "seeds": len(counts),
-                "unit": by_name[column.metric].unit,
-                "higher_is_better": by_name[column.metric].higher_is_better,
+                "seeds": measured.seeds,
+                "unit": way.by_name[column.metric].unit,
+                "higher_is_better": way.by_name[column.metric].higher_is_better,
                 "reason": reason,
             }
         )

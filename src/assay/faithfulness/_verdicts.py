@@ -1,42 +1,52 @@
 """One line of judgement on each proxy."""
 
 import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import pandas as pd
 
 from assay.faithfulness._statistics import NO_MARGIN
 
-Judgement = Literal["faithful", "illusion", "unfaithful", "inconclusive"]
+Judgement = Literal["illusion", "gap", "unfaithful", "inconclusive", "vacuous", "faithful"]
+"""All judgements, the gravest first."""
+
+JUDGEMENTS: tuple[Judgement, ...] = get_args(Judgement)
 
 Standing = Literal["holds", "fails", "undecided"]
 """What an interval says about a claim: shown to hold, shown to fail, or neither."""
 
 RULES = """\
-All rules look at `same_prediction` on the primary kind (for embeddings at `same_neighbour`, the share of sequences with
-the same nearest neighbour), and at whole confidence intervals, never at points alone.
+All rules look at the primary metric (`same_prediction`, unless another was chosen; for embeddings `same_neighbour`, the
+share of sequences with the same nearest neighbour) on the primary kind, and at whole confidence intervals, never at
+points alone.
 
 1. **unfaithful**: the upper limit on `iid` is below `min_agreement`.
-2. **inconclusive**: the interval on `iid` contains `min_agreement`, or there is none.
+2. **inconclusive**: the interval on `iid` contains `min_agreement`, or there is none; or changing nothing flips more
+   than `max_gap` of the predictions (the noise floor), so that nothing can be told.
 3. Otherwise the proxy is faithful in distribution, and its generalization gaps (iid minus shift) decide. A gap is
-   *shown* if its lower limit exceeds `max_gap`, the one-sided test of "the gap is at most `max_gap`", Holm-adjusted
-   over all proxies and shifts, has a p-value below `alpha`, and the gap is above the noise floor (the share of
-   predictions, of all kinds, that flip when nothing is changed). A shown gap
+   *shown* if its lower limit exceeds `max_gap`, the one-sided test of "the gap is at most `max_gap`", Holm-adjusted,
+   has a p-value below 1 - level, and the gap is above the noise floor. A shown gap
    - **survives** if the gap at equal margin of the subject (`matched`) has a lower limit above `max_gap` too, and the
-     larger of the two p-values is still below `alpha` when adjusted in the same way;
-   - **vanishes** if the upper limit at equal margin, weighted by the overlap, plus the most that predictions outside
-     the overlap can add, is at most `max_gap`: then it is due to the inputs' difficulty, not to the explanation;
-   - is of **open cause** otherwise. Embeddings have no margin: there, a shown gap decides as it is.
+     larger of the two p-values is still below 1 - level when adjusted in the same way;
+   - **vanishes** if the upper limit at equal margin, weighted by the overlap, plus the upper limit of what predictions
+     outside the overlap can add, is at most `max_gap`: then it is due to the inputs' difficulty;
+   - is of **open cause** otherwise. Embeddings have no margin: there, the cause of every shown gap is open.
 
-   **illusion** if at least one shown gap does not vanish; the note beside it says whether it survives at equal margin,
-   which is the stronger finding, or its cause is open. **faithful** if under every shift the raw gap's upper limit is
-   at most `max_gap`. **inconclusive** if neither: a gap that is neither shown nor excluded, a shift that was not
-   measured, or gaps that are shown but all vanish. In the last case the proxy does agree less under the shift, and the
-   note says so; the explanation is not to blame.
+   **illusion**: a shown gap survives. **gap**: a gap is shown, and none survives; the line says whether its cause is
+   open or the inputs' difficulty. **faithful**: under every shift the raw gap's upper limit is at most `max_gap`.
+   **vacuous**: it would be faithful, but it is not shown to be better than its own control on any split, or mean
+   ablation of the site is not shown to agree on less than `min_agreement` in distribution, so that the site hardly
+   matters: agreement then explains nothing. **inconclusive**: none of these; a gap is neither shown nor excluded, or a
+   shift was not measured. The line says about how many sequences would decide.
 
-A negative gap (more faithful under the shift) never makes an illusion; it is said beside the verdict. So is a control
-that does as well: then the simplification has not shown what matters, only that little does.
+Families. "Shown" and "survives" are adjusted by Holm over all shifts and all proxies that are faithful in distribution:
+the chance of any false illusion or gap in a run is at most 1 - level. "Faithful" and "unfaithful" are claims about one
+proxy each, which is their family: "faithful" needs every one of its limits to hold, so its chance of being false is at
+most (1 - level) / 2 however many shifts there are; among m proxies expect at most m times that.
+
+A negative gap (more faithful under the shift) never makes an illusion; it is said beside the verdict.
 """
 
 
@@ -44,9 +54,12 @@ that does as well: then the simplification has not shown what matters, only that
 class Verdict:
     """A judgement on one proxy at one site, with the numbers that it rests on.
 
-    `agreement`, `low` and `high` are the same-prediction rate on iid; `gap`, `gap_low`, `gap_high` and `p_holm` belong
-    to the `shift` that decided (the one with the largest gap), as do `matched`, `matched_low` and `matched_high`, the
-    gap at equal margin of the subject (NaN where it could not be measured). `notes` say what else to know.
+    `agreement`, `low` and `high` are the primary metric's rate on iid; `gap`, `gap_low`, `gap_high` and `p_holm` belong
+    to the `shift` that decided (the one with the largest gap), as do `per_sequence`, the same gap with every sequence
+    counting once, and `matched`, `matched_low` and `matched_high`, the gap at equal margin of the subject. `recovered`
+    is the share of the mean ablation's effect on iid that the proxy recovers (1: all of it). NaN for what could not be
+    measured. `needed` is about how many sequences a split would decide, where that can be said. `notes` say what else
+    to know.
     """
 
     proxy: str
@@ -60,9 +73,14 @@ class Verdict:
     gap_low: float
     gap_high: float
     p_holm: float
+    per_sequence: float
     matched: float
     matched_low: float
     matched_high: float
+    recovered: float
+    recovered_low: float
+    recovered_high: float
+    needed: int | None
     notes: tuple[str, ...]
 
     @property
@@ -77,12 +95,18 @@ class Verdict:
             return " ".join(self.notes)
         limits = f"[{in_percent(self.low)}, {in_percent(self.high)}]"
         text = f"Agrees with the subject on {in_percent(self.agreement)} {limits} in distribution"
+        if not math.isnan(self.recovered):
+            text += (
+                f", which recovers {100 * self.recovered:.0f}% "
+                f"[{100 * self.recovered_low:.0f}%, {100 * self.recovered_high:.0f}%] of what mean ablation loses"
+            )
         if self.shift is not None:
             change = "less" if self.gap >= 0 else "more"
             text += (
                 f"; {abs(100 * self.gap):.1f} points {change} under {self.shift} "
-                f"(gap {_points(self.gap_low, self.gap_high)})"
+                f"(gap {_points(self.gap_low, self.gap_high)}"
             )
+            text += ")" if math.isnan(self.per_sequence) else f"; {100 * self.per_sequence:+.1f} counted by sequence)"
         return " ".join((f"{text}.", *self.notes))
 
     def __str__(self) -> str:
@@ -106,88 +130,106 @@ def standing_of_agreement(low: float, high: float, min_agreement: float) -> Stan
 
 
 def standing_of_gap(
-    gap: float, low: float, high: float, p_holm: float, *, max_gap: float, alpha: float, noise: float
+    gap: float, low: float, high: float, p_holm: float, *, max_gap: float, level: float, noise: float
 ) -> Standing:
     """What a gap with its interval and adjusted p-value says of "at most `max_gap`"; NaN decides nothing."""
-    if low > max_gap and p_holm < alpha and gap > noise:
+    if low > max_gap and p_holm < 1 - level and gap > noise:
         return "fails"
     return "holds" if high <= max_gap else "undecided"
+
+
+TOO_NEAR = 0.001
+"""A share nearer to its bound than this takes hundreds of thousands of predictions to tell from it."""
+
+
+def sequences_needed(
+    sequences: int, value: float, low: float, high: float, bound: float, *, without_errors: bool
+) -> int | None:
+    """About how many sequences a split would tell a share from a bound, if rates stay as they are; None: too near.
+
+    An interval shrinks with the square root of their number, one `without_errors` with the number itself. Two digits,
+    upwards: an extrapolation is not worth more.
+    """
+    distance = abs(value - bound)
+    if distance < TOO_NEAR or math.isnan(low):
+        return None
+    half = value - low if value > bound else high - value
+    number = math.ceil(sequences * max(1.5, 1.1 * (half / distance) ** (1 if without_errors else 2)))
+    unit: int = 10 ** max(len(str(number)) - 2, 0)
+    return math.ceil(number / unit) * unit
+
+
+@dataclass(frozen=True)
+class Bar:
+    """What is asked of a proxy: agreement in distribution, the largest gap, at which level, above which noise floor."""
+
+    min_agreement: float
+    max_gap: float
+    level: float
+    noise: float
 
 
 def judge(
     agreement: pd.Series,
     gaps: pd.DataFrame,
+    controls: pd.DataFrame,
     *,
     proxy: str,
     site: str,
-    noise: float,
-    notes: tuple[str, ...],
-    min_agreement: float,
-    max_gap: float,
-    alpha: float,
+    bar: Bar,
+    sizes: Mapping[str, int],
 ) -> Verdict:
     """Apply the rules (see `RULES`) to one proxy.
 
-    `agreement` is its row of results on iid, `gaps` its rows of gaps, both of same_prediction on the primary kind.
-    `p_holm` in the latter is the adjusted test of the raw gap, `p_both` that of the larger of the two p-values.
+    `agreement` is its row of results on iid, `gaps` its rows of gaps, both of the primary metric and kind, `controls`
+    its rows beside the controls, iid first; `sizes` has the number of sequences by split. `p_holm` in the gaps is the
+    adjusted test of the raw gap, `p_both` that of the larger of the two p-values.
     """
     value, low, high = float(agreement["estimate"]), float(agreement["low"]), float(agreement["high"])
     measured = gaps[gaps["gap"].notna()].sort_values("gap", ascending=False, kind="stable")
     worst = measured.iloc[0] if len(measured) else None
     better = measured[measured["high"] < 0]
-    extra = list(notes)
+    notes = []
     if len(better):
-        extra.append(f"More faithful under {', '.join(better['split'])} than in distribution.")
-    standing = standing_of_agreement(low, high, min_agreement)
-    judgement: Judgement
+        notes.append(f"More faithful under {', '.join(better['split'])} than in distribution.")
+    standing = standing_of_agreement(low, high, bar.min_agreement)
+    needed: list[int | None] = []
+    judgement: Judgement = "inconclusive"
     if math.isnan(low):
-        judgement = "inconclusive"
-        extra.append(f"Nothing to go by in distribution: {agreement['reason'] or 'no interval'}.")
+        notes.append(f"Nothing to go by in distribution: {agreement['reason'] or 'no interval'}.")
+    elif bar.noise > bar.max_gap:
+        notes.append(
+            f"Changing nothing already flips {in_percent(bar.noise)} of the predictions (the noise floor), more than "
+            f"the {100 * bar.max_gap:g} points to be told apart: compute in a wider dtype."
+        )
     elif standing == "fails":
         judgement = "unfaithful"
     elif standing == "undecided":
-        judgement = "inconclusive"
-        extra.append(
-            f"The interval in distribution contains the threshold {in_percent(min_agreement)}: use more sequences."
-        )
+        size = sizes[str(agreement["split"])]
+        needed.append(sequences_needed(size, value, low, high, bar.min_agreement, without_errors=value == 1))
+        notes.append(f"The interval in distribution contains the threshold {in_percent(bar.min_agreement)}.")
     elif worst is None:
-        judgement = "inconclusive"
-        extra.append("No shift was measured.")
+        notes.append("No shift was measured.")
     else:
-        standings = pd.Series(
-            [
-                standing_of_gap(*numbers, max_gap=max_gap, alpha=alpha, noise=noise)
-                for numbers in measured[["gap", "low", "high", "p_holm"]].to_numpy(dtype=float).tolist()
-            ],
-            index=measured.index,
+        judgement, worst, more, needed = _by_gaps(measured, gaps, bar, sizes, agreement=value)
+        notes += more
+    vacuous = list(_vacuous(controls, bar))
+    if judgement == "faithful" and vacuous:
+        judgement = "vacuous"
+    notes += vacuous
+    number = None if not needed or None in needed else max(size for size in needed if size is not None)
+    if judgement == "inconclusive" and needed:
+        notes.append(
+            "Too near a threshold for any number of sequences to decide soon."
+            if number is None
+            else f"About {number:,} sequences a split would decide, if the rates stay as they are."
         )
-        shown = measured[standings == "fails"]
-        no_margin = shown["matched_reason"] == NO_MARGIN
-        survives = shown[no_margin | ((shown["matched_low"] > max_gap) & (shown["p_both"] < alpha))]
-        vanishes = shown["overlap"] * shown["matched_high"] + shown["outside"] <= max_gap
-        left = shown[~vanishes]
-        extra += [
-            _cause(row, survives=index in survives.index, vanishes=bool(vanishes[index]), max_gap=max_gap)
-            for index, row in shown.iterrows()
-        ]
-        if len(left):
-            judgement = "illusion"
-            worst = survives.iloc[0] if len(survives) else left.iloc[0]
-        elif bool((standings == "holds").all()) and len(measured) == len(gaps):
-            judgement = "faithful"
-        else:
-            judgement = "inconclusive"
-            undecided = measured[standings == "undecided"]
-            missing = gaps[gaps["gap"].isna()]["split"]
-            if len(undecided):
-                extra.append(
-                    f"A gap above {100 * max_gap:g} points is neither shown (Holm-adjusted) nor excluded under "
-                    f"{', '.join(undecided['split'])}."
-                )
-            if bool((undecided["gap"] <= noise).any()) and noise > 0:
-                extra.append("Some of these gaps are within the noise floor.")
-            if len(missing):
-                extra.append(f"Not measured under {', '.join(missing)}.")
+    if worst is not None and _on_two_sides(worst["gap"], worst["per_sequence"], bar.max_gap):
+        notes.append(
+            f"Counted by prediction and by sequence, the gap under {worst['split']} is on two sides of "
+            f"{100 * bar.max_gap:g} points: longer sequences differ from shorter ones."
+        )
+    recovered = controls.iloc[0] if len(controls) else None
     return Verdict(
         proxy=proxy,
         site=site,
@@ -196,23 +238,108 @@ def judge(
         low=low,
         high=high,
         shift=None if worst is None else str(worst["split"]),
-        gap=math.nan if worst is None else float(worst["gap"]),
-        gap_low=math.nan if worst is None else float(worst["low"]),
-        gap_high=math.nan if worst is None else float(worst["high"]),
-        p_holm=math.nan if worst is None else float(worst["p_holm"]),
-        matched=math.nan if worst is None else float(worst["matched"]),
-        matched_low=math.nan if worst is None else float(worst["matched_low"]),
-        matched_high=math.nan if worst is None else float(worst["matched_high"]),
-        notes=tuple(extra),
+        **{
+            name: math.nan if worst is None else float(worst[column])
+            for name, column in (
+                ("gap", "gap"),
+                ("gap_low", "low"),
+                ("gap_high", "high"),
+                ("p_holm", "p_holm"),
+                *((name, name) for name in ("per_sequence", "matched", "matched_low", "matched_high")),
+            )
+        },
+        **{
+            name: math.nan if recovered is None else float(recovered[name])
+            for name in ("recovered", "recovered_low", "recovered_high")
+        },
+        needed=number,
+        notes=tuple(notes),
     )
 
 
-def _cause(row: pd.Series, *, survives: bool, vanishes: bool, max_gap: float) -> str:
+def _on_two_sides(one: float, other: float, bound: float) -> bool:
+    """Whether a bound lies between two numbers, both known."""
+    return not math.isnan(other) and (one > bound) != (other > bound)
+
+
+def _by_gaps(
+    measured: pd.DataFrame, gaps: pd.DataFrame, bar: Bar, sizes: Mapping[str, int], *, agreement: float
+) -> tuple[Judgement, pd.Series, list[str], list[int | None]]:
+    """The judgement on a proxy that is faithful in distribution, the gap that decided, notes and sequences needed."""
+    standings = pd.Series(
+        [
+            standing_of_gap(*numbers, max_gap=bar.max_gap, level=bar.level, noise=bar.noise)
+            for numbers in measured[["gap", "low", "high", "p_holm"]].to_numpy(dtype=float).tolist()
+        ],
+        index=measured.index,
+    )
+    shown = measured[standings == "fails"]
+    if len(shown):
+        survives = shown[(shown["matched_low"] > bar.max_gap) & (shown["p_both"] < 1 - bar.level)]
+        most = shown["overlap"] * shown["matched_high"].clip(lower=0) + shown["outside_high"]
+        causes = [
+            _cause(row, survives=index in survives.index, vanishes=bool(most[index] <= bar.max_gap), bar=bar)
+            for index, row in shown.iterrows()
+        ]
+        if len(survives):
+            return "illusion", survives.iloc[0], causes, []
+        return "gap", shown.iloc[0], causes, []
+    worst = measured.iloc[0]
+    if bool((standings == "holds").all()) and len(measured) == len(gaps):
+        return "faithful", worst, [], []
+    notes = []
+    undecided = measured[standings == "undecided"]
+    missing = gaps[gaps["gap"].isna()]["split"]
+    if len(undecided):
+        notes.append(
+            f"A gap above {100 * bar.max_gap:g} points is neither shown (Holm-adjusted) nor excluded under "
+            f"{', '.join(undecided['split'])}."
+        )
+    if bool((undecided["gap"] <= bar.noise).any()) and bar.noise > 0:
+        notes.append("Some of these gaps are within the noise floor.")
+    if len(missing):
+        notes.append(f"Not measured under {', '.join(missing)}.")
+    needed = [
+        sequences_needed(
+            sizes[str(row["split"])],
+            float(row["gap"]),
+            float(row["low"]),
+            float(row["high"]),
+            bar.max_gap,
+            without_errors=agreement == 1 and row["gap"] == 0,
+        )
+        for _, row in undecided.iterrows()
+    ]
+    return "inconclusive", worst, notes, needed
+
+
+def _vacuous(controls: pd.DataFrame, bar: Bar) -> Iterator[str]:
+    """Why agreement explains nothing here, if it does not."""
+    compared = controls[controls["beyond_control_low"].notna()]
+    if len(compared) and not bool((compared["beyond_control_low"] > 0).any()):
+        row = compared.iloc[0]
+        yield (
+            f"Not shown to be better than its control {row['control']} on any split (paired: "
+            f"{100 * row['beyond_control']:+.1f} points "
+            f"{_points(row['beyond_control_low'], row['beyond_control_high'])} on {row['split']})."
+        )
+    if len(controls) and controls.iloc[0]["ablated_high"] >= bar.min_agreement:
+        row = controls.iloc[0]
+        yield (
+            f"The site hardly matters: with its mean in its place the model agrees with itself on "
+            f"{in_percent(row['ablated'])} [{in_percent(row['ablated_low'])}, {in_percent(row['ablated_high'])}]."
+        )
+
+
+def _cause(row: pd.Series, *, survives: bool, vanishes: bool, bar: Bar) -> str:
     """What a shown gap is due to, in words."""
     if row["matched_reason"] == NO_MARGIN:
         return f"How much of the gap under {row['split']} is due to harder inputs is not known: {NO_MARGIN}."
     if math.isnan(row["matched"]):
-        return f"The gap under {row['split']} could not be compared at equal margin: {row['matched_reason']}."
+        return (
+            f"The cause of the gap under {row['split']} is open: it could not be compared at equal margin "
+            f"({row['matched_reason']})."
+        )
     change = f"{100 * row['matched']:+.1f} points {_points(row['matched_low'], row['matched_high'])}"
     if survives:
         return f"The gap under {row['split']} is not due to harder inputs: at equal margin of the subject {change}."
@@ -222,11 +349,11 @@ def _cause(row: pd.Series, *, survives: bool, vanishes: bool, max_gap: float) ->
             f"of the subject {change}."
         )
     text = f"Whether the gap under {row['split']} is due to harder inputs is open: at equal margin {change}"
-    if row["matched_high"] > max_gap:
-        text += f", not shown to be above {100 * max_gap:g} points when all are tested"
+    if row["matched_high"] > bar.max_gap:
+        text += f", not shown to be above {100 * bar.max_gap:g} points when all are tested"
     if row["outside"] > 0:
         text += (
-            f", and {100 * row['outside']:.1f} points may come from the {100 * (1 - row['overlap']):.0f}% of its "
-            "predictions that have a margin that too few on iid have"
+            f", and {100 * row['outside']:.1f} points {_points(row['outside_low'], row['outside_high'])} may come from "
+            f"the {100 * (1 - row['overlap']):.0f}% of its predictions that have a margin that too few on iid have"
         )
     return f"{text}."

@@ -22,6 +22,7 @@ class RandomProjection:
     """Project each head's queries and keys, or another stream, on a random subspace of `rank`: what SVD has to beat.
 
     Queries and keys share the subspace, as in a joint SVD. It depends on `seed` and the place alone, not on data.
+    One draw may be lucky: as a control it is drawn several times (`redrawn`), and its interval has their spread.
     """
 
     rank: int
@@ -56,6 +57,10 @@ class RandomProjection:
             return vector_edit(place, self.streams_, [found[place].projection()] * len(self.streams_))
 
         return proxy_of(self, subject, tuple(found) or None, edit)
+
+    def redrawn(self, number: int) -> "RandomProjection":
+        """The same control drawn again: the `number`-th other subspace."""
+        return replace(self, seed=self.seed + number)
 
     def control(self) -> None:
         """None: this is a control."""

@@ -53,6 +53,10 @@ class KMeans:
     streams_: tuple[str, ...] = field(default=(), init=False, repr=False, compare=False)
 
     streams: ClassVar[tuple[str, ...]] = ("queries", "keys")
+    caution: ClassVar[str] = (
+        "k-means starts from drawn centres and moves them to a near optimum: activations that differ by 1e-6, as on "
+        "another machine, can give other clusters, so its figures come back with its fitted centres, not with a refit."
+    )
     any_stream: ClassVar[bool] = True
 
     def fit(self, samples: Samples) -> "KMeans":

@@ -29,7 +29,9 @@ class Simplification(Protocol):
 
     A recipe for vectors of any kind says so with a class attribute `any_stream = True`: then it may be used at sites
     that name a stream (`all.values`, `layer2.mlp`), and acts on `samples.streams` at `samples.places`, for which
-    `samples.of(place)` has the vectors.
+    `samples.of(place)` has the vectors. A control that is drawn at random has `redrawn(number)`, which gives it with
+    another draw: then it is judged several times. `caution`, a sentence, stands in the warnings of every comparison
+    that judges the recipe.
     """
 
     streams: ClassVar[tuple[str, ...]]

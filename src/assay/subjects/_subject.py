@@ -22,9 +22,9 @@ class Subject:
     """A Hugging Face model with its tokenizer and a name.
 
     `seed` is the training seed where it is known, `record` the training record of a reference model (empty
-    otherwise), `trained` is False for a copy with fresh weights. `objective` is what the model is asked (default: what
-    its class is for). `pooling` is how an encoder's embedding is made of its tokens' vectors, and `prompt` the text
-    that stands before every sequence when it is used; other objectives do not use them.
+    otherwise), `trained` is False for a copy with shuffled weights. `objective` is what the model is asked (default:
+    what its class is for). `pooling` is how an encoder's embedding is made of its tokens' vectors, and `prompt` the
+    text that stands before every sequence when it is used; other objectives do not use them.
 
     The model is put into evaluation mode (`model.eval()`, in place): in training, dropout makes it another at every
     call.
@@ -124,12 +124,20 @@ class Subject:
         torch.nn.Module.to(self.model, device)
         return self
 
-    def untrained_copy(self, seed: int = 0) -> "Subject":
-        """The same architecture with fresh random weights: a control that knows nothing."""
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            model = type(self.model)(copy.deepcopy(self.model.config))
-        torch.nn.Module.to(model, self.device, self.model.dtype)
+    def shuffled_copy(self, seed: int = 0) -> "Subject":
+        """The same model with the entries of every matrix in random order: a control that knows nothing.
+
+        What was learned is gone, and every matrix keeps its norm, so that the model reacts to a change of its attention
+        or its vectors as strongly as one can without structure. (Fresh weights do not do that: their attention hardly
+        moves a prediction, and any simplification of it agrees.) Vectors, such as biases and norms, are left.
+        """
+        model = copy.deepcopy(self.model)
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.dim() >= 2:
+                    order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)
+                    parameter.copy_(parameter.flatten()[order].view_as(parameter))
         return replace(self, model=model.eval(), seed=seed, record={}, trained=False)
 
     def describe(self) -> dict[str, Any]:
@@ -150,7 +158,7 @@ class Subject:
 
     def __repr__(self) -> str:
         seed = "" if self.seed is None else f", seed={self.seed}"
-        state = "" if self.trained else ", untrained"
+        state = "" if self.trained else ", shuffled"
         return f"Subject({self.name!r}{seed}{state}: {type(self.model).__name__}, {self.parameters:,} parameters)"
 
     def _repr_html_(self) -> str:

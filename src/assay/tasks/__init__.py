@@ -10,7 +10,15 @@ from assay.tasks._functions import Folder, Found, Function, HubDataset, Interpre
 from assay.tasks._lexing import KINDS, LANGUAGES, PARTS
 from assay.tasks._lines import TextSource
 from assay.tasks._max_of_k import InputSet, MaxOfK
-from assay.tasks._overlap import Copies, Overlap, copies_among, count_copies, sequence_hashes, warn_of_overlaps
+from assay.tasks._overlap import (
+    Copies,
+    Overlap,
+    check_differ,
+    copies_among,
+    count_copies,
+    sequence_hashes,
+    warn_of_overlaps,
+)
 from assay.tasks._pieces import CLASSES
 from assay.tasks._task import UNSCORED, Feature, Kind, Objective, Role, Split, Task
 from assay.tasks._text import Group, Text
@@ -53,6 +61,7 @@ __all__ = [
     "Task",
     "Text",
     "TextSource",
+    "check_differ",
     "code_vocabulary",
     "copies_among",
     "count_copies",

@@ -80,15 +80,21 @@ def copies_among(hashes: Mapping[str, Sequence[bytes]]) -> Copies:
     )
 
 
-def warn_of_overlaps(copies: Copies) -> None:
-    """Warn about every two splits that share sequences. Raises AssayError if two have the very same ones."""
+def check_differ(copies: Copies) -> None:
+    """Raise AssayError if two splits have the very same sequences."""
     for overlap in copies.overlaps:
-        first, second = overlap.first, overlap.second
         if copies.equal(overlap):
             raise AssayError(
-                f"the splits {first!r} and {second!r} have the same sequences ({copies.different[first]:,} different "
-                "ones); give each split text of its own."
+                f"the splits {overlap.first!r} and {overlap.second!r} have the same sequences "
+                f"({copies.different[overlap.first]:,} different ones); give each split text of its own."
             )
+
+
+def warn_of_overlaps(copies: Copies) -> None:
+    """Warn about every two splits that share sequences. Raises AssayError if two have the very same ones."""
+    check_differ(copies)
+    for overlap in copies.overlaps:
+        first, second = overlap.first, overlap.second
         # Always from here, so that Python shows it once, whoever counts.
         warnings.warn(
             f"{overlap.of_second:,} of the {copies.sequences[second]:,} sequences of split {second!r} also occur in "
