@@ -19,7 +19,10 @@ from assay.faithfulness._scores import Scores
 from assay.simplify import RandomPerturbation, label
 from assay.simplify._protocol import proxy_of
 
-QUICK = {"sequences": 8, "fit_sequences": 40, "resamples": 100, "refit": False, "controls": False}
+QUICK = {
+    "sequences": 8, "fit_sequences": 40, "resamples": 100, "refit": False, "controls": False,
+    "metrics": ["same_prediction", "kl"],
+}  # fmt: skip
 
 
 @dataclass

@@ -32,8 +32,9 @@ from assay.faithfulness._comparison import (
     Skipped,
     SplitRecord,
 )
-from assay.faithfulness._embeddings import SameNeighbour, check_embeddings, embedding_metrics, neighbours, score_split
-from assay.faithfulness._metrics import Metric, SamePrediction, choices, metrics
+from assay.faithfulness._embeddings import check_embeddings, neighbours, score_split
+from assay.faithfulness._metrics import Metric, choices
+from assay.faithfulness._primary import resolve_metrics, resolve_primary
 from assay.faithfulness._scores import NotFiniteError, Scores
 from assay.faithfulness._statistics import Method
 from assay.faithfulness._summary import sequence_tables, summarise
@@ -67,6 +68,9 @@ def compare(
     fit_sequences: int = 1_000,
     controls: bool = True,
     refit: bool = True,
+    metrics: Sequence[str | Metric] | None = None,
+    primary_metric: str | None = None,
+    primary_kind: str | None = None,
     seed: int = 0,
     resamples: int = 2_000,
     level: float = 0.95,
@@ -89,6 +93,10 @@ def compare(
     simplification that learns from data is fitted once more on each shift's next `fit_sequences` sequences, those
     after the `sequences` that are judged (or what there is of them, at least 30), and judged on that shift alone.
 
+    `metrics` are those to compute, by name or as objects (default: all). Verdicts rest on `primary_metric`, a rate of
+    which more is better (default: "same_prediction", for embeddings "same_neighbour"), on predictions of `primary_kind`
+    (default: the task's; "all" for every one).
+
     With a `folder`, each finished cell (subject x proxy x split) is kept there, and a run that was stopped goes on
     where it was; nothing is reused that was made under other settings.
 
@@ -109,7 +117,8 @@ def compare(
         raise AssayError(f"compare(level={level}): must be between 0 and 1, for example 0.95.")
     refit = refit and any(item.streams for item in chosen)
     inputs = _Inputs.of(task, sequences, fit_sequences, refit=refit)
-    judged = _metrics_for(inputs.train)
+    judged = resolve_metrics(inputs.train.objective, metrics)
+    primary = resolve_primary(task, inputs.train.objective, judged, primary_metric, primary_kind)
     for split in inputs.all:
         check_fits(subjects, split)
 
@@ -133,7 +142,7 @@ def compare(
         assay_version=version("assay-interp"),
         environment=_environment(),
         subjects=tuple(variant.describe() for variant in variants),
-        **_task_records(task, inputs, judged),
+        **_task_records(task, inputs, judged, primary),
         proxies=tuple(
             ProxyRecord(
                 proxy=item.name,
@@ -355,16 +364,13 @@ class _Judging:
             return self.cells.without_name()
 
 
-def _metrics_for(split: Split) -> list[Any]:
-    return list(embedding_metrics) if split.objective == "embedding" else [metrics.get(name)() for name in metrics]
-
-
-def _task_records(task: Task, inputs: _Inputs, judged: Sequence[Metric]) -> dict[str, Any]:
+def _task_records(task: Task, inputs: _Inputs, judged: Sequence[Metric], primary: tuple[str, str]) -> dict[str, Any]:
     """What the record keeps of the task and the metrics."""
+    metric, kind = primary
     return {
         "task": dict(task.describe()),
-        "primary_kind": task.primary_kind,
-        "primary_metric": SameNeighbour.name if inputs.train.objective == "embedding" else SamePrediction.name,
+        "primary_kind": kind,
+        "primary_metric": metric,
         "splits": tuple(
             SplitRecord(
                 name=split.name,
