@@ -18,9 +18,9 @@ import numpy as np
 import torch
 
 from assay._errors import AssayError
-from assay._fingerprint import NotHashableError
+from assay._fingerprint import NotHashableError, fingerprint_or_reason
 from assay.engine import Engine, batches, collect, tensors
-from assay.faithfulness._cells import Candidate, Cells, Found, candidates_of, cell_name, fingerprint_or_reason
+from assay.faithfulness._cells import Candidate, Cells, Found, candidates_of, cell_name
 from assay.faithfulness._comparison import (
     Comparison,
     FeatureRecord,
@@ -246,7 +246,7 @@ class _Judging:
     ) -> None:
         self.task, self.inputs, self.candidates, self.judged = task, inputs, candidates, judged
         self.found, self.cells, self.seed = found, cells, seed
-        self.metrics = [fingerprint_or_reason(metric) for metric in judged]
+        self.metrics = {f"metric {metric.name}": fingerprint_or_reason(metric) for metric in judged}
         self.failures: list[Skipped] = []
         self.repaired: list[Skipped] = []
         self.unkept: dict[str, Skipped] = {}
@@ -259,9 +259,9 @@ class _Judging:
             for number, engine in enumerate(engines)
             for split in self.inputs.splits
         }
-        described = [engine.subject.describe() for engine in engines]
+        described = [(engine.subject.describe(), engine.subject.behaviour_sha256) for engine in engines]
         names = {
-            (number, item.key, split): self._name(described[number], item, split)
+            (number, item.key, split): self._name(*described[number], item, split)
             for (number, split), items in own.items()
             for item in items
         }
@@ -344,24 +344,28 @@ class _Judging:
             progress(f"{_who(engines[number].subject)}: fitting" + (f" on {on}" if on else ""))
         return found
 
-    def _name(self, described: Mapping[str, Any], item: Candidate, split: str) -> str:
+    def _name(
+        self, described: Mapping[str, Any], behaviour: str | NotHashableError, item: Candidate, split: str
+    ) -> str:
+        """The name of a cell; one that no other run can find where something cannot be hashed."""
+        whose = {f"subject {described['name']}": behaviour, **self.metrics, item.name: item.fingerprint}
+        fingerprints: list[str] = []
+        for what, found in whose.items():
+            if isinstance(found, NotHashableError):
+                self.unkept[what] = Skipped(what=f"cells of {what} for another run", reason=f"not cached: {found}")
+                return self.cells.without_name()
+            fingerprints.append(found)
         hashes = self.inputs.hashes
         fitted_on = self.inputs.refit_hashes[split] if item.refitted else hashes[self.inputs.train.name]
-        try:
-            return cell_name(
-                described,
-                self.task,
-                item,
-                metrics=self.metrics,
-                fitted_on=fitted_on,
-                judged_on=hashes[split],
-                seed=self.seed,
-            )
-        except NotHashableError as reason:
-            self.unkept[item.name] = Skipped(
-                what=f"cells of {item.name} kept for another run", reason=f"not cached: {reason}"
-            )
-            return self.cells.without_name()
+        return cell_name(
+            described,
+            self.task,
+            item,
+            fingerprints=fingerprints,
+            fitted_on=fitted_on,
+            judged_on=hashes[split],
+            seed=self.seed,
+        )
 
 
 def _task_records(task: Task, inputs: _Inputs, judged: Sequence[Metric], primary: tuple[str, str]) -> dict[str, Any]:
