@@ -97,6 +97,8 @@ def test_json_fields_and_precision(command, texts, tmp_path):
         (("--device", "abacus"), "abacus"),
         (("--seed", "5"), "shipped with seeds"),
         (("--sequences", "1"), "sequences"),
+        (("--primary-kind", "repeats"), "unknown kind of prediction 'repeats'"),
+        (("--primary-metric", "kl"), "no rate of which more is better"),
         (("--sites", "layer99"), "site 'layer99' is not in 'code-python'"),
         (("--sites", "all-layers", "--sites+", "layer0"), "layer0 is meant twice"),
     ],
@@ -182,3 +184,14 @@ def test_half_precision_has_a_noise_floor_that_counts():
     [verdict] = comparison.verdicts(min_agreement=0.5, max_gap=0.0)
     assert verdict.judgement == "inconclusive"
     assert "Some of these gaps are within the noise floor." in verdict.notes
+
+
+def test_verdicts_about_the_kind_that_the_user_cares_for(command, texts, tmp_path):
+    asked = ("--primary-kind", "repeated", "--primary-metric", "proxy_accuracy")
+    status, out, err = command(
+        "compare", "code-python", *call_of(texts, *asked), "--no-controls", "--json", "--out", tmp_path
+    )
+    assert status == 0, err
+    found = json.loads(out)
+    assert (found["primary_kind"], found["primary_metric"]) == ("repeated", "proxy_accuracy")
+    assert [row["proxy"] for row in found["proxy_accuracy"]] == ["OneHotAttention()"]

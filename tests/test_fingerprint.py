@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import types
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -144,6 +145,7 @@ DIFFERENT = {
     "a property": (edited(), edited(twice="3")),
     "a static method": (edited(), edited(free="1")),
     "a class with an equal object": (edited()(), edited(limit="4")()),
+    "functions bound to an object": tuple(types.MethodType(adder(n), 1) for n in (1, 2)),
     "bound methods": (edited()().fit, edited(limit="4")().fit),
 }
 

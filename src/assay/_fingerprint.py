@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from importlib.metadata import distribution, packages_distributions
 from inspect import signature
 from pathlib import Path
-from types import CodeType, FunctionType, MappingProxyType, ModuleType
+from types import CodeType, FunctionType, MappingProxyType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -49,6 +49,14 @@ def fingerprint(value: object, *, unfitted: bool = False) -> str:
         return _Digests().of_instance(value, unfitted=unfitted).hex()
     except RecursionError:
         raise NotHashableError(f"{type(value).__name__} is nested too deeply") from None
+
+
+def fingerprint_or_reason(value: object, *, unfitted: bool = False) -> str | NotHashableError:
+    """The fingerprint of an object, or why there is none."""
+    try:
+        return fingerprint(value, unfitted=unfitted)
+    except NotHashableError as reason:
+        return reason
 
 
 class _Digests:
@@ -103,6 +111,8 @@ class _Digests:
                 return self._of_code(value)
             case FunctionType():
                 return self._of_function(value)
+            case MethodType():
+                return self._all("method", value.__func__, value.__self__)
             case type():
                 return self._of_class(value)
             case ModuleType():
@@ -158,7 +168,7 @@ class _Digests:
         )
 
     def _of_class(self, kind: type) -> bytes:
-        home = _home(kind.__module__)
+        home = origin(kind.__module__)
         if home is not None:
             return _digest("class", home, kind.__module__, kind.__qualname__)
         members = {name: member for name, member in vars(kind).items() if _counts(name, member)}
@@ -168,7 +178,7 @@ class _Digests:
         code, space = function.__code__, function.__globals__
         if hasattr(function, "__wrapped__") and _only_checks_types(function):
             return self.of(function.__wrapped__)
-        home = _home(space.get("__name__"))
+        home = origin(space.get("__name__"))
         filled = [cell.cell_contents for cell in function.__closure__ or () if _is_filled(cell)]
         held = (function.__defaults__, function.__kwdefaults__, filled)
         if home is not None:
@@ -187,7 +197,7 @@ class _Digests:
 
     def _of_module(self, module: ModuleType, names: frozenset[str] | None) -> bytes:
         """Of a Python module that code with these names refers to: what they name in it."""
-        home = _home(module.__name__)
+        home = origin(module.__name__)
         if home is not None:
             return _digest("python module", home, module.__name__)
         if names is None:
@@ -226,7 +236,7 @@ def _of_tensor(value: Tensor) -> bytes:
 
 
 @functools.cache
-def _home(module: str | None) -> str | None:
+def origin(module: str | None) -> str | None:
     """Whose code a Python module is, with its version; None where it is nobody's but the user's."""
     top = (module or "").partition(".")[0]
     if top == "assay":
@@ -326,7 +336,7 @@ def _check_imports(code: CodeType, package: str | None) -> None:
                 continue
             level = steps[place - 2].argval
             name = f"{package}.{step.argval}" if level else step.argval
-            if _home(name) is None:
+            if origin(name) is None:
                 raise NotHashableError(
                     f"{code.co_qualname} imports {step.argval} while it runs; import it at the top of the file"
                 )

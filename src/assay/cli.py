@@ -404,6 +404,12 @@ def compare_text(
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16 (default: the checkpoint's).")] = None,
     device: Device = "cpu",
     controls: Annotated[bool, typer.Option(help="Judge controls and an untrained copy too.")] = True,
+    primary_kind: Annotated[
+        str | None, typer.Option(help="Kind of prediction that verdicts are about, such as repeated (default all).")
+    ] = None,
+    primary_metric: Annotated[
+        str | None, typer.Option(help="Rate that verdicts rest on (default same_prediction, or same_neighbour).")
+    ] = None,
     allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Read pytorch_model.bin, tensors only.")] = False,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run the code that comes with the model.")
@@ -415,7 +421,7 @@ def compare_text(
 ) -> None:
     """Judge simplifications of your own model on your own text."""
     from assay.engine import Engine  # noqa: PLC0415  (keeps --help fast)
-    from assay.faithfulness import Workers  # noqa: PLC0415
+    from assay.faithfulness import Workers, resolve_metrics, resolve_primary  # noqa: PLC0415
     from assay.reports import terminal  # noqa: PLC0415
     from assay.simplify import simplifications  # noqa: PLC0415
     from assay.studies import text  # noqa: PLC0415
@@ -451,6 +457,9 @@ def compare_text(
     engine = Engine(subject)
     _argument("sites", lambda: engine.sites(sites or ["all"]))
     task = _argument("split", lambda: text.task_of(subject, fit, splits, text_field=text_field, max_length=max_length))
+    basis = (task, subject.objective, resolve_metrics(subject.objective))
+    _argument("primary-metric", lambda: resolve_primary(*basis, primary_metric, kind="all"))
+    _argument("primary-kind", lambda: resolve_primary(*basis, primary_metric, primary_kind))
     folder = out_folder or _default_folder("compare")
     with _progress() as bar:
         line = bar.add_task("starting", total=None)
@@ -463,6 +472,8 @@ def compare_text(
             sequences=sequences,
             fit_sequences=fit_sequences,
             controls=controls,
+            primary_metric=primary_metric,
+            primary_kind=primary_kind,
             workers=workers,
             progress=_follow(bar, line),
         )

@@ -19,7 +19,10 @@ from assay.faithfulness._scores import Scores
 from assay.simplify import RandomPerturbation, label
 from assay.simplify._protocol import proxy_of
 
-QUICK = {"sequences": 8, "fit_sequences": 40, "resamples": 100, "refit": False, "controls": False}
+QUICK = {
+    "sequences": 8, "fit_sequences": 40, "resamples": 100, "refit": False, "controls": False,
+    "metrics": ["same_prediction", "kl"],
+}  # fmt: skip
 
 
 @dataclass
@@ -456,3 +459,34 @@ class Made:
 
     def control(self):
         return None
+
+
+# -- hooks on the subject -------------------------------------------------------------------------------------------
+
+
+def test_a_subject_that_got_a_hook_is_judged_anew_and_the_record_says_so(tmp_path, subject, task):
+    own = assay.subjects.Subject(copy.deepcopy(subject.model), subject.tokenizer, "own", seed=0)
+
+    def judged(folder):
+        return assay.compare(own, task, [assay.SVD(rank=2)], folder=folder, **QUICK)
+
+    plain = judged(tmp_path)
+    assert "hooks" not in plain.record.subjects[0]
+    own.model.transformer.h[0].mlp.register_forward_hook(lambda module, inputs, output: -3 * output)
+    (tmp_path / "comparison.json").unlink()
+    hooked = judged(tmp_path)
+    [said] = hooked.record.subjects[0]["hooks"]
+    assert said.endswith("on transformer.h.0.mlp")
+    assert_frame_equal(hooked.to_frame(), judged(None).to_frame())
+    assert divergence(hooked) != divergence(plain)
+
+
+def test_a_hook_that_cannot_be_hashed_keeps_no_cells(tmp_path, subject, task):
+    own = assay.subjects.Subject(copy.deepcopy(subject.model), subject.tokenizer, "own", seed=0)
+    numbers = (number for number in range(3))
+    own.model.register_forward_hook(lambda *_: numbers and None)
+    found = assay.compare(own, task, [assay.SVD(rank=2)], folder=tmp_path, **QUICK)
+    [said] = [item for item in found.record.skipped if "not cached" in item.reason]
+    assert said.what == "cells of subject own for another run"
+    assert "generator" in said.reason
+    assert not list(tmp_path.glob("cells/*"))

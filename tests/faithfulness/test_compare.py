@@ -622,7 +622,12 @@ for arguments, word in [
         assert word in str(error), (word, str(error))
     else:
         raise SystemExit(f"{word}: not refused")
-for options, word in [({"sites": "all"}, "sites is a list"), ({"method": "bootstrap"}, "bootstrap")]:
+for options, word in [
+    ({"sites": "all"}, "sites is a list"),
+    ({"method": "bootstrap"}, "bootstrap"),
+    ({"metrics": "kl"}, "list of metrics"),
+    ({"metrics": ["kl", assay.SVD(2)]}, "is no metric"),
+]:
     try:
         assay.compare(subject, task, [assay.SVD(2)], sequences=4, fit_sequences=20, resamples=20, **options)
     except assay.AssayError as error:

@@ -6,6 +6,7 @@ from assay.faithfulness._comparison import Comparison, FeatureRecord, Record
 from assay.faithfulness._embeddings import Cosine, SameNeighbour, embedding_metrics
 from assay.faithfulness._heads import Correlation, head_scores, rank_correlation
 from assay.faithfulness._metrics import Metric, Pair, Predictions, attention_divergence, metrics
+from assay.faithfulness._primary import resolve_metrics, resolve_primary
 from assay.faithfulness._scores import ALL, LAYER
 from assay.faithfulness._statistics import (
     CHANGE_OF_RATE,
@@ -58,4 +59,6 @@ __all__ = [
     "holm",
     "metrics",
     "rank_correlation",
+    "resolve_metrics",
+    "resolve_primary",
 ]

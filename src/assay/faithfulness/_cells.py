@@ -12,7 +12,7 @@ from typing import Any
 
 import assay
 from assay._errors import AssayError
-from assay._fingerprint import NotHashableError, fingerprint
+from assay._fingerprint import NotHashableError, fingerprint_or_reason
 from assay.engine import Engine, Site
 from assay.faithfulness._comparison import SCHEMA
 from assay.faithfulness._scores import NotFiniteError, Scores
@@ -70,14 +70,6 @@ class Candidate:
     def of_all_draws(self) -> str:
         """The name that all draws of a control share."""
         return f"{self.name} at {self.site}"
-
-
-def fingerprint_or_reason(value: object, *, unfitted: bool = False) -> str | NotHashableError:
-    """The fingerprint of an object, or why there is none."""
-    try:
-        return fingerprint(value, unfitted=unfitted)
-    except NotHashableError as reason:
-        return reason
 
 
 class Names:
@@ -273,18 +265,15 @@ def cell_name(
     task: Task,
     item: Candidate,
     *,
-    metrics: Sequence[str | NotHashableError],
+    fingerprints: Sequence[str],
     fitted_on: str,
     judged_on: str,
     seed: int,
 ) -> str:
     """The name of a cell: a hash of everything that its scores depend on.
 
-    `metrics` are their fingerprints. Raises NotHashableError if one of those or the simplification has none.
+    `fingerprints` are those of the subject's behaviour, of the metrics and of the simplification.
     """
-    for found in (item.fingerprint, *metrics):
-        if isinstance(found, NotHashableError):
-            raise found
     content = {
         "schema": SCHEMA,
         "assay": [version("assay-interp"), _code_of_assay()],
@@ -296,8 +285,7 @@ def cell_name(
         "device": subject["device"],
         "kinds": [repr(kind) for kind in task.kinds],
         "features": [repr(feature) for feature in task.features],
-        "metrics": metrics,
-        "simplification": item.fingerprint,
+        "fingerprints": fingerprints,
         "places": [str(place) for place in item.at.places],
         "streams": item.at.streams,
         "train": fitted_on if item.streams else None,

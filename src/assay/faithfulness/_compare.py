@@ -18,9 +18,9 @@ import numpy as np
 import torch
 
 from assay._errors import AssayError
-from assay._fingerprint import NotHashableError
+from assay._fingerprint import NotHashableError, fingerprint_or_reason
 from assay.engine import Engine, batches, collect, tensors
-from assay.faithfulness._cells import DRAWS, Candidate, Cells, Found, candidates_of, cell_name, fingerprint_or_reason
+from assay.faithfulness._cells import DRAWS, Candidate, Cells, Found, candidates_of, cell_name
 from assay.faithfulness._comparison import (
     Comparison,
     FeatureRecord,
@@ -33,8 +33,9 @@ from assay.faithfulness._comparison import (
     Skipped,
     SplitRecord,
 )
-from assay.faithfulness._embeddings import SameNeighbour, check_embeddings, embedding_metrics, neighbours, score_split
-from assay.faithfulness._metrics import Metric, SamePrediction, choices, metrics
+from assay.faithfulness._embeddings import check_embeddings, neighbours, score_split
+from assay.faithfulness._metrics import Metric, choices
+from assay.faithfulness._primary import resolve_metrics, resolve_primary
 from assay.faithfulness._scores import ALL, NotFiniteError, Scores
 from assay.faithfulness._summary import sequence_tables, summarise
 from assay.faithfulness._workers import Workers
@@ -67,6 +68,9 @@ def compare(
     fit_sequences: int = 1_000,
     controls: bool = True,
     refit: bool = True,
+    metrics: Sequence[str | Metric] | None = None,
+    primary_metric: str | None = None,
+    primary_kind: str | None = None,
     seed: int = 0,
     resamples: int = 2_000,
     level: float = 0.95,
@@ -88,6 +92,10 @@ def compare(
     simplification that learns from data is fitted once more on each shift's next `fit_sequences` sequences, those
     after the `sequences` that are judged (or what there is of them, at least 30), and judged on that shift alone.
 
+    `metrics` are those to compute, by name or as objects (default: all). Verdicts rest on `primary_metric`, a rate of
+    which more is better (default: "same_prediction", for embeddings "same_neighbour"), on predictions of `primary_kind`
+    (default: the task's; "all" for every one).
+
     With a `folder`, each finished cell (subject x proxy x split) is kept there, and a run that was stopped goes on
     where it was; nothing is reused that was made under other settings.
 
@@ -106,7 +114,8 @@ def compare(
         raise AssayError(f"compare(level={level}): must be between 0 and 1, for example 0.95.")
     refit = refit and any(item.streams for item in chosen)
     inputs = _Inputs.of(task, sequences, fit_sequences, refit=refit)
-    judged = _metrics_for(inputs.train)
+    judged = resolve_metrics(inputs.train.objective, metrics)
+    primary = resolve_primary(task, inputs.train.objective, judged, primary_metric, primary_kind)
     for split in inputs.all:
         check_fits(subjects, split)
 
@@ -123,13 +132,13 @@ def compare(
 
     progress(Step(total, total, "intervals"))
     options: dict[str, Any] = {"seed": seed, "resamples": resamples, "level": level}
-    about = _task_records(task, inputs, judged)
+    about = _task_records(task, inputs, judged, primary)
     results, gaps, beside = summarise(
         judged,
         task.kinds,
         variants,
         candidates,
-        primary=(about["primary_metric"], about["primary_kind"]),
+        primary=primary,
         splits=inputs.splits,
         found=found,
         **options,
@@ -247,7 +256,7 @@ class _Judging:
     ) -> None:
         self.task, self.inputs, self.candidates, self.judged = task, inputs, candidates, judged
         self.found, self.cells, self.seed = found, cells, seed
-        self.metrics = [fingerprint_or_reason(metric) for metric in judged]
+        self.metrics = {f"metric {metric.name}": fingerprint_or_reason(metric) for metric in judged}
         self.failures: list[Skipped] = []
         self.repaired: list[Skipped] = []
         self.unkept: dict[str, Skipped] = {}
@@ -260,9 +269,9 @@ class _Judging:
             for number, engine in enumerate(engines)
             for split in self.inputs.splits
         }
-        described = [engine.subject.describe() for engine in engines]
+        described = [(engine.subject.describe(), engine.subject.behaviour_sha256) for engine in engines]
         names = {
-            (number, item.key, split): self._name(described[number], item, split)
+            (number, item.key, split): self._name(*described[number], item, split)
             for (number, split), items in own.items()
             for item in items
         }
@@ -345,38 +354,39 @@ class _Judging:
             progress(f"{_who(engines[number].subject)}: fitting" + (f" on {on}" if on else ""))
         return found
 
-    def _name(self, described: Mapping[str, Any], item: Candidate, split: str) -> str:
+    def _name(
+        self, described: Mapping[str, Any], behaviour: str | NotHashableError, item: Candidate, split: str
+    ) -> str:
+        """The name of a cell; one that no other run can find where something cannot be hashed."""
+        whose = {f"subject {described['name']}": behaviour, **self.metrics, item.name: item.fingerprint}
+        fingerprints: list[str] = []
+        for what, found in whose.items():
+            if isinstance(found, NotHashableError):
+                self.unkept[what] = Skipped(what=f"cells of {what} for another run", reason=f"not cached: {found}")
+                return self.cells.without_name()
+            fingerprints.append(found)
         hashes = self.inputs.hashes
         fitted_on = self.inputs.refit_hashes[split] if item.refitted else hashes[self.inputs.train.name]
-        try:
-            return cell_name(
-                described,
-                self.task,
-                item,
-                metrics=self.metrics,
-                fitted_on=fitted_on,
-                judged_on=hashes[split],
-                seed=self.seed,
-            )
-        except NotHashableError as reason:
-            self.unkept[item.name] = Skipped(
-                what=f"cells of {item.name} kept for another run", reason=f"not cached: {reason}"
-            )
-            return self.cells.without_name()
+        return cell_name(
+            described,
+            self.task,
+            item,
+            fingerprints=fingerprints,
+            fitted_on=fitted_on,
+            judged_on=hashes[split],
+            seed=self.seed,
+        )
 
 
-def _metrics_for(split: Split) -> list[Any]:
-    return list(embedding_metrics) if split.objective == "embedding" else [metrics.get(name)() for name in metrics]
-
-
-def _task_records(task: Task, inputs: _Inputs, judged: Sequence[Metric]) -> dict[str, Any]:
+def _task_records(task: Task, inputs: _Inputs, judged: Sequence[Metric], primary: tuple[str, str]) -> dict[str, Any]:
     """What the record keeps of the task and the metrics."""
     copies = count_copies({split.name: split for split in (inputs.train, *inputs.splits.values())})
     check_differ(copies)
+    metric, kind = primary
     return {
         "task": dict(task.describe()),
-        "primary_kind": task.primary_kind,
-        "primary_metric": SameNeighbour.name if inputs.train.objective == "embedding" else SamePrediction.name,
+        "primary_kind": kind,
+        "primary_metric": metric,
         "splits": tuple(
             SplitRecord(
                 name=split.name,
@@ -390,7 +400,7 @@ def _task_records(task: Task, inputs: _Inputs, judged: Sequence[Metric]) -> dict
             for split in (inputs.train, *inputs.splits.values())
         ),
         "overlaps": tuple(OverlapRecord(**vars(overlap)) for overlap in copies.overlaps),
-        "chance": _chance(task, inputs.iid),
+        "chance": _chance(task, inputs.iid, kind),
         "kinds": tuple(
             KindRecord(name=kind.name, description=kind.description, determined=kind.determined) for kind in task.kinds
         ),
@@ -416,13 +426,11 @@ def _task_records(task: Task, inputs: _Inputs, judged: Sequence[Metric]) -> dict
     }
 
 
-def _chance(task: Task, split: Split) -> float | None:
-    """The accuracy of always answering the most frequent token, on the primary kind; None where there is no answer."""
+def _chance(task: Task, split: Split, kind: str) -> float | None:
+    """The accuracy of always answering the most frequent token of a kind; None where there is no answer."""
     kinds = [kind.name for kind in task.kinds]
     determined = {kind.name for kind in task.kinds if kind.determined}
-    asked = [
-        kinds.index(name) for name in (kinds if task.primary_kind == ALL else [task.primary_kind]) if name in determined
-    ]
+    asked = [kinds.index(name) for name in (kinds if kind == ALL else [kind]) if name in determined]
     targets = np.roll(split.tokens, -1, axis=1) if split.targets is None else split.targets
     answers = targets[np.isin(split.kinds, asked)]
     return float(np.bincount(answers).max() / len(answers)) if len(answers) else None

@@ -66,16 +66,17 @@ def figures(comparison: Comparison, illustrations: Illustrations) -> Iterator[tu
                 else:
                     yield (
                         f"agreement-by-{feature.name}-{site}",
-                        f"{words}, and accuracy, against the {feature.description}, under the shift where it reaches "
-                        f"furthest; simplified at {site}. Bands: confidence intervals.",
+                        f"{words}{accuracy and ', and accuracy,'} against the {feature.description}, under the shift "
+                        f"where it reaches furthest; simplified at {site}. Bands: confidence intervals.",
                         agreement_by_feature(comparison, site, feature.name),
                     )
-            yield (
-                f"attention-by-layer-{site}",
-                f"Jensen-Shannon divergence of attention (nats; ln 2 = 0.69 at most) by layer, in distribution; "
-                f"simplified at {site}.",
-                attention_by_layer(comparison, site),
-            )
+            if "attention_jsd" in _metrics(comparison):
+                yield (
+                    f"attention-by-layer-{site}",
+                    f"Jensen-Shannon divergence of attention (nats; ln 2 = 0.69 at most) by layer, in distribution; "
+                    f"simplified at {site}.",
+                    attention_by_layer(comparison, site),
+                )
         for cloud in illustrations.keys:
             yield (
                 f"keys-{cloud.site}",
@@ -93,8 +94,13 @@ def figures(comparison: Comparison, illustrations: Illustrations) -> Iterator[tu
             yield chart.name, chart.caption, points_chart(chart)
 
 
+def _metrics(comparison: Comparison) -> list[str]:
+    return [metric.name for metric in comparison.record.metrics]
+
+
 def _has_accuracy(comparison: Comparison) -> bool:
-    return any(metric.name == "proxy_accuracy" for metric in comparison.record.metrics)
+    """Whether accuracy can be shown beside what the verdicts rest on."""
+    return "proxy_accuracy" in _metrics(comparison) and comparison.record.primary_metric != "proxy_accuracy"
 
 
 def _sites(comparison: Comparison) -> list[str]:
@@ -166,7 +172,7 @@ def agreement_by_size(comparison: Comparison, site: str) -> Figure:
             axes.set_xticks(sizes, [str(size) for size in sizes])
             axes.set_xlabel("rank" if names[0].count("rank") else "clusters")
             axes.set_ylim(-0.02, 1.02)
-            axes.set_title(f"{family}: {title[0].lower()}{title[1:]}", loc="left")
+            axes.set_title(f"{family}: {_lower(title)}", loc="left")
         row[0].set_ylabel(f"share of {_unit(comparison)}")
     figure.legend(
         *grid[0][0].get_legend_handles_labels(),
@@ -232,12 +238,16 @@ def gap_chart(comparison: Comparison, site: str) -> Figure:
     return figure
 
 
+def _lower(words: str) -> str:
+    return words[0].lower() + words[1:]
+
+
 def _short(comparison: Comparison) -> str:
     return comparison.record.primary_metric.replace("_", " ")
 
 
 def _unit(comparison: Comparison) -> str:
-    return "predictions" if comparison.record.primary_metric == "same_prediction" else "sequences"
+    return "sequences" if comparison.record.primary_metric == "same_neighbour" else "predictions"
 
 
 def _leading(comparison: Comparison, site: str) -> list[str]:
@@ -282,31 +292,33 @@ def agreement_by_class(comparison: Comparison, site: str, feature: FeatureRecord
 def agreement_by_feature(comparison: Comparison, site: str, feature: str) -> Figure:
     """Same prediction and accuracy of the five proxies that agree most in distribution, against a feature."""
     shifts = comparison.shifts
-    agreement = _rows(comparison, site, "same_prediction", feature=feature)
+    primary = comparison.record.primary_metric
+    agreement = _rows(comparison, site, primary, feature=feature)
     reach = agreement[agreement["split"].isin(shifts)].groupby("split", sort=False)["bin"].max()
     names = _leading(comparison, site)
     words = next(item.description for item in comparison.record.features if item.name == feature)
+    shown = [(primary, _lower(agreement_words(comparison)))]
+    if _has_accuracy(comparison):
+        shown.append(("proxy_accuracy", "accuracy"))
     figure = Figure(figsize=(10, 4.2))
-    panels = figure.subplots(1, 2, sharey=True)
+    panels = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
     if len(reach):
         split = str(reach.idxmax())
         iid_reach = agreement[~agreement["split"].isin(shifts)]["bin"].max()
-        for axes, metric, title in (
-            (panels[0], "same_prediction", "same prediction as the subject"),
-            (panels[1], "proxy_accuracy", "accuracy"),
-        ):
+        for axes, (metric, title) in zip(panels, shown, strict=True):
             table = _rows(comparison, site, metric, feature=feature)
             table = table[table["split"] == split].sort_values("bin")
             for colour, name in zip(cycle(PALETTE), names, strict=False):
                 rows = table[table["proxy"] == name]
-                _band(axes, rows["bin"].to_numpy(), rows, colour, name if metric == "same_prediction" else "")
+                _band(axes, rows["bin"].to_numpy(), rows, colour, name if axes is panels[0] else "")
             if iid_reach < reach.max():
                 axes.axvline(iid_reach + 0.5, color=INK, linewidth=1, linestyle=":")
                 axes.text(iid_reach + 0.6, 0.0, "beyond any on iid →", fontsize=9, va="bottom")
             axes.set_title(f"{title}, {split}", loc="left")
         subject = _rows(comparison, site, "subject_accuracy", feature=feature)
         rows = subject[subject["split"] == split].drop_duplicates("bin").sort_values("bin")
-        _band(panels[1], rows["bin"].to_numpy(), rows, INK, "the subject", linestyle="--")
+        if metric == "proxy_accuracy" and len(rows):
+            _band(panels[-1], rows["bin"].to_numpy(), rows, INK, "the subject", linestyle="--")
     for axes in panels:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel(words)

@@ -168,7 +168,7 @@ def agreement_words(comparison: Comparison) -> str:
 def on_what(comparison: Comparison) -> str:
     """Which predictions the verdicts are about, to be put behind `agreement_words`; nothing for embeddings."""
     record = comparison.record
-    if record.primary_metric != "same_prediction":
+    if record.primary_metric == "same_neighbour":
         return ""
     return f" on {record.primary_kind} predictions"
 

@@ -67,6 +67,8 @@ def run(
     sequences: int = 300,
     fit_sequences: int = 1_000,
     controls: bool = True,
+    primary_metric: str | None = None,
+    primary_kind: str | None = None,
     workers: Workers = Workers(),
     progress: Callable[[Step], None] = lambda step: None,
 ) -> Comparison:
@@ -82,6 +84,8 @@ def run(
         sequences=sequences,
         fit_sequences=fit_sequences,
         controls=controls,
+        primary_metric=primary_metric,
+        primary_kind=primary_kind,
         folder=folder,
         workers=workers,
         progress=progress,

@@ -13,6 +13,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from assay._fingerprint import NotHashableError, fingerprint_or_reason
+from assay.subjects._alterations import alterations, behaviour
 from assay.subjects._objective import Pooling, objective_of, resolve_objective, resolve_pooling
 from assay.tasks import Objective
 
@@ -119,6 +121,16 @@ class Subject:
             config.pop(passing, None)
         return hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()
 
+    @property
+    def alterations(self) -> tuple[str, ...]:
+        """What others have put on the model, and its file does not say: hooks, replaced methods, parametrizations."""
+        return alterations(self.model)
+
+    @property
+    def behaviour_sha256(self) -> str | NotHashableError:
+        """A hash of the rest that its outputs depend on (hooks, settings of modules, code), or why there is none."""
+        return fingerprint_or_reason(behaviour(self.model))
+
     def to(self, device: str | torch.device) -> "Subject":
         """This subject with its weights on `device` (moved in place, as torch does)."""
         torch.nn.Module.to(self.model, device)
@@ -141,7 +153,8 @@ class Subject:
         return replace(self, model=model.eval(), seed=seed, record={}, trained=False)
 
     def describe(self) -> dict[str, Any]:
-        """What a record keeps of the subject; plain values only."""
+        """What a record keeps of the subject; plain values only. `hooks` are its alterations, where it has any."""
+        hooks = self.alterations
         return {
             "name": self.name,
             "seed": self.seed,
@@ -154,6 +167,7 @@ class Subject:
             "device": str(self.device),
             "weights_sha256": self.weights_sha256,
             "config_sha256": self.config_sha256,
+            **({"hooks": list(hooks)} if hooks else {}),
         }
 
     def __repr__(self) -> str:

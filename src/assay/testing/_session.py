@@ -22,8 +22,8 @@ class Session:
     """Subjects and their clean passes, kept for as long as the session lives.
 
     `memory` is how many bytes of clean passes are kept at most; those used least recently go first. A subject whose
-    weights have changed counts as another one. In a test file the fixture `assay_session` is one, shared by all tests
-    of a pytest run:
+    weights have changed, or that got a hook, counts as another one. In a test file the fixture `assay_session` is one,
+    shared by all tests of a pytest run:
 
         def test_rank_8_explains_my_model(assay_session):
             subject = assay_session.load("./my-model")
@@ -70,7 +70,8 @@ class Session:
 
     def engine(self, subject: Subject) -> Engine:
         """An engine of the subject as it is now."""
-        key = (id(subject.model), subject.weights_sha256, subject.config_sha256, str(subject.device))
+        hashes = (subject.weights_sha256, subject.config_sha256)
+        key = (id(subject.model), *hashes, subject.alterations, str(subject.device))
         if key not in self._engines:
             self._engines[key] = Engine(subject)
         return self._engines[key]
