@@ -413,8 +413,8 @@ class Matched(NamedTuple):
         return cls(**{**missing, **known, "effective": effective, "reason": reason})  # type: ignore[arg-type]
 
 
-Strata = tuple[Float[np.ndarray, "seed sequence stratum"], Int[np.ndarray, "seed sequence stratum"]]
-"""Sums and counts by stratum."""
+Strata = tuple[Float[np.ndarray, "seed _ _"], Int[np.ndarray, "seed _ _"]]
+"""Sums and counts by sequence and stratum; every pair has strata of its own, every split its own sequences."""
 
 
 def matched_gaps(
