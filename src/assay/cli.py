@@ -153,7 +153,9 @@ def run_dyck(
 
 
 _PARTS = (
-    "matched", "matched_low", "matched_high", "effective", "overlap", "outside", "matched_reason",
+    "per_sequence", "per_sequence_low", "per_sequence_high",
+    "matched", "matched_low", "matched_high", "effective", "matched_reason",
+    "overlap", "overlap_low", "overlap_high", "outside", "outside_low", "outside_high",
     "perturbed", "perturbed_low", "perturbed_high",
     "removed", "removed_low", "removed_high", "remaining", "remaining_low", "remaining_high",
 )  # fmt: skip
@@ -161,7 +163,10 @@ _PARTS = (
 
 
 def _summary(comparison: Any, folder: Path) -> dict[str, Any]:
-    """What `--json` prints: verdicts, agreement and gaps, with the folder that holds the rest."""
+    """What `--json` prints: verdicts and what to know beforehand, agreement, gaps and comparisons with the controls.
+
+    The folder holds the rest.
+    """
     columns = ["proxy", "site", "trained", "is_control", "split"]
     agreement = [
         comparison.agreement(split.name, trained=trained)
@@ -173,11 +178,14 @@ def _summary(comparison: Any, folder: Path) -> dict[str, Any]:
         "primary_kind": comparison.record.primary_kind,
         "primary_metric": comparison.record.primary_metric,
         "noise_floor": comparison.record.noise_floor.model_dump(),
+        "warnings": list(comparison.warnings()),
+        "detectable": comparison.detectable(),
         "verdicts": [_plain({**vars(verdict), "text": str(verdict)}) for verdict in comparison.verdicts()],
         comparison.record.primary_metric: [
             row for part in agreement for row in _records(part, [*columns, "estimate", "low", "high", "sequences"])
         ],
         "gaps": _records(comparison.gaps(), [*columns, "gap", "low", "high", "p_holm", *_PARTS]),
+        "controls": _records(comparison.controls(), list(comparison.controls().columns)),
     }
 
 
@@ -403,7 +411,7 @@ def compare_text(
     seed: Annotated[int, typer.Option(help="Training seed of a shipped model.")] = 0,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16 (default: the checkpoint's).")] = None,
     device: Device = "cpu",
-    controls: Annotated[bool, typer.Option(help="Judge controls and an untrained copy too.")] = True,
+    controls: Annotated[bool, typer.Option(help="Judge controls and a shuffled copy too.")] = True,
     primary_kind: Annotated[
         str | None, typer.Option(help="Kind of prediction that verdicts are about, such as repeated (default all).")
     ] = None,

@@ -21,7 +21,7 @@ from assay.faithfulness._statistics import (
     gap,
     holm,
 )
-from assay.faithfulness._verdicts import JUDGEMENTS, RULES, Verdict
+from assay.faithfulness._verdicts import JUDGEMENTS, RULES, Judgement, Verdict
 from assay.faithfulness._workers import Workers
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "Draws",
     "Estimates",
     "FeatureRecord",
+    "Judgement",
     "Metric",
     "Pair",
     "Predictions",

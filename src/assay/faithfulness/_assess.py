@@ -16,7 +16,7 @@ from assay.faithfulness._metrics import SamePrediction
 from assay.faithfulness._scores import NotFiniteError
 from assay.faithfulness._statistics import holm, p_above
 from assay.faithfulness._summary import summarise
-from assay.faithfulness._verdicts import Standing, standing_of_agreement, standing_of_gap
+from assay.faithfulness._verdicts import Standing, sequences_needed, standing_of_agreement, standing_of_gap
 from assay.subjects import Subject
 from assay.tasks import Split, Task
 
@@ -27,9 +27,9 @@ class Finding:
 
     On `iid` the claim is "agrees on at least `bound`", and `value`, `low`, `high` are the share of predictions on which
     the proxy predicts the subject's token. On a shift it is "agrees at most `bound` less than on iid", and they are
-    the gap. All are shares; NaN where they were not measured, with the `reason`. `interval` names the method of the
-    interval. `agreement` is that share on the split itself, of `predictions` predictions in `sequences` of its `size`
-    sequences.
+    the gap. All are shares; NaN where they were not measured, with the `reason`. `agreement` is that share on the split
+    itself, of `predictions` predictions in `sequences` of its `size` sequences. `needed` is about how many sequences a
+    split would decide; None where that cannot be said.
     """
 
     split: str
@@ -40,21 +40,27 @@ class Finding:
     value: float
     low: float
     high: float
-    interval: str
     agreement: float
     predictions: int
     sequences: int
     size: int
+    needed: int | None
     reason: str | None
 
 
 @dataclass(frozen=True)
 class Assessment:
-    """The findings, the agreement by split and kind (every kind, judged or not), and the noise floor."""
+    """The findings, the agreement by split and kind (every kind, judged or not), the noise floor and `max_gap`."""
 
     findings: tuple[Finding, ...]
     agreement: Mapping[tuple[str, str], float]
     noise: float
+    max_gap: float
+
+    @property
+    def noisy(self) -> bool:
+        """Whether changing nothing flips more than the largest gap that is allowed: then nothing is decided."""
+        return self.noise > self.max_gap
 
 
 @dataclass
@@ -90,8 +96,9 @@ def assess(
 ) -> Assessment:
     """Judge one proxy on one iid split and at least one shift, for every one of `kinds` ("all" is a kind).
 
-    Scores, intervals and rules are those of `compare` and its verdicts; the gaps' tests are adjusted by Holm over the
-    shifts and kinds judged here. `task` says what kinds there are.
+    Scores, intervals and rules are those of `compare` and its verdicts: nothing is decided where the noise floor is
+    above `max_gap`. The gaps' tests are adjusted by Holm over the shifts and kinds judged here. No control is asked.
+    `task` says what kinds there are.
     """
     by_name = {split.name: split for split in splits}
     for split in splits:
@@ -131,9 +138,13 @@ def assess(
             gap = None if split is iid else gap_rows[split.name, kind]
             measured = own if gap is None else gap
             value, low, high = (float(measured[key]) for key in ("estimate" if gap is None else "gap", "low", "high"))
+            bound = min_agreement if gap is None else max_gap
+            agreement = float(own["estimate"])
             standing: Standing
             if split.name in broken:
                 standing = "fails"
+            elif noise > max_gap:
+                standing = "undecided"
             elif gap is None:
                 standing = standing_of_agreement(low, high, min_agreement)
             else:
@@ -145,16 +156,23 @@ def assess(
                     kind=kind,
                     is_gap=gap is not None,
                     standing=standing,
-                    bound=min_agreement if gap is None else max_gap,
+                    bound=bound,
                     value=value,
                     low=low,
                     high=high,
-                    interval=str(measured["interval"]),
-                    agreement=float(own["estimate"]),
+                    agreement=agreement,
                     predictions=int(own["predictions"]),
                     sequences=int(own["sequences"]),
                     size=len(split),
+                    needed=sequences_needed(
+                        len(split),
+                        value,
+                        low,
+                        high,
+                        bound,
+                        without_errors=agreement == 1 and (gap is None or value == 0),
+                    ),
                     reason=own["reason"] if isinstance(own["reason"], str) else None,
                 )
             )
-    return Assessment(tuple(findings), {place: float(row["estimate"]) for place, row in rows.items()}, noise)
+    return Assessment(tuple(findings), {place: float(row["estimate"]) for place, row in rows.items()}, noise, max_gap)

@@ -18,8 +18,12 @@ from assay.reports._illustrations import Illustrations, TextView
 from assay.reports._style import INK, to_png, to_svg
 from assay.reports._tables import (
     CAUSES,
+    MEANING,
+    RECOVERS,
     agreement_words,
     causes,
+    controls_asked,
+    detectable_words,
     evaluation_splits,
     limits,
     lines,
@@ -71,14 +75,8 @@ def in_words(verdicts: Sequence[Verdict]) -> str:
     names: dict[str, list[str]] = {}
     for verdict in verdicts:
         names.setdefault(verdict.judgement, []).append(f"{verdict.proxy} at {verdict.site}")
-    meaning = {
-        "illusion": "looks faithful on data like the training data but not under a shift",
-        "faithful": "holds in distribution and under every shift that was measured",
-        "unfaithful": "does not predict as the subject does even in distribution",
-        "inconclusive": "is not decided; see why",
-    }
     parts = []
-    for judgement, text in meaning.items():
+    for judgement, text in MEANING.items():
         found = names.get(judgement, [])
         if found:
             who = ", ".join(found) if len(found) <= _NAMED else f"{len(found)} of {len(verdicts)} proxies"
@@ -106,7 +104,11 @@ def write_page(comparison: Comparison, path: Path, illustrations: Illustrations 
             headline=agreement_words(comparison) + on_what(comparison),
             accuracy=[float(accuracy["estimate"].get(name, float("nan"))) for name in splits] if len(accuracy) else [],
             lines=list(lines(comparison)),
-            headings=(*CAUSES[:2], "n (of shift)", *CAUSES[2:]),
+            headings=CAUSES,
+            recovers=RECOVERS,
+            asked=list(controls_asked(comparison)),
+            warnings=comparison.warnings(),
+            detectable=detectable_words(comparison),
             causes=[(row, worth(row)) for row in causes(comparison)],
             points=points,
             point_limits=point_limits,

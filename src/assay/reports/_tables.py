@@ -12,34 +12,67 @@ from rich.table import Table
 from rich.text import Text
 
 from assay._errors import AssayError
-from assay.faithfulness import Comparison, Verdict
+from assay.faithfulness import Comparison, Judgement, Verdict
 from assay.reports._illustrations import Illustrations, TableView
 from assay.subjects import write_atomically
 
-JUDGEMENT_STYLE = {"faithful": "green", "illusion": "bold red", "unfaithful": "yellow", "inconclusive": "cyan"}
+JUDGEMENT_STYLE: dict[Judgement, str] = {
+    "illusion": "bold red",
+    "gap": "magenta",
+    "unfaithful": "yellow",
+    "inconclusive": "cyan",
+    "vacuous": "blue",
+    "faithful": "green",
+}
+
+MEANING: dict[Judgement, str] = {
+    "illusion": "holds in distribution and not under a shift, beyond what harder inputs explain",
+    "gap": "holds in distribution and less under a shift, whose inputs may just be harder; its line says what is known",
+    "unfaithful": "does not predict as the subject does even in distribution",
+    "inconclusive": "is not decided; its line says about how many sequences would decide",
+    "vacuous": "would be faithful, but its control agrees as much or the site hardly matters: that explains nothing",
+    "faithful": "holds in distribution and under every shift that was measured, and is better than its control",
+}
+"""What each judgement says, in a few words."""
+
+Interval = tuple[float, float, float]
+"""An estimate with its limits; NaN for what was not measured."""
+
+NOTHING: Interval = (math.nan,) * 3
+
+_ASKS = {
+    "RandomProjection": "is it these directions, or would any as many do?",
+    "UniformAttention": "does it matter where it attends?",
+    "MeanAblation": "does the site matter at all?",
+    "RandomPerturbation": "does it matter which information is lost, or only how much?",
+    "Identity": "how much is numerical noise?",
+}
+"""What each control controls."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """A row of the main table: a proxy at a site, its rates on each split as (estimate, low, high).
+    """A row of the main table: a proxy at a site and its rates on each split.
 
-    `group` is the heading that it stands under.
+    `group` is the heading that it stands under, `recovered` the share of what mean ablation of the site loses in
+    distribution that a simplification recovers (NaN for controls).
     """
 
     proxy: str
     group: str
     is_control: bool
-    rates: tuple[tuple[float, float, float], ...]
-    judgement: str
+    rates: tuple[Interval, ...]
+    recovered: Interval
+    judgement: Judgement | None
 
 
 def lines(comparison: Comparison) -> Iterator[Line]:
-    """The main table: same prediction on the primary kind by split; controls below, then untrained copies.
+    """The main table: same prediction on the primary kind by split; controls below, then shuffled copies.
 
     Perturbations of equal size stand in the second table, beside what they are compared with.
     """
     splits = evaluation_splits(comparison)
-    judged = {(verdict.proxy, verdict.site): verdict.judgement for verdict in comparison.verdicts()}
+    judged = {(verdict.proxy, verdict.site): verdict for verdict in comparison.verdicts()}
     perturbations = {(proxy.perturbation, proxy.site) for proxy in comparison.record.proxies}
     for trained in (True, False):
         tables = {split: comparison.agreement(split, trained=trained).set_index(["proxy", "site"]) for split in splits}
@@ -49,48 +82,87 @@ def lines(comparison: Comparison) -> Iterator[Line]:
             if key in perturbations or all(row is None for row in found):
                 continue
             rates = tuple(
-                (math.nan,) * 3 if row is None else (float(row["estimate"]), float(row["low"]), float(row["high"]))
+                NOTHING if row is None else (float(row["estimate"]), float(row["low"]), float(row["high"]))
                 for row in found
             )
-            what = "" if trained and not proxy.is_control else ", controls" if trained else ", untrained copy"
+            what = "" if trained and not proxy.is_control else ", controls" if trained else ", shuffled copy"
+            verdict = judged.get(key) if trained else None
             yield Line(
                 proxy=proxy.proxy,
                 group=f"at {proxy.site}{what}",
                 is_control=proxy.is_control or not trained,
                 rates=rates,
-                judgement=judged.get(key, "") if trained else "",
+                recovered=(
+                    NOTHING if verdict is None else (verdict.recovered, verdict.recovered_low, verdict.recovered_high)
+                ),
+                judgement=None if verdict is None else verdict.judgement,
             )
+
+
+RECOVERS = "Recovers: how much of what mean ablation of the site loses in distribution. What each control asks:"
+
+
+def controls_asked(comparison: Comparison) -> Iterator[tuple[str, str]]:
+    """What each control of a comparison controls: its name, with how often it was drawn, and the question."""
+    record = comparison.record
+    draws: dict[str, int] = {}
+    for proxy in record.proxies:
+        if proxy.is_control:
+            draws.setdefault(proxy.proxy.partition("(")[0], proxy.draws)
+    for name, question in _ASKS.items():
+        if name in draws:
+            yield f"{name} ({draws[name]} draws)" if draws[name] > 1 else name, question
+    if not all(subject["trained"] for subject in record.subjects):
+        yield "Shuffled copy (every matrix with its entries in random order)", "would it hold if nothing were learned?"
+
+
+def detectable_words(comparison: Comparison) -> str:
+    """The smallest gap that can be shown, by shift, in one sentence; nothing where no gap was measured."""
+    found = ", ".join(f"{100 * gap:.1f} under {shift}" for shift, gap in comparison.detectable().items())
+    return f"About the smallest gaps that these data can show to be too large, in points: {found}." if found else ""
 
 
 @dataclass(frozen=True)
 class Cause:
-    """A row of the second table: what the gap of a proxy under a shift is made of; each a (value, low, high).
+    """A row of the second table: what the gap of a proxy under a shift is made of.
 
-    `raw` is the gap itself, `matched` at equal margin of the subject (`effective` predictions on iid count, `overlap`
-    of the shift's could be compared), `perturbed` that of a random perturbation of equal size, `removed` and
-    `remaining` the parts that refitting on the shift takes away and leaves. NaN where not measured.
+    `raw` is the gap itself, `per_sequence` the same with every sequence counting once, `matched` at equal margin of the
+    subject (`effective` predictions on iid count, `overlap` of the shift's could be compared), `perturbed` that of a
+    random perturbation of equal size, `removed` and `remaining` the parts that refitting on the shift takes away and
+    leaves. NaN where not measured.
     """
 
     proxy: str
     site: str
     shift: str
-    raw: tuple[float, float, float]
-    matched: tuple[float, float, float]
+    raw: Interval
+    per_sequence: Interval
+    matched: Interval
     effective: float
-    overlap: float
-    perturbed: tuple[float, float, float]
-    removed: tuple[float, float, float]
-    remaining: tuple[float, float, float]
+    overlap: Interval
+    perturbed: Interval
+    removed: Interval
+    remaining: Interval
     deciding: bool
 
     @property
-    def parts(self) -> tuple[tuple[float, float, float], ...]:
-        """All that has limits, in the order of the table's columns."""
-        return self.raw, self.matched, self.perturbed, self.removed, self.remaining
+    def before(self) -> tuple[Interval, ...]:
+        """What stands before the number of predictions that the matched gap rests on, with it the last."""
+        return self.raw, self.per_sequence, self.matched
+
+    @property
+    def behind(self) -> tuple[Interval, ...]:
+        """What stands behind it."""
+        return self.perturbed, self.removed, self.remaining
 
 
-CAUSES = ("gap", "at equal margin", "random, equal size", "refit removes", "refit leaves")
-"""Headings of `Cause.parts`."""
+CAUSES = (
+    "gap", "by sequence", "at equal margin", "n (of shift)", "random, equal size", "refit removes", "refit leaves",
+)  # fmt: skip
+"""Headings of the second table: of `Cause.before`, `worth` and `Cause.behind`."""
+
+
+_PARTS = ("per_sequence", "matched", "overlap", "perturbed", "removed", "remaining")
 
 
 def causes(comparison: Comparison) -> Iterator[Cause]:
@@ -98,24 +170,16 @@ def causes(comparison: Comparison) -> Iterator[Cause]:
     decided = {(verdict.proxy, verdict.site): verdict.shift for verdict in comparison.verdicts()}
     gaps = comparison.gaps()
     for row in gaps[gaps["trained"].astype(bool) & ~gaps["is_control"].astype(bool)].to_dict("records"):
-        parts = {
-            name: tuple(float(row[column]) for column in (name, f"{prefix}low", f"{prefix}high"))
-            for name, prefix in (
-                ("gap", ""),
-                *((part, f"{part}_") for part in ("matched", "perturbed", "removed", "remaining")),
-            )
+        parts: dict[str, Interval] = {
+            part: (float(row[part]), float(row[f"{part}_low"]), float(row[f"{part}_high"])) for part in _PARTS
         }
         yield Cause(
             proxy=str(row["proxy"]),
             site=str(row["site"]),
             shift=str(row["split"]),
-            raw=parts["gap"],  # type: ignore[arg-type]
-            matched=parts["matched"],  # type: ignore[arg-type]
+            raw=(float(row["gap"]), float(row["low"]), float(row["high"])),
             effective=float(row["effective"]),
-            overlap=float(row["overlap"]),
-            perturbed=parts["perturbed"],  # type: ignore[arg-type]
-            removed=parts["removed"],  # type: ignore[arg-type]
-            remaining=parts["remaining"],  # type: ignore[arg-type]
+            **parts,
             deciding=decided[str(row["proxy"]), str(row["site"])] == row["split"],
         )
 
@@ -132,7 +196,7 @@ def point_limits(low: float, high: float) -> str:
 
 def worth(cause: Cause) -> str:
     """How many predictions the matched gap rests on, and of which share of the shift's it speaks."""
-    return "–" if math.isnan(cause.matched[0]) else f"{cause.effective:,.0f} ({100 * cause.overlap:.0f}%)"
+    return "–" if math.isnan(cause.matched[0]) else f"{cause.effective:,.0f} ({100 * cause.overlap[0]:.0f}%)"
 
 
 def evaluation_splits(comparison: Comparison) -> list[str]:
@@ -149,7 +213,8 @@ def percent(value: float) -> str:
 
 def limits(low: float, high: float) -> str:
     """A confidence interval in per cent, as short as one decimal allows."""
-    return "–" if math.isnan(low) else "–".join(f"{100 * value:.1f}".replace("100.0", "100") for value in (low, high))
+    dash = " to " if low < 0 else "–"
+    return "–" if math.isnan(low) else dash.join(f"{100 * value:.1f}".replace("100.0", "100") for value in (low, high))
 
 
 _AGREEMENT = {
@@ -187,7 +252,10 @@ def subject_accuracy(comparison: Comparison) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class _Agreement:
-    """The main table; where the terminal is narrow, several, each with as many splits as fit."""
+    """The main table; where the terminal is narrow, several, each with as many splits as fit.
+
+    What a simplification recovers stands below its name: a column of its own would not fit beside five splits.
+    """
 
     comparison: Comparison
 
@@ -234,22 +302,28 @@ class _Agreement:
             if line.is_control:
                 table.add_row(Text(line.proxy, style="dim"), *(Text(percent(rate[0]), style="dim") for rate in shown))
                 continue
-            style = JUDGEMENT_STYLE.get(line.judgement, "")
+            style = JUDGEMENT_STYLE[line.judgement] if line.judgement else ""
             cells = [
                 Text(percent(value), style=style) + Text(f"\n{limits(low, high)}", style="dim")
                 for value, low, high in shown
             ]
-            table.add_row(Text(line.proxy, style=style), *cells)
+            value, low, high = line.recovered
+            below = "" if math.isnan(value) else f"\nrecovers {percent(value)} ({limits(low, high)})"
+            table.add_row(Text(line.proxy, style=style) + Text(below, style="dim"), *cells)
         return table
 
 
 def terminal(comparison: Comparison) -> RenderableType:
-    """The main table and the verdicts, for a terminal."""
+    """The tables, what to know beforehand, and the verdicts, for a terminal."""
+    asked = [f"{name}: {question}" for name, question in controls_asked(comparison)]
     return Group(
         _Agreement(comparison),
+        *([Text("\n".join([RECOVERS, *asked, ""]), style="dim")] if asked else []),
         *_causes(comparison),
+        *(Text.assemble(("Warning: ", "bold yellow"), warning) for warning in comparison.warnings()),
         *(_verdict(verdict) for verdict in comparison.verdicts()),
         Text(),
+        Text(detectable_words(comparison), style="dim"),
         _floor(comparison),
     )
 
@@ -267,20 +341,23 @@ def _causes(comparison: Comparison) -> Iterator[RenderableType]:
         padding=(0, 1, 0, 0),
     )
     table.add_column("proxy, shift", min_width=22)
-    for heading in (*CAUSES[:2], "n (of shift)", *CAUSES[2:]):
-        table.add_column(heading, justify="right", width=8)
+    for heading in CAUSES:
+        table.add_column(heading, justify="right", width=max(6, *map(len, heading.split())))
     site = None
     for row in rows:
         if row.site != site:
             table.add_section()
             table.add_row(Text(f"at {row.site}", style="bold"))
             site = row.site
-        cells = [
-            Text(points(value)) + Text(f"\n{points(low)}\n{points(high)}" if not math.isnan(low) else "", style="dim")
-            for value, low, high in row.parts
-        ]
-        cells.insert(2, Text(worth(row).replace(" ", "\n")))
-        table.add_row(Text(row.proxy) + Text(f"\n{row.shift}", style="dim"), *cells)
+        before, behind = (
+            [
+                Text(points(value)) + Text("" if math.isnan(low) else f"\n{points(low)}\n{points(high)}", style="dim")
+                for value, low, high in parts
+            ]
+            for parts in (row.before, row.behind)
+        )
+        name = Text(row.proxy) + Text(f"\n{row.shift}", style="dim")
+        table.add_row(name, *before, Text(worth(row).replace(" ", "\n")), *behind)
     yield table
     yield Text()
 
@@ -329,9 +406,9 @@ def _floor(comparison: Comparison) -> Text:
 
 
 def markdown(comparison: Comparison) -> str:
-    """The main table as Markdown: percentages with intervals."""
+    """The tables as Markdown, percentages with intervals, and the notes below them."""
     splits = evaluation_splits(comparison)
-    head = ["proxy", "where", *splits, "verdict"]
+    head = ["proxy", "where", *splits, "recovers", "verdict"]
     rows = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     accuracy = subject_accuracy(comparison)
     if len(accuracy):
@@ -339,24 +416,39 @@ def markdown(comparison: Comparison) -> str:
             f"{percent(float(row['estimate']))} ({limits(float(row['low']), float(row['high']))})"
             for row in (accuracy.loc[split] for split in splits)
         ]
-        rows.append("| *accuracy of the subject* | | " + " | ".join(cells) + " | |")
+        rows.append("| *accuracy of the subject* | | " + " | ".join(cells) + " | | |")
     for line in lines(comparison):
         cells = [f"{percent(value)} ({limits(low, high)})" for value, low, high in line.rates]
+        cells.append("" if line.is_control else f"{percent(line.recovered[0])} ({limits(*line.recovered[1:])})")
         name = f"*{line.proxy}*" if line.is_control else line.proxy
-        rows.append("| " + " | ".join([name, line.group, *cells, line.judgement]) + " |")
-    return "\n".join(rows) + "\n" + _markdown_causes(comparison)
+        cells = [cell.replace("– (–)", "–") for cell in cells]
+        rows.append("| " + " | ".join([name, line.group, *cells, line.judgement or ""]) + " |")
+    return "\n".join(rows) + "\n" + _markdown_causes(comparison) + _markdown_notes(comparison)
+
+
+def _markdown_notes(comparison: Comparison) -> str:
+    """What else is to be known, as Markdown: what the controls control, the smallest gaps, warnings."""
+    parts = []
+    asked = [f"{name}: {question}" for name, question in controls_asked(comparison)]
+    if asked:
+        parts.append(" ".join([RECOVERS, *asked]))
+    parts += [detectable_words(comparison), *(f"**Warning:** {warning}" for warning in comparison.warnings())]
+    return "".join(f"\n{part}\n" for part in parts if part)
 
 
 def _markdown_causes(comparison: Comparison) -> str:
     """The second table as Markdown, for the shift that each verdict speaks of."""
-    head = ["proxy", "where", "shift", *CAUSES[:2], "n (of shift)", *CAUSES[2:]]
+    head = ["proxy", "where", "shift", *CAUSES]
     rows = ["", "What the largest gaps are made of, in points:", "", "| " + " | ".join(head) + " |"]
     rows.append("|" + "---|" * len(head))
     found = [cause for cause in causes(comparison) if cause.deciding]
     for row in found:
-        cells = [f"{points(value)} ({point_limits(low, high)})".replace("– (–)", "–") for value, low, high in row.parts]
-        cells.insert(2, worth(row))
-        rows.append("| " + " | ".join([row.proxy, f"at {row.site}", row.shift, *cells]) + " |")
+        before, behind = (
+            [f"{points(value)} ({point_limits(low, high)})".replace("– (–)", "–") for value, low, high in parts]
+            for parts in (row.before, row.behind)
+        )
+        cells = [row.proxy, f"at {row.site}", row.shift, *before, worth(row), *behind]
+        rows.append("| " + " | ".join(cells) + " |")
     return "\n".join(rows) + "\n" if found else ""
 
 

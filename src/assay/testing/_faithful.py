@@ -19,8 +19,6 @@ from assay.testing._session import Session
 
 _SEQUENCES = 500
 _KINDS_SHOWN = 5
-_TOO_NEAR = 0.001
-"""A share nearer to its bound than this takes hundreds of thousands of predictions to tell from it."""
 
 _PREDICTION = Kind("prediction", "any scored prediction")
 
@@ -70,8 +68,8 @@ def assert_faithful(
     It passes if whole confidence intervals of the given `level`, from `resamples` resamples drawn with `seed`, show
     that the proxy predicts the subject's token on at least `min_agreement` of the predictions on the split of role
     "iid", and that under every shift the share is at most `max_gap` lower: the rule for the verdict "faithful" of
-    `assay.compare`. Of an encoder it is the share of sequences that keep their nearest neighbour within the split. The
-    same arguments give the same result.
+    `assay.compare`, which may still call it "vacuous", since it judges controls, too. Of an encoder it is the share of
+    sequences that keep their nearest neighbour within the split. The same arguments give the same result.
 
     `splits` is a task, of which every split but the first (train) is judged on its first `sequences` sequences (500),
     or a list of splits, one of role "iid" and at least one of role "shift" (all their sequences, or the first
@@ -178,7 +176,8 @@ def _message(proxy: Proxy, asked: str, result: Assessment, words: _Words) -> Ite
     """Why an assertion failed, line by line, and what to do."""
     failing = [finding for finding in result.findings if finding.standing == "fails"]
     undecided = [finding for finding in result.findings if finding.standing == "undecided"]
-    yield f"{'NOT FAITHFUL' if failing else 'NOT DECIDED (too little data to tell)'}: {proxy!r}"
+    why = "too noisy to tell" if result.noisy else "too little data to tell"
+    yield f"{'NOT FAITHFUL' if failing else f'NOT DECIDED ({why})'}: {proxy!r}"
     yield asked
     width = max(len(f"{finding.split}, {finding.kind}") for finding in result.findings)
     order = ("fails", "undecided", "holds")
@@ -196,7 +195,7 @@ def _message(proxy: Proxy, asked: str, result: Assessment, words: _Words) -> Ite
             "min_agreement or max_gap, or only the splits on which it holds."
         )
     else:
-        yield from _advice(undecided, result.noise, words)
+        yield from _advice(undecided, result, words)
 
 
 def _numbers(finding: Finding, words: _Words) -> str:
@@ -214,12 +213,18 @@ def _numbers(finding: Finding, words: _Words) -> str:
     )
 
 
-def _advice(undecided: Sequence[Finding], noise: float, words: _Words) -> Iterator[str]:
+def _advice(undecided: Sequence[Finding], result: Assessment, words: _Words) -> Iterator[str]:
     """How to get a decision."""
+    noise, max_gap = result.noise, result.max_gap
+    if result.noisy:
+        yield (
+            f"The noise floor, the {in_percent(noise)} of {words.flips} when nothing is edited, is above the "
+            f"{100 * max_gap:g} points to be told apart; compute in a wider dtype, or allow a larger max_gap."
+        )
+        return
     needed = 0
     for finding in undecided:
         where = f"{finding.split}, {finding.kind}"
-        distance = abs(finding.value - finding.bound)
         if finding.sequences < FEW:
             yield (
                 f"{where}: only {finding.sequences} of {finding.size} sequences {words.few}; give at least "
@@ -232,17 +237,9 @@ def _advice(undecided: Sequence[Finding], noise: float, words: _Words) -> Iterat
                 f"{where}: the gap is within the noise floor, the {in_percent(noise)} of {words.flips} when "
                 "nothing is edited; compute in a wider dtype, or allow a larger max_gap."
             )
-        elif distance < _TOO_NEAR:
+        elif finding.needed is None:
             yield f"{where}: too near the bound for any number of sequences to decide soon; choose another bound."
         else:
-            half = finding.value - finding.low if finding.value > finding.bound else finding.high - finding.value
-            shrinks = 1 if finding.interval in ("clopper-pearson", "mover") else 2
-            needed = max(needed, math.ceil(finding.size * max(1.5, 1.1 * (half / distance) ** shrinks)))
+            needed = max(needed, finding.needed)
     if needed:
-        yield f"If the rates stay as they are, about {_round(needed)} sequences a split decide (sequences=...)."
-
-
-def _round(number: int) -> str:
-    """A number upwards to two digits: an extrapolation is not worth more."""
-    unit = 10 ** max(len(str(number)) - 2, 0)
-    return f"{math.ceil(number / unit) * unit:,}"
+        yield f"If the rates stay as they are, about {needed:,} sequences a split decide (sequences=...)."
