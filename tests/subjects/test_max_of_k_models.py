@@ -1,6 +1,11 @@
+import io
+import pickle
+import re
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save, save_file
 
 import assay
 from assay.engine import Engine
@@ -83,6 +88,131 @@ def test_import_of_arrays_and_of_a_transformer_lens_state(tmp_path):
     np.savez(tmp_path / "short.npz", W_E=np.ones((4, 2)))
     with pytest.raises(assay.AssayError, match="W_pos"):
         import_max_of_k(tmp_path / "short.npz")
+
+
+@pytest.fixture(scope="module")
+def lens():
+    """The state dict of a small attention-only model as TransformerLens saves it: 3 positions, 5 tokens."""
+    rng = np.random.default_rng(0)
+    shapes = {"embed.W_E": (5, 4), "pos_embed.W_pos": (3, 4), "unembed.W_U": (4, 5)}
+    shapes |= {f"blocks.0.attn.W_{name}": (1, 4, 2) for name in "QKV"} | {"blocks.0.attn.W_O": (1, 2, 4)}
+    state = {key: torch.tensor(rng.normal(size=shape), dtype=torch.float32) for key, shape in shapes.items()}
+    zeros = {f"blocks.0.attn.b_{name}": torch.zeros(1, 2) for name in "QKV"}
+    zeros |= {"blocks.0.attn.b_O": torch.zeros(4), "unembed.b_U": torch.zeros(5)}
+    return (
+        state
+        | zeros
+        | {"blocks.0.attn.mask": torch.ones(3, 3).tril().bool(), "blocks.0.attn.IGNORE": -torch.inf * torch.ones(())}
+    )
+
+
+def test_what_changes_nothing_may_stand_beside_the_matrices(lens, tmp_path):
+    torch.save(lens, tmp_path / "whole.pt")
+    torch.save({key: value for key, value in lens.items() if ".W_" in key}, tmp_path / "matrices.pt")
+    tokens = torch.tensor(list(np.ndindex(5, 5, 5)))
+    first, second = (import_max_of_k(tmp_path / name) for name in ("whole.pt", "matrices.pt"))
+    assert first.weights_sha256 == second.weights_sha256
+    assert torch.equal(first(tokens), second(tokens))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        "blocks.0.ln1.w", "blocks.0.ln1.b", "ln_final.w", "blocks.0.mlp.W_in", "blocks.0.mlp.b_out", "W_gate",
+        "blocks.0.attn.rotary_sin", "blocks.0.attn.W_Q.scale", "W_E_extra", "step",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors", ".pt", ".pth"])
+def test_a_model_with_other_arrays_is_refused_by_their_name(lens, tmp_path, suffix, other):
+    path = tmp_path / f"model{suffix}"
+    # Also where they are zero: of a layer's weights, zeros are no identity.
+    state = lens | {other: torch.zeros(4)}
+    if suffix == ".npz":
+        np.savez(path, **{key: value.numpy() for key, value in state.items()})
+    elif suffix == ".safetensors":
+        save_file(state, path)
+    else:
+        torch.save(state, path)
+    with pytest.raises(assay.AssayError, match=re.escape(repr(other))) as refused:
+        import_max_of_k(path)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "bias", ["blocks.0.attn.b_Q", "blocks.0.attn.b_K", "blocks.0.attn.b_V", "blocks.0.attn.b_O", "unembed.b_U"]
+)
+@pytest.mark.parametrize("value", [2.0**-149, float("nan")])
+def test_a_bias_that_is_not_zero_is_refused(lens, tmp_path, bias, value):
+    changed = lens[bias].clone()
+    changed[..., -1] = value
+    torch.save(lens | {bias: changed}, tmp_path / "model.pt")
+    with pytest.raises(assay.AssayError, match=re.escape(bias)):
+        import_max_of_k(tmp_path / "model.pt")
+
+
+@pytest.mark.parametrize(
+    "mask", [torch.ones(3, 3).triu(), torch.eye(3), torch.ones(4, 4), torch.ones(3), torch.zeros(0, 0)]
+)
+def test_a_mask_that_hides_a_position_from_the_last_one_is_refused(lens, tmp_path, mask):
+    torch.save(lens | {"blocks.0.attn.mask": mask}, tmp_path / "model.pt")
+    with pytest.raises(assay.AssayError, match=r"'blocks\.0\.attn\.mask' does not let the last of 3 positions"):
+        import_max_of_k(tmp_path / "model.pt")
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (torch.ones(5, 4, dtype=torch.bfloat16), "of torch.bfloat16"),
+        (torch.ones(5, 4).to(torch.float8_e4m3fn), "of torch.float8_e4m3fn"),
+        (torch.ones(5, 4).to_sparse(), "torch.sparse_coo"),
+        (torch.ones(5, 4, dtype=torch.complex64), "no array of numbers"),
+        ([1, 2, 3], "no array of numbers"),
+        ({"nested": torch.ones(5, 4)}, "no array of numbers"),
+        (torch.ones(()), "shape ()"),
+        (torch.ones(5), "shape (5,)"),
+        (torch.ones(0, 4), "shape (0, 4)"),
+        (torch.ones(2, 5, 4), "shape (2, 5, 4)"),
+        (torch.ones(5, 3), "W_pos has shape (3, 4); it must be (K, 3)"),
+        (torch.full((5, 4), torch.inf), "not finite float32"),
+        (torch.full((5, 4), 0.1, dtype=torch.float64), "not finite float32"),
+        (torch.full((5, 4), 1e300, dtype=torch.float64), "not finite float32"),
+    ],
+)
+def test_arrays_that_are_no_float32_matrices_are_refused_in_one_line(lens, tmp_path, value, words):
+    torch.save(lens | {"embed.W_E": value}, tmp_path / "model.pt")
+    with pytest.raises(assay.AssayError, match=re.escape(words)) as refused:
+        import_max_of_k(tmp_path / "model.pt")
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors", ".pt", ".pth"])
+@pytest.mark.parametrize("harm", ["empty", "noise", "cut", "another format", "no names", "a pickle"])
+def test_malformed_files_are_refused_in_one_line(lens, tmp_path, suffix, harm):
+    path = tmp_path / f"model{suffix}"
+    whole = io.BytesIO()
+    if suffix == ".npz":
+        np.savez(whole, **{key: value.numpy() for key, value in lens.items()})
+    elif suffix == ".safetensors":
+        whole.write(save(lens))
+    else:
+        torch.save(lens, whole)
+    if harm == "no names":
+        whole = io.BytesIO()
+        (np.save if suffix == ".npz" else lambda file, value: torch.save(torch.tensor(value), file))(
+            whole, np.ones((5, 4))
+        )
+    content = {
+        "empty": b"",
+        "noise": np.random.default_rng(1).bytes(4_000),
+        "cut": whole.getvalue()[: len(whole.getvalue()) // 2],
+        "another format": b"W_E = [[1, 2], [3, 4]]\n" * 20,
+        "no names": whole.getvalue(),
+        "a pickle": pickle.dumps({"W_E": print}),
+    }[harm]
+    path.write_bytes(content)
+    with pytest.raises(assay.AssayError, match=r"'model\.\w+' (cannot be read|does not hold)") as refused:
+        import_max_of_k(path)
+    assert "\n" not in str(refused.value)
 
 
 def test_only_max_of_k_models_are_certified():

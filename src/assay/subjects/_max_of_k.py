@@ -237,34 +237,83 @@ def max_of_k_batches(task: MaxOfK, *, batch: int, seed: int) -> Callable[[int], 
     return batches
 
 
-_ARRAYS = ("W_E", "W_pos", "W_Q", "W_K", "W_V", "W_O", "W_U")
+_ARRAYS = {
+    "W_E": "vd", "W_pos": "Kd", "W_Q": "dh", "W_K": "dh", "W_V": "dh", "W_O": "hd", "W_U": "dv",
+}  # fmt: skip
+"""The seven matrices of a file, and the sizes for which letters stand: v tokens, K positions, width d, head h."""
+
+_BIASES = ("b_Q", "b_K", "b_V", "b_O", "b_U")
 
 
-def _named_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The seven matrices of a file, under their short names and without axes of length 1."""
+def _stored(path: Path) -> Any:
+    """What a file holds, whatever that is."""
     if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as stored:
-            raw: Mapping[str, np.ndarray] = {key: stored[key] for key in stored.files}
-    elif path.suffix == ".safetensors":
-        raw = {key: tensor.numpy() for key, tensor in load_file(path).items()}
-    elif path.suffix in (".pt", ".pth"):
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        raw = {key: value.numpy() for key, value in state.items() if isinstance(value, Tensor)}
-    else:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            return dict(stored)
+    return load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+
+
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """All arrays of a file by name. Raises AssayError where it cannot be read, or holds something else."""
+    if path.suffix not in (".npz", ".safetensors", ".pt", ".pth"):
         raise AssayError(f"cannot import {path.name!r}: give a .npz, .safetensors, .pt or .pth file.")
-    for key, value in raw.items():
-        if key.split(".")[-1].startswith("b_") and np.any(value):
+    try:
+        found = _stored(path)
+    except Exception as error:  # a malformed file makes readers raise anything
+        reason = (str(error).splitlines() or [""])[0][:200]
+        raise AssayError(
+            f"{path.name!r} cannot be read as a {path.suffix} file ({type(error).__name__}: {reason}); save it again."
+        ) from None
+    if not isinstance(found, Mapping) or not all(isinstance(key, str) for key in found):
+        raise AssayError(f"{path.name!r} does not hold arrays by name; save the model's state dict itself.")
+    arrays = {}
+    for key, value in found.items():
+        try:
+            array = value.detach().numpy() if isinstance(value, Tensor) else value
+        except (TypeError, RuntimeError):  # bfloat16, float8, sparse, quantized
+            raise AssayError(
+                f"{path.name!r}: {key!r} is of {value.dtype} ({value.layout}); save it as a dense tensor of float32."
+            ) from None
+        if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiub":
+            raise AssayError(f"{path.name!r}: {key!r} is no array of numbers; save the model's state dict itself.")
+        arrays[key] = array
+    return arrays
+
+
+def _matrices(path: Path) -> dict[str, np.ndarray]:
+    """The seven matrices of a file under their short names, without an axis for the one head; nothing else is there.
+
+    Of what TransformerLens keeps beside them, only what changes nothing is accepted: biases of zeros, `IGNORE` (what
+    masked scores are set to), and a `mask` that lets the last position attend to all.
+    """
+    arrays = _read_arrays(path)
+    short = {key: key.split(".")[-1] for key in arrays}
+    others = [key for key, name in short.items() if name not in (*_ARRAYS, *_BIASES, "mask", "IGNORE")]
+    if others:
+        raise AssayError(
+            f"{path.name!r} has {', '.join(map(repr, others[:8]))}{' and more' if len(others) > 8 else ''}: another "
+            f"model than {', '.join(_ARRAYS)} alone; only biases of zeros, mask and IGNORE may stand beside them."
+        )
+    for key, name in short.items():
+        if name in _BIASES and np.any(arrays[key]):
             raise AssayError(f"{path.name!r} has a bias {key!r} that is not zero; the model must have none.")
     found = {}
     for name in _ARRAYS:
-        keys = [key for key in raw if key.split(".")[-1] == name]
+        keys = [key for key in arrays if short[key] == name]
         if len(keys) != 1:
             raise AssayError(
                 f"{path.name!r} has {len(keys)} arrays called {name}; it must have one each of {', '.join(_ARRAYS)} "
-                f"(it has: {', '.join(sorted(raw))})."
+                f"(it has: {', '.join(map(repr, sorted(arrays)[:12]))})."
             )
-        value = raw[keys[0]]
+        value = arrays[keys[0]]
         found[name] = value[0] if value.ndim == 3 and value.shape[0] == 1 else value
+    length = len(found["W_pos"]) if found["W_pos"].ndim else 0
+    for key in (key for key, name in short.items() if name == "mask"):
+        if not length or arrays[key].shape != (length, length) or not arrays[key][-1].all():
+            raise AssayError(
+                f"{path.name!r}: {key!r} does not let the last of {length} positions attend to all of them; the model "
+                "must have causal attention without a window."
+            )
     return found
 
 
@@ -273,29 +322,32 @@ def import_max_of_k(path: str | Path, *, name: str | None = None) -> Subject:
 
     `path` is a `.npz`, `.safetensors`, `.pt` or `.pth` file with W_E (v, d), W_pos (K, d), W_Q, W_K, W_V (d, h),
     W_O (h, d) and W_U (d, v), under these names or with a prefix that ends in a dot; an axis for the one head may come
-    first. Keys attend with scale 1 / sqrt(h), as in TransformerLens. `name` defaults to that of the file.
+    first. Keys attend with scale 1 / sqrt(h), and nothing is normalised, as in TransformerLens with
+    `normalization_type=None`: a file does not say so, but certificates do. `name` defaults to that of the file.
 
-    Raises AssayError if an array is missing, has another shape, is not finite or does not fit float32 exactly.
+    Raises AssayError if the file cannot be read; if it holds anything else but biases of zeros, a causal mask and
+    `IGNORE`; or if an array is missing, has another shape, is not finite or does not fit float32 exactly.
     """
     path = Path(path)
     if not path.is_file():
         raise AssayError(f"there is no file {str(path)!r}.")
-    arrays = _named_arrays(path)
-    (vocabulary, width), length, head = arrays["W_E"].shape, len(arrays["W_pos"]), arrays["W_Q"].shape[-1]
-    expected = {
-        "W_E": (vocabulary, width),
-        "W_pos": (length, width),
-        "W_Q": (width, head),
-        "W_K": (width, head),
-        "W_V": (width, head),
-        "W_O": (head, width),
-        "W_U": (width, vocabulary),
-    }
-    for key, value in arrays.items():
-        if value.shape != expected[key]:
-            raise AssayError(f"{path.name!r}: {key} has shape {value.shape}; it must be {expected[key]}.")
-        if not np.isfinite(value).all() or np.any(value.astype(np.float32) != value):
+    arrays = _matrices(path)
+    sizes: dict[str, int] = {}
+    for key, letters in _ARRAYS.items():
+        value = arrays[key]
+        known = [sizes.get(letter, letter) for letter in letters]
+        if (
+            value.ndim != 2
+            or not value.size
+            or any(sizes.setdefault(letter, size) != size for letter, size in zip(letters, value.shape, strict=True))
+        ):
+            wanted = ", ".join(map(str, known))
+            raise AssayError(f"{path.name!r}: {key} has shape {value.shape}; it must be ({wanted}), with letters free.")
+        with np.errstate(over="ignore"):
+            exact = np.isfinite(value).all() and np.all(value.astype(np.float32) == value)
+        if not exact:
             raise AssayError(f"{path.name!r}: {key} has values that are not finite float32 numbers.")
+    vocabulary, length, width, head = (sizes[letter] for letter in "vKdh")
     model = MaxOfKForCausalLM(MaxOfKConfig(vocab_size=vocabulary, length=length, hidden_size=width, head_dim=head))
     weights = {key: torch.from_numpy(value.astype(np.float32)) for key, value in arrays.items()}
     attention = "layers.0.attn."
