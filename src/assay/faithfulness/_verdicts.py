@@ -259,7 +259,7 @@ def judge(
 
 def _on_two_sides(one: float, other: float, bound: float) -> bool:
     """Whether a bound lies between two numbers, both known."""
-    return not math.isnan(other) and (one > bound) != (other > bound)
+    return not math.isnan(other) and bool((one > bound) != (other > bound))
 
 
 def _by_gaps(
