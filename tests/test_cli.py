@@ -1,6 +1,7 @@
 """The command line: what it prints, what it leaves, and how it ends."""
 
 import json
+import math
 import os
 import re
 from functools import partial
@@ -67,8 +68,22 @@ def test_report_as_json_is_json(run_folder, command):
     found = strict(out)
     assert {"folder", "verdicts", "same_prediction", "gaps", "noise_floor"} <= set(found)
     assert {verdict["judgement"] for verdict in found["verdicts"]} <= {
-        "faithful", "illusion", "unfaithful", "inconclusive",
+        "illusion", "gap", "unfaithful", "inconclusive", "vacuous", "faithful",
     }  # fmt: skip
+    comparison = Comparison.load(run_folder)
+    assert found["warnings"] == list(comparison.warnings())
+    assert found["detectable"] == pytest.approx(comparison.detectable())
+    assert found["detectable"].keys() == set(comparison.shifts)
+    first = next(row for row in found["gaps"] if row["proxy"] == "SVD(rank=8)" and row["trained"])
+    own = comparison.gaps().query("proxy == 'SVD(rank=8)' and trained").set_index("split").loc[first["split"]]
+    for part in ("per_sequence", "overlap", "outside"):
+        for end in ("", "_low", "_high"):
+            value = own[f"{part}{end}"]
+            assert first[f"{part}{end}"] == (None if math.isnan(value) else pytest.approx(value))
+    of_iid = next(row for row in found["controls"] if row["proxy"] == "SVD(rank=8)" and row["split"] == "iid")
+    verdict = next(row for row in found["verdicts"] if row["proxy"] == "SVD(rank=8)")
+    assert verdict["recovered"] == pytest.approx(of_iid["recovered"])
+    assert of_iid["control"] == "RandomProjection(rank=8)"
 
 
 def test_report_on_an_unfinished_run_fails_in_one_line(command, tmp_path):

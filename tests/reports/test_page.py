@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 from dataclasses import replace
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -13,9 +14,21 @@ import pytest
 from matplotlib.figure import Figure
 
 import assay
-from assay.faithfulness import Comparison
-from assay.reports import Illustrations, figures, style, to_svg, write_figures, write_page
+from assay.faithfulness import JUDGEMENTS, Comparison
+from assay.reports import (
+    Illustrations,
+    figures,
+    limits,
+    percent,
+    point_limits,
+    points,
+    style,
+    to_svg,
+    write_figures,
+    write_page,
+)
 from assay.reports._page import in_words
+from assay.reports._tables import JUDGEMENT_STYLE, MEANING, controls_asked
 from assay.tasks import Text
 
 
@@ -27,7 +40,7 @@ def page(shown, illustrations, tmp_path_factory) -> Path:
             "subjects": tuple({**item, "name": "<b>subject</b>"} for item in shown.record.subjects),
         }
     )
-    hostile = Comparison(record, shown.results, shown._gaps, shown._sequences)
+    hostile = Comparison(record, shown.results, shown._gaps, shown._controls, shown._sequences)
     return write_page(hostile, tmp_path_factory.mktemp("page") / "report.html", illustrations)
 
 
@@ -96,6 +109,106 @@ def test_many_proxies_of_one_judgement_are_counted_and_few_are_named(shown):
     assert f"SVD(rank=1) at {first.site}, SVD(rank=2) at {first.site}: unfaithful (" in words
 
 
+def test_every_judgement_is_said_in_words_the_gravest_first(shown):
+    [first, *_] = shown.verdicts()
+    words = in_words([replace(first, proxy=f"A {one}", judgement=one) for one in reversed(JUDGEMENTS)])
+    places = [words.index(f"A {one} at {first.site}: {one} (") for one in JUDGEMENTS]
+    assert places == sorted(places)
+    assert tuple(MEANING) == tuple(JUDGEMENT_STYLE) == JUDGEMENTS
+    assert len(set(MEANING.values())) == len(set(JUDGEMENT_STYLE.values())) == len(JUDGEMENTS)
+
+
+def luminance(colour):
+    digits = colour.lstrip("#")
+    channels = [
+        int(part, 16) / 255 for part in re.findall("..", digits if len(digits) == 6 else re.sub("(.)", r"\1\1", digits))
+    ]
+    linear = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in channels]
+    return float(np.dot((0.2126, 0.7152, 0.0722), linear))
+
+
+def contrast(one, other):
+    """WCAG 2.2's contrast ratio of two colours."""
+    darker, lighter = sorted((luminance(one), luminance(other)))
+    return (lighter + 0.05) / (darker + 0.05)
+
+
+def test_every_judgement_can_be_read_in_both_modes(page):
+    """WCAG AA asks for 4.5 of text this small."""
+    assert contrast("#fff", "#000000") == pytest.approx(21)
+    text = page.read_text(encoding="utf-8")
+    modes = [dict(re.findall(r"--(\w+): (#\w+)", block)) for block in re.findall(r":root \{(.*?)\}", text, re.DOTALL)]
+    assert len(modes) == 2
+    for mode in modes:
+        assert len({mode[one] for one in JUDGEMENTS}) == len(JUDGEMENTS)
+        for name in (*JUDGEMENTS, "text", "quiet"):
+            for ground in ("page", "card"):
+                assert contrast(mode[name], mode[ground]) >= 4.5, (name, ground, mode)
+    for one in JUDGEMENTS:
+        assert (
+            re.search(rf"\.{one} b, b\.{one} {{ color: var\(--{one}\); }}", text)
+            or f"b.{one} {{ color: var(--{one}); }}" in text
+        )
+
+
+def test_the_page_says_what_to_know_before_believing_it(page, shown):
+    text = unescape(page.read_text(encoding="utf-8"))
+    body = text[text.index("<body>") :]
+    assert shown.warnings(), "the train split of Dyck repeats sentences"
+    for warning in shown.warnings():
+        assert (
+            body.index("Verdicts")
+            < body.index(warning)
+            < body.index(f"{shown.verdicts()[0].proxy} at ", body.index(warning))
+        )
+    for shift, gap in shown.detectable().items():
+        assert f"{100 * gap:.1f} under {shift}" in body
+    asked = dict(controls_asked(shown))
+    assert {name.split()[0] for name in asked} == {
+        "RandomProjection", "UniformAttention", "MeanAblation", "RandomPerturbation", "Identity", "Shuffled",
+    }  # fmt: skip
+    assert "RandomProjection (5 draws)" in asked
+    for name, question in asked.items():
+        assert f"<li>{name}: {question}</li>" in body
+    assert "shuffled copy" in body
+    assert "untrained" not in body
+
+
+def test_the_page_has_the_share_recovered_and_the_gap_by_sequence(page, shown):
+    text = page.read_text(encoding="utf-8")
+    verdict = next(verdict for verdict in shown.verdicts() if verdict.proxy == "SVD(rank=8)")
+    row = re.search(r"<tr><td>SVD\(rank=8\)</td>.*?</tr>", text, re.DOTALL)[0]
+    cells = re.findall(r"<td[^>]*>(.*?)</td>", row, re.DOTALL)
+    assert (
+        cells[-2]
+        == f"{percent(verdict.recovered)}<small>{limits(verdict.recovered_low, verdict.recovered_high)}</small>"
+    )
+    assert cells[-1] == f'<b class="{verdict.judgement}">{verdict.judgement}</b>'
+    gaps = shown.gaps().query("proxy == 'SVD(rank=2)' and trained and split == 'unseen_depth'")
+    value, low, high = gaps[["per_sequence", "per_sequence_low", "per_sequence_high"]].iloc[0]
+    assert not np.isnan(value)
+    assert f"<td>{points(value)}<small>{point_limits(low, high)}</small></td>" in text
+
+
+def test_without_controls_nothing_is_said_to_be_recovered(shown, tmp_path):
+    """The record says that none were judged, and so does the page."""
+    own = tuple(proxy.model_copy(update={"control": None, "ablation": None, "perturbation": None})
+                for proxy in shown.record.proxies if not proxy.is_control)  # fmt: skip
+    record = shown.record.model_copy(
+        update={
+            "proxies": own,
+            "settings": {**shown.record.settings, "controls": False},
+            "subjects": tuple(item for item in shown.record.subjects if item["trained"]),
+        }
+    )
+    blank = shown._controls.assign(**dict.fromkeys(shown._controls.columns[4:-1], np.nan))
+    alone = Comparison(record, shown.results, shown._gaps, blank, shown._sequences)
+    text = write_page(alone, tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "No controls were judged" in text
+    assert "What each control asks" not in text
+    assert "nan" not in re.sub(r"<svg.*?</svg>", "", text, flags=re.DOTALL)
+
+
 def test_references_inside_figures_have_their_targets(tags):
     own = [attributes["id"] for _, attributes in tags if "id" in attributes]
     assert len(own) == len(set(own)), "two figures share an id"
@@ -159,7 +272,7 @@ def test_no_layer_is_left_out(shown, illustrations):
     """A model of twelve layers has twelve bars a proxy."""
     rows = shown.results.query("feature == 'layer' and bin == 1")
     more = pd.concat([shown.results, *(rows.assign(bin=layer) for layer in range(2, 12))], ignore_index=True)
-    deep = Comparison(shown.record, more, shown._gaps, shown._sequences)
+    deep = Comparison(shown.record, more, shown._gaps, shown._controls, shown._sequences)
     drawn = {name: figure for name, _, figure in figures(deep, illustrations)}
     axes = drawn["attention-by-layer-layer1"].axes[0]
     labels = {text.get_text() for text in axes.get_legend().get_texts()}
@@ -174,7 +287,7 @@ def test_no_shift_is_left_out(shown, illustrations):
     )
     frames = [
         pd.concat([frame, *(frame[frame["split"] == "unseen_depth"].assign(split=name) for name in names)])
-        for frame in (shown.results, shown._gaps)
+        for frame in (shown.results, shown._gaps, shown._controls)
     ]
     many = Comparison(record, *(frame.reset_index(drop=True) for frame in frames), shown._sequences)
     drawn = {name: figure for name, _, figure in figures(many, illustrations)}
@@ -261,7 +374,7 @@ def test_a_sweep_over_many_sites_is_one_figure(of_text):
     record = of_text.record.model_copy(update={"proxies": (*everywhere, *proxies)})
     frames = [
         pd.concat([frame.assign(site=name) for name in ("all", *names)], ignore_index=True)
-        for frame in (of_text.results, of_text._gaps)
+        for frame in (of_text.results, of_text._gaps, of_text._controls)
     ]
     worst = (frames[0]["site"] == "layer2.head1") & (frames[0]["proxy"] == "SVD(rank=2)")
     frames[0].loc[worst, "estimate"] = 0.125

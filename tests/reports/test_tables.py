@@ -8,7 +8,7 @@ from rich.console import Console
 from assay import AssayError
 from assay.faithfulness import Comparison
 from assay.reports import markdown, terminal, write_markdown
-from assay.reports._tables import percent
+from assay.reports._tables import controls_asked, limits, percent
 
 BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 
@@ -32,13 +32,38 @@ def test_the_terminal_table_fits_80_columns_and_leaves_nothing_out(shown):
     for verdict in shown.verdicts():
         assert f"{verdict.proxy} at {verdict.site}: {verdict.judgement.upper()}" in text
     assert "Noise floor" in text
+    flat = " ".join(text.split())
+    assert shown.warnings()
+    for warning in shown.warnings():
+        assert f"Warning: {' '.join(warning.split())}" in flat
+    assert flat.index("Warning: ") < flat.index(f"at {shown.verdicts()[0].site}: ")
+    for shift, gap in shown.detectable().items():
+        assert f"{100 * gap:.1f} under {shift}" in flat
+    for name, question in controls_asked(shown):
+        assert f"{name}: {question}" in flat
+
+
+def test_every_judgement_and_the_widest_numbers_fit_80_columns(shown):
+    """A share recovered is far below zero where the ablation hardly costs anything."""
+    beside = shown._controls.assign(recovered=-12.345, recovered_low=-456.789, recovered_high=-0.5)
+    gaps = shown._gaps.assign(effective=1_234_567.0, gap=-1.0, low=-1.0, high=-1.0)
+    text = printed(Comparison(shown.record, shown.results, gaps, beside, shown._sequences), 80)
+    assert max(map(len, text.splitlines())) <= 80
+    assert "…" not in text
+    words = text.split()
+    assert {"-1234.5", "(-45678.9", "-50.0)", "-100.0"} <= set(words)
 
 
 def test_the_terminal_table_has_the_numbers(shown):
     text = printed(shown, 200)
     row = shown.agreement("unseen_depth").set_index("proxy").loc["SVD(rank=2)"]
-    line = next(line for line in text.splitlines() if line.startswith("SVD(rank=2)"))
-    assert f"{100 * row['estimate']:.1f}" in line
+    every = text.splitlines()
+    place = next(place for place, line in enumerate(every) if line.startswith("SVD(rank=2)"))
+    assert f"{100 * row['estimate']:.1f}" in every[place]
+    verdict = next(verdict for verdict in shown.verdicts() if verdict.proxy == "SVD(rank=2)")
+    recovered = limits(verdict.recovered_low, verdict.recovered_high)
+    assert every[place + 1].startswith(f"recovers {percent(verdict.recovered)} ({recovered})")
+    assert text.count("recovers ") == len(shown.verdicts()) * 2, "below every name, and in every verdict"
 
 
 def test_splits_that_do_not_fit_beside_each_other_are_shown_below_each_other(shown):
@@ -57,6 +82,9 @@ def test_markdown_has_a_row_a_proxy_with_limits(shown):
     assert len({row.count("|") for row in parts}) == 1
     frame = shown.agreement("iid").set_index("proxy")
     [row] = [row for row in rows if row.startswith("| SVD(rank=2) | at layer1 |")]
+    verdict = next(verdict for verdict in shown.verdicts() if verdict.proxy == "SVD(rank=2)")
+    recovered = f"{percent(verdict.recovered)} ({limits(verdict.recovered_low, verdict.recovered_high)})"
+    assert row.split(" | ")[-2:] == [recovered, f"{verdict.judgement} |"]
     value = frame.loc["SVD(rank=2)"]
     assert f"{100 * value['estimate']:.1f} ({100 * value['low']:.1f}–{100 * value['high']:.1f})" in row
     assert sum(row.startswith("| *Identity()*") for row in rows) == 1
@@ -67,8 +95,11 @@ def test_markdown_has_a_row_a_proxy_with_limits(shown):
     assert len(parts) == 2 + own
     gap = shown.gaps().query("proxy == 'SVD(rank=2)' and trained").sort_values("gap", ascending=False).iloc[0]
     [part] = [row for row in parts if row.startswith("| SVD(rank=2) | at layer1 |")]
-    for name, low, high in (("gap", "low", "high"), ("perturbed", "perturbed_low", "perturbed_high"),
-                            ("removed", "removed_low", "removed_high")):  # fmt: skip
+    names = [
+        ("gap", "low", "high"),
+        *((one, f"{one}_low", f"{one}_high") for one in ("perturbed", "per_sequence", "removed")),
+    ]
+    for name, low, high in names:
         assert f"{100 * gap[name]:+.1f} ({100 * gap[low]:+.1f} {100 * gap[high]:+.1f})" in part
 
 
@@ -101,9 +132,27 @@ def test_markdown_refuses_a_file_without_its_marks(shown, tmp_path, text):
 
 def test_what_was_not_matched_is_a_dash_and_not_a_zero(shown):
     gaps = shown._gaps.assign(matched=math.nan, matched_low=math.nan, matched_high=math.nan)
-    blank = Comparison(shown.record, shown.results, gaps, shown._sequences)
+    blank = Comparison(shown.record, shown.results, gaps, shown._controls, shown._sequences)
     rows = [line for line in markdown(blank).splitlines() if line.startswith("| SVD(rank=2) | at layer1 | ")]
-    assert rows[-1].split(" | ")[4:6] == ["–", "–"]
+    assert rows[-1].split(" | ")[5:7] == ["–", "–"]
+
+
+def test_markdown_says_what_to_know(shown):
+    text = markdown(shown)
+    assert "shuffled copy" in text
+    assert "untrained" not in text
+    for warning in shown.warnings():
+        assert f"\n**Warning:** {warning}\n" in text
+    for shift, gap in shown.detectable().items():
+        assert f"{100 * gap:.1f} under {shift}" in text
+    for name, question in controls_asked(shown):
+        assert f"{name}: {question}" in text
+
+
+def test_limits_below_zero_do_not_look_like_a_dash():
+    assert limits(0.1234, 1.0) == "12.3–100"
+    assert limits(-0.284, -0.083) == "-28.4 to -8.3"
+    assert limits(math.nan, math.nan) == "–"
 
 
 def test_percentages_never_round_up_to_perfection():
