@@ -10,7 +10,7 @@ correlation ICC), and the intervals are those that `assay.compare` gives (`assay
 import argparse
 import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -142,8 +142,9 @@ def gap_row(  # noqa: PLR0917
     return row
 
 
-def illusion_row(settings: Settings, on_iid: float, sizes: tuple[int, int], kind: str, icc: float, shifts: int) -> Row:
+def illusion_row(settings: Settings, on_iid: float, sizes: tuple[int, int], icc: float, shifts: int = 5) -> Row:
     """How often a gap above `MAX_GAP` is shown under any of some shifts that all have exactly that gap."""
+    kind = "geometric"
     row = Row(settings.replicates)
     for size, number, rng in _pieces(settings, "illusion", on_iid, sizes, kind, icc, shifts):
         iid = drawn(rates(on_iid, sizes[0], kind, icc, 1, 0, size, rng), settings.resamples, number)
@@ -201,6 +202,9 @@ def number_row(settings: Settings, name: str, n: int) -> Row:
 AGREEMENTS = (0.5, 0.8, 0.9, 0.95, 0.97, 0.99, 1.0)
 SIZES = (10, 30, 100, 300)
 ICCS = (0.0, 0.1, 0.5)
+PAIRS = ((30, 30), (100, 100), (300, 100), (300, 300))
+GAPS = ((1.0, 0.0), (1.0, 0.02), (0.98, 0.02), (0.97, 0.0), (0.9, 0.1), (0.6, 0.02))
+"""Agreement on iid, and the gap."""
 
 
 def _low(rows: Sequence[tuple[float, str]]) -> str:
@@ -209,11 +213,15 @@ def _low(rows: Sequence[tuple[float, str]]) -> str:
     return f"{rate:.3f} ({where})"
 
 
-def report(settings: Settings, say: Callable[[str], None]) -> None:
-    """Everything, as Markdown."""
-    say("## Agreement\n")
-    say("Share of replicates whose 95% interval contains the truth; the lowest over agreement, with where it is.\n")
-    say("| n | lengths | ICC 0 | ICC 0.1 | ICC 0.5 |\n|---|---|---|---|---|")
+def _gap_words(on_iid: float, true_gap: float) -> str:
+    return f"{on_iid:g}, gap {100 * true_gap:g}"
+
+
+def agreements(settings: Settings) -> Iterator[str]:
+    """Coverage of agreement."""
+    yield "## Agreement\n"
+    yield "Share of replicates whose 95% interval contains the truth: the lowest over agreements of 0.5 to 1."
+    yield "\n| n | lengths | ICC 0 | ICC 0.1 | ICC 0.5 |\n|---|---|---|---|---|"
     false_claims = []
     for n, kind in itertools.product(SIZES, LENGTHS):
         cells = []
@@ -225,78 +233,86 @@ def report(settings: Settings, say: Callable[[str], None]) -> None:
                 if rate == MIN_AGREEMENT:
                     false_claims.append((row.above / row.replicates, f"n = {n}, {kind}, ICC {icc:g}"))
             cells.append(_low(found))
-        say(f"| {n} | {kind} | {' | '.join(cells)} |")
+        yield f"| {n} | {kind} | {' | '.join(cells)} |"
     rate, where = max(false_claims)
-    say(
+    yield (
         f'\n"Agrees on at least {100 * MIN_AGREEMENT:g}%" is claimed where the truth is exactly that in at most '
         f"{rate:.3f} of the replicates ({where}).\n"
     )
 
-    say("## Gaps\n")
-    say(
-        "Coverage of a gap of 0, 2 and 10 points (the lowest of them and of agreement 1, 0.98, 0.9 and 0.6 on iid), and"
-    )
-    say("the largest share of replicates in which a gap of exactly 2 points is called at most 2.\n")
-    say('| n iid, shift | lengths | ICC 0 | ICC 0.1 | ICC 0.5 | false "at most 2 points" |\n|---|---|---|---|---|---|')
-    for sizes, kind in itertools.product(((30, 30), (100, 30), (100, 100), (300, 100), (300, 300)), LENGTHS):
+
+def gaps(settings: Settings) -> Iterator[str]:
+    """Coverage of gaps."""
+    yield "## Gaps\n"
+    yield f"The lowest coverage over {'; '.join(_gap_words(*pair) for pair in GAPS)} points (agreement on iid and"
+    yield "gap), and the largest share of replicates in which a gap of exactly 2 points is called at most 2."
+    yield '\n| n iid, shift | lengths | ICC 0 | ICC 0.1 | ICC 0.5 | false "at most 2" |\n|---|---|---|---|---|---|'
+    for sizes, kind in itertools.product(PAIRS, LENGTHS):
         cells, false_claims = [], []
         for icc in ICCS:
             found = []
-            for on_iid, true_gap in itertools.product((1.0, 0.98, 0.9, 0.6), (0.0, 0.02, 0.1)):
+            for on_iid, true_gap in GAPS:
                 row = gap_row(settings, on_iid, true_gap, sizes, kind, icc)
-                found.append((row.covered / row.replicates, f"{on_iid:g}, gap {100 * true_gap:g}"))
+                found.append((row.covered / row.replicates, _gap_words(on_iid, true_gap)))
                 if true_gap == MAX_GAP:
                     false_claims.append(row.claimed / row.replicates)
             cells.append(_low(found))
-        say(f"| {sizes[0]}, {sizes[1]} | {kind} | {' | '.join(cells)} | {max(false_claims):.3f} |")
+        yield f"| {sizes[0]}, {sizes[1]} | {kind} | {' | '.join(cells)} | {max(false_claims):.3f} |"
 
-    say("\n## Training seeds\n")
-    say(
-        "Gaps of 300 and 100 sequences of geometric length, ICC 0.1, over training seeds whose true rates differ by the"
-    )
-    say(
-        "given standard deviation on each split; the lowest coverage of gaps of 0, 2 and 10 points, the largest share of"
-    )
-    say('false "at most 2 points", and the mean width in points at 0.98 and a gap of 2 points.\n')
-    say('| seeds | sd of seeds (points) | coverage | false "at most 2 points" | width |\n|---|---|---|---|---|')
+
+def over_seeds(settings: Settings) -> Iterator[str]:
+    """Coverage of gaps over training seeds."""
+    yield "\n## Training seeds\n"
+    yield "Gaps of 300 and 100 sequences of geometric length, ICC 0.1, over seeds whose true rates differ by the given"
+    yield 'standard deviation on each split: the lowest coverage, the largest share of false "at most 2", and the'
+    yield "mean width in points at 0.98 and a gap of 2 points."
+    yield '\n| seeds | sd of seeds (points) | coverage | false "at most 2" | width |\n|---|---|---|---|---|'
     for seeds, sd in itertools.product((1, 2, 3, 5), (0.0, 0.005, 0.02)):
         if seeds == 1 and sd:
             continue
         found, false_claims, width = [], [], 0.0
-        for on_iid, true_gap in itertools.product((0.98, 0.9), (0.0, 0.02, 0.1)):
+        for on_iid, true_gap in ((0.98, 0.0), (0.98, 0.02), (0.9, 0.1)):
             row = gap_row(settings, on_iid, true_gap, (300, 100), "geometric", 0.1, seeds, sd)
-            found.append((row.covered / row.replicates, f"{on_iid:g}, gap {100 * true_gap:g}"))
+            found.append((row.covered / row.replicates, _gap_words(on_iid, true_gap)))
             if true_gap == MAX_GAP:
                 false_claims.append(row.claimed / row.replicates)
-                width = row.width if on_iid == 0.98 else width
-        say(f"| {seeds} | {100 * sd:g} | {_low(found)} | {max(false_claims):.3f} | {100 * width:.1f} |")
+                width = row.width
+        yield f"| {seeds} | {100 * sd:g} | {_low(found)} | {max(false_claims):.3f} | {100 * width:.1f} |"
 
-    say("\n## Illusions\n")
-    say(
-        "Share of replicates in which a gap above 2 points is shown (Holm over the shifts, level 0.05) under any of five"
-    )
-    say("shifts that all have exactly 2 points.\n")
-    say("| agreement on iid | n iid, shift | lengths | ICC | false |\n|---|---|---|---|---|")
+
+def illusions(settings: Settings) -> Iterator[str]:
+    """False illusions."""
+    yield "\n## Shown gaps\n"
+    yield "Share of replicates in which a gap above 2 points is shown (Holm over the shifts, level 0.05) under any of"
+    yield "five shifts that all have exactly 2 points; geometric lengths."
+    yield "\n| agreement on iid | n iid, shift | ICC | false |\n|---|---|---|---|"
     for on_iid, sizes, icc in itertools.product((1.0, 0.98), ((30, 30), (100, 100), (300, 300)), (0.0, 0.5)):
-        row = illusion_row(settings, on_iid, sizes, "geometric", icc, 5)
-        say(f"| {on_iid:g} | {sizes[0]}, {sizes[1]} | geometric | {icc:g} | {row.claimed / row.replicates:.3f} |")
+        row = illusion_row(settings, on_iid, sizes, icc)
+        yield f"| {on_iid:g} | {sizes[0]}, {sizes[1]} | {icc:g} | {row.claimed / row.replicates:.3f} |"
 
-    say("\n## Widths\n")
-    say("Mean widths in points over 200 replicates, beside scipy's BCa bootstrap over sequences on the same ones.\n")
-    say("| agreement | n | lengths | ICC | width | bootstrap's | ratio |\n|---|---|---|---|---|---|---|")
+
+def widths(settings: Settings) -> Iterator[str]:
+    """Widths beside the bootstrap's."""
+    yield "\n## Widths\n"
+    yield "Mean widths in points over 200 replicates, beside scipy's BCa bootstrap over sequences on the same ones."
+    yield "\n| agreement | n | lengths | ICC | width | bootstrap's | ratio |\n|---|---|---|---|---|---|---|"
     for (rate, n), kind, icc in itertools.product(((0.97, 300), (0.97, 100), (0.8, 300)), LENGTHS, (0.1, 0.5)):
         ours, theirs = _widths(settings, rate, n, kind, icc)
-        say(f"| {rate:g} | {n} | {kind} | {icc:g} | {100 * ours:.2f} | {100 * theirs:.2f} | {ours / theirs:.2f} |")
+        yield f"| {rate:g} | {n} | {kind} | {icc:g} | {100 * ours:.2f} | {100 * theirs:.2f} | {ours / theirs:.2f} |"
 
-    say("\n## Divergences\n")
-    say(
-        "Coverage of the mean of a number without bounds, geometric lengths: sequences' own means are gamma (shape 1/2),"
-    )
-    say("log-normal (sigma 1) or normal (standard deviation 1), all of mean 1.\n")
-    say("| n | gamma | log-normal | normal |\n|---|---|---|---|")
+
+def numbers(settings: Settings) -> Iterator[str]:
+    """Coverage of what has no bounds."""
+    yield "\n## Divergences\n"
+    yield "Coverage of the mean of a number without bounds, geometric lengths. The means of sequences are gamma"
+    yield "(shape 1/2), log-normal (sigma 1) or normal (standard deviation 1), all of mean 1."
+    yield "\n| n | gamma | log-normal | normal |\n|---|---|---|---|"
     for n in SIZES:
-        found_rows = [number_row(settings, name, n) for name in ("gamma", "log-normal", "normal")]
-        say(f"| {n} | {' | '.join(f'{row.covered / row.replicates:.3f}' for row in found_rows)} |")
+        rows = [number_row(settings, name, n) for name in ("gamma", "log-normal", "normal")]
+        yield f"| {n} | {' | '.join(f'{row.covered / row.replicates:.3f}' for row in rows)} |"
+
+
+PARTS = (agreements, gaps, over_seeds, illusions, widths, numbers)
 
 
 def main() -> None:
@@ -312,14 +328,11 @@ def main() -> None:
         parser.error("--replicates and --resamples must be at least 1")
     settings = Settings(200 if options.quick else options.replicates, options.resamples, options.seed)
     lines: list[str] = []
-
-    def say(line: str) -> None:
+    started = time.process_time()
+    head = [f"{settings.replicates:,} replicates a row, {settings.resamples:,} draws an interval.\n"]
+    for line in itertools.chain(head, *(part(settings) for part in PARTS)):
         lines.append(line)
         print(line, flush=True)
-
-    started = time.process_time()
-    say(f"{settings.replicates:,} replicates a row, {settings.resamples:,} draws an interval.\n")
-    report(settings, say)
     print(f"\n{time.process_time() - started:.0f} CPU seconds")
     if options.markdown is not None:
         marker = "<!-- table: begin -->"
