@@ -153,6 +153,13 @@ def test_seeds_are_matched_each_by_itself():
     assert found.effective == pytest.approx(1 / (0.2**2 / 320 + 0.8**2 / 80))
 
 
+def test_two_seeds_that_differ_allow_every_gap_and_no_other():
+    counts = np.full((2, 30, 2), 5)
+    sides = [np.repeat(np.array(rates)[:, None, None] * counts[:, :1], 30, axis=1) for rates in ((1, 0.9), (0.9, 0.1))]
+    found = matched(tuple((side, counts) for side in sides))
+    assert (found.low, found.high) == (-1, 1)
+
+
 def test_what_iid_lacks_is_left_out_and_bounded():
     """A fifth of the shift's predictions has a margin that iid never has; half of those agree."""
     pair = alike([5, 0], [5, 0], 50), alike([4, 0.5], [4, 1], 50)

@@ -367,6 +367,15 @@ def test_a_seed_that_is_bad_everywhere_does_not_look_like_a_gap():
     assert found.high[0] - found.low[0] < 0.7 * (one_side.high[0] - one_side.low[0])
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_two_seeds_that_differ_allow_every_gap_and_no_other(sign):
+    """Student's t on one degree of freedom reaches far beyond what a difference of two rates can be."""
+    counts = np.full((2, 30, 1), 10)
+    iid, shift = (np.repeat(np.array(rates)[:, None, None] * 10, 30, axis=1) for rates in ((1.0, 0.9), (0.9, 0.1)))
+    found, _ = gap_of((iid, counts), (shift, counts), signs=[sign])
+    assert (found.low[0], found.high[0]) == (-1, 1)
+
+
 # -- recovered ------------------------------------------------------------------------------------------------------
 
 

@@ -312,7 +312,8 @@ def gap(
     """The generalization gap of every column, signed so that positive means less faithful under the shift.
 
     `signs` is +1 where higher is more faithful and -1 otherwise: gap = sign x (mean on iid - mean on shift). The draws
-    of the two splits are independent, each under the bound that is against the limit; seeds are paired.
+    of the two splits are independent, each under the bound that is against the limit; seeds are paired. Limits lie
+    where a difference can: two seeds that differ say nothing, but not more than nothing.
 
     Also returns two-sided p-values of "no gap": gap over its standard error against Student's t (the normal
     distribution for one seed). NaN where it cannot be told.
@@ -331,6 +332,8 @@ def gap(
         level=level,
         seeds=len(iid.by_seed),
     )
+    widest = np.array([most - least for least, most in iid.bounds])
+    limits = replace(limits, low=np.maximum(limits.low, -widest), high=np.minimum(limits.high, widest))
     with np.errstate(all="ignore"):
         p = 2 * stats.t.sf(np.abs(value) / limits.error, limits.degrees)
     p = np.where(limits.error > 0, p, np.where((value == 0) & usable, 1.0, np.nan))
@@ -487,6 +490,8 @@ def matched_gaps(
             seeds=seeds,
         )
         numbers = {name: float(getattr(limits, name)[0]) for name in ("value", "low", "high", "error", "degrees")}
+        widest = bounds[place][1] - bounds[place][0]
+        numbers |= {"low": max(numbers["low"], -widest), "high": min(numbers["high"], widest)}
         found.append(Matched(**numbers, effective=pair.effective, reason=None, **known))
     return found
 

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pyarrow
 from jaxtyping import Float, Int
+from threadpoolctl import threadpool_limits
 
 from assay.faithfulness._cells import REFITTED, Candidate
 from assay.faithfulness._metrics import Metric
@@ -78,6 +79,9 @@ class _Way:
         return np.array([1.0 if self.by_name[metric].higher_is_better else -1.0 for metric, _ in self.pairs])
 
 
+# One thread: products this small gain nothing from more, wait for each other on a machine that is busy, and differ in
+# their last digit with the number of threads.
+@threadpool_limits.wrap(limits=1, user_api="blas")
 def summarise(
     judged: Sequence[Metric],
     kinds: Sequence[Kind],
