@@ -38,8 +38,9 @@ train_app = typer.Typer(help="Train a reference model; goes on where it was inte
 app.add_typer(run_app, name="run")
 app.add_typer(train_app, name="train")
 
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+# Names and errors hold text of others: no emoji codes, and markup only where it is written here.
+out = Console(highlight=False, emoji=False)
+err = Console(stderr=True, highlight=False, emoji=False)
 
 Device = Annotated[str, typer.Option(help="cpu, cuda, mps or auto.")]
 Jobs = Annotated[int, typer.Option("--jobs", help="Processes that share the work; -1: one a core.")]
@@ -76,6 +77,17 @@ def _argument(name: str, value: Callable[[], Any]) -> Any:
         return value()
     except AssayError as error:
         raise typer.BadParameter(str(error), param_hint=f"--{name}") from None
+
+
+def _operations(text: str) -> int:
+    """A number of operations, which may be written as a float."""
+    try:
+        number = int(float(text))
+    except (ValueError, OverflowError):
+        number = 0
+    if number < 1:
+        raise typer.BadParameter(f"{text!r} is no number of operations; give one such as 1e12.")
+    return number
 
 
 @contextmanager
@@ -600,7 +612,7 @@ def certify(
         print(certificate.model_dump_json(indent=2, exclude={"pieces", "boxes", "blocks", "proxy"}))
         return
     least, most = certificate.decimals()
-    out.print(certificate.statement, soft_wrap=True)
+    out.print(certificate.statement, soft_wrap=True, markup=False)
     out.print(f"at least {least}, at most {most}, in {certificate.seconds:.2f} s")
 
 
@@ -608,17 +620,26 @@ def certify(
 def verify(
     certificate: Annotated[Path, typer.Argument(help="A certificate file.", exists=True, dir_okay=False)],
     model: Annotated[str | None, typer.Option(help="The subject, where it is not a shipped model.")] = None,
+    budget: Annotated[
+        int | None,
+        typer.Option(
+            parser=_operations,
+            metavar="OPERATIONS",
+            help="How much work the check may be, in operations of about a nanosecond: 1e11, if not given.",
+        ),
+    ] = None,
 ) -> None:
-    """Check a certificate independently: exit status 0 if it holds, 1 with the reason if it is refuted."""
-    from assay.proofs import Certificate  # noqa: PLC0415
+    """Check a certificate independently: exit status 0 if it holds, 1 with the reason if it is refuted or too long."""
+    from assay.proofs import Certificate, checker  # noqa: PLC0415
     from assay.subjects import import_max_of_k, load  # noqa: PLC0415
 
     subject = None
     if model is not None:
         subject = import_max_of_k(model) if Path(model).is_file() else load(model)
     checked = Certificate.load(certificate)
-    checked.verify(subject)
-    out.print(f"verified: {checked.statement}", soft_wrap=True)
+    not_checked = checked.verify(subject, budget=checker.BUDGET if budget is None else budget)
+    out.print(f"verified: {checked.statement}", soft_wrap=True, markup=False)
+    out.print(f"not checked: {', '.join(not_checked)}")
 
 
 @app.command()

@@ -35,7 +35,7 @@ def test_the_weights_and_the_number_are_those_of_the_model(subject):
     certificate = certify(subject)
     text = coq_development(subject, certificate)
     assert "@" not in text
-    assert certificate.statement in text
+    assert certificate.statement.replace('"', "_") in text
     exponents = [int(power) for power in re.findall(r"2\^(-?\d+)", text)[:3]]
     state = subject.model.state_dict()
     for name, exponent, key in zip("EWU", exponents, ("embed_tokens", "linear", "lm_head"), strict=True):
@@ -48,7 +48,7 @@ def test_the_weights_and_the_number_are_those_of_the_model(subject):
 def test_a_name_does_not_end_the_comment_it_stands_in(subject):
     named = Subject(subject.model, None, 'a "name" *) Axiom strange : False. (* @N@')
     text = coq_development(named, certify(named))
-    assert "a _name_ _) Axiom strange : False. (_ _N_ predicts" in text
+    assert r"_a \_name\_ _) Axiom strange : False. (_ _N__ predicts" in text
     assert text.count("(*") == text.count("*)") == coq_development(subject, certify(subject)).count("*)")
 
 

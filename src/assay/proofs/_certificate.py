@@ -11,14 +11,20 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+import torch
+from pydantic import BaseModel, ConfigDict, Field
 
 from assay._errors import AssayError
+from assay.proofs import checker
 from assay.proofs._operations import Operations
-from assay.subjects import Subject, write_atomically
+from assay.subjects import Subject, load, shipped, write_atomically
+from assay.tasks import InputSet
 
 LOSS_UNIT = 2**50
 """Certified losses are whole multiples of one nat divided by this."""
+
+_LARGEST_FILE = 2**28
+"""Bytes of a certificate file; those of the shipped models have less than 2^23."""
 
 
 class _Record(BaseModel):
@@ -106,7 +112,13 @@ class SubjectRecord(_Record):
 
     @staticmethod
     def of(subject: Subject, *, vocabulary: int, length: int) -> "SubjectRecord":
-        """The record of a subject."""
+        """The record of a subject. Raises AssayError if its name cannot stand in a sentence."""
+        if not subject.name.isprintable() or len(subject.name) > checker.LONGEST_NAME:
+            raise AssayError(
+                f"a subject called {subject.name[:40]!r} cannot be certified: a name of at most {checker.LONGEST_NAME} "
+                "printable characters (no line breaks or control characters) stands in the statement; give it another "
+                "(import_max_of_k(path, name=...), or Subject(..., name=...))."
+            )
         return SubjectRecord(
             name=subject.name,
             seed=subject.seed,
@@ -172,7 +184,7 @@ class Certificate(_Record):
     """
 
     format: Literal["assay-certificate"] = "assay-certificate"
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     statement: str
     subject: SubjectRecord
     proxy: ProxyRecord | None = Field(discriminator="kind")
@@ -227,34 +239,51 @@ class Certificate(_Record):
 
     @staticmethod
     def load(path: str | Path) -> "Certificate":
-        """Read a certificate. Raises AssayError if the file is not one; it is not verified by reading it."""
+        """Read a certificate; it is not verified by reading it.
+
+        Raises AssayError if the file is not one of this version: other JSON, a key twice in one object, numbers that
+        are no numbers or too large, lists of uneven length.
+        """
         try:
-            return Certificate.model_validate_json(Path(path).read_text(encoding="utf-8"))
+            with Path(path).open(encoding="utf-8") as file:
+                text = file.read(_LARGEST_FILE + 1)
         except FileNotFoundError:
             raise AssayError(
                 f"there is no file {str(path)!r}; give a certificate that Certificate.save wrote."
             ) from None
-        except (ValidationError, UnicodeDecodeError) as error:
-            reason = str(error).splitlines()[0]
-            raise AssayError(f"{str(path)!r} is not a certificate of this version ({reason}).") from None
+        except (UnicodeDecodeError, OSError) as error:
+            raise AssayError(
+                f"{str(path)!r} is not a certificate: it cannot be read as text ({type(error).__name__})."
+            ) from None
+        if len(text) > _LARGEST_FILE:
+            raise AssayError(f"{str(path)!r} is not a certificate: it has more than 2^28 characters.")
+        try:
+            return Certificate.model_validate(checker.read(text))
+        except AssayError as error:
+            raise AssayError(f"{str(path)!r} is not a certificate that can be checked: {error}") from None
 
-    def verify(self, subject: Subject | None = None) -> None:
-        """Check it with the independent checker; silence means that it holds.
+    def verify(self, subject: Subject | None = None, *, budget: int = checker.BUDGET) -> tuple[str, ...]:
+        """Check it with the independent checker; returns the fields that are not part of what was checked.
 
-        `subject` defaults to the shipped model that the certificate names. Raises AssayError with the reason if the
-        certificate is refuted.
+        `subject` defaults to the shipped model that the certificate names. `budget` is the number of operations, of
+        about a nanosecond each, that the check may take; what it takes follows from sizes and is compared first. Raises
+        AssayError with the reason if the certificate is refuted, if it takes more, or if it gives the name of a shipped
+        model to another one.
         """
-        from assay.proofs.checker import check  # noqa: PLC0415 (the checker stands alone)
-        from assay.subjects import load, shipped  # noqa: PLC0415
-
+        seeds = shipped().get(self.subject.name, ())
         if subject is None:
-            if self.subject.name not in shipped():
+            if not seeds:
                 raise AssayError(
                     f"the certificate is about {self.subject.name!r}, which is not shipped; give the subject to verify."
                 )
             subject = load(self.subject.name, seed=self.subject.seed or 0)
-        weights = {key: tensor.detach().cpu().numpy() for key, tensor in subject.model.state_dict().items()}
-        check(json.loads(self.model_dump_json()), weights, subject.model.config.to_dict())
+        elif seeds and subject.weights_sha256 not in (load(self.subject.name, seed=s).weights_sha256 for s in seeds):
+            raise AssayError(
+                f"certificate refuted: it calls the model {self.subject.name!r}, as a shipped one is called that has "
+                "other weights."
+            )
+        content = self.model_dump(mode="json")
+        return checker.check(content, float_weights(subject), subject.model.config.to_dict(), budget=budget)
 
     def __repr__(self) -> str:
         return f"Certificate({self.statement!r}, strategy={self.strategy!r})"
@@ -286,16 +315,44 @@ def versions() -> dict[str, str]:
     }
 
 
-def statement_of(*, quantity: str, name: str, description: str, at_least: int, at_most: int, size: int) -> str:
-    """The claim in words."""
+def float_weights(subject: Subject) -> dict[str, np.ndarray]:
+    """The weights of a subject by name. Raises AssayError unless all are of float32 or float64."""
+    arrays = {}
+    for key, tensor in subject.model.state_dict().items():
+        if tensor.dtype not in (torch.float32, torch.float64):
+            raise AssayError(f"{subject.name!r} has {tensor.dtype} weights; load it with dtype=torch.float32.")
+        arrays[key] = tensor.detach().cpu().numpy()
+    return arrays
+
+
+def statement_of(
+    subject: SubjectRecord,
+    *,
+    model: str,
+    quantity: str,
+    inputs: InputSet,
+    at_least: int,
+    at_most: int,
+    exact: bool = False,
+    proxy: str | None = None,
+) -> str:
+    """The claim in words, with what `model` and proxy are; a strategy that is `exact` says what it leaves open."""
+    name = json.dumps(subject.name, ensure_ascii=False)
+    about = f"{inputs.describe()} ({inputs.size} inputs), "
     if quantity == "loss":
         least, most = decimals(at_least, LOSS_UNIT, 12, up=False), decimals(at_most, LOSS_UNIT, 12, up=True)
-        return (
-            f"Over {description} ({size} inputs), the mean cross-entropy of {name} is at least {least} "
-            f"and at most {most} nats."
+        claim = (
+            f"Over {about}the mean cross-entropy of the model called {name} is at least {least} and at most {most} "
+            "nats."
         )
-    claim = f"{name} predicts the largest token"
-    if quantity == "agreement":
-        claim = f"{name} and its proxy predict the same token"
-    upper = f" and at most {at_most}" if at_most < size else ""
-    return f"Of {description} ({size} inputs), {claim} on at least {at_least}{upper}."
+    else:
+        number = f"exactly {at_least}"
+        if at_least < at_most:
+            number = f"at least {at_least}" + (f" and at most {at_most}" if exact or at_most < inputs.size else "")
+        if exact and at_least < at_most:
+            number += f" ({at_most - at_least} left open: ties and near ties are not told apart)"
+        does = "predicts the largest token" if proxy is None else "and its proxy predict the same token"
+        claim = f"Of {about}the model called {name} {does} on {number}; a tie does not count."
+    if proxy is not None:
+        claim += f" The proxy: {proxy}."
+    return f"{claim} The model: {model}, in real arithmetic; the SHA-256 of its weights is {subject.weights_sha256}."

@@ -22,12 +22,12 @@ from assay.proofs.attention._brute import brute_force
 from assay.proofs.attention._count import count_groups
 from assay.proofs.attention._groups import suspicious_groups
 from assay.proofs.attention._one_hot import OneHot, with_hard_attention
-from assay.proofs.attention._proxy import Proxy, proxy_record, proxy_tables
+from assay.proofs.attention._proxy import Proxy, describe, proxy_record, proxy_tables
 from assay.proofs.attention._remainders import REMAINDERS
 from assay.proofs.attention._search import count_wrong
 from assay.proofs.attention._subcubic import subcubic
 from assay.proofs.attention._tables import Tables, Weights, make_tables, read_weights
-from assay.simplify import Simplification, label
+from assay.simplify import Simplification
 from assay.subjects import Subject
 from assay.tasks import InputSet
 
@@ -133,6 +133,7 @@ def certify_attention(
     if strategy in _BOXES and against is not None:
         raise AssayError(f"strategy {strategy!r} proves accuracy only; use 'separable' or 'exact' for agreement.")
     v, length = weights.vocabulary, weights.length
+    record = SubjectRecord.of(subject, vocabulary=v, length=length)
     dimension = 3 * v * v + 2 * length * v
     boxes: list[Boxes] | None = None
     pieces: list[Piece] | None = None
@@ -170,25 +171,26 @@ def certify_attention(
         "separable": {"grid": grid, "refine": refine, "search": search, "two_sided": int(two_sided)},
         "subcubic-low-rank": {"remainder": remainder},
     }
-    parameters = of_strategies.get(strategy, {})
-    if against is not None:
-        parameters["against"] = label(against)
     quantity: Literal["accuracy", "agreement"] = "accuracy" if against is None else "agreement"
     return Certificate(
         statement=statement_of(
+            record,
+            model=(
+                f"one attention layer with one head, scale 1/sqrt({weights.head}), no normalisation, no MLP, no bias"
+            ),
             quantity=quantity,
-            name=subject.name,
-            description=inputs.describe(),
+            inputs=inputs,
             at_least=at_least,
             at_most=at_most,
-            size=inputs.size,
+            exact=strategy in ("brute-force", "exact"),
+            proxy=None if proxy is None else describe(proxy, weights.head),
         ),
-        subject=SubjectRecord.of(subject, vocabulary=v, length=length),
+        subject=record,
         proxy=proxy,
         inputs=InputsRecord(**asdict(inputs), size=inputs.size),
         quantity=quantity,
         strategy=strategy,
-        parameters=parameters,
+        parameters=of_strategies.get(strategy, {}),
         at_least=at_least,
         at_most=at_most,
         pieces=pieces,

@@ -103,6 +103,24 @@ def proxy_record(subject: Subject, weights: Weights, against: Proxy | Simplifica
     )
 
 
+def describe(record: ProxyRecord, head: int) -> str:
+    """A proxy in words, from its record alone: whatever made it, its kind and rank are what the claim is about."""
+    if isinstance(record, PatternRecord):
+        if record.kind == "uniform":
+            return "equal attention to all keys"
+        return "attention to the best key only, of equal ones the first"
+    if isinstance(record, ScoresRecord):
+        of_tokens = of_positions = ""
+        if record.left is not None:
+            of_tokens = f"scores of tokens replaced by a matrix of rank at most {len(record.left[0])}"
+        if record.average_positions:
+            of_positions = "scores of positions replaced by 0"
+        return ", ".join(filter(None, (of_tokens, of_positions)))
+    ranks = [len(record.queries.basis[0]), len(record.keys.basis[0])]
+    rank = f"{ranks[0]} (queries) and {ranks[1]} (keys)" if ranks[0] != ranks[1] else str(ranks[0])
+    return f"queries and keys projected, x -> mean + (x - mean) B B^T, with rank at most {rank} of {head}"
+
+
 def _projected(states: ExactMatrix, record: SubspaceRecord) -> ExactMatrix:
     basis = np.array(record.basis)
     return states @ (ExactMatrix.of(basis) @ ExactMatrix.of(basis.T))

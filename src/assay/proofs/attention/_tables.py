@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from assay._errors import AssayError
+from assay.proofs._certificate import float_weights
 from assay.proofs._exact import ExactMatrix, flint
 from assay.proofs._operations import Operations
 from assay.subjects import MaxOfKForCausalLM, Subject
@@ -92,17 +93,13 @@ class Tables:
 def read_weights(subject: Subject) -> Weights:
     """The exact weights of a max-of-K subject. Raises AssayError for another architecture or precision."""
     model = subject.model
-    if not isinstance(model, MaxOfKForCausalLM):
+    # A subclass may compute something else.
+    if type(model) is not MaxOfKForCausalLM:
         raise AssayError(
             f"{subject.name!r} is a {type(model).__name__}; this proof is about MaxOfKForCausalLM "
             "(assay.load('max-of-4'), or assay.subjects.import_max_of_k for your own weights)."
         )
-    arrays = {}
-    for key, tensor in model.state_dict().items():
-        if str(tensor.dtype) not in ("torch.float32", "torch.float64"):
-            raise AssayError(f"{subject.name!r} has {tensor.dtype} weights; load it with dtype=torch.float32.")
-        arrays[key] = tensor.detach().cpu().numpy()
-    attention = "layers.0.attn."
+    arrays, attention = float_weights(subject), "layers.0.attn."
     return Weights(
         E=ExactMatrix.of(arrays["embed_tokens.weight"]),
         P=ExactMatrix.of(arrays["embed_positions.weight"][: model.config.length]),

@@ -5,5 +5,7 @@ next to docs/soundness.md. Everything it does not accept, it refuses.
 """
 
 from assay.proofs.checker._check import check
+from assay.proofs.checker._common import BUDGET, LONGEST_NAME
+from assay.proofs.checker._read import read
 
-__all__ = ["check"]
+__all__ = ["BUDGET", "LONGEST_NAME", "check", "read"]

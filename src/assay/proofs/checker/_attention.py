@@ -6,7 +6,7 @@ tiers; searches prune by one rule only; counting packs polynomials into single i
 sitting, next to docs/soundness.md, whose theorem numbers appear below. Everything it does not accept, it refuses.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from math import comb
@@ -14,11 +14,31 @@ from typing import Any
 
 import numpy as np
 
-from assay.proofs.checker._common import groups, require, size_of, words
+from assay.proofs.checker._common import Budget, bounds, called, groups, identity, require, size_of, words
 
 _BITS = 320
 _U = 2.0**-53
 _FRACTION = 6
+_CHUNK = 2**18
+"""Numbers that a search holds at a time, for each position."""
+
+SHAPES = {
+    "embed_tokens.weight": "vd",
+    "embed_positions.weight": "pd",
+    "layers.0.attn.q_proj.weight": "hd",
+    "layers.0.attn.k_proj.weight": "hd",
+    "layers.0.attn.v_proj.weight": "hd",
+    "layers.0.attn.o_proj.weight": "dh",
+    "lm_head.weight": "vd",
+}
+"""The arrays of the model: v tokens, p = K + 1 positions, width d, h the width of the head."""
+
+NOT_CHECKED = ("strategy", "parameters", "operations")
+"""Of a strategy's name only that the evidence and the unexplained dimension fit it, of parameters only their names."""
+
+_PARAMETERS = {"separable": {"grid", "refine", "search", "two_sided"}, "subcubic-low-rank": {"remainder"}}
+_BY_BOXES = ("subcubic-low-rank", "subcubic", "cubic")
+_BY_SEARCH = ("brute-force", "exact")
 
 
 # -- the model as tables (theorem 1) ----------------------------------------------------------------------------------
@@ -75,11 +95,9 @@ def _powers(matrix: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _table(values: list[list[float]], rows: int) -> Any:
-    """Numbers of a proxy as a matrix."""
-    array = np.array(values, dtype=np.float64)
-    require(array.ndim == 2 and len(array) == rows and array.size > 0, "the proxy is malformed")
-    require(bool(np.isfinite(array).all()), "the proxy is malformed")
-    return _arb(array)
+    """Numbers of a proxy as a matrix, with no more columns than rows."""
+    require(len(values) == rows >= len(values[0]), "the proxy does not fit the model")
+    return _arb(np.array(values))
 
 
 def _project(states: Any, subspace: Mapping[str, Any], one: Any, *, shifted: bool) -> Any:
@@ -87,8 +105,8 @@ def _project(states: Any, subspace: Mapping[str, Any], one: Any, *, shifted: boo
     basis = _table(subspace["basis"], states.ncols())
     if not shifted:
         return states * basis * basis.transpose()
-    mean = one * _table([subspace["mean"]], 1)
-    require(mean.ncols() == states.ncols(), "the proxy is malformed")
+    require(len(subspace["mean"]) == states.ncols(), "the proxy does not fit the model")
+    mean = one * _arb(np.array([subspace["mean"]]))
     return mean + (states - mean) * basis * basis.transpose()
 
 
@@ -124,10 +142,29 @@ def _hard(model: _Model, token_scores: Any, position_scores: Any) -> _Hard:
     correct = np.zeros((len(model.EU), len(model.PV), len(model.EU), len(model.EU)), dtype=bool)
     for last in range(len(model.EU)):
         logits = model.EU[last] + model.EV[None] + model.PV[:, None]
-        for x in range(len(model.EU)):
-            others = np.delete(logits, x, axis=2)
-            correct[last, :, :, x] = logits[:, :, x] - others.max(axis=2, initial=-np.inf) > model.slack
+        second, first = np.moveaxis(np.partition(logits, -2, axis=2)[:, :, -2:], 2, 0)
+        correct[last] = (logits == first[:, :, None]) & (first - second > model.slack)[:, :, None]
     return _Hard(order, correct)
+
+
+def _proxy_words(proxy: Mapping[str, Any], head: int) -> str:
+    """What the record of a proxy says that it is, with the largest rank that its matrices can have."""
+    if proxy["kind"] == "one-hot":
+        return "attention to the best key only, of equal ones the first"
+    if proxy["kind"] == "uniform":
+        return "equal attention to all keys"
+    if proxy["kind"] == "projection":
+        queries, keys = (len(proxy[side]["basis"][0]) for side in ("queries", "keys"))
+        rank = str(queries) if queries == keys else f"{queries} (queries) and {keys} (keys)"
+        return f"queries and keys projected, x -> mean + (x - mean) B B^T, with rank at most {rank} of {head}"
+    require((proxy["left"] is None) == (proxy["right"] is None), "the proxy is half a matrix")
+    require(proxy["left"] is not None or proxy["average_positions"], "the proxy is the subject itself")
+    parts = []
+    if proxy["left"] is not None:
+        parts.append(f"scores of tokens replaced by a matrix of rank at most {len(proxy['left'][0])}")
+    if proxy["average_positions"]:
+        parts.append("scores of positions replaced by 0")
+    return ", ".join(parts)
 
 
 def _models(weights: Mapping[str, np.ndarray], length: int, head: int, proxy: Mapping[str, Any] | None) -> list[Any]:
@@ -163,7 +200,7 @@ def _models(weights: Mapping[str, np.ndarray], length: int, head: int, proxy: Ma
             )
         if proxy["kind"] == "scores" and proxy["left"] is not None:
             left, right = _table(proxy["left"], E.nrows()), _table(proxy["right"], E.nrows())
-            require(left.ncols() == right.ncols(), "the proxy is malformed")
+            require(left.ncols() == right.ncols(), "the proxy does not fit the model")
             token = _powers(left * right.transpose())
         if proxy["kind"] == "uniform":
             token = np.ones_like(token[0]), np.zeros_like(token[1])
@@ -230,18 +267,47 @@ def _scaled(values: np.ndarray, unit: int, multiplier: int, power: int, *, up: b
     return np.ldexp(values, max(unit - power, -900))
 
 
-def _ways(slack: np.ndarray, limit: int, copies: tuple[int, int]) -> int:
-    """How many ways to fill the free positions, with a number of copies, so that slacks add up to at most `limit`."""
+@dataclass
+class _Count:
+    """How many ways there are to fill the free positions with slacks that add up to at most `limit`, and its use.
+
+    `slack` is by position and token, the largest token last; of it there are copies[0] to copies[1]. `recorded` must be
+    no fewer if `up`, no more otherwise.
+    """
+
+    slack: np.ndarray
+    limit: int
+    copies: tuple[int, int]
+    recorded: int
+    up: bool
+
+    @property
+    def length(self) -> int:
+        """Bytes of the largest number of ways."""
+        free, tokens = self.slack.shape
+        return int(tokens**free).bit_length() // 8 + 1
+
+    def cost(self) -> int:
+        """What counting takes, from sizes alone."""
+        require(self.limit < 2**24, "the grid is finer than the checker accepts")
+        free, tokens = self.slack.shape
+        states = self.copies[0] + 1 if self.copies[1] == free else self.copies[1] + 1
+        return free * (3_000 * tokens + states * (10_000 + 20 * self.length * max(0, self.limit + 1)))
+
+    def check(self) -> None:
+        """Count, and refuse a number that was recorded wrongly."""
+        found = _ways(self.slack, self.limit, self.copies, self.length) if self.limit >= 0 else 0
+        right = found <= self.recorded if self.up else self.recorded <= found
+        require(right, f"a {'relaxation' if self.up else 'credit'} holds {found} inputs, not {self.recorded}")
+
+
+def _ways(slack: np.ndarray, limit: int, copies: tuple[int, int], length: int) -> int:
+    """How many ways there are, each number in `length` bytes of one integer."""
     from flint import fmpz  # noqa: PLC0415
 
-    if limit < 0:
-        return 0
-    require(limit < 2**24, "the grid is finer than the checker accepts")
-    free, tokens = slack.shape
-    width = (tokens**free).bit_length() + 1
-    whole = (fmpz(1) << (width * (limit + 1))) - 1
-    least, most = copies
+    free, (least, most), width = len(slack), copies, 8 * length
     open_end = most == free
+    whole = (fmpz(1) << (width * (limit + 1))) - 1
     state = {0: fmpz(1)}
     for p in range(free):
         reachable = slack[p] <= limit
@@ -258,13 +324,8 @@ def _ways(slack: np.ndarray, limit: int, copies: tuple[int, int]) -> int:
                 following[taken + 1] = following.get(taken + 1, fmpz(0)) + (ways * copy & whole)
         state = following
     total = int(sum((ways for taken, ways in state.items() if taken >= least), fmpz(0)))
-    mask, found = (1 << width) - 1, 0
-    for shift in range(0, width * (limit + 1), width * 64):
-        block = (total >> shift) & ((1 << (width * 64)) - 1)
-        while block:
-            found += block & mask
-            block >>= width
-    return found
+    digits = np.frombuffer(total.to_bytes(length * (limit + 1), "little"), dtype=np.uint8).reshape(-1, length)
+    return sum(int(digit) << (8 * place) for place, digit in enumerate(digits.sum(axis=0, dtype=np.int64)))
 
 
 def _on_grid(tops: list[int], last: float) -> tuple[np.ndarray, float]:
@@ -274,126 +335,170 @@ def _on_grid(tops: list[int], last: float) -> tuple[np.ndarray, float]:
     return top, 2.0**-34 + 4 * _U * (float(np.abs(top).sum()) + abs(last))
 
 
-def _at_most(values: np.ndarray, last: float, tops: list[int], copies: tuple[int, int]) -> int:
-    """How many inputs at most have a sum of `values` (position, token) and `last` of 0 or more (theorems 3 and 4)."""
+def _at_most(values: np.ndarray, last: float, tops: list[int]) -> tuple[np.ndarray, int]:
+    """Slacks and a limit that all inputs keep whose `values` (position, token) and `last` add up to 0 or more.
+
+    Theorems 3 and 4.
+    """
     top, guard = _on_grid(tops, last)
     require(bool((values <= top[:, None] + guard).all()), "a contribution exceeds its recorded top")
     slack = np.maximum(np.floor(top[:, None] - np.maximum(values, -(2.0**60)) - guard), 0)
     # Each position may exceed its top, and the sum may be off, by what is given away.
-    return _ways(slack, int(np.floor(float(top.sum()) + last + (len(top) + 1) * guard)), copies)
+    return slack, int(np.floor(float(top.sum()) + last + (len(top) + 1) * guard))
 
 
-def _at_least(values: np.ndarray, last: float, tops: list[int], copies: tuple[int, int]) -> int:
-    """How many inputs at least have a sum above 0 (theorem 9)."""
+def _at_least(values: np.ndarray, last: float, tops: list[int]) -> tuple[np.ndarray, int]:
+    """Slacks and a limit that only inputs keep whose sum is above 0 (theorem 9)."""
     top, guard = _on_grid(tops, last)
     slack = np.maximum(np.ceil(top[:, None] - np.maximum(values, -(2.0**60)) + guard), 0)
-    return _ways(slack, int(np.ceil(float(top.sum()) + last - guard)) - 1, copies)
+    return slack, int(np.ceil(float(top.sum()) + last - guard)) - 1
 
 
 _Bounds = tuple[np.ndarray, np.ndarray, int]
 _Group = tuple[int, int, int, tuple[int, int]]
 
 
-def _named(names: list[list[int]], entry: Mapping[str, Any], bounds: list[_Bounds]) -> list[tuple[int, int]]:
+def _named(
+    names: list[list[int]], entry: Mapping[str, Any], found: list[_Bounds], budget: Budget
+) -> list[tuple[int, int]]:
     """The (model, output) pairs that an entry lists, which must be fit for use and have a scaling each."""
+    budget.spend(50_000 + len(names) * (10_000 + 20 * found[0][0][0].size), "counting on a grid")
     pairs = [(index, x) for index, x in names]
     rows = len(entry["multipliers"]), len(entry["powers"]), len(pairs), len(set(pairs))
     require(rows[0] == rows[1] == rows[2] == rows[3] > 0, "a list of outputs is malformed")
-    require(len(entry["tops"]) == bounds[0][0].shape[1] - 1, "a list of tops is malformed")
-    outputs = len(bounds[0][0])
-    require(all(0 <= i < len(bounds) and 0 <= x < outputs for i, x in pairs), "an output is out of range")
+    require(len(entry["tops"]) == found[0][0].shape[1] - 1, "a list of tops is malformed")
+    outputs = len(found[0][0])
+    require(all(0 <= i < len(found) and 0 <= x < outputs for i, x in pairs), "an output is out of range")
     return pairs
 
 
-def _check_relaxation(relaxation: Mapping[str, Any], bounds: list[_Bounds], m: int, copies: tuple[int, int]) -> int:
-    """How many inputs a relaxation admits; it holds all that one of its outputs makes wrong."""
-    names = _named(relaxation["outputs"], relaxation, bounds)
+def _check_relaxation(
+    relaxation: Mapping[str, Any], found: list[_Bounds], m: int, copies: tuple[int, int], budget: Budget
+) -> _Count:
+    """The inputs that a relaxation admits, to be counted; it holds all that one of its outputs makes wrong."""
+    names = _named(relaxation["outputs"], relaxation, found, budget)
     require(all(x != m for _, x in names), "a relaxation lists the largest token")
-    joint = np.full(bounds[0][0].shape[1:], -np.inf)
+    joint = np.full(found[0][0].shape[1:], -np.inf)
     for (index, x), multiplier, power in zip(names, relaxation["multipliers"], relaxation["powers"], strict=True):
-        joint = np.maximum(joint, _scaled(bounds[index][0][x], bounds[index][2], multiplier, power, up=True))
-    return _at_most(joint[:-1, :-1], float(joint[-1, -1]), relaxation["tops"], copies)
+        joint = np.maximum(joint, _scaled(found[index][0][x], found[index][2], multiplier, power, up=True))
+    grid = _at_most(joint[:-1, :-1], float(joint[-1, -1]), relaxation["tops"])
+    return _Count(*grid, copies, relaxation["count"], up=True)
 
 
 def _check_credit(
-    credit: Mapping[str, Any], bounds: list[_Bounds], suspects: set[tuple[int, int]], m: int, copies: tuple[int, int]
-) -> int:
-    """How many inputs a credit surely holds, on which every model prefers its output to all others."""
-    x, rivals = credit["output"], _named(credit["rivals"], credit, bounds)
-    require(0 <= x < len(bounds[0][0]) and x != m, "an output is out of range")
-    needed = {(index, m) for index in range(len(bounds))} | {name for name in suspects if name[1] != x}
+    credit: Mapping[str, Any],
+    found: list[_Bounds],
+    suspects: set[tuple[int, int]],
+    m: int,
+    copies: tuple[int, int],
+    *,
+    budget: Budget,
+) -> _Count:
+    """The inputs that a credit surely holds, to be counted, on which every model prefers its output to all others."""
+    x, rivals = credit["output"], _named(credit["rivals"], credit, found, budget)
+    require(0 <= x < len(found[0][0]) and x != m, "an output is out of range")
+    needed = {(index, m) for index in range(len(found))} | {name for name in suspects if name[1] != x}
     require(needed <= set(rivals), "a credit leaves out an output that could win")
     require(all(y != x for _, y in rivals), "a credit lists its own output")
-    joint = np.full(bounds[0][0].shape[1:], np.inf)
+    joint = np.full(found[0][0].shape[1:], np.inf)
     for (index, y), multiplier, power in zip(rivals, credit["multipliers"], credit["powers"], strict=True):
-        upper, lower, unit = bounds[index]
+        upper, lower, unit = found[index]
         lead = lower[x] if y == m else np.nextafter(lower[x] - upper[y], -np.inf)
         joint = np.minimum(joint, _scaled(lead, unit, multiplier, power, up=False))
-    return _at_least(joint[:-1, :-1], float(joint[-1, -1]), credit["tops"], copies)
+    grid = _at_least(joint[:-1, :-1], float(joint[-1, -1]), credit["tops"])
+    return _Count(*grid, copies, credit["count"], up=False)
 
 
 def _predicted(high: np.ndarray, low: np.ndarray, outputs: list[int], m: int) -> np.ndarray:
     """What surely wins on each input (row) given bounds on the leads of `outputs` over m, or -1."""
     token = np.where((high < 0).all(axis=1), m, -1)
-    for row, x in enumerate(outputs):
-        rival = np.delete(high, row, axis=1).max(axis=1, initial=0)
-        token = np.where((low[:, row] > rival), x, token)
-    return token
+    if not outputs:
+        return token
+    # The largest lead, m's own 0 included, and the next: one of them is the best rival's.
+    whole = np.concatenate([high, np.zeros((len(high), 2), dtype=high.dtype)], axis=1)
+    second, first = np.partition(whole, -2, axis=1)[:, -2:].T[:, :, None]
+    wins = low > np.where(high < first, first, second)
+    return np.where(wins.any(axis=1), np.array(outputs)[wins.argmax(axis=1)], token)
 
 
-def _search(bounds: list[_Bounds], suspects: list[tuple[int, int]], m: int, copies: tuple[int, int]) -> tuple[int, int]:
+_Block = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Partial inputs of a group: upper and lower sums by (input, output), and the copies of the largest token so far."""
+
+
+def _extended(block: _Block, upper: np.ndarray, lower: np.ndarray, likely: int, budget: Budget) -> Iterator[_Block]:
+    """The same inputs with every token at one more position, whose bounds are given by (output, token).
+
+    The best tokens of the output `likely` come first, so that a search soon comes upon a wrong input.
+    """
+    order = np.argsort(-upper[likely], kind="stable")
+    upper, lower, copy = upper[:, order], lower[:, order], order == len(order) - 1
+    outputs, step = len(upper), max(1, _CHUNK // upper.size)
+    for begin in range(0, len(block[0]), step):
+        high, low, taken = (part[begin : begin + step] for part in block)
+        budget.spend(50_000 + 20 * len(high) * upper.size, "searching a group")
+        yield (
+            (high[:, None] + upper.T).reshape(-1, outputs),
+            (low[:, None] + lower.T).reshape(-1, outputs),
+            (taken[:, None] + copy).ravel(),
+        )
+
+
+def _search(
+    found: list[_Bounds], suspects: list[tuple[int, int]], m: int, copies: tuple[int, int], *, most: int, budget: Budget
+) -> tuple[int, int]:
     """How many inputs of a group are surely, and how many possibly, wrong: all of them, one position at a time.
 
-    `bounds` holds each model's bounds of contributions by (output, position, token), of which the `suspects` are
-    looked at. A partial input is dropped when no output's best completion reaches 0. With two
-    models an input is wrong when they predict different tokens.
+    `found` holds each model's bounds of contributions by (output, position, token), of which the `suspects` are
+    looked at. A partial input is dropped when no output's best completion reaches 0. With two models an input is wrong
+    when they predict different tokens. The search ends early where more than `most` inputs are possibly wrong.
     """
-    whole = [_integers(upper, lower) for upper, lower, _ in bounds]
+    whole = [_integers(upper, lower) for upper, lower, _ in found]
     upper = np.array([whole[index][0][x] for index, x in suspects])
     lower = np.array([whole[index][1][x] for index, x in suspects])
-    free, tokens = upper.shape[1] - 1, upper.shape[2] - 1
+    free = upper.shape[1] - 1
+    # Positions whose contributions vary most come first; the last one is fixed.
+    order = [*np.argsort(-np.ptp(upper[:, :-1, :-1], axis=2).max(axis=0), kind="stable"), free]
+    upper, lower = upper[:, order], lower[:, order]
     rest = np.zeros((free + 1, len(upper)), dtype=np.int64)
     for p in range(free - 1, -1, -1):
         rest[p] = rest[p + 1] + upper[:, p, :-1].max(axis=1)
-    stack = [(0, upper[None, :, -1, -1], lower[None, :, -1, -1], np.zeros(1, dtype=np.int64))]
+    likely = int((rest[0] + upper[:, -1, -1]).argmax())
+    start = upper[None, :, -1, -1], lower[None, :, -1, -1], np.zeros(1, dtype=np.int64)
+    stack: list[Iterator[_Block]] = [iter([start])]
     surely = possibly = 0
-    while stack:
-        p, high, low, taken = stack.pop()
+    while stack and possibly <= most:
+        block = next(stack[-1], None)
+        if block is None:
+            stack.pop()
+            continue
+        p, (high, low, taken) = len(stack) - 1, block
         keep = (high + rest[p] >= 0).any(axis=1) & (taken <= copies[1])
         high, low, taken = high[keep], low[keep], taken[keep]
-        if p == free:
-            member = taken >= copies[0]
-            if len(whole) == 1:
-                possibly += int(member.sum())
-                surely += int(((low >= 0).any(axis=1) & member).sum())
-                continue
-            first, second = (
-                _predicted(high[member][:, rows], low[member][:, rows], [suspects[row][1] for row in rows], m)
-                for rows in ([row for row, name in enumerate(suspects) if name[0] == index] for index in (0, 1))
-            )
-            possibly += int(((first != second) | (first < 0)).sum())
-            surely += int(((first != second) & (first >= 0) & (second >= 0)).sum())
+        if p < free:
+            stack.append(_extended((high, low, taken), upper[:, p, :-1], lower[:, p, :-1], likely, budget))
             continue
-        step = max(1, 2**21 // (tokens * len(upper)))
-        for begin in range(0, len(high), step):
-            rows = slice(begin, begin + step)
-            stack.append(
-                (
-                    p + 1,
-                    (high[rows, None] + upper[:, p, :-1].T).reshape(-1, len(upper)),
-                    (low[rows, None] + lower[:, p, :-1].T).reshape(-1, len(upper)),
-                    (taken[rows, None] + (np.arange(tokens) == tokens - 1)).ravel(),
-                )
-            )
+        member = taken >= copies[0]
+        if len(whole) == 1:
+            possibly += int(member.sum())
+            surely += int(((low >= 0).any(axis=1) & member).sum())
+            continue
+        first, second = (
+            _predicted(high[member][:, rows], low[member][:, rows], [suspects[row][1] for row in rows], m)
+            for rows in ([row for row, name in enumerate(suspects) if name[0] == index] for index in (0, 1))
+        )
+        possibly += int(((first != second) | (first < 0)).sum())
+        surely += int(((first != second) & (first >= 0) & (second >= 0)).sum())
     return surely, possibly
 
 
-def _hard_wrong(hard: _Hard, group: _Group, free: int) -> int:
+def _hard_wrong(hard: _Hard, group: _Group, free: int, budget: Budget) -> int:
     """On how many inputs of a group hard attention may not predict m (theorem 10).
 
     The keys are let in from worst to best; the inputs that a new key completes are those in which it wins.
     """
     q, m, low, copies = group
+    keys = free * (m - low + 1)
+    budget.spend(200 * len(hard.order[q]) + keys * (1_500 + 50 * free**2), "letting keys in")
     allowed, maxima = [0] * (free + 1), [0] * free
     found = before = 0
     for p, t in hard.order[q]:
@@ -418,11 +523,12 @@ def _hard_wrong(hard: _Hard, group: _Group, free: int) -> int:
 
 
 def _hard_differs(
-    hard: _Hard, upper: np.ndarray, lower: np.ndarray, outputs: list[int], group: _Group
+    hard: _Hard, upper: np.ndarray, lower: np.ndarray, outputs: list[int], group: _Group, *, budget: Budget
 ) -> tuple[int, int]:
     """On how many inputs of a group subject and hard attention surely, and possibly, predict different tokens."""
     q, m, low, copies = group
     free, tokens = upper.shape[1] - 1, m - low + 1
+    budget.spend(tokens**free * (20 * (free + 1) * (len(outputs) + 5) + 5 * len(upper)), "looking at every input")
     place = np.full((free + 1, m + 1), -1)
     for index, (p, t) in enumerate(hard.order[q]):
         if t <= m:
@@ -452,17 +558,29 @@ def _hard_differs(
 
 
 def _check_piece(
-    piece: Mapping[str, Any], bounds: list[_Bounds], suspects: set[tuple[int, int]], group: _Group, size: int
+    piece: Mapping[str, Any],
+    found: list[_Bounds],
+    suspects: set[tuple[int, int]],
+    group: _Group,
+    size: int,
+    *,
+    counts: list[_Count],
+    budget: Budget,
 ) -> tuple[int, int]:
-    """How many inputs of a group surely, and possibly, are wrong, as far as the piece shows."""
+    """How many inputs of a group surely, and possibly, are wrong, as far as the piece shows if `counts` are right."""
     _, m, _, copies = group
     if not piece["relaxations"]:
         require(piece["credits"] == [], "a searched group has credits")
-        return _search(bounds, sorted(suspects), m, copies) if suspects else (0, 0)
+        if not suspects:
+            return 0, 0
+        most = piece["wrong"] - piece["proxy_wrong"]
+        return _search(found, sorted(suspects), m, copies, most=most, budget=budget)
     covered: set[tuple[int, int]] = set()
     for relaxation in piece["relaxations"]:
-        count = _check_relaxation(relaxation, bounds, m, copies)
-        require(min(count, size) <= relaxation["count"] <= size, f"a relaxation holds {count} inputs")
+        require(relaxation["count"] <= size, f"a relaxation holds more than the {size} inputs of its group")
+        count = _check_relaxation(relaxation, found, m, copies, budget)
+        if relaxation["count"] < size:
+            counts.append(count)
         covered |= {(index, x) for index, x in relaxation["outputs"]}
     require(suspects <= covered, "an output that could win is left out")
     possibly, surely = min(sum(relaxation["count"] for relaxation in piece["relaxations"]), size), 0
@@ -470,14 +588,13 @@ def _check_piece(
         len({credit["output"] for credit in piece["credits"]}) == len(piece["credits"]), "two credits for one output"
     )
     for credit in piece["credits"]:
-        count = _check_credit(credit, bounds, suspects, m, copies)
-        require(0 <= credit["count"] <= count, f"a credit holds {count} inputs")
+        counts.append(_check_credit(credit, found, suspects, m, copies, budget=budget))
         surely += credit["count"]
     # Of two models, the inputs of credits are agreed upon (theorem 7); of one, they are wrong.
-    return (surely, possibly) if len(bounds) == 1 else (0, possibly - surely)
+    return (surely, possibly) if len(found) == 1 else (0, possibly - surely)
 
 
-def _check_pieces(content: Mapping[str, Any], models: list[Any]) -> tuple[int, int]:
+def _check_pieces(content: Mapping[str, Any], models: list[Any], budget: Budget) -> tuple[int, int]:
     """Returns possibly and surely wrong inputs; every group that is not listed is shown to be right throughout."""
     listed: dict[tuple[int, int], Mapping[str, Any]] = {}
     for piece in content["pieces"]:
@@ -485,40 +602,45 @@ def _check_pieces(content: Mapping[str, Any], models: list[Any]) -> tuple[int, i
         listed[piece["last"], piece["maximum"]] = piece
     hard = models[1] if isinstance(models[-1], _Hard) else None
     soft = models[:1] if hard else models
+    counts: list[_Count] = []
     free, wrong, surely_wrong = content["inputs"]["length"] - 1, 0, 0
     for q, m, low, copies in groups(content["inputs"]):
         size = size_of(free, m - low, copies)
         if size == 0:
             continue
-        bounds = [_contributions(model, q, m, low) for model in soft]
-        whole = [_integers(upper, lower) for upper, lower, _ in bounds]
+        found = [_contributions(model, q, m, low) for model in soft]
+        whole = [_integers(upper, lower) for upper, lower, _ in found]
         suspects: set[tuple[int, int]] = set()
         for index in range(len(soft)):
-            reach = _reaches(bounds[index][0], whole[index][0], copies[0] >= 1)
+            reach = _reaches(found[index][0], whole[index][0], copies[0] >= 1)
             reach[m] = False
             suspects |= {(index, int(x)) for x in np.flatnonzero(reach)}
-        misled = _hard_wrong(hard, (q, m, low, copies), free) if hard else 0
+        misled = _hard_wrong(hard, (q, m, low, copies), free, budget) if hard else 0
         piece = listed.pop((q, m), None)
         if piece is None:
             require(not suspects and not misled, f"group {(q, m)} is not shown to be right")
             continue
         if hard and content["strategy"] == "brute-force":
             require(piece["relaxations"] == piece["credits"] == [], "the strategy does not fit the proof")
-            require(content["inputs"]["size"] <= 2**26, "the set is too large to look at each input")
             outputs = sorted(x for _, x in suspects)
-            surely, possibly = _hard_differs(hard, *whole[0], outputs, (q, m, low, copies))
+            surely, possibly = _hard_differs(hard, *whole[0], outputs, (q, m, low, copies), budget=budget)
         else:
-            surely, possibly = _check_piece(piece, bounds, suspects, (q, m, low, copies), size)
+            surely, possibly = _check_piece(
+                piece, found, suspects, (q, m, low, copies), size, counts=counts, budget=budget
+            )
             if hard:
                 require(misled <= piece["proxy_wrong"] <= size, f"hard attention is wrong on {misled} inputs")
                 require(piece["credits"] == [], "credits do not fit hard attention")
                 surely, possibly = 0, min(possibly + piece["proxy_wrong"], size)
-        require(possibly <= piece["wrong"] <= size, f"group {(q, m)} has up to {possibly} wrong inputs")
+        require(possibly <= piece["wrong"] <= size, f"group {(q, m)} has {possibly} inputs that may be wrong, or more")
         require(0 <= piece["surely_wrong"] <= surely, f"group {(q, m)} has only {surely} surely wrong inputs")
         require(hard is not None or piece["proxy_wrong"] == 0, "there is no hard attention")
         wrong += piece["wrong"]
         surely_wrong += piece["surely_wrong"]
     require(not listed, "a listed group is not in the set of inputs")
+    budget.spend(sum(count.cost() for count in counts), "counting on grids")
+    for count in counts:
+        count.check()
     return wrong, surely_wrong
 
 
@@ -529,7 +651,7 @@ def _largest(at_maximum: np.ndarray, best: np.ndarray, last: float, smaller: int
     return sum(held) + sum(gains[len(gains) - smaller :]) + Fraction(float(last))
 
 
-def _check_boxes(content: Mapping[str, Any], model: _Model) -> int:
+def _check_boxes(content: Mapping[str, Any], model: _Model, budget: Budget) -> int:
     """Returns how many inputs the boxes hold; each box is shown to be right by its exact worst case (theorem 5)."""
     boxes: dict[tuple[int, int], list[int]] = {}
     for box in content["boxes"]:
@@ -548,6 +670,7 @@ def _check_boxes(content: Mapping[str, Any], model: _Model) -> int:
                 continue
             possible = copies[0] <= free - smaller <= copies[1]
             require(possible, f"a box of group {(q, m)} has a number of copies that the set does not")
+            budget.spend(40_000 + 3 * at_maximum.size * (mask.bit_count() + 5), "the worst cases of boxes")
             members = [t for t in range(low, m) if mask >> t & 1]
             last, best = upper[:, -1, -1], at_maximum
             if smaller:
@@ -557,6 +680,7 @@ def _check_boxes(content: Mapping[str, Any], model: _Model) -> int:
             size = (np.abs(best) + 2 * np.abs(at_maximum)).sum(axis=1) + np.abs(last)
             # Twice the rounding of sums of fewer than 2 (K + 4) terms; within it, added up again in rational numbers.
             doubtful = np.flatnonzero(worst + 4 * (free + 9) * _U * size >= 0)
+            budget.spend(10_000 * free * len(doubtful), "the worst cases of boxes in rational numbers")
             right = all(_largest(at_maximum[x], best[x], last[x], smaller) < 0 for x in doubtful)
             require(right, f"a box of group {(q, m)} holds a wrong input")
             correct += comb(free, smaller) * len(members) ** smaller
@@ -564,40 +688,69 @@ def _check_boxes(content: Mapping[str, Any], model: _Model) -> int:
     return correct
 
 
-def check_attention(content: Mapping[str, Any], weights: Mapping[str, np.ndarray], head: int) -> None:
-    """Check a certificate about a MaxOfKForCausalLM with heads of width `head`; silence means that it holds."""
-    subject, inputs = content["subject"], content["inputs"]
-    length = len(weights["embed_positions.weight"]) - 1
-    sizes = len(weights["embed_tokens.weight"]), length
-    require((subject["vocabulary"], subject["length"]) == sizes, "the subject has other sizes")
-    require((inputs["vocabulary"], inputs["length"]) == sizes, "the set of inputs is not the subject's")
-    by_boxes = ("subcubic-low-rank", "subcubic", "cubic")
-    require(content["strategy"] in ("brute-force", "separable", "exact", *by_boxes), "the strategy is unknown")
-    require((content["proxy"] is None) == (content["quantity"] == "accuracy"), "the quantity does not fit the proxy")
-    require(content["quantity"] in ("accuracy", "agreement"), "the quantity is unknown")
+def _spend(content: Mapping[str, Any], sizes: Mapping[str, int], budget: Budget) -> None:
+    """What is known from sizes alone: the tables, the bounds of contributions in every group, inputs to be visited."""
+    proxy, inputs, v, d, h, length = content["proxy"], content["inputs"], *(sizes[letter] for letter in "vdhp")
+    soft = 2 if proxy is not None and proxy["kind"] != "one-hot" else 1
+    budget.spend(soft * (20_000 * v * (3 * v + 2 * length) + 200 * d * (v + d) * (v + h + length)), "the tables")
+    if proxy is not None and proxy["kind"] == "one-hot":
+        budget.spend(v * v * length * (3_000 + 20 * v) + 1_000 * d * (v + d) * (v + h), "the order of all keys")
+    size = length * (1_000 + length * v.bit_length())
+    total = 0
+    for m in range(inputs["minimum_maximum"], v):
+        tokens = m + 1 if inputs["within"] is None else min(m, inputs["within"]) + 1
+        total += tokens * (size + soft * (100_000 + 12 * v * length * (tokens + length)))
+    budget.spend(total, "the worst case of every group")
+    # A search visits the wrong inputs of its group one by one.
+    searched = [piece for piece in content["pieces"] or () if not piece["relaxations"]]
+    visited = sum(max(0, piece["wrong"] - piece["proxy_wrong"]) for piece in searched)
+    budget.spend(20 * visited, "searching the groups that were not counted")
 
+
+def check(
+    content: Mapping[str, Any],
+    weights: Mapping[str, np.ndarray],
+    sizes: Mapping[str, int],
+    config: Mapping[str, Any],
+    budget: Budget,
+) -> None:
+    """Check a certificate about a MaxOfKForCausalLM; silence means that it holds."""
+    subject, inputs, proxy, strategy = (content[key] for key in ("subject", "inputs", "proxy", "strategy"))
+    v, h, length = sizes["v"], sizes["h"], sizes["p"] - 1
+    require(config.get("head_dim") == h, "the model scales its scores by another width than that of its head")
+    require(v >= 2 and length >= 2, "there is nothing to compare")
+    require((subject["vocabulary"], subject["length"]) == (v, length), "the subject has other sizes")
+    require((inputs["vocabulary"], inputs["length"]) == (v, length), "the set of inputs is not the subject's")
+    require(strategy in ("separable", *_BY_SEARCH, *_BY_BOXES), "the strategy is unknown")
+    require((proxy is None) == (content["quantity"] == "accuracy"), "the quantity does not fit the proxy")
+    require(content["quantity"] in ("accuracy", "agreement"), "the quantity is unknown")
+    require(content["blocks"] is None, "the evidence does not belong to an attention model")
+    require(content["parameters"].keys() == _PARAMETERS.get(strategy, set()), "the parameters are not the strategy's")
+
+    described = "" if proxy is None else f" The proxy: {_proxy_words(proxy, h)}."
+    _spend(content, sizes, budget)
     size = sum(size_of(length - 1, m - low, copies) for _, m, low, copies in groups(inputs))
     require(size == inputs["size"] > 0, f"the set has {size} inputs, not {inputs['size']}")
-    v = sizes[0]
     dimension = {"brute-force": size * v, "subcubic-low-rank": 2 * v * v + (2 * length + 3) * v}
-    stated = dimension.get(content["strategy"], 3 * v * v + 2 * length * v)
+    stated = dimension.get(strategy, 3 * v * v + 2 * length * v)
     require(content["unexplained_dimension"] == stated, f"the unexplained dimension is {stated}")
-    models = _models(weights, length, head, content["proxy"])
-    if content["strategy"] in by_boxes:
+    models = _models(weights, length, h, proxy)
+    if strategy in _BY_BOXES:
         require(content["pieces"] is None and content["boxes"] is not None, "the strategy does not fit the proof")
         require(content["quantity"] == "accuracy", "boxes prove accuracy only")
-        at_least, at_most = _check_boxes(content, models[0]), size
+        at_least, at_most = _check_boxes(content, models[0], budget), size
     else:
         require(content["boxes"] is None and content["pieces"] is not None, "the strategy does not fit the proof")
         counted = any(piece["relaxations"] for piece in content["pieces"])
-        require(not counted or content["strategy"] == "separable", "the strategy does not fit the proof")
-        wrong, surely_wrong = _check_pieces(content, models)
+        require(not counted or strategy == "separable", "the strategy does not fit the proof")
+        wrong, surely_wrong = _check_pieces(content, models, budget)
         at_least, at_most = size - wrong, size - surely_wrong
     require(content["at_least"] == at_least, f"at least {at_least} inputs are right, not {content['at_least']}")
     require(content["at_most"] == at_most, f"at most {at_most} inputs are right, not {content['at_most']}")
-    claim = f"{subject['name']} predicts the largest token"
-    if content["quantity"] == "agreement":
-        claim = f"{subject['name']} and its proxy predict the same token"
-    upper = f" and at most {at_most}" if at_most < size else ""
-    claim = f"Of {words(inputs)} ({size} inputs), {claim} on at least {at_least}{upper}."
+    claim = f"{called(subject)} predicts the largest token"
+    if proxy is not None:
+        claim = f"{called(subject)} and its proxy predict the same token"
+    number = bounds(at_least, at_most, size, exact=strategy in _BY_SEARCH)
+    model = f"one attention layer with one head, scale 1/sqrt({h}), no normalisation, no MLP, no bias"
+    claim = f"Of {words(inputs)}, {claim} on {number}; a tie does not count.{described} {identity(subject, model)}"
     require(content["statement"] == claim, f"the statement should read: {claim}")

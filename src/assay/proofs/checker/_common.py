@@ -1,16 +1,44 @@
-"""What every family's checker needs: refusing, and the sets of inputs that certificates are about."""
+"""What every family's checker needs: refusing, a budget, sets of inputs, and the sentence that is verified."""
 
+import json
 from collections.abc import Iterator, Mapping
 from math import comb
 from typing import Any
 
 from assay._errors import AssayError
 
+BUDGET = 10**11
+"""What a check may cost unless more is allowed, in operations of about a nanosecond: a minute or two."""
+
+LONGEST_NAME = 200
+"""Characters of a subject's name, which stands in the statement."""
+
 
 def require(condition: bool, reason: str) -> None:
     """Refuse the certificate for `reason` unless the condition holds."""
     if not condition:
         raise AssayError(f"certificate refuted: {reason}")
+
+
+class Budget:
+    """How much work a check may do. What a step costs follows from sizes and is spent before the step is taken."""
+
+    def __init__(self, operations: int) -> None:
+        self.allowed, self.spent = operations, 0
+
+    def spend(self, operations: int, step: str) -> None:
+        """Raise AssayError if `step` would take the check beyond the budget."""
+        self.spent += operations
+        if self.spent > self.allowed:
+            raise AssayError(
+                f"certificate not checked: {step} would bring it to {_about(self.spent)} operations, of which "
+                f"{_about(self.allowed)} are allowed; give a larger budget (assay verify --budget) if it is worth it."
+            )
+
+
+def _about(number: int) -> str:
+    """A number in two digits, however large."""
+    return f"{number:.1e}" if number < 10**300 else "more than 1e+300"
 
 
 def groups(inputs: Mapping[str, Any]) -> Iterator[tuple[int, int, int, tuple[int, int]]]:
@@ -41,4 +69,24 @@ def words(inputs: Mapping[str, Any]) -> str:
     if inputs["copies"] is not None:
         parts.append(f"exactly {inputs['copies']} tokens equal the largest")
     where = " in which " + " and ".join(parts) if parts else ""
-    return f"all sequences of {inputs['length']} tokens out of {inputs['vocabulary']}{where}"
+    return f"all sequences of {inputs['length']} tokens out of {inputs['vocabulary']}{where} ({inputs['size']} inputs)"
+
+
+def called(subject: Mapping[str, Any]) -> str:
+    """The subject by the name that the certificate gives it, in quotes: what is in them is not the checker's word."""
+    return f"the model called {json.dumps(subject['name'], ensure_ascii=False)}"
+
+
+def bounds(at_least: int, at_most: int, size: int, *, exact: bool) -> str:
+    """Bounds on a number of inputs in words; a proof that is `exact` says how many it leaves open."""
+    if at_least == at_most:
+        return f"exactly {at_least}"
+    if exact:
+        left = f"{at_most - at_least} left open: ties and near ties are not told apart"
+        return f"at least {at_least} and at most {at_most} ({left})"
+    return f"at least {at_least}" + (f" and at most {at_most}" if at_most < size else "")
+
+
+def identity(subject: Mapping[str, Any], model: str) -> str:
+    """What the model is, in words that follow from its weights."""
+    return f"The model: {model}, in real arithmetic; the SHA-256 of its weights is {subject['weights_sha256']}."

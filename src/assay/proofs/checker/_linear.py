@@ -11,12 +11,12 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from itertools import combinations_with_replacement
-from math import factorial
+from math import comb, factorial
 from typing import Any
 
 import numpy as np
 
-from assay.proofs.checker._common import require, words
+from assay.proofs.checker._common import Budget, bounds, called, groups, identity, require, size_of, words
 
 _BITS = 192
 _U = 2.0**-53
@@ -24,12 +24,20 @@ _UNIT = 2**50
 _LEAST = 2.0**-420
 _ROWS = 128
 _EXACT = ("brute-force", "symmetry", "gemm")
+_LONGEST = 20
+"""Tokens: 21! exceeds 63 bits."""
+
+SHAPES = {"embed_tokens.weight": "vd", "linear.weight": "dd", "lm_head.weight": "vd"}
+"""The arrays of the model: v tokens, width d."""
+
+NOT_CHECKED = ()
 
 
 def _multisets(inputs: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     """The multisets of the set, each ascending, sorted by their largest, then second largest token …; their orders."""
     n = inputs["length"]
-    tokens = np.array(list(combinations_with_replacement(range(inputs["vocabulary"]), n)), dtype=np.int64)
+    every = combinations_with_replacement(range(inputs["vocabulary"]), n)
+    tokens = np.fromiter(every, dtype=np.dtype((np.int64, n)))
     keep = tokens[:, -1] >= inputs["minimum_maximum"]
     if inputs["within"] is not None:
         keep &= tokens[:, 0] >= tokens[:, -1] - inputs["within"]
@@ -49,12 +57,11 @@ class _Model:
     sum of `counts[t, m]` times the logit of output m in row t.
     """
 
-    def __init__(self, weights: Mapping[str, np.ndarray], counts: np.ndarray) -> None:
+    def __init__(self, weights: Mapping[str, np.ndarray], counts: np.ndarray, budget: Budget) -> None:
         from flint import arb  # noqa: PLC0415
 
-        self.E, self.W, self.U = (weights[f"{name}.weight"] for name in ("embed_tokens", "linear", "lm_head"))
-        self.v, self.d = self.E.shape
-        require(self.W.shape == (self.d, self.d) and self.U.shape == self.E.shape, "the matrices do not fit")
+        self.E, self.W, self.U = (weights[name] for name in SHAPES)
+        (self.v, self.d), self.budget = self.E.shape, budget
         self.unembed = (_arb_matrix(self.U) * _arb_matrix(self.W)).transpose()
         self.logits, self.A = np.empty((self.v, self.v)), np.empty((self.v, self.v))
         self.top, self.answers = [], arb(0)
@@ -121,7 +128,8 @@ class _Model:
         from flint import arb  # noqa: PLC0415
 
         small = values < _LEAST
-        require(int(small.sum()) <= 2**12, "too many sums of exponentials are near underflow")
+        each = tokens.shape[1] * self.v * (50 * self.d + 5_000)
+        self.budget.spend(int(small.sum()) * each, "adding up sums of exponentials that are near underflow")
         total = arb(0)
         for weight in np.unique(weights):
             product = arb(1)
@@ -147,6 +155,7 @@ class _Model:
         rivals = [x for x in np.flatnonzero(logits >= logits[answer] - doubt).tolist() if x != answer]
         if not rivals or logits[rivals].max() > logits[answer] + doubt:
             return not rivals
+        self.budget.spend(2_000 * self.d * (len(tokens) + self.d + len(rivals) + 1), "logits in rational numbers")
         hidden = [sum(Fraction(float(self.E[t, k])) for t in tokens) for k in range(self.d)]
         mapped = [sum(Fraction(float(w)) * h for w, h in zip(row, hidden, strict=True)) for row in self.W]
 
@@ -233,19 +242,36 @@ def _length(
     return total(), dimension
 
 
-def check_linear(content: Mapping[str, Any], weights: Mapping[str, np.ndarray], length: int) -> None:
-    """Check a certificate about a LinearMaxForCausalLM that reads `length` tokens; silence means that it holds."""
+def check(
+    content: Mapping[str, Any],
+    weights: Mapping[str, np.ndarray],
+    sizes: Mapping[str, int],
+    config: Mapping[str, Any],
+    budget: Budget,
+) -> None:
+    """Check a certificate about a LinearMaxForCausalLM; silence means that it holds."""
     from flint import ctx  # noqa: PLC0415
 
     with ctx.workprec(_BITS):
-        _check(content, weights, length)
+        _check(content, weights, sizes, config.get("length"), budget)
 
 
-def _check(content: Mapping[str, Any], weights: Mapping[str, np.ndarray], n: int) -> None:
+def _spend(content: Mapping[str, Any], v: int, d: int, n: int, budget: Budget) -> None:
+    """What is known from sizes alone: the table, the multisets, and a matrix product for every n - 2 tokens."""
+    budget.spend(10 * v * d * (v + d) + 1_000 * v * v, "the table")
+    matrices = {"convexity": 2, "blocks": 4}.get(content["strategy"], 1)
+    budget.spend(comb(v + n - 3, n - 2) * matrices * (v**3 // 2 + 50 * v * v), "the sums of exponentials")
+    budget.spend(comb(v + n - 1, n) * (1_000 + 200 * n + 2 * v), "the multisets of tokens")
+
+
+def _check(
+    content: Mapping[str, Any], weights: Mapping[str, np.ndarray], sizes: Mapping[str, int], n: Any, budget: Budget
+) -> None:
+    v, d = sizes["v"], sizes["d"]
     subject, inputs, strategy, quantity = (content[key] for key in ("subject", "inputs", "strategy", "quantity"))
-    v = len(weights["embed_tokens.weight"])
     require((subject["vocabulary"], inputs["vocabulary"]) == (v, v), "the subject has another vocabulary")
-    require(subject["length"] == inputs["length"] == n >= 2, "the subject reads another number of tokens")
+    require(subject["length"] == inputs["length"] == n, "the subject reads another number of tokens")
+    require(2 <= n <= _LONGEST, f"the subject reads {n} tokens, and not 2 to {_LONGEST}")
     require(quantity in ("accuracy", "loss"), "the quantity is unknown")
     require(strategy in (*_EXACT, "convexity", "blocks"), "the strategy is unknown")
     require(strategy in ("brute-force", "symmetry") or n in (2, 3), "the strategy is for two or three tokens")
@@ -253,25 +279,28 @@ def _check(content: Mapping[str, Any], weights: Mapping[str, np.ndarray], n: int
     require(evidence == (None, None, None), "the evidence does not belong to a linear model")
     require((content["blocks"] is not None) == (strategy == "blocks"), "the strategy does not fit the proof")
     named = {"blocks": {"width", "top", "refine"}, "gemm": {"direct"} if quantity == "accuracy" else set()}
-    require(set(content["parameters"]) == named.get(strategy, set()), "the parameters are not the strategy's")
-    require(all(isinstance(x, int) for x in content["parameters"].values()), "a parameter is not a number")
+    require(content["parameters"].keys() == named.get(strategy, set()), "the parameters are not the strategy's")
+    require(all(type(x) is int for x in content["parameters"].values()), "a parameter is not a number")
 
-    tokens, orders = _multisets(inputs)
-    size = int(orders.sum())
+    _spend(content, v, d, n, budget)
+    size = sum(size_of(n - 1, m - low, copies) for _, m, low, copies in groups(inputs))
     require(size == inputs["size"] > 0, f"the set has {size} inputs, not {inputs['size']}")
+    # Numbers of inputs and of tokens in them are added up in 64 bits below.
+    require(n * size < 2**63, "the inputs of the set hold 2^63 tokens or more")
+    tokens, orders = _multisets(inputs)
     counts = np.zeros((v, v), dtype=np.int64)
     if quantity == "loss":
         for column in tokens.T:
             np.add.at(counts, (column, tokens[:, -1]), orders)
-    model = _Model(weights, counts)
+    model = _Model(weights, counts, budget)
     kept, low, high = _sums(content, model, tokens)
     if quantity == "loss":
         least, most = _loss(content, model, tokens, orders, occurrences=counts.sum(axis=1), low=low, high=high)
         require(content["at_least"] == 0 or 0 < content["at_least"] <= least, "the loss may be smaller than stated")
         require(most <= content["at_most"], "the loss may be larger than stated")
         least, most = _decimals(content["at_least"], False), _decimals(content["at_most"], True)
-        claim = f"the mean cross-entropy of {subject['name']} is at least {least} and at most {most} nats."
-        claim = f"Over {words(inputs)} ({size} inputs), {claim}"
+        claim = f"the mean cross-entropy of {called(subject)} is at least {least} and at most {most} nats."
+        claim = f"Over {words(inputs)}, {claim}"
     else:
         least = _right(content, model, tokens, orders, high)
         most = least if strategy in _EXACT else size
@@ -279,9 +308,11 @@ def _check(content: Mapping[str, Any], weights: Mapping[str, np.ndarray], n: int
         require(0 <= stated[0] <= least, f"at least {least} inputs are shown to be right, not {stated[0]}")
         require(stated[0] == least or strategy not in _EXACT, f"{least} inputs are right, not {stated[0]}")
         require(stated[1] == most, f"at most {most} inputs are right, not {stated[1]}")
-        upper = f" and at most {most}" if most < size else ""
-        claim = f"{subject['name']} predicts the largest token on at least {stated[0]}{upper}."
-        claim = f"Of {words(inputs)} ({size} inputs), {claim}"
+        number = bounds(stated[0], most, size, exact=False)
+        claim = f"{called(subject)} predicts the largest token on {number}; a tie does not count."
+        claim = f"Of {words(inputs)}, {claim}"
+    model_words = f"embeddings of width {d} added up, one linear map, no attention, no normalisation, no bias"
+    claim += f" {identity(subject, model_words)}"
     require(content["statement"] == claim, f"the statement should read: {claim}")
     operations, dimension = _length(content, model, tokens, kept)
     require(content["operations"] == operations, f"the proof takes {operations}")
@@ -342,6 +373,7 @@ def _right(content: Mapping[str, Any], model: _Model, tokens: np.ndarray, orders
         if content["strategy"] == "gemm":
             direct = content["parameters"]["direct"]
             require(int((~sure).sum()) <= direct <= len(tokens), "fewer answers were compared than had to be")
+        model.budget.spend(int((~sure).sum()) * (50_000 + 20 * tokens.shape[1] * model.v), "comparing logits")
         sure[~sure] = [model.right(row) for row in tokens[~sure].tolist()]
     return int(orders[sure].sum())
 

@@ -37,6 +37,7 @@ def certify_linear(
     operations = Operations()
     table = make_table(subject, operations)
     v, n = table.vocabulary, table.length
+    record = SubjectRecord.of(subject, vocabulary=v, length=n)
     inputs = inputs or InputSet(n, v)
     if (inputs.length, inputs.vocabulary) != (n, v):
         raise AssayError(
@@ -56,16 +57,17 @@ def certify_linear(
         )
     question = Question(table, inputs, quantity, operations)
     proof = prove(question, strategy, width=width, top=top, refine=refine)
+    width = table.embedding.shape[1]
     return Certificate(
         statement=statement_of(
+            record,
+            model=f"embeddings of width {width} added up, one linear map, no attention, no normalisation, no bias",
             quantity=quantity,
-            name=subject.name,
-            description=inputs.describe(),
+            inputs=inputs,
             at_least=proof.at_least,
             at_most=proof.at_most,
-            size=inputs.size,
         ),
-        subject=SubjectRecord.of(subject, vocabulary=v, length=n),
+        subject=record,
         proxy=None,
         inputs=InputsRecord(**asdict(inputs), size=inputs.size),
         quantity=quantity,

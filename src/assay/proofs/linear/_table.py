@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from assay._errors import AssayError
+from assay.proofs._certificate import float_weights
 from assay.proofs._exact import ExactMatrix
 from assay.proofs._operations import Operations
 from assay.proofs.linear._exponential import UNIT, exponential
@@ -63,13 +64,10 @@ def make_table(subject: Subject, operations: Operations) -> Table:
     more.
     """
     model = subject.model
-    if not isinstance(model, LinearMaxForCausalLM):
+    # A subclass may compute something else.
+    if type(model) is not LinearMaxForCausalLM:
         raise AssayError(f"{subject.name!r} is a {type(model).__name__}; this proof is about LinearMaxForCausalLM.")
-    arrays = {}
-    for key, tensor in model.state_dict().items():
-        if str(tensor.dtype) not in ("torch.float32", "torch.float64"):
-            raise AssayError(f"{subject.name!r} has {tensor.dtype} weights; load it with dtype=torch.float32.")
-        arrays[key] = tensor.detach().cpu().numpy()
+    arrays = float_weights(subject)
     E, W, U = (arrays[f"{name}.weight"] for name in ("embed_tokens", "linear", "lm_head"))
     (v, d), n = E.shape, model.config.length
     if (W.shape, U.shape) != ((d, d), (v, d)) or not 1 <= v <= LARGEST_VOCABULARY or not 1 <= d <= LARGEST_VOCABULARY:
