@@ -328,7 +328,8 @@ class Comparison:
         if not record.settings["controls"]:
             yield "No controls were judged: whether agreement means anything here is not known."
         for split in record.splits:
-            if split.different < split.sequences:
+            # What is only fitted on has no interval.
+            if split.role != "train" and split.different < split.sequences:
                 yield (
                     f"{split.sequences - split.different:,} of the {split.sequences:,} sequences of {split.name} are "
                     f"copies of others in it; the {split.different:,} different ones are the units of its intervals."
