@@ -1,9 +1,13 @@
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import assay
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_public_names_exist():
@@ -24,3 +28,12 @@ def test_the_stub_says_where_names_come_from():
 def test_torch_is_not_imported_before_it_is_needed():
     code = "import sys, assay.cli; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_readme_names_the_lowest_versions_that_are_allowed():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lowest = dict(re.match(r"([\w-]+)>=([\d.]+)", line).groups() for line in project["dependencies"])
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    named = dict(re.findall(r"(\w+) ([\d.]+)", re.search(r"lowest that `pyproject.toml` allows \((.+?)\)", readme)[1]))
+    assert named
+    assert named.items() <= lowest.items()

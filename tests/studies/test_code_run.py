@@ -10,8 +10,9 @@ import pytest
 from rich.console import Console
 
 from assay import AssayError
-from assay.faithfulness import Comparison
+from assay.faithfulness import Comparison, compare
 from assay.reports import Illustrations, TableView, markdown, percent, points, terminal_table
+from assay.simplify import SVD, KMeans, OneHotAttention
 from assay.studies import code
 from assay.studies._code_views import _p_value, telling_function
 from assay.subjects import Subject, code_model, load
@@ -86,7 +87,7 @@ def test_a_run_leaves_everything(task: Code, small: Subject, tmp_path: Path) -> 
         gap = alone.loc[(True, "SVD(rank=8)", head[0], shift[0]), "gap"]
         assert cells[1 + KINDS.index("keyword")][0] == points(gap)
     assert {chart.name for chart in shown.charts} == {
-        "gap-by-shift", "gap-by-kind", "agreement-by-description-length", "gap-by-component",
+        "gap-by-shift", "gap-by-kind", "agreement-by-bits", "gap-by-component",
     }  # fmt: skip
     for view in shown.texts:
         assert len(view.characters) == len(view.divergence) == len(view.subject) == len(view.proxy_says) > 20
@@ -97,6 +98,30 @@ def test_a_run_leaves_everything(task: Code, small: Subject, tmp_path: Path) -> 
     assert '<pre class="code">' in page
     assert markdown(comparison)
     json.dumps([table.model_dump() for table in shown.tables])
+
+
+def test_bits_have_their_share_of_the_codebook_and_one_hot_attention_what_chooses_it(
+    task: Code, small: Subject
+) -> None:
+    recipes = [SVD(rank=4), KMeans(clusters=16), OneHotAttention()]
+    options = {"sequences": 6, "fit_sequences": 20, "resamples": 50, "controls": False, "refit": False}
+    found = compare(small, task, recipes, metrics=["same_prediction"], **options)
+    splits = [task.split(name, 6) for name in task.split_names[1:]]
+    chart = code.views.agreement_by_bits(found, recipes, splits, 16, 48)
+    positions = {split.name: split.valid.sum() for split in splits}
+    by_hand = {
+        "SVD": 2 * 4 * 16 + 16 * 4 * 16 / positions["iid"],
+        "KMeans": 2 * 4 + 2 * 16 * 16 * 16 / positions["iid"],
+        "OneHotAttention": 2 * 16 * 16,
+    }
+    assert {one.variant: one.x for one in chart.series if one.name == "iid"} == {
+        name: [pytest.approx(bits)] for name, bits in by_hand.items()
+    }
+    assert "codebook" in chart.x_label
+    shown = [positions[name] for name in ("iid", *found.shifts[:3])]
+    assert f"codebooks spread over the {min(shown):,} to {max(shown):,} positions" in chart.caption
+    told = sum(math.log2(place) for place in range(1, 49)) / 48
+    assert f"{told:.1f} for OneHotAttention()" in chart.caption
 
 
 def test_tables_by_kind_fit_into_eighty_letters() -> None:

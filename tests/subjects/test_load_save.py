@@ -1,5 +1,6 @@
 """Subjects on disk: what is written is read back exactly, and what cannot be judged is refused."""
 
+import copy
 import json
 import shutil
 from dataclasses import replace
@@ -337,14 +338,46 @@ def test_hash_tells_dtypes_apart(task):
 
 def test_shuffled_copy_differs_and_leaves_the_subject_alone(subject):
     before = subject.weights_sha256
-    copy = subject.shuffled_copy()
-    assert copy.weights_sha256 != before == subject.weights_sha256
-    assert not copy.trained
-    assert copy.record == {}
-    assert type(copy.model) is type(subject.model)
-    assert {k: v.shape for k, v in state(copy).items()} == {k: v.shape for k, v in state(subject).items()}
-    assert not copy.model.training
-    assert "untrained" in repr(copy)
+    shuffled = subject.shuffled_copy()
+    assert shuffled.weights_sha256 != before == subject.weights_sha256
+    assert not shuffled.trained
+    assert shuffled.record == {}
+    assert type(shuffled.model) is type(subject.model)
+    assert not shuffled.model.training
+    assert "shuffled" in repr(shuffled)
+
+
+def test_shuffled_copy_has_the_entries_of_every_matrix_elsewhere(subject):
+    """So every matrix keeps its norm, and with it the size of queries, keys and logits."""
+    copied = state(subject.shuffled_copy())
+    matrices = {name: weight for name, weight in state(subject).items() if weight.dim() >= 2}
+    assert len(matrices) > 8
+    for name, weight in matrices.items():
+        assert copied[name].shape == weight.shape, name
+        assert torch.equal(copied[name].flatten().sort().values, weight.flatten().sort().values), name
+        torch.testing.assert_close(copied[name].norm(), weight.norm())
+        kept = (copied[name] == weight).double().mean()
+        assert kept < 0.1, name
+
+
+def test_shuffled_copy_leaves_vectors(subject):
+    with torch.no_grad():
+        for parameter in (model := copy.deepcopy(subject.model)).parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    mine = Subject(model, None, "no vector is constant")
+    copied = state(mine.shuffled_copy())
+    vectors = {name: weight for name, weight in state(mine).items() if weight.dim() == 1}
+    assert len(vectors) > 8
+    for name, weight in vectors.items():
+        assert torch.equal(copied[name], weight), name
+
+
+def test_shuffled_copy_keeps_ties(subject):
+    """A matrix that is both embedding and unembedding stays one, shuffled once."""
+    shuffled = subject.shuffled_copy().model
+    assert subject.model.config.tie_word_embeddings
+    assert shuffled.lm_head.weight is shuffled.transformer.wte.weight
+    assert shuffled.lm_head.weight is not subject.model.lm_head.weight
 
 
 def test_shuffled_copy_depends_on_its_seed_alone(subject):
@@ -353,6 +386,7 @@ def test_shuffled_copy_depends_on_its_seed_alone(subject):
     torch.manual_seed(2)
     assert subject.shuffled_copy(seed=5).weights_sha256 == one.weights_sha256
     assert subject.shuffled_copy(seed=6).weights_sha256 != one.weights_sha256
+    assert (one.seed, one.name) == (5, subject.name)
 
 
 def test_shuffled_copy_leaves_the_global_generator_alone(subject):

@@ -21,10 +21,13 @@ def test_a_run_that_does_not_use_it_imports_nothing(pytester, run):
         def test_nothing_was_imported():
             heavy = {"torch", "transformers", "assay"} & set(sys.modules)
             assert not heavy, heavy
+
+        def test_warnings_are_filtered_as_the_user_says(pytestconfig):
+            assert pytestconfig.getini("filterwarnings") == []
         """
     )
     result = run("-W", "error", "--strict-markers", "--strict-config")
-    result.assert_outcomes(passed=1)
+    result.assert_outcomes(passed=2)
 
 
 def test_it_is_an_entry_point_and_lists_its_fixture(pytester, run):

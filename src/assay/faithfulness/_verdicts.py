@@ -102,10 +102,8 @@ class Verdict:
             )
         if self.shift is not None:
             change = "less" if self.gap >= 0 else "more"
-            text += (
-                f"; {abs(100 * self.gap):.1f} points {change} under {self.shift} "
-                f"(gap {_points(self.gap_low, self.gap_high)}"
-            )
+            gap = "no interval" if math.isnan(self.gap_low) else f"gap {_points(self.gap_low, self.gap_high)}"
+            text += f"; {abs(100 * self.gap):.1f} points {change} under {self.shift} ({gap}"
             text += ")" if math.isnan(self.per_sequence) else f"; {100 * self.per_sequence:+.1f} counted by sequence)"
         return " ".join((f"{text}.", *self.notes))
 
@@ -288,7 +286,8 @@ def _by_gaps(
     if bool((standings == "holds").all()) and len(measured) == len(gaps):
         return "faithful", worst, [], []
     notes = []
-    undecided = measured[standings == "undecided"]
+    without = measured[measured["low"].isna()]
+    undecided = measured[(standings == "undecided") & measured["low"].notna()]
     missing = gaps[gaps["gap"].isna()]["split"]
     if len(undecided):
         notes.append(
@@ -297,6 +296,11 @@ def _by_gaps(
         )
     if bool((undecided["gap"] <= bar.noise).any()) and bar.noise > 0:
         notes.append("Some of these gaps are within the noise floor.")
+    if len(without):
+        notes.append(
+            f"No interval under {', '.join(without['split'])}: fewer than two different sequences there have such "
+            "predictions; give more."
+        )
     if len(missing):
         notes.append(f"Not measured under {', '.join(missing)}.")
     needed = [
@@ -326,7 +330,7 @@ def _vacuous(controls: pd.DataFrame, bar: Bar) -> Iterator[str]:
     if len(controls) and controls.iloc[0]["ablated_high"] >= bar.min_agreement:
         row = controls.iloc[0]
         yield (
-            f"The site hardly matters: with its mean in its place the model agrees with itself on "
+            f"The site is not shown to matter: with its mean in its place the model agrees with itself on "
             f"{in_percent(row['ablated'])} [{in_percent(row['ablated_low'])}, {in_percent(row['ablated_high'])}]."
         )
 

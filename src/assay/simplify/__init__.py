@@ -4,8 +4,8 @@ One file a recipe. To add one: write a class with `streams`, `fit`, `apply` and 
 register it below, and let `assay.testing.check_simplification` judge it.
 """
 
+from assay.simplify._bits import RepresentationBits, representation_bits
 from assay.simplify._controls import Identity, MeanAblation, RandomPerturbation, RandomProjection, UniformAttention
-from assay.simplify._description import DescriptionLength, description_length
 from assay.simplify._kmeans import KMeans
 from assay.simplify._one_hot import OneHotAttention
 from assay.simplify._protocol import Simplification, applied, label, simplifications
@@ -21,17 +21,17 @@ simplifications.register("identity", Identity)
 
 __all__ = [
     "SVD",
-    "DescriptionLength",
     "Identity",
     "KMeans",
     "MeanAblation",
     "OneHotAttention",
     "RandomPerturbation",
     "RandomProjection",
+    "RepresentationBits",
     "Simplification",
     "UniformAttention",
     "applied",
-    "description_length",
     "label",
+    "representation_bits",
     "simplifications",
 ]

@@ -10,7 +10,7 @@ import torch
 from assay.engine import Engine, Proxy, tensors
 from assay.faithfulness import ALL, Comparison, rank_correlation
 from assay.reports import Chart, SentenceView, Series, TableView, TextView, limits, percent, point_limits, points
-from assay.simplify import Simplification, description_length, label
+from assay.simplify import Simplification, label, representation_bits
 from assay.subjects import Subject
 from assay.tasks import KINDS, UNSCORED, Code, Split
 
@@ -334,30 +334,50 @@ def gaps_by_kind(comparison: Comparison, proxy: str) -> Chart:
     )
 
 
-def agreement_by_length(comparison: Comparison, recipes: Sequence[Simplification], width: int, length: int) -> Chart:
-    """The paper's second open question: how do the techniques compare at equal description length?"""
+def agreement_by_bits(
+    comparison: Comparison, recipes: Sequence[Simplification], splits: Sequence[Split], width: int, length: int
+) -> Chart:
+    """The paper's second open question: how do the techniques compare at equal length of what they keep?
+
+    A codebook is kept once a head; it is spread over the positions of the judged functions of a split, which all use
+    it. One-hot attention is put at the queries and keys that its positions are chosen by.
+    """
     table = _rows(comparison, "same_prediction").set_index(["split", "proxy"])
-    bits = {label(item): description_length(item, width=width, length=length).per_position for item in recipes}
+    bits = {label(item): representation_bits(item, width=width, length=length) for item in recipes}
+    positions = {split.name: int(split.lengths.sum()) for split in splits}
+    stated = [f"{one.stated:.1f} for {name}" for name, one in bits.items() if one.stated is not None]
+    shown = ("iid", *comparison.shifts[:3])
     series = []
-    for split in ("iid", *comparison.shifts[:3]):
+    for split in shown:
+        at = {name: one.spread(positions[split]) for name, one in bits.items()}
         for family in dict.fromkeys(name.partition("(")[0] for name in bits):
-            names = sorted((name for name in bits if name.startswith(f"{family}(")), key=bits.__getitem__)
+            names = sorted((name for name in bits if name.startswith(f"{family}(")), key=at.__getitem__)
             rows = table.loc[split].loc[names]
             series.append(
                 Series(
                     name=split.replace("_", " "),
                     variant=family,
-                    x=[bits[name] for name in names],
+                    x=[at[name] for name in names],
                     y=[_number(100 * float(one)) for one in rows["estimate"]],
                     low=[_number(100 * float(one)) for one in rows["low"]],
                     high=[_number(100 * float(one)) for one in rows["high"]],
                 )
             )
+    few, many = (f"{limit(positions[split] for split in shown):,}" for limit in (min, max))
+    caption = (
+        "Same prediction against the bits of what a simplification keeps of a head at each position: numbers of 16 "
+        f"bits, codebooks spread over the {few} to {many} positions of a split's judged functions. What a proxy gets "
+        "wrong is not paid for."
+    )
+    if stated:
+        caption += (
+            " Attention to one position is chosen by whole queries and keys, and put there; to state the positions "
+            f"themselves takes fewer bits ({', '.join(stated)})."
+        )
     return Chart(
-        name="agreement-by-description-length",
-        caption="Same prediction against the bits that a simplification keeps of a head at each position (numbers of "
-        "16 bits, without the codebook).",
-        x_label="bits a position and head",
+        name="agreement-by-bits",
+        caption=caption,
+        x_label="bits a position and head, its share of the codebook counted",
         y_label="same prediction (per cent)",
         names=None,
         series=series,

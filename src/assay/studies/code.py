@@ -171,7 +171,7 @@ def illustrate(  # noqa: PLR0917
         charts=[
             views.gaps_by_shift(whole, [label(item) for item in quick()]),
             views.gaps_by_kind(whole, shown),
-            views.agreement_by_length(whole, recipes, width, task.context),
+            views.agreement_by_bits(whole, recipes, splits, width, task.context),
             chart,
         ],
         texts=[
