@@ -183,6 +183,9 @@ def test_half_precision_has_a_noise_floor_that_counts():
     assert 0 < floor.flipped < 0.05
     [verdict] = comparison.verdicts(min_agreement=0.5, max_gap=0.0)
     assert verdict.judgement == "inconclusive"
+    assert any("% of the predictions (the noise floor)" in note for note in verdict.notes)
+    [verdict] = comparison.verdicts(min_agreement=0.5, max_gap=floor.flipped)
+    assert verdict.judgement == "inconclusive"
     assert "Some of these gaps are within the noise floor." in verdict.notes
 
 
