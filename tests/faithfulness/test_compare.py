@@ -21,7 +21,7 @@ from transformers import GPT2LMHeadModel
 import assay
 from assay import AssayError
 from assay.engine import Edit
-from assay.faithfulness import Comparison, Pair, Predictions, _summary, metrics
+from assay.faithfulness import JUDGEMENTS, Comparison, Pair, Predictions, _summary, metrics
 from assay.simplify._protocol import proxy_of
 from assay.subjects import Subject
 from assay.tasks import Dyck
@@ -84,16 +84,16 @@ def test_full_rank_is_nearly_the_identity_and_low_rank_is_not(comparison):
     assert kl["SVD(rank=2)", "all"] > kl["SVD(rank=8)", "all"] > kl["SVD(rank=32)", "all"]
 
 
-def test_controls_and_untrained_copies_stand_beside(comparison):
+def test_controls_and_shuffled_copies_stand_beside(comparison):
     frame = comparison.agreement()
     controls = set(frame[frame["is_control"]]["proxy"])
     assert controls == {"RandomProjection(rank=2)", "RandomProjection(rank=8)", "RandomProjection(rank=32)",
-                        "UniformAttention()", "Identity()", "RandomPerturbation(of=SVD(rank=2))",
+                        "UniformAttention()", "MeanAblation()", "Identity()", "RandomPerturbation(of=SVD(rank=2))",
                         "RandomPerturbation(of=SVD(rank=8))", "RandomPerturbation(of=SVD(rank=32))",
                         "RandomPerturbation(of=OneHotAttention())"}  # fmt: skip
-    untrained = comparison.agreement(trained=False)
-    assert set(untrained["proxy"]) == {str(p.proxy) for p in comparison.record.proxies if not p.is_control}
-    assert (untrained["seeds"] == 1).all()
+    shuffled = comparison.agreement(trained=False)
+    assert set(shuffled["proxy"]) == {str(p.proxy) for p in comparison.record.proxies if not p.is_control}
+    assert (shuffled["seeds"] == 1).all()
 
 
 def test_gaps_are_differences_of_the_estimates_with_the_sign_of_the_metric(comparison):
@@ -157,11 +157,12 @@ def test_repr_is_short_and_html_is_escaped(comparison):
     record = comparison.record.model_copy(
         update={"subjects": ({**comparison.record.subjects[0], "name": "<script>alert(1)</script>"},)}
     )
-    html = Comparison(record, comparison.results, comparison._gaps, comparison._sequences)._repr_html_()
+    frames = comparison.results, comparison._gaps, comparison._controls
+    html = Comparison(record, *frames, comparison._sequences)._repr_html_()
     assert "<script>" not in html
     assert "&lt;script&gt;" in html
     assert "SVD(rank=8)" in html
-    assert any(word in html for word in ("faithful", "illusion", "unfaithful", "inconclusive"))
+    assert any(f"<b>{word}</b>" in html for word in JUDGEMENTS)
 
 
 def test_one_column_more_or_less_changes_no_other_result(comparison, trained, bracket_task):
@@ -490,8 +491,8 @@ def test_a_long_run_does_not_hold_all_of_its_cells(monkeypatch, trained, bracket
     seen, alive = [], []
     whole = _summary._Measured.of
 
-    def of(cells):
-        found = whole(cells)
+    def of(*arguments):
+        found = whole(*arguments)
         seen.append(weakref.ref(found.sums))
         alive.append(sum(one() is not None for one in seen))
         return found
@@ -519,8 +520,8 @@ def test_a_damaged_cell_is_named_or_made_again(tmp_path, small):
 @pytest.mark.parametrize(
     ("name", "content", "trouble"),
     [
-        ("comparison.json", b'{"schema_version": 2}', "schema 2"),
-        ("comparison.json", b'{"schema_version": 2, "stat', "schema 2"),
+        ("comparison.json", b'{"schema_version": 3}', "schema 3"),
+        ("comparison.json", b'{"schema_version": 3, "stat', "schema 3"),
         ("comparison.json", b"\xff\xfe\x00", "comparison.json"),
         ("results.parquet", b"PAR1 and no more", "damaged"),
         ("results.parquet", None, "damaged"),
@@ -539,11 +540,11 @@ def test_a_damaged_folder_is_refused(tmp_path, run_folder, comparison, name, con
         Comparison.load(tmp_path)
 
 
-@pytest.mark.parametrize("version", [1, 3, None])
+@pytest.mark.parametrize("version", [1, 2, 4, None])
 def test_another_schema_is_refused(tmp_path, run_folder, comparison, version):
     record = json.loads((run_folder / "comparison.json").read_text())
     (tmp_path / "comparison.json").write_text(json.dumps({**record, "schema_version": version}))
-    with pytest.raises(AssayError, match=rf"schema_version {version}.*reads 2"):
+    with pytest.raises(AssayError, match=rf"schema_version {version}.*reads 3"):
         Comparison.load(tmp_path)
 
 
@@ -624,7 +625,6 @@ for arguments, word in [
         raise SystemExit(f"{word}: not refused")
 for options, word in [
     ({"sites": "all"}, "sites is a list"),
-    ({"method": "bootstrap"}, "bootstrap"),
     ({"metrics": "kl"}, "list of metrics"),
     ({"metrics": ["kl", assay.SVD(2)]}, "is no metric"),
 ]:

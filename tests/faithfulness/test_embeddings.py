@@ -9,7 +9,7 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 import assay
 from assay.engine import Engine, collect
-from assay.faithfulness import Cosine, SameNeighbour, estimate
+from assay.faithfulness import RATE, Cosine, SameNeighbour, draws, estimate, every
 from assay.faithfulness._embeddings import neighbours
 from assay.reports import Illustrations, figures, markdown, terminal, write_page
 from assay.subjects import Subject
@@ -105,10 +105,8 @@ def test_intervals_cover_the_rate_as_often_as_they_say():
     truth = np.mean(runs)
     inside = 0
     for number, values in enumerate(runs):
-        limits = estimate(
-            values[None, :, None], np.ones((1, 60, 1), dtype=int), rates=[True], rng=np.random.default_rng(number),
-            resamples=300,
-        )  # fmt: skip
+        weights = every(60, resamples=300, seed=number)
+        limits = estimate(draws(values[None, :, None], np.ones((1, 60, 1), dtype=int), weights, bounds=[RATE]))
         inside += int(limits.low[0] <= truth <= limits.high[0])
         assert 0 <= limits.low[0] <= limits.value[0] <= limits.high[0] <= 1
     assert 0.9 < inside / len(runs) < 0.99, "as independent outcomes 90% at most, as a jackknife always"
