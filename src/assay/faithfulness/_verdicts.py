@@ -104,7 +104,8 @@ class Verdict:
             change = "less" if self.gap >= 0 else "more"
             gap = "no interval" if math.isnan(self.gap_low) else f"gap {_points(self.gap_low, self.gap_high)}"
             text += f"; {abs(100 * self.gap):.1f} points {change} under {self.shift} ({gap}"
-            text += ")" if math.isnan(self.per_sequence) else f"; {100 * self.per_sequence:+.1f} counted by sequence)"
+            counted = f"; {100 * self.per_sequence:+.1f} counted by sequence)"
+            text += counted if abs(self.per_sequence - self.gap) >= SHOWN else ")"
         return " ".join((f"{text}.", *self.notes))
 
     def __str__(self) -> str:
@@ -135,6 +136,9 @@ def standing_of_gap(
         return "fails"
     return "holds" if high <= max_gap else "undecided"
 
+
+SHOWN = 0.0005
+"""Gaps that differ by less look the same; with one prediction a sequence they are the same."""
 
 TOO_NEAR = 0.001
 """A share nearer to its bound than this takes hundreds of thousands of predictions to tell from it."""
@@ -256,8 +260,8 @@ def judge(
 
 
 def _on_two_sides(one: float, other: float, bound: float) -> bool:
-    """Whether a bound lies between two numbers, both known."""
-    return not math.isnan(other) and bool((one > bound) != (other > bound))
+    """Whether a bound lies between two numbers, both known and not the same to the digit that is shown."""
+    return bool(abs(one - other) >= SHOWN and (one > bound) != (other > bound))
 
 
 def _by_gaps(
