@@ -370,7 +370,7 @@ class Wrong:
         if self.what == "weights changed":
             with torch.no_grad():
                 next(subject.model.parameters()).mul_(1)
-        other = subject.untrained_copy(seed=5)
+        other = subject.shuffled_copy(seed=5)
         return {
             "another subject": Proxy(other, []),
             "a subject": other,
@@ -396,7 +396,7 @@ class Louder(Proxy):
 
 
 WRONG = {
-    "another subject": "a proxy of .*untrained.*, whose weights or configuration are not those of",
+    "another subject": "a proxy of .*shuffled.*, whose weights or configuration are not those of",
     "a subject": "is a Subject, not a proxy",
     "a function": "is a method, not a proxy",
     "nothing": "is a NoneType, not a proxy",
