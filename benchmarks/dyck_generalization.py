@@ -3,8 +3,9 @@
 Run `python benchmarks/dyck_generalization.py` for the small language Dyck-(8, 5), or with `--language full` for the one
 of the shipped model, Dyck-(20, 10). Each candidate differs from the shipped model's architecture or recipe by what its
 line says; all are trained on sentences no deeper than the language allows, and measured on sentences up to twice as
-deep. A finished training is kept in the folder and only read again, a stopped one goes on;
-`--markdown docs/results/dyck-search.md` writes the table of all trainings in the folder into that file.
+deep. A finished training is kept in the folder and only read again; a stopped one goes on, and until then is in the
+table with what it had reached. `--markdown docs/results/dyck-search.md` writes the table of all trainings in the folder
+into that file.
 """
 
 import argparse
@@ -176,47 +177,51 @@ def run(name: str, language: Language, seed: int, folder: Path) -> None:
     """Train and measure a candidate, unless its file is there; the shipped models are only measured."""
     place = f"{name.replace(', ', '-').replace(' ', '-')}-seed-{seed}"
     result, checkpoint = folder / f"{place}.json", folder / f"{place}.pt"
-    if result.exists():
-        return
     candidate, task = CANDIDATES[name], language.task
+    steps = language.steps * candidate.steps_factor
+    if result.exists() and json.loads(result.read_text(encoding="utf-8"))["done"] == steps:
+        return
     splits = [task.split(split, language.sequences) for split in ("iid", "unseen_depth")]
+
+    def write(model: PreTrainedModel, done: int) -> list[float]:
+        record = {
+            "name": name,
+            "seed": seed,
+            "candidate": asdict(candidate),
+            "parameters": sum(weight.numel() for weight in model.parameters() if weight.requires_grad),
+            "steps": steps,
+            "done": done,
+            "accuracy": measure(model, task, splits),
+        }
+        write_atomically(result, lambda path: path.write_text(json.dumps(record, indent=2), encoding="utf-8"))
+        return record["accuracy"]
+
     if candidate == Candidate() and task == Dyck():
-        subject = load(task.name, seed=seed)  # the shipped models are this very training
-        model, steps = subject.model, subject.record["steps"]
-    else:
-        model, steps = build(candidate, task, seed), language.steps * candidate.steps_factor
-        recipe = replace(DYCK_RECIPE, steps=steps, weight_decay=candidate.weight_decay)
+        write(load(task.name, seed=seed).model, steps)  # the shipped models are this very training
+        return
 
-        def report(progress: Progress) -> None:
-            if progress.step % 1_000 == 0:
-                model.eval()
-                values = " ".join(f"{value:.3f}" for value in measure(model, task, splits))
-                model.train()
-                print(f"{name}, seed {seed}, step {progress.step}: loss {progress.loss:.3f} nats, {values}", flush=True)
+    def report(progress: Progress) -> None:
+        if progress.step % 1_000 == 0 or progress.step == steps:
+            model.eval()
+            values = " ".join(f"{value:.3f}" for value in write(model, progress.step))
+            model.train()
+            print(f"{name}, seed {seed}, step {progress.step}: loss {progress.loss:.3f} nats, {values}", flush=True)
 
-        batches = batches_of(candidate, language, seed, steps)
-        train(model, batches, recipe, checkpoint=checkpoint, report=report)
-    record = {
-        "name": name,
-        "seed": seed,
-        "candidate": asdict(candidate),
-        "parameters": sum(weight.numel() for weight in model.parameters() if weight.requires_grad),
-        "steps": steps,
-        "accuracy": measure(model, task, splits),
-    }
-    write_atomically(result, lambda path: path.write_text(json.dumps(record, indent=2), encoding="utf-8"))
+    model = build(candidate, task, seed)
+    recipe = replace(DYCK_RECIPE, steps=steps, weight_decay=candidate.weight_decay)
+    train(model, batches_of(candidate, language, seed, steps), recipe, checkpoint=checkpoint, report=report)
 
 
 def table(folder: Path) -> str:
-    """All trainings of a folder as a Markdown table, in the order of CANDIDATES."""
+    """All trainings of a folder, as far as they are, as a Markdown table in the order of CANDIDATES."""
     records = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*.json")]
     order = list(CANDIDATES)
     lines = [f"| candidate | seed | parameters | steps | {' | '.join(HEADS)} |", "|---" * (4 + len(HEADS)) + "|"]
     for record in sorted(records, key=lambda record: (order.index(record["name"]), record["seed"])):
         values = " | ".join(f"{100 * value:.1f}" for value in record["accuracy"])
-        lines.append(
-            f"| {record['name']} | {record['seed']} | {record['parameters']:,} | {record['steps']:,} | {values} |"
-        )
+        of = "" if record["done"] == record["steps"] else f" of {record['steps']:,}"
+        steps = f"{record['done']:,}{of}"
+        lines.append(f"| {record['name']} | {record['seed']} | {record['parameters']:,} | {steps} | {values} |")
     return "\n".join(lines)
 
 

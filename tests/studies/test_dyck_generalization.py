@@ -116,19 +116,29 @@ def test_curriculum_begins_with_short_sentences():
 
 
 def test_a_finished_training_is_read_again_and_a_table_has_its_numbers(tmp_path):
-    folder = tmp_path / "runs"
-    search.run(COUNTER, LANGUAGE, 1, folder)
-    (file,) = folder.glob("*.json")
+    search.run(COUNTER, LANGUAGE, 1, tmp_path)
+    (file,) = tmp_path.glob("*.json")
     record = json.loads(file.read_text())
-    assert (record["name"], record["seed"], record["steps"]) == (COUNTER, 1, 2)
+    assert (record["name"], record["seed"], record["steps"], record["done"]) == (COUNTER, 1, 2, 2)
     record["accuracy"][1] = 0.123
     file.write_text(json.dumps(record))
-    search.run(COUNTER, LANGUAGE, 1, folder)
+    search.run(COUNTER, LANGUAGE, 1, tmp_path)
     assert json.loads(file.read_text()) == record
-    search.run("as shipped", LANGUAGE, 0, folder)
-    lines = search.table(folder).splitlines()
+    search.run("as shipped", LANGUAGE, 0, tmp_path)
+    lines = search.table(tmp_path).splitlines()
     assert [line.split(" | ")[0] for line in lines[2:]] == ["| as shipped", f"| {COUNTER}"]
-    assert lines[3].split(" | ")[5] == "12.3"
+    assert lines[3].split(" | ")[3:6:2] == ["2", "12.3"]
+
+
+def test_a_stopped_training_says_so_and_goes_on(tmp_path):
+    search.run(COUNTER, LANGUAGE, 0, tmp_path)
+    (file,) = tmp_path.glob("*.json")
+    finished = json.loads(file.read_text())
+    file.write_text(json.dumps({**finished, "done": 1}))
+    assert search.table(tmp_path).splitlines()[2].split(" | ")[3] == "1 of 2"
+    file.with_suffix(".pt").unlink()
+    search.run(COUNTER, LANGUAGE, 0, tmp_path)
+    assert json.loads(file.read_text()) == finished
 
 
 def test_every_training_has_a_file_of_its_own(tmp_path):
