@@ -48,6 +48,9 @@ Dask = Annotated[str | None, typer.Option("--dask", help="Address of a Dask sche
 OutFolder = Annotated[
     Path | None, typer.Option("--out", help="Run folder; an unfinished run in it goes on.", file_okay=False)
 ]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace the finished run of another study that --out holds.")
+]
 Functions = Annotated[str, typer.Option(help="python, hub:NAME, a CodeSearchNet file or folder, or a folder.")]
 Language = Annotated[str | None, typer.Option(help="Training language, where the data does not say.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print machine-readable output instead of tables.")]
@@ -128,6 +131,7 @@ def run_dyck(
     jobs: Jobs = 1,
     dask: Dask = None,
     out_folder: OutFolder = None,
+    overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
     """Judge simplifications of bracket matchers in and out of distribution."""
@@ -154,6 +158,7 @@ def run_dyck(
             device=device,
             sequences=sequences,
             sentence=sentence,
+            overwrite=overwrite,
             workers=workers,
             progress=_follow(bar, line),
         )
@@ -302,6 +307,7 @@ def run_code(
     jobs: Jobs = 1,
     dask: Dask = None,
     out_folder: OutFolder = None,
+    overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
     """Judge simplifications of a character model of functions on depths, repositories and languages not seen."""
@@ -325,6 +331,7 @@ def run_code(
             everything=full,
             functions=functions,
             fit_functions=fit_functions,
+            overwrite=overwrite,
             workers=workers,
             progress=_follow(bar, line),
         )
@@ -342,6 +349,7 @@ def run_code(
 @run_app.command("max-of-k")
 def run_max_of_k(
     out_folder: Annotated[Path | None, typer.Option("--out", help="Run folder.", file_okay=False)] = None,
+    overwrite: Overwrite = False,
     quick: Annotated[bool, typer.Option("--quick", help="Only the models with K = 4, without brute force.")] = False,
     markdown: Annotated[Path | None, typer.Option(help="Also write the tables as Markdown to this file.")] = None,
     as_json: AsJson = False,
@@ -355,6 +363,7 @@ def run_max_of_k(
         results = max_of_k.run(
             folder,
             quick=quick,
+            overwrite=overwrite,
             progress=lambda done, total, text: bar.update(line, description=text, completed=done, total=total),
         )
     if markdown is not None:
@@ -437,6 +446,7 @@ def compare_text(
     jobs: Jobs = 1,
     dask: Dask = None,
     out_folder: OutFolder = None,
+    overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
     """Judge simplifications of your own model on your own text."""
@@ -494,6 +504,7 @@ def compare_text(
             controls=controls,
             primary_metric=primary_metric,
             primary_kind=primary_kind,
+            overwrite=overwrite,
             workers=workers,
             progress=_follow(bar, line),
         )

@@ -638,7 +638,7 @@ def small(trained, bracket_task):
 
     def run(folder, subject=trained[0], task=bracket_task, recipe=None, **changes):
         options = {**QUICK, "controls": False, **changes}
-        return assay.compare(subject, task, [recipe or assay.SVD(rank=4)], folder=folder, **options)
+        return assay.compare(subject, task, [recipe or assay.SVD(rank=4)], folder=folder, overwrite=True, **options)
 
     return run
 

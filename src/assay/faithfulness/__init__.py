@@ -4,6 +4,7 @@ from assay.faithfulness._clean_pass import CleanPass
 from assay.faithfulness._compare import Step, compare
 from assay.faithfulness._comparison import Comparison, FeatureRecord, Record
 from assay.faithfulness._embeddings import Cosine, SameNeighbour, embedding_metrics
+from assay.faithfulness._folder import claim
 from assay.faithfulness._heads import Correlation, head_scores, rank_correlation
 from assay.faithfulness._metrics import Metric, Pair, Predictions, attention_divergence, metrics
 from assay.faithfulness._primary import resolve_metrics, resolve_primary
@@ -50,6 +51,7 @@ __all__ = [
     "Weights",
     "Workers",
     "attention_divergence",
+    "claim",
     "compare",
     "draws",
     "embedding_metrics",

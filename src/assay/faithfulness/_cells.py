@@ -296,7 +296,7 @@ def cell_name(
 
 
 _AFTER_CELLS = ("cli", "cli.py", "proofs", "reports", "studies", "testing")
-_AFTER_CELLS_HERE = ("_assess", "_cells", "_comparison", "_heads", "_statistics", "_summary", "_verdicts")
+_AFTER_CELLS_HERE = ("_assess", "_cells", "_comparison", "_folder", "_heads", "_statistics", "_summary", "_verdicts")
 """Rooms, and files of this one, that only read finished cells: a change there leaves cells as they are."""
 
 

@@ -34,6 +34,7 @@ from assay.faithfulness._comparison import (
     SplitRecord,
 )
 from assay.faithfulness._embeddings import check_embeddings, neighbours, score_split
+from assay.faithfulness._folder import claim
 from assay.faithfulness._metrics import Metric, choices
 from assay.faithfulness._primary import resolve_metrics, resolve_primary
 from assay.faithfulness._scores import ALL, NotFiniteError, Scores
@@ -75,6 +76,7 @@ def compare(
     resamples: int = 2_000,
     level: float = 0.95,
     folder: str | Path | None = None,
+    overwrite: bool = False,
     workers: Workers = Workers(),
     progress: Callable[[Step], None] = lambda step: None,
 ) -> Comparison:
@@ -97,7 +99,9 @@ def compare(
     (default: the task's; "all" for every one).
 
     With a `folder`, each finished cell (subject x proxy x split) is kept there, and a run that was stopped goes on
-    where it was; nothing is reused that was made under other settings.
+    where it was; nothing is reused that was made under other settings. A folder with the finished run of another study
+    (other subjects, splits, simplifications or settings) is refused, unless `overwrite` says that its results, figures
+    and page are to be removed.
 
     `workers` do the work: `Workers(jobs=4)` are four processes, `Workers(cluster="tcp://10.0.0.1:8786")` those of a
     Dask cluster. One that dies loses only what it was doing; where there are several GPUs, workers take turns.
@@ -122,6 +126,18 @@ def compare(
     variants = [*subjects, *([subjects[0].shuffled_copy()] if controls else [])]
     engines = [Engine(variant) for variant in variants]
     candidates = candidates_of(engines[0], chosen, sites, controls, refit)
+    options: dict[str, Any] = {"seed": seed, "resamples": resamples, "level": level}
+    settings = {
+        "sites": list(sites),
+        "sequences": sequences,
+        "fit_sequences": fit_sequences,
+        "controls": controls,
+        "refit": refit,
+        **options,
+    }
+    about = _task_records(task, inputs, judged, primary)
+    if folder is not None:
+        claim(folder, _study(subjects, candidates, about, settings), overwrite=overwrite)
     noise = noise_floor(engines[0], task, inputs.iid)
 
     cells = Cells(None if folder is None else Path(folder) / "cells")
@@ -131,8 +147,6 @@ def compare(
     found = judging.found
 
     progress(Step(total, total, "intervals"))
-    options: dict[str, Any] = {"seed": seed, "resamples": resamples, "level": level}
-    about = _task_records(task, inputs, judged, primary)
     results, gaps, beside = summarise(
         judged,
         task.kinds,
@@ -165,14 +179,7 @@ def compare(
             for item in candidates
             if not item.refitted and not item.redraw
         ),
-        settings={
-            "sites": list(sites),
-            "sequences": sequences,
-            "fit_sequences": fit_sequences,
-            "controls": controls,
-            "refit": refit,
-            **options,
-        },
+        settings=settings,
         noise_floor=noise,
         skipped=(*judging.failures, *judging.notes_on_cells, *_not_refitted(inputs), *_undetermined(task)),
     )
@@ -376,6 +383,22 @@ class _Judging:
             judged_on=hashes[split],
             seed=self.seed,
         )
+
+
+def _study(
+    subjects: Sequence[Subject], candidates: Sequence[Candidate], about: Mapping[str, Any], settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What makes a comparison the same study as another: what was asked, and not what was found or by which version."""
+    return {
+        "study": "comparison",
+        "subjects": [subject.describe() for subject in subjects],
+        "task": about["task"],
+        "splits": {split.name: [split.role, split.refit_sequences, split.sha256] for split in about["splits"]},
+        "simplifications": list(dict.fromkeys(item.name for item in candidates if not item.is_control)),
+        "metrics": [metric.name for metric in about["metrics"]],
+        "primary": [about["primary_metric"], about["primary_kind"]],
+        **settings,
+    }
 
 
 def _task_records(task: Task, inputs: _Inputs, judged: Sequence[Metric], primary: tuple[str, str]) -> dict[str, Any]:

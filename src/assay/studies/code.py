@@ -92,6 +92,7 @@ def run(
     everything: bool = False,
     functions: int | None = None,
     fit_functions: int | None = None,
+    overwrite: bool = False,
     workers: Workers = Workers(),
     progress: Callable[[Step], None] = lambda step: None,
 ) -> tuple[Comparison, Illustrations]:
@@ -102,12 +103,13 @@ def run(
     split and a few recipes, in minutes; with `everything`, ranks 1 to 32, 4 to 256 clusters and 300 functions, in
     hours on a CPU. `functions` sets the number, and `fit_functions` that of those to fit on (50, or 1,000). Tables,
     charts and the function that is shown are in the returned illustrations and in the page. A run that was stopped
-    goes on where it was. Raises AssayError as `assay.compare` does.
+    goes on where it was; `overwrite` is that of `assay.compare`. Raises AssayError as `assay.compare` does.
     """
     recipes = full() if everything else quick()
     options: dict[str, Any] = {
         "sequences": functions if functions is not None else 300 if everything else 20,
         "fit_sequences": fit_functions if fit_functions is not None else 1_000 if everything else 50,
+        "overwrite": overwrite,
         "workers": workers,
         "progress": progress,
     }

@@ -58,6 +58,7 @@ def run(
     device: str = "cpu",
     sequences: int | None = None,
     sentence: str | None = None,
+    overwrite: bool = False,
     workers: Workers = Workers(),
     progress: Callable[[Step], None] = lambda step: None,
 ) -> Comparison:
@@ -66,7 +67,8 @@ def run(
     By default one training seed (`seed`), layer 1, 300 sequences a split; with `everything`, all shipped seeds, every
     layer and both together, all ranks and cluster counts, 2,000 sequences a split. `sentence` (such as
     `"(0 (3 3) 0)"`) is drawn with the attention of subject and proxy; by default one from the deepest split on which
-    they differ. A run that was stopped goes on where it was. Raises AssayError for bad arguments.
+    they differ. A run that was stopped goes on where it was; `overwrite` is that of `assay.compare`. Raises AssayError
+    for bad arguments.
     """
     task = Dyck()
     subjects = [load(SUBJECT, seed=one, device=device) for one in (shipped()[SUBJECT] if everything else [seed])]
@@ -78,6 +80,7 @@ def run(
         sites=("layer0", "layer1", "all") if everything else (SITE,),
         sequences=sequences if sequences is not None else 2_000 if everything else 300,
         folder=folder,
+        overwrite=overwrite,
         workers=workers,
         progress=progress,
     )

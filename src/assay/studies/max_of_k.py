@@ -23,6 +23,7 @@ from scipy import stats
 from transformers import PreTrainedModel
 
 from assay._errors import unknown_name
+from assay.faithfulness import claim
 from assay.proofs import LINEAR_STRATEGIES, REMAINDERS, Certificate, Proxy, certify
 from assay.reports import PALETTE, environment, picture, style, to_png, to_svg
 from assay.simplify import SVD, OneHotAttention, Simplification
@@ -207,12 +208,18 @@ def _linear_plan() -> list[tuple[str, str, dict[str, Any]]]:
 
 
 def run(
-    folder: Path, *, quick: bool = False, progress: Callable[[int, int, str], None] = lambda done, total, text: None
+    folder: Path,
+    *,
+    quick: bool = False,
+    overwrite: bool = False,
+    progress: Callable[[int, int, str], None] = lambda done, total, text: None,
 ) -> list[Result]:
     """Make and check every proof on the shipped models; write certificates, figures and `report.html` to `folder`.
 
-    `quick` stays with K = 4. Brute force, which takes a minute, is made for seed 0 of K = 4 unless `quick`.
+    `quick` stays with K = 4. Brute force, which takes a minute, is made for seed 0 of K = 4 unless `quick`. A folder
+    with the finished run of another study is refused, unless `overwrite` says that what that left is to be removed.
     """
+    claim(folder, {"study": "max-of-k", "quick": quick}, overwrite=overwrite)
     seeds = shipped()
     plan = _plan(quick) + ([] if quick else _linear_plan())
     jobs = [(*item, seed) for item in plan for seed in seeds[item[1]]]

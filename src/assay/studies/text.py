@@ -69,6 +69,7 @@ def run(
     controls: bool = True,
     primary_metric: str | None = None,
     primary_kind: str | None = None,
+    overwrite: bool = False,
     workers: Workers = Workers(),
     progress: Callable[[Step], None] = lambda step: None,
 ) -> Comparison:
@@ -87,6 +88,7 @@ def run(
         primary_metric=primary_metric,
         primary_kind=primary_kind,
         folder=folder,
+        overwrite=overwrite,
         workers=workers,
         progress=progress,
     )
