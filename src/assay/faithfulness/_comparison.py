@@ -170,7 +170,9 @@ class Comparison:
         self._sequences = sequences
 
     def sequence_scores(self) -> pyarrow.Table:
-        """The values behind the intervals: one row a (subject, seed, proxy, site, split, metric, kind, sequence).
+        """The values behind the intervals: one row a (subject, seed, proxy, draw, site, split, metric, kind, sequence).
+
+        A control that is drawn at random has several draws, from 1.
 
         `mean` is over the sequence's `predictions`. Kinds as wholes only; a full run has millions of rows.
         """

@@ -471,7 +471,10 @@ def sequence_tables(
     candidates: Sequence[Candidate],
     found: Mapping[tuple[int, str, str], Scores | NotFiniteError],
 ) -> Iterator[pyarrow.Table]:
-    """One table a cell, one row a (subject, seed, proxy, site, split, metric, kind, sequence) that has predictions."""
+    """One table a cell, one row a (subject, seed, proxy, draw, site, split, metric, kind, sequence) with predictions.
+
+    `draw` numbers the draws of a control that is drawn at random, from 1.
+    """
     by_key = {item.key: item for item in candidates}
     for (number, key, split), scores in found.items():
         if isinstance(scores, NotFiniteError):
@@ -487,6 +490,7 @@ def sequence_tables(
                 "seed": pyarrow.array(np.full(size, -1 if variant.seed is None else variant.seed, dtype=np.int32)),
                 "trained": pyarrow.array(np.full(size, variant.trained)),
                 "proxy": _coded([item.name], np.zeros(size, dtype=np.int32)),
+                "draw": pyarrow.array(np.full(size, item.redraw + 1, dtype=np.int32)),
                 "site": _coded([item.site], np.zeros(size, dtype=np.int32)),
                 "split": _coded([split], np.zeros(size, dtype=np.int32)),
                 "metric": _coded([scores.columns[index].metric for index in whole], column),
