@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,7 +22,9 @@ from transformers import GPT2LMHeadModel
 import assay
 from assay import AssayError
 from assay.engine import Edit
-from assay.faithfulness import Comparison, Pair, Predictions, _summary, metrics
+from assay.faithfulness import UNBOUNDED, Comparison, Pair, Predictions, _summary, draws, estimate, metrics
+from assay.faithfulness._comparison import SCHEMA
+from assay.simplify import RandomProjection
 from assay.simplify._protocol import proxy_of
 from assay.subjects import Subject
 from assay.tasks import Dyck
@@ -84,16 +87,16 @@ def test_full_rank_is_nearly_the_identity_and_low_rank_is_not(comparison):
     assert kl["SVD(rank=2)", "all"] > kl["SVD(rank=8)", "all"] > kl["SVD(rank=32)", "all"]
 
 
-def test_controls_and_untrained_copies_stand_beside(comparison):
+def test_controls_and_shuffled_copies_stand_beside(comparison):
     frame = comparison.agreement()
     controls = set(frame[frame["is_control"]]["proxy"])
     assert controls == {"RandomProjection(rank=2)", "RandomProjection(rank=8)", "RandomProjection(rank=32)",
-                        "UniformAttention()", "Identity()", "RandomPerturbation(of=SVD(rank=2))",
+                        "UniformAttention()", "MeanAblation()", "Identity()", "RandomPerturbation(of=SVD(rank=2))",
                         "RandomPerturbation(of=SVD(rank=8))", "RandomPerturbation(of=SVD(rank=32))",
                         "RandomPerturbation(of=OneHotAttention())"}  # fmt: skip
-    untrained = comparison.agreement(trained=False)
-    assert set(untrained["proxy"]) == {str(p.proxy) for p in comparison.record.proxies if not p.is_control}
-    assert (untrained["seeds"] == 1).all()
+    shuffled = comparison.agreement(trained=False)
+    assert set(shuffled["proxy"]) == {str(p.proxy) for p in comparison.record.proxies if not p.is_control}
+    assert (shuffled["seeds"] == 1).all()
 
 
 def test_gaps_are_differences_of_the_estimates_with_the_sign_of_the_metric(comparison):
@@ -157,11 +160,13 @@ def test_repr_is_short_and_html_is_escaped(comparison):
     record = comparison.record.model_copy(
         update={"subjects": ({**comparison.record.subjects[0], "name": "<script>alert(1)</script>"},)}
     )
-    html = Comparison(record, comparison.results, comparison._gaps, comparison._sequences)._repr_html_()
+    html = Comparison(
+        record, comparison.results, comparison._gaps, comparison._controls, comparison._sequences
+    )._repr_html_()
     assert "<script>" not in html
     assert "&lt;script&gt;" in html
     assert "SVD(rank=8)" in html
-    assert any(word in html for word in ("faithful", "illusion", "unfaithful", "inconclusive"))
+    assert {verdict.judgement for verdict in comparison.verdicts()} == set(re.findall("<b>(.*?)</b>", html))
 
 
 def test_one_column_more_or_less_changes_no_other_result(comparison, trained, bracket_task):
@@ -169,6 +174,198 @@ def test_one_column_more_or_less_changes_no_other_result(comparison, trained, br
     key = ["proxy", "site", "split", "metric", "kind", "feature", "bin"]
     chosen = comparison.results.query("proxy == 'SVD(rank=8)' and trained")
     assert_frame_equal(alone.results.sort_values(key, ignore_index=True), chosen.sort_values(key, ignore_index=True))
+
+
+# -- controls -------------------------------------------------------------------------------------------------------
+
+
+def test_a_random_control_is_drawn_five_times_and_its_interval_has_their_spread(subject, task):
+    """By hand, from five comparisons of which each has one draw as its proxy."""
+    options = {**QUICK, "sequences": 20}
+    found = assay.compare(subject, task, [assay.SVD(rank=4)], **options, metrics=["jsd", "same_prediction"])
+    draws_of = {proxy.proxy: proxy.draws for proxy in found.record.proxies}
+    assert draws_of["RandomProjection(rank=4)"] == 5
+    assert {number for proxy, number in draws_of.items() if "RandomProjection" not in proxy} == {1}
+    sums, widths = [], []
+    asked = "split == 'iid' and metric == 'jsd' and kind == 'all'"
+    for seed in range(5):
+        alone = assay.compare(
+            subject,
+            task,
+            [RandomProjection(rank=4, seed=seed)],
+            controls=False,
+            **options,
+            metrics=["jsd", "same_prediction"],
+        )
+        scores = alone.sequence_scores().to_pandas().query(asked)
+        sums.append((scores["mean"] * scores["predictions"]).to_numpy(dtype=float))
+        counts = scores["predictions"].to_numpy(dtype=np.int64)
+        row = alone.results.query(f"{asked} and feature == ''").iloc[0]
+        widths.append(row["high"] - row["low"])
+    row = found.results.query(f"{asked} and feature == '' and trained and proxy == 'RandomProjection(rank=4)'").iloc[0]
+    weights = _summary.weights_of(task.split("iid", 20), seed=0, resamples=options["resamples"])
+    by_hand = estimate(
+        draws(np.stack(sums)[..., None], np.tile(counts, (5, 1))[..., None], weights, bounds=[UNBOUNDED])
+    )
+    assert [row["estimate"], row["low"], row["high"]] == pytest.approx(
+        [by_hand.value[0], by_hand.low[0], by_hand.high[0]], rel=1e-4
+    )
+    assert row["seeds"] == 1
+    assert row["high"] - row["low"] > max(widths), "the draws differ"
+
+
+def test_every_draw_has_rows_of_its_own(subject, task):
+    scores = assay.compare(subject, task, [assay.SVD(rank=4)], **QUICK).sequence_scores().to_pandas()
+    key = ["trained", "seed", "draw", "proxy", "site", "split", "metric", "kind", "sequence"]
+    assert not scores.duplicated(key).any()
+    assert set(scores[scores["proxy"] == "RandomProjection(rank=4)"]["draw"]) == {1, 2, 3, 4, 5}
+    assert set(scores[scores["proxy"] == "SVD(rank=4)"]["draw"]) == {1}
+
+
+def test_mean_ablation_is_judged_at_every_site_and_recovery_is_the_share_of_its_effect(trained, bracket_task):
+    sites = ("layer0", "layer1", "all.values", "layer1.mlp")
+    options = {**QUICK, "sites": sites, "sequences": 30, "metrics": ["same_prediction"]}
+    found = assay.compare(trained[0], bracket_task, [assay.SVD(rank=4)], **options)
+    assert {proxy.ablation for proxy in found.record.proxies if not proxy.is_control} == {"MeanAblation()"}
+    frame = found.controls()
+    assert set(zip(frame["site"], frame["split"], strict=True)) == {
+        (site, split.name) for site in sites for split in found.record.splits[1:]
+    }
+    agreement = found.agreement().set_index(["proxy", "site"])["estimate"]
+    told = 0
+    for row in frame.query("split == 'iid'").itertuples():
+        own, ablated = (agreement[proxy, row.site] for proxy in ("SVD(rank=4)", "MeanAblation()"))
+        assert row.ablated == ablated
+        assert row.ablated_low <= row.ablated <= row.ablated_high
+        if ablated < 1:
+            told += 1
+            assert row.recovered == pytest.approx((own - ablated) / (1 - ablated))
+            assert row.recovered_low <= row.recovered <= row.recovered_high <= 1
+        else:
+            assert row.recovered_reason == "mean ablation of the site changes no prediction"
+    assert told > 1
+
+
+def test_what_stands_beside_no_control_says_so(subject, task):
+    found = assay.compare(subject, task, [assay.SVD(rank=4)], controls=False, **QUICK)
+    assert found.controls()["beyond_control"].isna().all()
+    assert set(found.controls()["recovered_reason"]) == {"no mean ablation of this site was judged"}
+
+
+# -- warnings -------------------------------------------------------------------------------------------------------
+
+
+def warned(comparison, words):
+    return [text for text in comparison.warnings() if words in text]
+
+
+def test_a_weak_subject_is_told_from_one_that_has_learned(trained, bracket_task):
+    """Random weights are right as often as always answering the most frequent bracket, or less."""
+    random = Subject(GPT2LMHeadModel(trained[0].model.config), None, "random")
+    options = {**QUICK, "sequences": 60, "controls": False}
+    weak, able = (assay.compare(one, bracket_task, [assay.SVD(rank=4)], **options) for one in (random, trained[0]))
+    split = bracket_task.split("iid", 60)
+    far = split.kinds == [kind.name for kind in bracket_task.kinds].index(bracket_task.primary_kind)
+    answers = np.roll(split.tokens, -1, axis=1)[far]
+    assert weak.record.chance == pytest.approx(np.unique(answers, return_counts=True)[1].max() / len(answers))
+    [text] = warned(weak, "Weak subject")
+    assert f"always answering the most frequent token on {100 * weak.record.chance:.1f}%" in text
+    assert not warned(able, "Weak subject")
+
+
+def test_missing_controls_are_warned_about(subject, task):
+    without, beside = (assay.compare(subject, task, [assay.SVD(rank=4)], controls=on, **QUICK) for on in (False, True))
+    assert warned(without, "No controls were judged")
+    assert not warned(beside, "No controls were judged")
+
+
+def test_the_caution_of_a_recipe_is_said_once_where_it_is_judged(subject, task):
+    clusters = [assay.KMeans(clusters=4), assay.KMeans(clusters=8)]
+    found, other = (
+        assay.compare(subject, task, [*given, assay.SVD(rank=4)], controls=False, **QUICK) for given in (clusters, ())
+    )
+    assert len(warned(found, "k-means starts from drawn centres")) == 1
+    assert not warned(other, "k-means")
+
+
+# -- copies ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Copied:
+    """Splits that are made of the sequences of another task: `of[name]` is a split there, and numbers."""
+
+    inner: Dyck
+    of: dict
+
+    kinds = property(lambda self: self.inner.kinds)
+    features = property(lambda self: ())
+    name, primary_kind = "copied", "all"
+    split_names = property(lambda self: ("train", *self.of))
+
+    def split(self, name, sequences):
+        if name not in self.of:
+            return self.inner.split(name, sequences)
+        source, numbers = self.of[name]
+        part = self.inner.split(source, 60).take(np.asarray(numbers))
+        return replace(part, name=name, role="iid" if name == "iid" else "shift")
+
+    def describe(self):
+        return {"task": "copied"}
+
+
+def judged_copies(subject, task, **of):
+    return assay.compare(subject, Copied(task, of), [assay.SVD(rank=4)], controls=False, **QUICK)
+
+
+def test_copies_of_a_sequence_are_one_and_that_is_said(subject, task):
+    once = np.arange(30)
+    twice, single = (
+        judged_copies(subject, task, iid=("iid", numbers), deep=("unseen_depth", once))
+        for numbers in (np.concatenate((once, once)), once)
+    )
+    record = {split.name: (split.sequences, split.different) for split in twice.record.splits}
+    assert (record["iid"], record["deep"]) == ((60, 30), (30, 30))
+    assert warned(twice, "30 of the 60 sequences of iid are copies of others in it; the 30 different ones")
+    assert not warned(single, "of iid are copies")
+    both = [
+        found.results[found.results["feature"] == ""].set_index(["split", "metric", "kind"])[
+            ["estimate", "low", "high"]
+        ]
+        for found in (twice, single)
+    ]
+    assert (both[0]["high"] > both[0]["low"]).any()
+    # Not the gaps by margin, whose effective sample size counts predictions.
+    assert_frame_equal(*both)
+    columns = ["gap", "low", "high", "p", "per_sequence", "per_sequence_low", "per_sequence_high"]
+    assert_frame_equal(twice.gaps()[columns], single.gaps()[columns])
+
+
+def test_forty_copies_of_one_sequence_have_no_interval(subject, task):
+    found = judged_copies(
+        subject, task, iid=("iid", np.arange(40)), deep=("unseen_depth", np.zeros(40, dtype=np.int64))
+    )
+    rows = found.results.query("split == 'deep' and kind == 'all' and feature == '' and estimate == estimate")
+    assert len(rows) > 3
+    assert rows[["low", "high"]].isna().all(axis=None)
+    assert set(rows["interval"]) == {"none"}
+
+
+@pytest.mark.parametrize("order", [1, -1], ids=["as it is", "in another order"])
+def test_a_split_that_is_another_is_refused(subject, task, order):
+    numbers = np.arange(20)
+    made = Copied(task, {"iid": ("iid", numbers), "same": ("iid", numbers[::order])})
+    refused(r"splits 'iid' and 'same' have the same sequences \(20 different ones\)", subject, made)
+
+
+def test_sequences_that_two_splits_share_are_counted_and_warned_about(subject, task):
+    found = judged_copies(
+        subject, task, iid=("iid", np.arange(30)), near=("iid", np.arange(20, 50)), deep=("unseen_depth", np.arange(9))
+    )
+    shared = {(one.first, one.second): (one.of_first, one.of_second) for one in found.record.overlaps}
+    assert shared["iid", "near"] == (10, 10)
+    assert warned(found, "10 sequences of near also occur in iid")
+    assert ("iid", "deep") not in shared
 
 
 # -- null predictors ------------------------------------------------------------------------------------------------
@@ -370,7 +567,9 @@ def test_a_saved_comparison_is_loaded_as_it_was(comparison, run_folder):
     assert_frame_equal(loaded.gaps(), comparison.gaps())
     assert loaded.sequence_scores().to_pandas().equals(comparison.sequence_scores().to_pandas())
     assert list(map(str, loaded.verdicts())) == list(map(str, comparison.verdicts()))
-    assert {"comparison.json", "results.parquet", "sequences.parquet", "cells"} <= set(os.listdir(run_folder))
+    assert_frame_equal(loaded.controls(), comparison.controls())
+    tables = {f"{name}.parquet" for name in ("results", "gaps", "controls", "sequences")}
+    assert {"comparison.json", "cells", *tables} <= set(os.listdir(run_folder))
     assert not [name for name in os.listdir(run_folder / "cells") if name.endswith(".part")]
 
 
@@ -399,7 +598,7 @@ def test_a_stopped_run_resumes_and_ends_the_same(tmp_path, trained, bracket_task
     assert {path.name for path in (tmp_path / "cells").glob("*.npz")} == whole
     assert {name: (tmp_path / "cells" / name).stat().st_mtime_ns for name in before} == before
     assert_frame_equal(again.to_frame(), comparison.to_frame())
-    for name in ("results.parquet", "gaps.parquet"):
+    for name in ("results.parquet", "gaps.parquet", "controls.parquet"):
         assert (tmp_path / name).read_bytes() == (run_folder / name).read_bytes()
 
 
@@ -490,8 +689,8 @@ def test_a_long_run_does_not_hold_all_of_its_cells(monkeypatch, trained, bracket
     seen, alive = [], []
     whole = _summary._Measured.of
 
-    def of(cells):
-        found = whole(cells)
+    def of(cells, way, split):
+        found = whole(cells, way, split)
         seen.append(weakref.ref(found.sums))
         alive.append(sum(one() is not None for one in seen))
         return found
@@ -519,12 +718,13 @@ def test_a_damaged_cell_is_named_or_made_again(tmp_path, small):
 @pytest.mark.parametrize(
     ("name", "content", "trouble"),
     [
-        ("comparison.json", b'{"schema_version": 2}', "schema 2"),
-        ("comparison.json", b'{"schema_version": 2, "stat', "schema 2"),
+        ("comparison.json", f'{{"schema_version": {SCHEMA}}}'.encode(), f"schema {SCHEMA}"),
+        ("comparison.json", f'{{"schema_version": {SCHEMA}, "stat'.encode(), f"schema {SCHEMA}"),
         ("comparison.json", b"\xff\xfe\x00", "comparison.json"),
         ("results.parquet", b"PAR1 and no more", "damaged"),
         ("results.parquet", None, "damaged"),
         ("gaps.parquet", b"", "damaged"),
+        ("controls.parquet", None, "damaged"),
         ("sequences.parquet", None, "damaged"),
     ],
 )
@@ -539,11 +739,11 @@ def test_a_damaged_folder_is_refused(tmp_path, run_folder, comparison, name, con
         Comparison.load(tmp_path)
 
 
-@pytest.mark.parametrize("version", [1, 3, None])
+@pytest.mark.parametrize("version", [1, SCHEMA - 1, SCHEMA + 1, None])
 def test_another_schema_is_refused(tmp_path, run_folder, comparison, version):
     record = json.loads((run_folder / "comparison.json").read_text())
     (tmp_path / "comparison.json").write_text(json.dumps({**record, "schema_version": version}))
-    with pytest.raises(AssayError, match=rf"schema_version {version}.*reads 2"):
+    with pytest.raises(AssayError, match=rf"schema_version {version}.*reads {SCHEMA}"):
         Comparison.load(tmp_path)
 
 
@@ -624,7 +824,6 @@ for arguments, word in [
         raise SystemExit(f"{word}: not refused")
 for options, word in [
     ({"sites": "all"}, "sites is a list"),
-    ({"method": "bootstrap"}, "bootstrap"),
     ({"metrics": "kl"}, "list of metrics"),
     ({"metrics": ["kl", assay.SVD(2)]}, "is no metric"),
 ]:
