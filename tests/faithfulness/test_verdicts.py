@@ -559,6 +559,19 @@ def test_a_control_that_does_as_well_is_compared_in_pairs(subject):
     assert verdict.judgement == "vacuous"
 
 
+def test_a_noise_floor_above_the_largest_gap_decides_for_all_proxies(subject):
+    rng = np.random.default_rng(8)
+    made = [
+        Told("good", {"iid": drawn(rng, 1.0, 400), "shift": drawn(rng, 1.0, 400)}),
+        Told("illusion", {"iid": drawn(rng, 1.0, 400), "shift": drawn(rng, 0.5, 400)}),
+        Told("bad", {"iid": drawn(rng, 0.2, 400), "shift": drawn(rng, 0.2, 400)}),
+    ]
+    quiet, noisy = (told(subject, *made, noise=noise).verdicts() for noise in (0.0, 0.03))
+    assert [verdict.judgement for verdict in quiet] == ["faithful", "illusion", "unfaithful"]
+    assert [verdict.judgement for verdict in noisy] == ["inconclusive"] * 3
+    assert all("Changing nothing already flips 3.0%" in str(verdict) for verdict in noisy)
+
+
 def test_the_smallest_detectable_gap_is_one_that_is_detected_and_shrinks_with_the_data(subject):
     rng = np.random.default_rng(5)
     rows = []

@@ -75,7 +75,7 @@ def test_all_cores():
 
 def test_a_cluster_does_the_work():
     distributed = pytest.importorskip("distributed")
-    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster:
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0") as cluster:
         workers = Workers(cluster=cluster.scheduler_address)
         assert workers.many
         found = dict(workers.map(lambda number: number * number, [(number,) for number in range(5)]))
