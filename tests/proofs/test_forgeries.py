@@ -493,6 +493,13 @@ def test_sets_of_more_inputs_than_64_bits_count_are_refused():
             certificate(sealed(content)).verify(subject)
 
 
+@pytest.mark.parametrize(("vocabulary", "length"), [(13, 17), (2, 21)])
+def test_sets_that_the_checker_could_not_count_are_not_certified(vocabulary, length):
+    subject = linear_subject(np.ones((vocabulary, 1)), np.ones((1, 1)), np.ones((1, vocabulary)), length)
+    with pytest.raises(assay.AssayError, match=r"20 tokens each, and less than 2\^63 in all inputs"):
+        certify(subject, strategy="symmetry")
+
+
 @pytest.mark.parametrize("index", range(13))
 def test_a_check_within_the_budget_is_made_and_one_beyond_it_is_not(index):
     subject, content = bases()[index]
