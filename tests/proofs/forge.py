@@ -6,7 +6,8 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from assay.proofs import Certificate
-from assay.proofs._certificate import ProxyRecord, SubjectRecord, digest_of, statement_of
+from assay.proofs._certificate import Boxes, ProxyRecord, SubjectRecord, digest_of, statement_of
+from assay.proofs.attention._boxes import correct_in_boxes
 from assay.proofs.attention._proxy import describe
 from assay.tasks import InputSet
 
@@ -44,13 +45,21 @@ def sealed(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def consistent(content: dict[str, Any]) -> dict[str, Any]:
-    """With the totals, the statement and the digest that belong to the pieces."""
+    """With the numbers of each piece, the totals, the statement and the digest that belong to the evidence."""
+    content, size = copy_of(content), content["inputs"]["size"]
+    for piece in content["pieces"] or ():
+        if piece["relaxations"]:
+            counted, credited = (sum(item["count"] for item in piece[key]) for key in ("relaxations", "credits"))
+            accuracy = content["proxy"] is None
+            piece["surely_wrong"] = credited if accuracy else 0
+            piece["wrong"] = min(counted + piece["proxy_wrong"] - (0 if accuracy else credited), size)
+        piece["surely_wrong"] = min(piece["surely_wrong"], piece["wrong"])
     if content["pieces"] is not None:
-        size = content["inputs"]["size"]
-        content = content | {
-            "at_least": size - sum(piece["wrong"] for piece in content["pieces"]),
-            "at_most": size - sum(piece["surely_wrong"] for piece in content["pieces"]),
-        }
+        content["at_least"] = size - sum(piece["wrong"] for piece in content["pieces"])
+        content["at_most"] = size - sum(piece["surely_wrong"] for piece in content["pieces"])
+    if content["boxes"] is not None:
+        inputs = InputSet(**{name: content["inputs"][name] for name in _CONDITIONS})
+        content["at_least"] = correct_in_boxes([Boxes.model_validate(box) for box in content["boxes"]], inputs)
     return restated(content)
 
 

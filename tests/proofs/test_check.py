@@ -177,6 +177,15 @@ def test_a_group_left_out_is_refuted(certificates, subject):
         certificate(consistent(content)).verify(subject)
 
 
+def test_an_output_left_out_of_a_relaxation_is_refuted(certificates, subject):
+    content = certificates["agreement"].model_dump(mode="json")
+    piece = next(piece for piece in content["pieces"] if len(piece["relaxations"][0]["outputs"]) > 1)
+    for key in ("outputs", "multipliers", "powers"):
+        piece["relaxations"][0][key].pop()
+    with pytest.raises(assay.AssayError, match="an output that could win is left out"):
+        certificate(consistent(content)).verify(subject)
+
+
 def test_other_weights_are_refuted(certificates, subject):
     with pytest.raises(assay.AssayError, match="weights"):
         certificates["exact"].verify(assay.subjects.load("max-of-4", seed=1))

@@ -21,17 +21,19 @@ from assay.subjects import MaxOfKForCausalLM, import_max_of_k
 from assay.tasks import InputSet
 
 
-def attention(name="tiny", head=4, seed=0):
-    """A model of three tokens out of four that is often right."""
+def attention(name="tiny", head=4, seed=2):
+    """A model that names the largest of three tokens out of four, rather often."""
     rng = np.random.default_rng(seed)
-    size = np.arange(4)[:, None]
+    size = np.arange(4.0)
+    heads = {f"W_{key}": rng.normal(0, 0.2, (2, head)) for key in "QKV"}
+    heads["W_Q"][:, 0], heads["W_K"][:, 0], heads["W_V"][:, 0] = (0.6, 1.0), (1.0, 1.0), (1.0, 0.0)
     found = subject_of(
         {
-            "W_E": np.hstack([size / 3, rng.normal(0, 1, (4, 5))]),
-            "W_pos": rng.normal(0, 0.3, (3, 6)),
-            **{f"W_{key}": rng.normal(0, 0.7, (6, head)) for key in "QKV"},
-            "W_O": rng.normal(0, 1, (head, 6)),
-            "W_U": rng.normal(0, 1, (6, 4)),
+            "W_E": np.column_stack([size, np.ones(4)]) + rng.normal(0, 0.1, (4, 2)),
+            "W_pos": np.array([[0.0, 1.0], [0.0, -1.0], [0.0, 0.0]]),
+            **heads,
+            "W_O": np.vstack([[4.0, 0.0], rng.normal(0, 0.3, (head - 1, 2))]),
+            "W_U": np.vstack([size, -(size**2) * 2.2]) + rng.normal(0, 0.2, (2, 4)),
         },
         3,
     )

@@ -46,10 +46,10 @@ def certify_linear(
         )
     if n < 2:
         raise AssayError(f"{subject.name!r} reads one token at a time; there is nothing to compare.")
-    if n > _LARGEST_LENGTH or inputs.size >= 2**63:
+    if n > _LARGEST_LENGTH or n * inputs.size >= 2**63:
         raise AssayError(
             f"{subject.name!r} reads {n} tokens and the set has {inputs.size} inputs; at most {_LARGEST_LENGTH} tokens "
-            "and less than 2^63 inputs can be counted."
+            "each, and less than 2^63 in all inputs together, can be counted."
         )
     if not (width >= 1 and top >= 0 and refine >= 0):
         raise AssayError(
