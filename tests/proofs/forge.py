@@ -9,6 +9,7 @@ from assay.proofs import Certificate
 from assay.proofs._certificate import Boxes, ProxyRecord, SubjectRecord, digest_of, statement_of
 from assay.proofs.attention._boxes import correct_in_boxes
 from assay.proofs.attention._proxy import describe
+from assay.proofs.checker._common import groups, size_of
 from assay.tasks import InputSet
 
 _CONDITIONS = ("length", "vocabulary", "minimum_maximum", "within", "copies")
@@ -47,12 +48,14 @@ def sealed(content: dict[str, Any]) -> dict[str, Any]:
 def consistent(content: dict[str, Any]) -> dict[str, Any]:
     """With the numbers of each piece, the totals, the statement and the digest that belong to the evidence."""
     content, size = copy_of(content), content["inputs"]["size"]
+    free = content["inputs"]["length"] - 1
+    sizes = {(q, m): size_of(free, m - low, copies) for q, m, low, copies in groups(content["inputs"])}
     for piece in content["pieces"] or ():
         if piece["relaxations"]:
             counted, credited = (sum(item["count"] for item in piece[key]) for key in ("relaxations", "credits"))
-            accuracy = content["proxy"] is None
+            accuracy, most = content["proxy"] is None, sizes[piece["last"], piece["maximum"]]
             piece["surely_wrong"] = credited if accuracy else 0
-            piece["wrong"] = min(counted + piece["proxy_wrong"] - (0 if accuracy else credited), size)
+            piece["wrong"] = min(min(counted, most) - (0 if accuracy else credited) + piece["proxy_wrong"], most)
         piece["surely_wrong"] = min(piece["surely_wrong"], piece["wrong"])
     if content["pieces"] is not None:
         content["at_least"] = size - sum(piece["wrong"] for piece in content["pieces"])
