@@ -15,8 +15,8 @@ Clopper and Pearson (1934, Biometrika 26); for bounded means they are the bound 
 and Thomas (2019, arXiv 1905.06208). Both are about independent values of equal weight. Here sequences differ in length
 and the mean is a ratio, for which no such theorem is known: that the limits cover is measured
 (docs/results/intervals.md). L is the root mean square of the lengths. Their mean covers too seldom where lengths and
-errors are both heavily clustered, and their size-biased mean covers more than asked and makes intervals wider by a
-fifth. No draw can rise because of an error: an error more never raises a limit of agreement, at any n.
+errors are both heavily clustered, and their size-biased mean covers more than asked and costs width. No draw can rise
+because of an error: an error more never raises a limit of agreement, at any n.
 
 **Other numbers** (divergences, differences of logits) have no bound that says anything. Their draws are those of the
 studentised bootstrap (Efron 1982; Hall 1988, Annals of Statistics 16): T - t* x error, with t* = (T* - T) / error* of
