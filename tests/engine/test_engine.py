@@ -10,7 +10,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from assay import AssayError
-from assay.engine import Block, Edit, Engine, Head, Proxy, Site, batches, collect, tensors
+from assay.engine import Block, Edit, EditedSubject, Engine, Head, Site, batches, collect, tensors
 from assay.subjects import Subject
 from assay.tasks import Dyck
 
@@ -543,7 +543,7 @@ def test_model_is_as_it_was_after_an_exception_in_an_edit(gpt2, reader, tokens, 
 
 def test_proxy_is_called_like_its_subject(gpt2, reader, tokens):
     edits = [Edit(Head(1, 1), keys=double)]
-    proxy = Proxy(gpt2, edits)
+    proxy = EditedSubject(gpt2, edits)
     valid = torch.ones_like(tokens)
     before = gpt2(tokens)
     assert torch.equal(proxy(tokens, valid), reader.run(tokens, edits=edits).logits)
@@ -553,7 +553,10 @@ def test_proxy_is_called_like_its_subject(gpt2, reader, tokens):
 
 
 def test_two_proxies_of_one_subject_do_not_disturb_each_other(gpt2, tokens):
-    one, other = Proxy(gpt2, [Edit(Head(0, 0), queries=double)]), Proxy(gpt2, [Edit(Head(0, 0), keys=torch.neg)])
+    one, other = (
+        EditedSubject(gpt2, [Edit(Head(0, 0), queries=double)]),
+        EditedSubject(gpt2, [Edit(Head(0, 0), keys=torch.neg)]),
+    )
     alone = one(tokens)
     assert not torch.equal(other(tokens), alone)
     assert torch.equal(one(tokens), alone)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from assay.engine._engine import Engine
 from assay.engine._places import ATTENTION, BLOCK_STREAMS, Place, Site
+from assay.subjects import Subject
 from assay.tasks import Split
 
 Vectors = Mapping[Place, Float[Tensor, "sample width"]]
@@ -26,6 +27,8 @@ class Samples:
     """Vectors at some places (heads or blocks) of a subject: (sample, width) a place, on the CPU.
 
     `streams` are those that a simplification is to act on there. Of the mappings, only what was asked for is filled.
+    `subject` and `split` are what the vectors were read from, for a recipe that needs more than them (the weights, or
+    the sequences themselves).
     """
 
     places: tuple[Place, ...]
@@ -36,6 +39,8 @@ class Samples:
     mlp: Vectors = field(default_factory=dict)
     residual: Vectors = field(default_factory=dict)
     streams: tuple[str, ...] = ATTENTION
+    subject: Subject | None = None
+    split: Split | None = None
 
     def at(self, site: Site) -> "Samples":
         """The samples of one site."""
@@ -47,6 +52,8 @@ class Samples:
                 if (found := getattr(self, stream))
             },
             streams=site.streams,
+            subject=self.subject,
+            split=self.split,
         )
 
     def of(self, place: Place) -> tuple[Float[Tensor, "sample width"], ...]:
@@ -119,4 +126,4 @@ def collect(engine: Engine, split: Split, streams: Sequence[str], *, largest: in
                 states = by_layer[place.layer]
                 parts.append((states if name in BLOCK_STREAMS else states[:, place.head])[keep].float().cpu())  # type: ignore[union-attr]
     joined = {name: {place: torch.cat(parts) for place, parts in places.items()} for name, places in found.items()}
-    return Samples(engine.heads, **joined)  # type: ignore[arg-type]
+    return Samples(engine.heads, subject=engine.subject, split=split, **joined)  # type: ignore[arg-type]

@@ -113,7 +113,7 @@ def assess(
         for split in splits
     }
     found = {(0, candidate.key, name): cells[candidate.key] for name, cells in scores.items()}
-    results, gaps, _ = summarise(
+    results, gaps, *_ = summarise(
         [metric],
         task.kinds,
         [engine.subject],

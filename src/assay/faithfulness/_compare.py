@@ -40,7 +40,7 @@ from assay.faithfulness._primary import resolve_metrics, resolve_primary
 from assay.faithfulness._scores import ALL, NotFiniteError, Scores
 from assay.faithfulness._summary import sequence_tables, summarise
 from assay.faithfulness._workers import Workers
-from assay.simplify import RandomPerturbation, Simplification, applied
+from assay.simplify import RandomPerturbation, Simplification, applied, is_whole, learns
 from assay.subjects import Subject, pool
 from assay.tasks import UNSCORED, Split, Task, check_differ, count_copies, token_names
 
@@ -116,14 +116,17 @@ def compare(
     _check_numbers(sequences=sequences, fit_sequences=fit_sequences, resamples=resamples)
     if not 0 < level < 1:
         raise AssayError(f"compare(level={level}): must be between 0 and 1, for example 0.95.")
-    refit = refit and any(item.streams for item in chosen)
+    refit = refit and any(map(learns, chosen))
     inputs = _Inputs.of(task, sequences, fit_sequences, refit=refit)
     judged = resolve_metrics(inputs.train.objective, metrics)
     primary = resolve_primary(task, inputs.train.objective, judged, primary_metric, primary_kind)
     for split in inputs.all:
         check_fits(subjects, split)
 
-    variants = [*subjects, *([subjects[0].shuffled_copy()] if controls else [])]
+    _check_recipes(chosen, subjects, inputs.all)
+
+    parts = not all(map(is_whole, chosen))
+    variants = [*subjects, *([subjects[0].shuffled_copy()] if controls and parts else [])]
     engines = [Engine(variant) for variant in variants]
     candidates = candidates_of(engines[0], chosen, sites, controls, refit)
     options: dict[str, Any] = {"seed": seed, "resamples": resamples, "level": level}
@@ -147,7 +150,7 @@ def compare(
     found = judging.found
 
     progress(Step(total, total, "intervals"))
-    results, gaps, beside = summarise(
+    results, gaps, beside, largest = summarise(
         judged,
         task.kinds,
         variants,
@@ -175,6 +178,10 @@ def compare(
                 perturbation=item.perturbation,
                 draws=DRAWS if item.is_control and hasattr(item.simplification, "redrawn") else 1,
                 caution=getattr(item.simplification, "caution", None),
+                logit_difference={
+                    split: None if math.isnan(value) else value
+                    for split, value in largest.get((item.name, item.site), {}).items()
+                },
             )
             for item in candidates
             if not item.refitted and not item.redraw
@@ -240,11 +247,16 @@ class _Inputs:
         return {name: _split_hash(split) for name, split in self.refit_on.items() if split is not None}
 
     def of_split(self, name: str, candidates: Sequence[Candidate], subject: Subject) -> list[Candidate]:
-        """The candidates judged on a split. A shuffled copy is a control itself and has no controls of its own."""
+        """The candidates judged on a split.
+
+        A shuffled copy is a control itself and has no controls of its own; nor does it tell anything of what replaces
+        a model as a whole.
+        """
         return [
             item
             for item in candidates
-            if (subject.trained or not item.is_control) and (not item.refitted or name in self.refit_hashes)
+            if (subject.trained or not (item.is_control or is_whole(item.simplification)))
+            and (not item.refitted or name in self.refit_hashes)
         ]
 
 
@@ -498,6 +510,17 @@ def _check_call(
     shapes = {json.dumps(_architecture(item)) for item in subjects}
     if len(shapes) > 1:
         raise AssayError("compare(): several subjects must be training seeds of one architecture; these differ.")
+
+
+def _check_recipes(
+    simplifications: Sequence[Simplification], subjects: Sequence[Subject], splits: Sequence[Split]
+) -> None:
+    """Let every recipe refuse a subject or a split that it cannot stand for, before any work."""
+    for item in simplifications:
+        check: Callable[[Subject, Sequence[Split]], None] | None = getattr(item, "check", None)
+        for subject in subjects if check is not None else ():
+            assert check is not None
+            check(subject, splits)
 
 
 def _who(subject: Subject) -> str:

@@ -1,6 +1,7 @@
 """The record of one run, and everything that can be asked of it."""
 
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator
 from html import escape
 from pathlib import Path
@@ -13,10 +14,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from assay._errors import AssayError
 from assay.faithfulness._statistics import holm, p_above
-from assay.faithfulness._verdicts import Bar, Verdict, in_percent, judge, standing_of_agreement
+from assay.faithfulness._verdicts import Bar, Difference, Verdict, in_percent, judge, standing_of_agreement
 from assay.subjects import write_atomically
 
-SCHEMA = 3
+SCHEMA = 4
 RECORD, RESULTS, GAPS, CONTROLS = "comparison.json", "results.parquet", "gaps.parquet", "controls.parquet"
 SEQUENCES = "sequences.parquet"
 
@@ -72,7 +73,8 @@ class ProxyRecord(_Model):
 
     `control` is the name of the one it has to beat, `ablation` of the mean ablation of its site, `perturbation` of the
     random one that moves as much. `draws` is how often a control was drawn: its interval has their spread. `caution` is
-    what a recipe says of its own results.
+    what a recipe says of its own results. `logit_difference` has, by split, the largest absolute difference of a logit
+    from the subject's at any scored position (None where it was not measured); 0 only if not one differs.
     """
 
     proxy: str
@@ -84,6 +86,7 @@ class ProxyRecord(_Model):
     perturbation: str | None
     draws: int = 1
     caution: str | None = None
+    logit_difference: dict[str, float | None] = {}
 
 
 class OverlapRecord(_Model):
@@ -126,7 +129,7 @@ class Record(_Model):
     accuracy has no meaning.
     """
 
-    schema_version: Literal[3] = 3
+    schema_version: Literal[4] = 4
     status: Literal["complete"] = "complete"
     created: str
     seconds: float
@@ -273,8 +276,24 @@ class Comparison:
                     frame[(frame["proxy"] == proxy.proxy) & (frame["site"] == proxy.site)] for frame in (gaps, beside)
                 )
                 row = rows.loc[(proxy.proxy, proxy.site)]
-                verdicts.append(judge(row, *own, proxy=proxy.proxy, site=proxy.site, bar=bar, sizes=sizes))
+                verdicts.append(
+                    judge(
+                        row,
+                        *own,
+                        proxy=proxy.proxy,
+                        site=proxy.site,
+                        bar=bar,
+                        sizes=sizes,
+                        difference=self._difference(proxy),
+                    )
+                )
         return tuple(verdicts)
+
+    def _difference(self, proxy: ProxyRecord) -> Difference:
+        """How far a proxy's logits are from the subject's on all splits, beside what changing nothing changes."""
+        found = [proxy.logit_difference.get(split.name) for split in self.record.splits if split.role != "train"]
+        largest = math.nan if None in found else max(value for value in found if value is not None)
+        return Difference(largest, self.record.noise_floor.logit_difference_as_loaded)
 
     def _tested(self, bar: Bar) -> pd.DataFrame:
         """The gaps of the simplifications with the tests of "at most `max_gap`", adjusted over their family: those of

@@ -51,12 +51,13 @@ def bounds_of(metric: Metric) -> Bounds:
 
 
 class Summary(NamedTuple):
-    """Results (a row a split, metric, kind, feature and bin), gaps (a row a shift, metric and kind), and what stands
-    beside the controls (a row a proxy and split)."""
+    """Results (a row a split, metric, kind, feature and bin), gaps (a row a shift, metric and kind), what stands beside
+    the controls (a row a proxy and split), and the largest difference of a logit, by proxy and site and by split."""
 
     results: pd.DataFrame
     gaps: pd.DataFrame
     controls: pd.DataFrame
+    largest: Mapping[tuple[str, str], Mapping[str, float]]
 
 
 @dataclass(frozen=True)
@@ -97,21 +98,13 @@ def summarise(
 ) -> Summary:
     """Estimates, gaps and comparisons with controls of all candidates; `primary` is the metric and kind of verdicts."""
     iid = next(name for name, split in splits.items() if split.role == "iid")
-    undetermined = {kind.name for kind in kinds if not kind.determined}
     way = _Way(
         by_name={metric.name: metric for metric in judged},
-        pairs=[
-            (metric.name, kind)
-            for metric in judged
-            for kind in (ALL, *(kind.name for kind in kinds))
-            if not (metric.needs_answer and kind in undetermined)
-        ],
+        pairs=_pairs(judged, kinds),
         weights={name: weights_of(split, seed=seed, resamples=resamples) for name, split in splits.items()},
         level=level,
     )
-    again_of: dict[str, list[Candidate]] = {}
-    for item in candidates:
-        again_of.setdefault(f"{item.name} at {item.site}", []).append(item)
+    again_of = _draws_of(candidates)
 
     def measured(item: Candidate, trained: bool) -> tuple[dict[str, _Measured], list[dict[str, Any]]]:
         """A candidate on every split on which it was judged, and the rows of that."""
@@ -122,8 +115,8 @@ def summarise(
         for name in splits:
             if (members[0], item.key, name) not in found:
                 continue
-            redraws = again_of[f"{item.name} at {item.site}"]
-            scores = [[found[number, one.key, name] for one in redraws] for number in members]
+            draws_of_it = again_of[item.of_all_draws]
+            scores = [[found[number, one.key, name] for one in draws_of_it] for number in members]
             failed = [cell for cell in chain(*scores) if isinstance(cell, NotFiniteError)]
             if failed:
                 rows += _unmeasured({**base, "split": name}, way, str(failed[0]))
@@ -136,6 +129,7 @@ def summarise(
     results: list[dict[str, Any]] = []
     gaps: list[dict[str, Any]] = []
     beside: list[dict[str, Any]] = []
+    largest: dict[tuple[str, str], dict[str, float]] = {}
     for trained in sorted({variant.trained for variant in variants}, reverse=True):
         # What was measured of a candidate is dropped with its last gap: a long run does not fit in memory. Of its
         # controls only the primary column is kept, for the comparisons with them.
@@ -145,6 +139,10 @@ def summarise(
             if item.refitted or item.redraw or (item.is_control and not trained):
                 continue
             own, rows[item.key] = measured(item, trained)
+            if not trained and not own:  # what replaces a model whole is not judged on a shuffled copy
+                continue
+            if trained:
+                largest[item.name, item.site] = {name: cell.largest for name, cell in own.items()}
             columns[item.key] = {name: cell.column(primary) for name, cell in own.items()}
             again: dict[str, _Measured] = {}
             other = by_key.get(f"{item.name}{REFITTED} at {item.site}")
@@ -164,8 +162,30 @@ def summarise(
     for _, family in frame[~frame["is_control"].astype(bool)].groupby(["trained", "metric", "kind"], sort=False):
         frame.loc[family.index, "p_holm"] = holm(family["p"].tolist())
     return Summary(
-        pd.DataFrame(results), _beside(frame, candidates), pd.DataFrame(beside, columns=list(_CONTROL_COLUMNS))
+        pd.DataFrame(results),
+        _beside(frame, candidates),
+        pd.DataFrame(beside, columns=list(_CONTROL_COLUMNS)),
+        largest,
     )
+
+
+def _pairs(judged: Sequence[Metric], kinds: Sequence[Kind]) -> list[tuple[str, str]]:
+    """Every metric on every kind on which it has a meaning."""
+    undetermined = {kind.name for kind in kinds if not kind.determined}
+    return [
+        (metric.name, kind)
+        for metric in judged
+        for kind in (ALL, *(kind.name for kind in kinds))
+        if not (metric.needs_answer and kind in undetermined)
+    ]
+
+
+def _draws_of(candidates: Sequence[Candidate]) -> dict[str, list[Candidate]]:
+    """The candidates by the name that all draws of a control share."""
+    found: dict[str, list[Candidate]] = {}
+    for item in candidates:
+        found.setdefault(item.of_all_draws, []).append(item)
+    return found
 
 
 _GAP_COLUMNS = (
@@ -229,6 +249,8 @@ class _Measured:
     limits: Estimates
     draws: Draws
     seeds: int
+    skipped: Mapping[str, str]
+    largest: float
 
     @classmethod
     def of(cls, cells: Sequence[Sequence[Scores]], way: _Way, split: str) -> "_Measured":
@@ -264,6 +286,8 @@ class _Measured:
             limits=estimate(drawn, level=way.level, nonnegative=~negative),
             draws=drawn.select([place[pair] for pair in way.pairs]),
             seeds=len(cells),
+            skipped=cells[0][0].skipped,
+            largest=max(cell.largest for cell in chain(*cells)),
         )
 
     def column(self, pair: tuple[str, str]) -> _Column:
@@ -440,7 +464,9 @@ def _rows(base: Mapping[str, Any], measured: _Measured, way: _Way) -> list[dict[
         if column.feature and predictions[index] == 0:
             continue
         reason = None
-        if predictions[index] == 0:
+        if column.metric in measured.skipped:
+            reason = f"skipped: {measured.skipped[column.metric]}"
+        elif predictions[index] == 0:
             reason = "no such prediction in this split"
         elif limits.how[index] == "none":
             reason = "fewer than two sequences: no interval"

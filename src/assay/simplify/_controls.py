@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from assay._errors import AssayError
-from assay.engine import ATTENTION, Edit, Head, PatternEdit, Place, Proxy, Samples, VectorEdit
+from assay.engine import ATTENTION, Edit, EditedSubject, Head, PatternEdit, Place, Samples, VectorEdit
 from assay.simplify._protocol import Simplification, applied, check_positive, label, proxy_of, vector_edit
 from assay.simplify._subspace import Subspace, check_rank
 from assay.subjects import Subject
@@ -49,7 +49,7 @@ class RandomProjection:
         self.subspaces_, self.streams_ = found, samples.streams
         return self
 
-    def apply(self, subject: Subject) -> Proxy:
+    def apply(self, subject: Subject) -> EditedSubject:
         """The subject with randomly projected vectors at the fitted places."""
         found = self.subspaces_ or {}
 
@@ -79,7 +79,7 @@ class UniformAttention:
         self.heads_ = samples.places
         return self
 
-    def apply(self, subject: Subject) -> Proxy:
+    def apply(self, subject: Subject) -> EditedSubject:
         """The subject with uniform attention at the fitted heads."""
 
         def uniform(
@@ -115,7 +115,7 @@ class MeanAblation:
         self.streams_ = samples.streams
         return self
 
-    def apply(self, subject: Subject) -> Proxy:
+    def apply(self, subject: Subject) -> EditedSubject:
         """The subject with mean vectors at the fitted places."""
         found = self.means_ or {}
 
@@ -153,7 +153,7 @@ class Identity:
         self.places_, self.streams_ = samples.places, samples.streams
         return self
 
-    def apply(self, subject: Subject) -> Proxy:
+    def apply(self, subject: Subject) -> EditedSubject:
         """The subject with edits that give back what they get, at the fitted places."""
 
         def edit(place: Place) -> Edit:
@@ -262,11 +262,17 @@ class RandomPerturbation:
         self.fitted_ = fitted
         return self
 
-    def apply(self, subject: Subject) -> Proxy:
+    def apply(self, subject: Subject) -> EditedSubject:
         """The subject with vectors and patterns moved at random."""
         if self.fitted_ is None:
             raise AssayError(f"{label(self)} has not been fitted; call fit(samples) before apply(subject).")
-        return Proxy(subject, [self._instead_of(edit) for edit in applied(self.fitted_, subject).edits])
+        moved = applied(self.fitted_, subject)
+        if not isinstance(moved, EditedSubject):
+            raise AssayError(
+                f"{label(self)}: {label(self.of)} makes no edits of the subject, so nothing says what to move; a "
+                "recipe of another kind has a perturbation() of its own, or says whole = True."
+            )
+        return EditedSubject(subject, [self._instead_of(edit) for edit in moved.edits])
 
     def _instead_of(self, edit: Edit) -> Edit:
         where, *streams = fields(edit)

@@ -9,7 +9,7 @@ from sklearn.cluster import KMeans as ScikitKMeans
 from torch import Tensor
 
 from assay._errors import AssayError
-from assay.engine import Edit, Place, Proxy, Samples, VectorEdit
+from assay.engine import Edit, EditedSubject, Place, Samples, VectorEdit
 from assay.simplify._controls import UniformAttention
 from assay.simplify._protocol import check_positive, label, proxy_of, vector_edit
 from assay.subjects import Subject
@@ -82,7 +82,7 @@ class KMeans:
         model = ScikitKMeans(self.clusters, n_init=self.restarts, random_state=self.seed)
         return torch.from_numpy(model.fit(used.numpy()).cluster_centers_)
 
-    def apply(self, subject: Subject) -> Proxy:
+    def apply(self, subject: Subject) -> EditedSubject:
         """The subject with clustered vectors at the fitted places."""
         found = self.centres_ or {}
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from assay._errors import AssayError
 from assay._fingerprint import NotHashableError, fingerprint
 from assay._registry import Registry
-from assay.engine import Edit, Place, Proxy, Samples, VectorEdit, check_proxy
+from assay.engine import Edit, EditedSubject, Place, Proxy, Samples, VectorEdit, check_proxy
 from assay.subjects import Subject
 
 
@@ -20,7 +20,8 @@ class Simplification(Protocol):
 
     The estimator contract: `__init__` only stores its parameters, under their own names; `fit` learns from the train
     split's samples, keeps what it learned in attributes that end in `_`, forgets what an earlier `fit` learned, and
-    returns self; `apply` makes a proxy of the subject that it was fitted on, simplified at every head of the samples.
+    returns self; `apply` makes a proxy of the subject that it was fitted on, simplified at every head of the samples:
+    edits of the subject, or anything else that answers as the subject does (`assay.engine.Proxy`).
 
     `streams` names what `fit` needs to see of each head: "queries" and "keys" for both, nothing for a recipe that
     does not depend on data. `control` gives a simplification that knows nothing of the data and removes as much, or
@@ -32,6 +33,12 @@ class Simplification(Protocol):
     `samples.of(place)` has the vectors. A control that is drawn at random has `redrawn(number)`, which gives it with
     another draw: then it is judged several times. `caution`, a sentence, stands in the warnings of every comparison
     that judges the recipe.
+
+    A recipe that replaces the model as a whole says `whole = True`: it is judged once, whatever the sites. If it learns
+    from data beyond the vectors of `streams` (from `samples.split`, by running `samples.subject`), it says
+    `learns = True`. `perturbation()` gives the control that changes as much at random, where the general one
+    (`RandomPerturbation`, which moves vectors and patterns) cannot. `check(subject, splits)` raises AssayError, before
+    any work, for a subject or a split that it cannot stand for.
     """
 
     streams: ClassVar[tuple[str, ...]]
@@ -51,6 +58,16 @@ class Simplification(Protocol):
 
 simplifications = Registry("assay.simplifications", "simplification")
 """All simplifications by the name used on the command line (`svd:rank=8`)."""
+
+
+def learns(simplification: Simplification) -> bool:
+    """Whether `fit` takes anything from data, so that there is something to fit again."""
+    return bool(getattr(simplification, "learns", bool(simplification.streams)))
+
+
+def is_whole(simplification: Simplification) -> bool:
+    """Whether it replaces the model as a whole, so that it has no site."""
+    return bool(getattr(simplification, "whole", False))
 
 
 _LONG = 60
@@ -120,11 +137,11 @@ def _state(model: nn.Module) -> list[tuple[int, int]]:
 
 def proxy_of(
     simplification: object, subject: Subject, places: tuple[Place, ...] | None, edit: Callable[[Place], Edit]
-) -> Proxy:
+) -> EditedSubject:
     """A proxy from one edit a fitted place. Raises AssayError if nothing has been fitted."""
     if places is None:
         raise AssayError(f"{label(simplification)} has not been fitted; call fit(samples) before apply(subject).")
-    return Proxy(subject, [edit(place) for place in places])
+    return EditedSubject(subject, [edit(place) for place in places])
 
 
 def vector_edit(place: Place, streams: Sequence[str], functions: Sequence[VectorEdit]) -> Edit:

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from assay.engine import Edit, Place, Proxy, Samples
+from assay.engine import Edit, EditedSubject, Place, Samples
 from assay.simplify._controls import RandomProjection
 from assay.simplify._protocol import check_positive, label, proxy_of, vector_edit
 from assay.simplify._subspace import Subspace, check_rank
@@ -73,7 +73,7 @@ class SVD:
         self.subspaces_, self.streams_ = found, samples.streams
         return self
 
-    def apply(self, subject: Subject) -> Proxy:
+    def apply(self, subject: Subject) -> EditedSubject:
         """The subject with projected vectors at the fitted places."""
         found = self.subspaces_ or {}
 
