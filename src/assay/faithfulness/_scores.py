@@ -2,10 +2,10 @@
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -62,7 +62,8 @@ class Scores:
     """Per sequence and column: the sum of the metric over predictions, and how many predictions there were.
 
     `skipped` says why a metric was not measured (its counts are 0). `largest` is the largest absolute difference of a
-    logit from the subject's at any scored position (of embeddings: of an entry); 0 only if not one differs.
+    logit from the subject's at any scored position (of embeddings: of an entry); 0 only if not one differs. `kept` has,
+    by metric, its value at every scored prediction, where they are kept: sequence after sequence, in float32.
     """
 
     columns: tuple[Column, ...]
@@ -70,13 +71,15 @@ class Scores:
     counts: Int[np.ndarray, "sequence column"]
     skipped: Mapping[str, str] = field(default_factory=dict)
     largest: float = math.nan
+    kept: Mapping[str, Float[np.ndarray, " prediction"]] = field(default_factory=dict)
 
     def write(self, path: Path) -> None:
         """Write to an .npz file."""
         about = json.dumps({"columns": [list(column) for column in self.columns], "skipped": dict(self.skipped)})
         with path.open("wb") as file:
+            kept: dict[str, Any] = {f"{_KEPT}{name}": values for name, values in self.kept.items()}
             np.savez_compressed(
-                file, about=np.array(about), sums=self.sums, counts=self.counts, largest=np.array(self.largest)
+                file, about=np.array(about), sums=self.sums, counts=self.counts, largest=np.array(self.largest), **kept
             )
 
     @classmethod
@@ -85,7 +88,11 @@ class Scores:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
             about = json.loads(str(data["about"]))
             columns = tuple(Column(*column) for column in about["columns"])
-            return cls(columns, data["sums"], data["counts"], about["skipped"], float(data["largest"]))
+            kept = {name.removeprefix(_KEPT): data[name] for name in data.files if name.startswith(_KEPT)}
+            return cls(columns, data["sums"], data["counts"], about["skipped"], float(data["largest"]), kept)
+
+
+_KEPT = "kept_"
 
 
 class NotFiniteError(ArithmeticError):
@@ -184,9 +191,10 @@ def score(
     split: Split,
     metrics: Sequence[Metric],
     *,
+    keep: Collection[str] = (),
     clean_pass: Callable[[Engine, Tensor, Tensor], CleanPass] = CleanPass,
 ) -> dict[str, Scores | NotFiniteError]:
-    """Scores of several proxies of one subject on one split.
+    """Scores of several proxies of one subject on one split; of the metrics in `keep`, every prediction's value, too.
 
     The subject's own pass, made by `clean_pass`, is shared by all of them, and a proxy resumes from its first
     simplified layer. A proxy whose logits are not finite gets the error instead of scores; for a subject AssayError
@@ -197,6 +205,12 @@ def score(
     found: dict[str, Scores | NotFiniteError] = {
         name: Scores(tuple(grouping.columns), np.zeros(shape), np.zeros(shape, dtype=np.int64), {}, 0.0)
         for name in proxies
+    }
+    kept = {
+        (name, metric.name): np.zeros(split.kinds.shape, dtype=np.float32)
+        for name in proxies
+        for metric in metrics
+        if metric.name in keep
     }
     with engine.ready():
         for index, batch in batches(engine, split):
@@ -212,6 +226,12 @@ def score(
                     current.sums[index], current.counts[index] = own
                     skipped, largest = {**current.skipped, **measured.skipped}, max(current.largest, measured.largest)
                     found[name] = replace(current, skipped=skipped, largest=largest)
+                    for metric in set(keep) & set(measured.values):
+                        kept[name, metric][index, : batch.kinds.shape[1]] = measured.values[metric]
+    for (name, metric), values in kept.items():
+        scores = found[name]
+        if isinstance(scores, Scores) and metric not in scores.skipped:
+            found[name] = replace(scores, kept={**scores.kept, metric: values[split.kinds != UNSCORED]})
     return found
 
 

@@ -1,0 +1,5 @@
+"""Other models as proxies: what is put in the place of a subject as a whole."""
+
+from assay.models._other import OtherModel
+
+__all__ = ["OtherModel"]
