@@ -398,7 +398,8 @@ class Comparison:
         names = sorted({f"{subject['name']}" for subject in self.record.subjects if subject["trained"]})
         return (
             f"Comparison({', '.join(names)}: {len(self.record.proxies)} proxies, "
-            f"{len(self.record.splits) - 1} splits, {len(self.results):,} results)"
+            f"{len([split for split in self.record.splits if split.role != 'train'])} splits, "
+            f"{len(self.results):,} results)"
         )
 
     def _repr_html_(self) -> str:
