@@ -1,5 +1,16 @@
 """Other models as proxies, recipes on weights, and where models and their stored log-probabilities come from."""
 
 from assay.models._llama_cpp import Counted, Counts, LlamaCppFile, counting, through_llama_cpp, write_llama_cpp
+from assay.models._store import SelfKL, Store, StoreWriter
 
-__all__ = ["Counted", "Counts", "LlamaCppFile", "counting", "through_llama_cpp", "write_llama_cpp"]
+__all__ = [
+    "Counted",
+    "Counts",
+    "LlamaCppFile",
+    "SelfKL",
+    "Store",
+    "StoreWriter",
+    "counting",
+    "through_llama_cpp",
+    "write_llama_cpp",
+]
