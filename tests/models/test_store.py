@@ -13,6 +13,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from assay import AssayError
+from assay.engine import batches, tensors
 from assay.models import Store, StoreWriter, _store
 from assay.tasks import UNSCORED, Split
 
@@ -159,6 +160,28 @@ def test_rows_are_read_in_any_pieces_and_written_in_any_order(tmp_path, split, r
     for part in np.array_split(order, 7):
         writer.add(*some(rows, part))
     assert torch.equal(all_of(writer.finish()), all_of(whole))
+
+
+@pytest.mark.parametrize("form", ["float32", "16-bit"])
+def test_a_subject_is_stored_batch_by_batch(tmp_path, subject, engine, task, form):
+    split = task.split("iid", 12)
+    writer = StoreWriter(
+        tmp_path / "store", split, vocabulary=subject.vocabulary, subject=subject.describe(), form=form
+    )
+    expected = {}
+    for index, batch in batches(engine, split):
+        logits = subject(*tensors(batch, subject.device)).clone()
+        places = np.nonzero(batch.kinds != UNSCORED)
+        chosen = logits[places]
+        writer.add(index[places[0]], places[1], chosen)
+        for row, sequence in enumerate(index.tolist()):
+            expected[sequence] = chosen[torch.from_numpy(places[0] == row)].double().log_softmax(-1)
+    store = writer.finish()
+    store.check(split)
+    assert store.subject["weights_sha256"] == subject.weights_sha256
+    for sequence, rows in expected.items():
+        np.testing.assert_allclose(store.rows(sequence), rows, atol=5e-4 if form == "16-bit" else 1e-5)
+    assert store.self_kl.largest < (1e-7 if form == "16-bit" else 1e-12)
 
 
 # -- interruptions ----------------------------------------------------------------------------------------------------

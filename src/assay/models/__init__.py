@@ -1,6 +1,14 @@
 """Other models as proxies, recipes on weights, and where models and their stored log-probabilities come from."""
 
-from assay.models._llama_cpp import Counted, Counts, LlamaCppFile, counting, through_llama_cpp, write_llama_cpp
+from assay.models._llama_cpp import (
+    Counted,
+    Counts,
+    LlamaCppFile,
+    counting,
+    scored_by_llama_cpp,
+    through_llama_cpp,
+    write_llama_cpp,
+)
 from assay.models._store import SelfKL, Store, StoreWriter
 
 __all__ = [
@@ -11,6 +19,7 @@ __all__ = [
     "Store",
     "StoreWriter",
     "counting",
+    "scored_by_llama_cpp",
     "through_llama_cpp",
     "write_llama_cpp",
 ]

@@ -62,7 +62,7 @@ Blocks = Iterable[Float[Tensor, "_ _"]]
 """Rows (prediction, vocabulary), in blocks of any number of them."""
 
 
-def scored(context: int) -> slice:
+def scored_by_llama_cpp(context: int) -> slice:
     """The positions of a chunk whose predictions count."""
     return slice(context // 2, context - 1)
 
@@ -114,7 +114,7 @@ class LlamaCppFile:
 
     @property
     def _in_chunk(self) -> int:
-        positions = scored(self.context)
+        positions = scored_by_llama_cpp(self.context)
         return positions.stop - positions.start
 
     def __len__(self) -> int:
@@ -123,7 +123,7 @@ class LlamaCppFile:
     @property
     def targets(self) -> Int[np.ndarray, " prediction"]:
         """The right token of every prediction."""
-        positions = scored(self.context)
+        positions = scored_by_llama_cpp(self.context)
         return self.tokens[:, positions.start + 1 : positions.stop + 1].reshape(-1)
 
     def rows(self, start: int = 0, stop: int | None = None) -> Float[Tensor, "prediction vocabulary"]:
@@ -159,7 +159,7 @@ class LlamaCppFile:
         if bos is not None:
             tokens[:, 0] = bos
         kinds = np.full_like(tokens, UNSCORED)
-        kinds[:, scored(self.context)] = 0
+        kinds[:, scored_by_llama_cpp(self.context)] = 0
         lengths = np.full(self.chunks, self.context)
         return Split(name, role, f"chunks of {self.context} tokens, as llama.cpp cuts a text", tokens, lengths, kinds)
 
@@ -171,10 +171,11 @@ def write_llama_cpp(
 ) -> None:
     """Write the file that llama.cpp reads by `--kl-divergence-base`: whole or not at all.
 
-    `tokens` are the chunks of the text, `blocks` logits or log-probabilities of their predictions at `scored(context)`,
-    chunk after chunk, in blocks of any number of rows (of which one is held at a time). Where the tokenizer adds a BOS
-    token, they are made with it as a chunk's first token, and `tokens` has the text's own. Raises AssayError for tokens
-    beyond the vocabulary, for another number of rows, and for a row that has no largest number.
+    `tokens` are the chunks of the text, `blocks` logits or log-probabilities of their predictions, those at
+    `scored_by_llama_cpp(context)`, chunk after chunk, in blocks of any number of rows, of which one is held at a time.
+    Where the tokenizer adds a BOS token, they are made with it as a chunk's first token, and `tokens` has the text's
+    own. Raises AssayError for tokens beyond the vocabulary, for another number of rows, and for a row that has no
+    largest number.
     """
     chunks, context = tokens.shape
     if context < 3 or chunks < 1:
@@ -184,7 +185,7 @@ def write_llama_cpp(
 
 def _write(path: Path, tokens: Int[np.ndarray, "chunk position"], blocks: Blocks) -> None:
     chunks, context = tokens.shape
-    expected = chunks * (scored(context).stop - scored(context).start)
+    expected = chunks * (scored_by_llama_cpp(context).stop - scored_by_llama_cpp(context).start)
     given = iter(blocks)
     first = next(given, None)
     vocabulary = 0 if first is None else first.shape[-1]
