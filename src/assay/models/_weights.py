@@ -198,7 +198,7 @@ def accumulator(linear: Linear, *shape: int) -> Float[Tensor, "..."]:
     return torch.zeros(shape, dtype=torch.float64, device="cpu" if device.type == "mps" else device)
 
 
-def check_share(recipe: Simplification, share: float) -> None:
+def check_share(recipe: Simplification, share: object) -> None:
     """Raise AssayError unless a share of weights can go and leave some."""
     if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < 1:
         raise AssayError(f"{label(recipe)}: share must be a number from 0 to below 1, for example 0.5.")
