@@ -26,6 +26,17 @@ def test_symmetric_by_hand():
     assert RoundWeights(bits=3).changed(linear([[3.0, 0.5], [3.0, 1.5]])).tolist() == [[3.0, 0.0], [3.0, 2.0]]
 
 
+def test_a_scale_is_the_nearest_float16_number_unless_that_clips():
+    """0.7/7 is stored as 0.0999755859375, and 7 of it are near enough; with 16 bits the next one above is taken."""
+    assert RoundWeights(bits=4).changed(linear([[0.7, 0.31]])).tolist() == [
+        pytest.approx([7 * 0.0999755859375, 3 * 0.0999755859375], rel=1e-7)
+    ]
+    near = float(torch.tensor(0.7 / 32767).half())
+    found = RoundWeights(bits=16).changed(linear([[0.7, 0.31]]))
+    assert 0.7 - 32767 * near > 5e-4, "the test would not see the nearest"
+    assert found.tolist() == [pytest.approx([0.7, 0.31], abs=2e-5)]
+
+
 def test_asymmetric_by_hand():
     """2 bits: levels 0 to 3. From -1 to 2 the scale is 1 and zero stands at 1; from 0 (put in) to 3 it is 1 and 0."""
     found = RoundWeights(bits=2, symmetric=False).changed(

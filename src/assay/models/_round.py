@@ -30,8 +30,9 @@ class RoundWeights:
 
         s = (max w - min w) / (2^bits - 1),  w' = s (clip(round(w / s) + z, 0, 2^bits - 1) - z)
 
-    Scales are float16 numbers, rounded up, so that the largest weight is not clipped; halves are rounded to even.
-    Embeddings, norms, biases and the output head stay.
+    Scales are float16 numbers: the nearest, or the next above where the largest weight would be clipped by more than
+    half a step (with many bits, and where scales are so small that float16 has few digits of them). Halves are rounded
+    to even. Embeddings, norms, biases and the output head stay.
 
     This is rounding to nearest as most formats of quantized models do it, without any of their refinements. It has
     no control: it does not have to beat noise of equal size, which stands beside it (`perturbation`) and tells whether
@@ -87,12 +88,12 @@ class RoundWeights:
     def _rounded(self, groups: Float[Tensor, "group width"]) -> Float[Tensor, "group width"]:
         if self.symmetric:
             largest = 2 ** (self.bits - 1) - 1
-            scale = _as_half(groups.abs().amax(dim=1, keepdim=True) / largest)
+            scale = _as_half(groups.abs().amax(dim=1, keepdim=True) / largest, largest)
             whole = (groups / scale).round().clamp(-largest - 1, largest)
             return scale * whole
         levels = 2**self.bits - 1
         low = groups.amin(dim=1, keepdim=True).clamp(max=0)
-        scale = _as_half((groups.amax(dim=1, keepdim=True).clamp(min=0) - low) / levels)
+        scale = _as_half((groups.amax(dim=1, keepdim=True).clamp(min=0) - low) / levels, levels)
         zero = (-low / scale).round()
         return scale * (((groups / scale).round() + zero).clamp(0, levels) - zero)
 
@@ -114,8 +115,12 @@ def _is_whole_number(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _as_half(scale: Float[Tensor, "group 1"]) -> Float[Tensor, "group 1"]:
-    """The next float16 numbers that are not smaller, at least the smallest one: a group of zeros has one, too."""
+def _as_half(scale: Float[Tensor, "group 1"], levels: int) -> Float[Tensor, "group 1"]:
+    """The nearest float16 numbers, or the next above where `levels` of them fall short by more than half a one.
+
+    None is 0: a group of zeros has the smallest number there is.
+    """
     near = scale.half()
-    bits = near.view(torch.int16) + ((near.to(scale) < scale) | (near == 0)).to(torch.int16)
+    short = near.to(scale) * (levels + 0.5) < scale * levels
+    bits = near.view(torch.int16) + (short | (near == 0)).to(torch.int16)
     return bits.view(torch.float16).to(scale)
