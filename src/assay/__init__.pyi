@@ -14,6 +14,7 @@ from .faithfulness import Workers as Workers
 from .faithfulness import compare as compare
 from .models import LowRankWeights as LowRankWeights
 from .models import NGram as NGram
+from .models import OtherModel as OtherModel
 from .models import PruneWeights as PruneWeights
 from .models import RoundWeights as RoundWeights
 from .proofs import Certificate as Certificate

@@ -14,7 +14,15 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from assay._errors import AssayError
 from assay.faithfulness._statistics import holm, p_above
-from assay.faithfulness._verdicts import Bar, Difference, Verdict, in_percent, judge, standing_of_agreement
+from assay.faithfulness._verdicts import (
+    Bar,
+    Difference,
+    Verdict,
+    check_shares,
+    in_percent,
+    judge,
+    standing_of_agreement,
+)
 from assay.subjects import write_atomically
 
 SCHEMA = 4
@@ -74,7 +82,8 @@ class ProxyRecord(_Model):
     `control` is the name of the one it has to beat, `ablation` of the mean ablation of its site, `perturbation` of the
     random one that moves as much. `draws` is how often a control was drawn: its interval has their spread. `caution` is
     what a recipe says of its own results. `logit_difference` has, by split, the largest absolute difference of a logit
-    from the subject's at any scored position (None where it was not measured); 0 only if not one differs.
+    from the subject's at any scored position (None where it was not measured); 0 only if not one differs. `about` is
+    what a recipe tells of itself: of another model, what was loaded.
     """
 
     proxy: str
@@ -87,6 +96,7 @@ class ProxyRecord(_Model):
     draws: int = 1
     caution: str | None = None
     logit_difference: dict[str, float | None] = {}
+    about: dict[str, Any] = {}
 
 
 class OverlapRecord(_Model):
@@ -255,16 +265,14 @@ class Comparison:
         """
         return self._controls.copy()
 
-    def verdicts(self, *, min_agreement: float = 0.95, max_gap: float = 0.02) -> tuple[Verdict, ...]:
+    def verdicts(self, *, min_agreement: float | None = None, max_gap: float | None = None) -> tuple[Verdict, ...]:
         """One verdict a simplification and site, by the rules in `assay.faithfulness.RULES`.
 
         `min_agreement` is the agreement asked for in distribution, `max_gap` how much less a shift may have; both are
-        shares in [0, 1], and AssayError otherwise. Intervals and tests are those of the comparison's `level`.
+        shares in [0, 1] (default: those of the comparison), and AssayError otherwise. Intervals and tests are those of
+        the comparison's `level`.
         """
-        for name, value in (("min_agreement", min_agreement), ("max_gap", max_gap)):
-            if not 0 <= value <= 1:
-                raise AssayError(f"verdicts({name}={value}): must be a share between 0 and 1.")
-        bar = Bar(min_agreement, max_gap, float(self.record.settings["level"]), self.record.noise_floor.flipped)
+        bar = self._bar("verdicts", min_agreement=min_agreement, max_gap=max_gap)
         rows = self.agreement(self._iid_name()).set_index(["proxy", "site"])
         gaps = self._tested(bar)
         beside = self._controls.sort_values("split", key=lambda names: names != self._iid_name(), kind="stable")
@@ -288,6 +296,14 @@ class Comparison:
                     )
                 )
         return tuple(verdicts)
+
+    def _bar(self, who: str, **given: float | None) -> Bar:
+        """What is asked of proxies: what is given, and otherwise what the comparison was made with."""
+        settings = self.record.settings
+        made = {name: float(settings[name]) for name in ("min_agreement", "max_gap")}
+        asked = made | {name: value for name, value in given.items() if value is not None}
+        check_shares(who, **asked)
+        return Bar(**asked, level=float(settings["level"]), noise=self.record.noise_floor.flipped)
 
     def _difference(self, proxy: ProxyRecord) -> Difference:
         """How far a proxy's logits are from the subject's on all splits, beside what changing nothing changes."""
@@ -313,17 +329,17 @@ class Comparison:
             gaps[name] = holm(np.where(inside, p, np.nan).tolist())
         return gaps
 
-    def detectable(self, *, max_gap: float = 0.02) -> dict[str, float]:
+    def detectable(self, *, max_gap: float | None = None) -> dict[str, float]:
         """About the smallest gap that these data can show to be above `max_gap`, by shift; a share, lower is better.
 
         It is `max_gap` plus how far the lower limit of a gap lies below the gap, the median over simplifications that
         are not unfaithful (over all, if all are).
         """
-        bar = Bar(0.95, max_gap, float(self.record.settings["level"]), self.record.noise_floor.flipped)
+        bar = self._bar("detectable", max_gap=max_gap)
         gaps = self._tested(bar)
         known = gaps[gaps["p_holm"].notna()] if gaps["p_holm"].notna().any() else gaps
         below = (known["gap"] - known["low"]).groupby(known["split"], sort=False).median()
-        return {shift: max_gap + float(below[shift]) for shift in self.shifts if shift in below.dropna().index}
+        return {shift: bar.max_gap + float(below[shift]) for shift in self.shifts if shift in below.dropna().index}
 
     def warnings(self) -> tuple[str, ...]:
         """What a reader has to know before believing any verdict; one sentence each."""
@@ -382,7 +398,8 @@ class Comparison:
         names = sorted({f"{subject['name']}" for subject in self.record.subjects if subject["trained"]})
         return (
             f"Comparison({', '.join(names)}: {len(self.record.proxies)} proxies, "
-            f"{len(self.record.splits) - 1} splits, {len(self.results):,} results)"
+            f"{len([split for split in self.record.splits if split.role != 'train'])} splits, "
+            f"{len(self.results):,} results)"
         )
 
     def _repr_html_(self) -> str:

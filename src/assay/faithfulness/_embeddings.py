@@ -10,7 +10,7 @@ scores of any other metric. Cosines are of one sequence each and need nothing of
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -122,7 +122,8 @@ def score_split(
     split: Split,
     metrics: Sequence[Metric],
     *,
-    clean_pass: Callable[[Engine, Tensor, Tensor], CleanPass] = CleanPass,
+    keep: Collection[str] = (),
+    clean_pass: Callable[..., CleanPass] = CleanPass,
 ) -> dict[str, Scores | NotFiniteError]:
     """Scores of several proxies of one subject on one split, of tokens (see `score`) or of embeddings.
 
@@ -130,7 +131,7 @@ def score_split(
     `clean_pass` makes the subject's own pass, which all proxies share.
     """
     if split.objective != "embedding":
-        return score(engine, proxies, task, split, metrics, clean_pass=clean_pass)
+        return score(engine, proxies, task, split, metrics, keep=keep, clean_pass=clean_pass)
     names = [metric.name for metric in metrics]
     return _Collected(engine, proxies, split, clean_pass, attention=AttentionJSD.name in names).scores(names)
 
@@ -145,7 +146,7 @@ class _Collected:
         engine: Engine,
         proxies: Mapping[str, Proxy],
         split: Split,
-        clean_pass: Callable[[Engine, Tensor, Tensor], CleanPass],
+        clean_pass: Callable[..., CleanPass],
         *,
         attention: bool,
     ) -> None:
@@ -158,7 +159,7 @@ class _Collected:
         with engine.ready():
             for index, batch in batches(engine, split):
                 tokens, valid = tensors(batch, subject.device)
-                shared = clean_pass(engine, tokens, valid)
+                shared = clean_pass(engine, tokens, valid, attention=attention)
                 hidden = engine.logits(shared.run, slice(None))
                 self._put(self.subject_key, index, pool(hidden, valid, subject.pooling))
                 for number, answer in shared.answers(list(proxies.values()), attention=attention):

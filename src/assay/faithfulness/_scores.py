@@ -2,10 +2,10 @@
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from assay._errors import AssayError
 from assay.engine import Answer, Engine, Proxy, batches, device_scale, tensors
 from assay.faithfulness._clean_pass import CleanPass
-from assay.faithfulness._metrics import Metric, Pair, Predictions, margins
+from assay.faithfulness._metrics import Metric, Pair, Predictions, ReverseKL, margins
 from assay.tasks import UNSCORED, Split, Task
 
 ALL = "all"
@@ -62,7 +62,8 @@ class Scores:
     """Per sequence and column: the sum of the metric over predictions, and how many predictions there were.
 
     `skipped` says why a metric was not measured (its counts are 0). `largest` is the largest absolute difference of a
-    logit from the subject's at any scored position (of embeddings: of an entry); 0 only if not one differs.
+    logit from the subject's at any scored position (of embeddings: of an entry); 0 only if not one differs. `kept` has,
+    by metric, its value at every scored prediction, where they are kept: sequence after sequence, in float32.
     """
 
     columns: tuple[Column, ...]
@@ -70,13 +71,15 @@ class Scores:
     counts: Int[np.ndarray, "sequence column"]
     skipped: Mapping[str, str] = field(default_factory=dict)
     largest: float = math.nan
+    kept: Mapping[str, Float[np.ndarray, " prediction"]] = field(default_factory=dict)
 
     def write(self, path: Path) -> None:
         """Write to an .npz file."""
         about = json.dumps({"columns": [list(column) for column in self.columns], "skipped": dict(self.skipped)})
         with path.open("wb") as file:
+            kept: dict[str, Any] = {f"{_KEPT}{name}": values for name, values in self.kept.items()}
             np.savez_compressed(
-                file, about=np.array(about), sums=self.sums, counts=self.counts, largest=np.array(self.largest)
+                file, about=np.array(about), sums=self.sums, counts=self.counts, largest=np.array(self.largest), **kept
             )
 
     @classmethod
@@ -85,7 +88,11 @@ class Scores:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
             about = json.loads(str(data["about"]))
             columns = tuple(Column(*column) for column in about["columns"])
-            return cls(columns, data["sums"], data["counts"], about["skipped"], float(data["largest"]))
+            kept = {name.removeprefix(_KEPT): data[name] for name in data.files if name.startswith(_KEPT)}
+            return cls(columns, data["sums"], data["counts"], about["skipped"], float(data["largest"]), kept)
+
+
+_KEPT = "kept_"
 
 
 class NotFiniteError(ArithmeticError):
@@ -184,24 +191,33 @@ def score(
     split: Split,
     metrics: Sequence[Metric],
     *,
-    clean_pass: Callable[[Engine, Tensor, Tensor], CleanPass] = CleanPass,
+    keep: Collection[str] = (),
+    clean_pass: Callable[..., CleanPass] = CleanPass,
 ) -> dict[str, Scores | NotFiniteError]:
-    """Scores of several proxies of one subject on one split.
+    """Scores of several proxies of one subject on one split; of the metrics in `keep`, every prediction's value, too.
 
     The subject's own pass, made by `clean_pass`, is shared by all of them, and a proxy resumes from its first
     simplified layer. A proxy whose logits are not finite gets the error instead of scores; for a subject AssayError
     is raised.
     """
+    attention = any(map(_needs_attention, metrics))
     grouping = _Grouping(task, split, metrics, engine.layers)
     shape = (len(split), len(grouping.columns))
     found: dict[str, Scores | NotFiniteError] = {
         name: Scores(tuple(grouping.columns), np.zeros(shape), np.zeros(shape, dtype=np.int64), {}, 0.0)
         for name in proxies
     }
+    kept = {
+        (name, metric.name): np.zeros(split.kinds.shape, dtype=np.float32)
+        for name in proxies
+        for metric in metrics
+        if metric.name in keep
+    }
     with engine.ready():
         for index, batch in batches(engine, split):
             tokens, valid = tensors(batch, engine.subject.device)
-            judged = _Batch(engine, task, split.name, metrics, batch, clean_pass(engine, tokens, valid))
+            shared = clean_pass(engine, tokens, valid, attention=attention)
+            judged = _Batch(engine, task, split.name, metrics, batch, shared)
             finite = {name: proxy for name, proxy in proxies.items() if not isinstance(found[name], NotFiniteError)}
             for name, measured in judged.of(finite):
                 current = found[name]
@@ -212,6 +228,12 @@ def score(
                     current.sums[index], current.counts[index] = own
                     skipped, largest = {**current.skipped, **measured.skipped}, max(current.largest, measured.largest)
                     found[name] = replace(current, skipped=skipped, largest=largest)
+                    for metric in set(keep) & set(measured.values):
+                        kept[name, metric][index, : batch.kinds.shape[1]] = measured.values[metric]
+    for (name, metric), values in kept.items():
+        scores = found[name]
+        if isinstance(scores, Scores) and metric not in scores.skipped:
+            found[name] = replace(scores, kept={**scores.kept, metric: values[split.kinds != UNSCORED]})
     return found
 
 
@@ -300,7 +322,8 @@ class _Batch:
             into.largest = max(into.largest, float(difference.max()))
         attention = {} if isinstance(answer.attention, str) else answer.attention
         rows = {layer: rows[:, positions] for layer, rows in attention.items()}
-        pair = Pair(subject, proxy, self.targets[:, positions], rows)
+        both_ways = any(metric.name == ReverseKL.name for metric in self.metrics)
+        pair = Pair(subject, proxy, self.targets[:, positions], rows, both_ways=both_ways)
         chosen = positions.cpu().numpy()
         for metric in self.metrics:
             if metric.name in into.values:

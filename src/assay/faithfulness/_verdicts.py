@@ -1,12 +1,13 @@
 """One line of judgement on each proxy."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import pandas as pd
 
+from assay._errors import AssayError, unknown_name
 from assay.faithfulness._statistics import NO_MARGIN
 
 Judgement = Literal["illusion", "gap", "unfaithful", "inconclusive", "vacuous", "faithful", "identical"]
@@ -94,7 +95,7 @@ class Verdict:
     @property
     def why(self) -> str:
         """The numbers and notes behind the judgement, in words."""
-        if math.isnan(self.agreement):
+        if math.isnan(self.agreement) or self.judgement == "identical":
             return " ".join(self.notes)
         limits = f"[{in_percent(self.low)}, {in_percent(self.high)}]"
         text = f"Agrees with the subject on {in_percent(self.agreement)} {limits} in distribution"
@@ -113,6 +114,33 @@ class Verdict:
 
     def __str__(self) -> str:
         return f"{self.where}: {self.judgement.upper()}. {self.why}"
+
+
+def check_shares(who: str, **values: float | None) -> None:
+    """Raise AssayError unless every value is a share in [0, 1]; infinite ones and NaN are none."""
+    for name, value in values.items():
+        if value is None or not 0 <= value <= 1:
+            raise AssayError(f"{who}({name}={value}): must be a share between 0 and 1.")
+
+
+Required = Literal["faithful", "identical"]
+"""What may be required of a verdict."""
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """What every proxy has to be: faithful (or identical), or identical. Raises AssayError for anything else."""
+
+    judgement: str = "faithful"
+
+    def __post_init__(self) -> None:
+        if self.judgement not in get_args(Required):
+            raise unknown_name("judgement to require", self.judgement, get_args(Required))
+
+    def failing(self, verdicts: Sequence[Verdict]) -> list[Verdict]:
+        """The verdicts that are not what is required."""
+        enough = {"identical"} if self.judgement == "identical" else {"faithful", "identical"}
+        return [verdict for verdict in verdicts if verdict.judgement not in enough]
 
 
 def _points(low: float, high: float) -> str:

@@ -37,8 +37,9 @@ class Simplification(Protocol):
     A recipe that replaces the model as a whole says `whole = True`: it is judged once, whatever the sites. If it learns
     from data beyond the vectors of `streams` (from `samples.split`, by running `samples.subject`), it says
     `learns = True`. `perturbation()` gives the control that changes as much at random, where the general one
-    (`RandomPerturbation`, which moves vectors and patterns) cannot. `check(subject, splits)` raises AssayError, before
-    any work, for a subject or a split that it cannot stand for.
+    (`RandomPerturbation`, which moves vectors and patterns) cannot. `title` is how it is called, where its parameters
+    would not tell, and `describe()` gives what the record is to keep of it. `check(subject, splits)` raises
+    AssayError, before any work, for a subject or a split that it cannot stand for.
     """
 
     streams: ClassVar[tuple[str, ...]]
@@ -77,9 +78,13 @@ _LONG = 60
 def label(simplification: object) -> str:
     """How a simplification is written in Python, with the parameters that differ from their defaults.
 
-    It stays short: an array or tensor is written with its type, shape and the start of its hash, a torch module with
-    that of its weights, and so is whatever else takes more than a few words. Two that differ may thus have one label.
+    It is the recipe's own `title`, where it has one. It stays short: an array or tensor is written with its type, shape
+    and the start of its hash, a torch module with that of its weights, and so is whatever else takes more than a few
+    words. Two that differ may thus have one label.
     """
+    title: str | None = getattr(simplification, "title", None)
+    if title is not None:
+        return title
     parts = []
     for name, parameter in inspect.signature(type(simplification)).parameters.items():
         value = getattr(simplification, name)
