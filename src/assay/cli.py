@@ -352,6 +352,65 @@ def run_code(
     _print_run(comparison, shown, folder)
 
 
+@run_app.command("compressed")
+def run_compressed(
+    full: Annotated[
+        bool, typer.Option("--full", help="Five Dyck seeds, pruning and low ranks, more sequences: an hour on a CPU.")
+    ] = False,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="dyck, code-python, code-java, encoder or smollm2 (slow), repeated (default the first two)."),
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Functions for code-java: a CodeSearchNet file or folder, hub:NAME, or a folder.")
+    ] = None,
+    sequences: Annotated[int | None, typer.Option(min=2, help="Sequences a split.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Also write the tables as Markdown to this file.")] = None,
+    device: Device = "cpu",
+    jobs: Jobs = 1,
+    dask: Dask = None,
+    out_folder: OutFolder = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Judge compressed copies of models: rounded, pruned, of low rank, and a table of n-grams in their place."""
+    from assay.faithfulness import Workers  # noqa: PLC0415  (keeps --help fast)
+    from assay.reports import terminal_table, write_tables  # noqa: PLC0415
+    from assay.studies import compressed  # noqa: PLC0415
+    from assay.subjects import resolve_device  # noqa: PLC0415
+
+    workers = _argument("jobs", lambda: Workers(jobs, dask))
+    device = _argument("device", lambda: resolve_device(device))
+    _argument("only", lambda: compressed.check_parts(only or (), data))
+    folder = out_folder or _default_folder("compressed")
+    with _progress() as bar:
+        line = bar.add_task("starting", total=None)
+        done, shown = compressed.run(
+            folder,
+            everything=full,
+            only=only or (),
+            data=data,
+            device=device,
+            sequences=sequences,
+            overwrite=overwrite,
+            workers=workers,
+            progress=_follow(bar, line),
+        )
+    if markdown is not None:
+        write_tables(shown.tables, markdown)
+    if as_json:
+        tables = {table.title: [table.headings, *table.rows] for table in shown.tables}
+        parts = {one.part.name: _summary(one.comparison, one.folder) for one in done}
+        print(json.dumps({"folder": str(folder), "tables": tables, "parts": parts}, indent=2))
+        return
+    for table in shown.tables:
+        if not table.quiet:
+            out.print(terminal_table(table), "")
+    for one in done:
+        out.print(f"{escape(one.part.name)}: {escape(str(one.folder / 'report.html'))}", soft_wrap=True)
+    _say_where(folder)
+
+
 @run_app.command("max-of-k")
 def run_max_of_k(
     out_folder: Annotated[Path | None, typer.Option("--out", help="Run folder.", file_okay=False)] = None,
