@@ -10,7 +10,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from assay import AssayError
-from assay.engine import Block, Edit, EditedSubject, Engine, Head, Site, batches, collect, tensors
+from assay.engine import ATTENTION, Block, Edit, EditedSubject, Engine, Head, Site, batches, collect, tensors
 from assay.subjects import Subject
 from assay.tasks import Dyck
 
@@ -153,13 +153,13 @@ def test_sites(reader):
     assert reader.site("all").places == reader.heads
     assert reader.site("layer1").places == (Head(1, 0), Head(1, 1), Head(1, 2))
     assert reader.site("layer0.head2").places == (Head(0, 2),)
-    assert reader.site("layer1").streams == ("queries", "keys")
+    assert reader.site("layer1").streams == dict.fromkeys(reader.heads[3:], ATTENTION)
     assert not reader.site("layer1").explicit
     for stream in ("queries", "keys", "values", "outputs"):
-        assert reader.site(f"layer1.{stream}") == Site(f"layer1.{stream}", reader.heads[3:], (stream,))
+        assert reader.site(f"layer1.{stream}") == Site(f"layer1.{stream}", dict.fromkeys(reader.heads[3:], (stream,)))
         assert reader.site(f"layer0.head2.{stream}").places == (Head(0, 2),)
     for stream in ("mlp", "residual"):
-        assert reader.site(f"all.{stream}") == Site(f"all.{stream}", (Block(0), Block(1)), (stream,))
+        assert reader.site(f"all.{stream}") == Site(f"all.{stream}", {Block(0): (stream,), Block(1): (stream,)})
         assert reader.site(f"layer1.{stream}").explicit
 
 
@@ -681,7 +681,7 @@ def test_collect_reads_only_what_is_asked_for(engine, task):
 
 
 def test_samples_at_some_heads(samples):
-    chosen = samples.at(Site("one head", (Head(1, 0),)))
+    chosen = samples.at(Site("one head", {Head(1, 0): ATTENTION}))
     assert chosen.places == (Head(1, 0),)
     assert set(chosen.queries) == set(chosen.keys) == {Head(1, 0)}
     assert chosen.keys[Head(1, 0)] is samples.keys[Head(1, 0)]

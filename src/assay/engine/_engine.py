@@ -26,7 +26,18 @@ from assay.engine._attention import (
 from assay.engine._bypass import Bypass
 from assay.engine._hooks import at_input, at_output, keep_once, keep_output
 from assay.engine._kernels import faster, using_kernels
-from assay.engine._places import ATTENTION, BLOCK_STREAMS, HEAD_STREAMS, Block, Head, Place, Site
+from assay.engine._places import (
+    ATTENTION,
+    BLOCK_STREAMS,
+    HEAD_STREAMS,
+    Block,
+    Head,
+    Named,
+    Place,
+    Site,
+    in_order,
+    name_of,
+)
 from assay.engine._probes import Pass, over_layers, rows_agree, unexplained
 from assay.engine._run import IdentityDifference, Run
 from assay.engine._tail import Tail, given
@@ -35,6 +46,14 @@ from assay.subjects import Subject
 READABLE = (*HEAD_STREAMS, "patterns", *BLOCK_STREAMS)
 
 _MLP_NAMES = ("mlp", "feed_forward", "feedforward", "ffn", "ff", "moe", "block_sparse_moe", "output.dense", "fc2")
+
+_SWEEPS = ("all-heads", "all-layers")
+
+_PART = re.compile(
+    r"(?:all|layer([0-9]+)(?:\.head([0-9]+))?|L([0-9]+)(?:H([0-9]+))?|([0-9]+)\.([0-9]+))"
+    rf"(?:\.({'|'.join((*HEAD_STREAMS, *BLOCK_STREAMS))}))?"
+)
+"""A part of a site's name: a place in one of its notations, and a stream."""
 
 _LIKE_MLP = re.compile("^(?!.*(norm|gate|router)).*(mlp|moe|expert|feed_?forward|ffn)")
 """The names of modules that do an MLP's work."""
@@ -183,29 +202,52 @@ class Engine:
     def _names(self) -> dict[int, str]:
         return {id(module): name for name, module in self.subject.model.named_modules()}
 
-    def site(self, name: str) -> Site:
+    def site(self, name: Named) -> Site:
         """The places and streams that a site's name stands for.
 
         `all`, `layer1` or `layer1.head0` are attention heads; `all.values`, `layer1.outputs`, `layer1.head0.values`
-        their streams (queries, keys, values, outputs); `all.mlp`, `layer1.residual` streams of blocks. Raises
-        AssayError if the subject has no such place, or the place no such stream.
+        their streams (queries, keys, values, outputs); `all.mlp`, `layer1.residual` streams of blocks. `L1`, `L1H0` and
+        `1.0` are read as `layer1`, `layer1.head0` and `layer1.head0`. Several of these, joined by `+` or in a list, are
+        one site. Raises AssayError if the subject has no such place, the place no such stream, or one is meant twice.
         """
-        where, stream = name, ""
-        match = re.fullmatch(r"(all|layer\d+(?:\.head\d+)?)\.([a-z]+)", name)
-        if match and match[2] in READABLE:
-            where, stream = match[1], match[2]
-        places: Sequence[Place] = self.blocks if stream in BLOCK_STREAMS else self.heads
-        chosen = tuple(place for place in places if where in ("all", f"layer{place.layer}", str(place)))
-        if stream in BLOCK_STREAMS and chosen:
-            self._check_stream(stream)
-        if not chosen or stream == "patterns":
+        whole = name if isinstance(name, str) else "+".join(name)
+        texts = [part.strip() for part in whole.split("+")]
+        written: list[str] = []
+        streams: dict[Place, set[str]] = {}
+        for text in texts:
+            part, places, own = self._part(text)
+            written.append(part)
+            for place in places:
+                known = streams.setdefault(place, set())
+                if known & set(own):
+                    raise AssayError(f"site {whole!r}: {place}.{min(known & set(own))} is meant twice.")
+                known |= set(own)
+        ordered = in_order(streams)
+        return Site(written[0] if len(written) == 1 else name_of(ordered, self.heads, self.blocks), ordered)
+
+    def _part(self, text: str) -> tuple[str, tuple[Place, ...], tuple[str, ...]]:
+        """A part of a site's name as it is written in full, its places, and their streams."""
+        match = _PART.fullmatch(text)
+        if text.startswith(_SWEEPS):
+            raise AssayError(f"{text!r} stands for many sites, one at a time; it cannot be a part of one.")
+        chosen: tuple[Place, ...] = ()
+        if match is not None:
+            layer, head = (match[1] or match[3] or match[5]), (match[2] or match[4] or match[6])
+            stream = match[7] or ""
+            where = "all" if layer is None else f"layer{int(layer)}" + ("" if head is None else f".head{int(head)}")
+            places: Sequence[Place] = self.blocks if stream in BLOCK_STREAMS else self.heads
+            chosen = tuple(place for place in places if where in ("all", f"layer{place.layer}", str(place)))
+        if match is None or not chosen:
             last = self.heads[-1]
             raise AssayError(
-                f"site {name!r} is not in {self.subject.name!r}; use 'all', 'layer0' to 'layer{last.layer}', or a head "
+                f"site {text!r} is not in {self.subject.name!r}; use 'all', 'layer0' to 'layer{last.layer}', or a head "
                 f"such as '{last}', alone or followed by one of .{', .'.join(HEAD_STREAMS)}; or 'all' or a layer "
-                f"followed by .{' or .'.join(BLOCK_STREAMS)}; or 'all-heads' or 'all-layers' for each by itself."
+                f"followed by .{' or .'.join(BLOCK_STREAMS)}; or several of these joined by +; or 'all-heads' or "
+                "'all-layers' for each by itself."
             )
-        return Site(name, chosen, (stream,) if stream else ATTENTION)
+        if stream in BLOCK_STREAMS:
+            self._check_stream(stream)
+        return f"{where}.{stream}".rstrip("."), chosen, (stream,) if stream else ATTENTION
 
     def _check_stream(self, stream: str) -> None:
         """Raise AssayError unless every block has this stream, as one vector a token."""
@@ -219,12 +261,12 @@ class Engine:
                 )
             self._checked.add(stream)
 
-    def expand(self, name: str) -> tuple[str, ...]:
+    def expand(self, name: Named) -> tuple[Named, ...]:
         """The names of sites that a sweep stands for, one at a time; any other name stands for itself.
 
         `all-heads` is every head by itself, `all-layers` every layer; `all-heads.values` and the like with a stream.
         """
-        sweep, dot, stream = name.partition(".")
+        sweep, dot, stream = name.partition(".") if isinstance(name, str) else ("", "", "")
         if sweep == "all-heads":
             return tuple(f"{head}{dot}{stream}" for head in self.heads)
         if sweep == "all-layers":
@@ -232,13 +274,15 @@ class Engine:
             return tuple(f"layer{layer}{dot}{stream}" for layer in layers)
         return (name,)
 
-    def sites(self, names: Sequence[str]) -> tuple[Site, ...]:
+    def sites(self, names: Sequence[Named]) -> tuple[Site, ...]:
         """The sites that names, sweeps among them, stand for. Raises AssayError for one that is unknown or twice."""
-        expanded = [one for name in names for one in self.expand(name)]
-        twice = {name for name in expanded if expanded.count(name) > 1}
+        found = tuple(self.site(one) for name in names for one in self.expand(name))
+        known = [site.name for site in found]
+        twice = {name for name in known if known.count(name) > 1}
         if twice:
-            raise AssayError(f"sites {', '.join(names)}: {', '.join(sorted(twice))} is meant twice.")
-        return tuple(map(self.site, expanded))
+            given = ", ".join(name if isinstance(name, str) else "+".join(name) for name in names)
+            raise AssayError(f"sites {given}: {', '.join(sorted(twice))} is meant twice.")
+        return found
 
     def ready(self) -> AbstractContextManager[None]:
         """Within the block the subject stays prepared for runs, which saves preparing it for each."""
