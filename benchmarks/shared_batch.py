@@ -23,8 +23,8 @@ def seconds(engine: Engine, clean: CleanPass, proxies: list[EditedSubject], toge
     """Seconds that all proxies take, with their attention compared, so many in a batch."""
     device = engine.subject.device
     start = time.perf_counter()
-    for _, run, _ in clean.of(proxies, together=together):
-        engine.logits(run, slice(None))
+    for _, answer in clean.answers(proxies, together=together):
+        answer.logits(slice(None))
     if device.type != "cpu":
         torch.accelerator.synchronize()
     return time.perf_counter() - start

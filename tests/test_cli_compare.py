@@ -235,7 +235,15 @@ def test_other_models_need_no_text_to_fit_on(command, texts, tmp_path, rounded):
     assert "code-python at model: IDENTICAL. Not one logit differs" in " ".join(out.split())
     assert "rounded at model: UNFAITHFUL" in " ".join(out.split())
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
-    assert "Not one logit differs" in page
+    for words in (
+        "Not one logit differs",
+        "Where rounded breaks",
+        "The tails: KL of single predictions",
+        "right to wrong",
+    ):
+        assert words in page, words
+    assert "Where code-python breaks" not in page, "nothing breaks in what is identical"
+    assert page.count(": mean KL") == 10, "of twelve sequences the ten worst are shown"
 
 
 @pytest.mark.parametrize(

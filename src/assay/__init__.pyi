@@ -12,7 +12,11 @@ from .faithfulness import Comparison as Comparison
 from .faithfulness import Verdict as Verdict
 from .faithfulness import Workers as Workers
 from .faithfulness import compare as compare
+from .models import LowRankWeights as LowRankWeights
+from .models import NGram as NGram
 from .models import OtherModel as OtherModel
+from .models import PruneWeights as PruneWeights
+from .models import RoundWeights as RoundWeights
 from .proofs import Certificate as Certificate
 from .proofs import certify as certify
 from .simplify import SVD as SVD

@@ -117,6 +117,17 @@ def _say_where(folder: Path) -> None:
     )
 
 
+def _print_run(comparison: Any, shown: Any, folder: Path) -> None:
+    """The tables of a study that are for the terminal, those of every comparison, and where the run is."""
+    from assay.reports import terminal, terminal_table  # noqa: PLC0415
+
+    for table in shown.tables:
+        if not table.quiet:
+            out.print(terminal_table(table), "")
+    out.print(terminal(comparison))
+    _say_where(folder)
+
+
 def _default_folder(study: str) -> Path:
     return Path("assay-runs") / f"{study}-{datetime.now():%Y%m%d-%H%M%S}"
 
@@ -312,7 +323,6 @@ def run_code(
 ) -> None:
     """Judge simplifications of a character model of functions on depths, repositories and languages not seen."""
     from assay.faithfulness import Workers  # noqa: PLC0415  (keeps --help fast)
-    from assay.reports import terminal, terminal_table  # noqa: PLC0415
     from assay.studies import code  # noqa: PLC0415
     from assay.subjects import load, resolve_device  # noqa: PLC0415
 
@@ -339,11 +349,7 @@ def run_code(
         tables = {table.title: [table.headings, *table.rows] for table in shown.tables}
         print(json.dumps({**_summary(comparison, folder), "tables": tables}, indent=2))
         return
-    for table in shown.tables:
-        if not table.quiet:
-            out.print(terminal_table(table), "")
-    out.print(terminal(comparison))
-    _say_where(folder)
+    _print_run(comparison, shown, folder)
 
 
 @run_app.command("max-of-k")
@@ -476,7 +482,7 @@ def compare_text(
     """
     from assay.engine import Engine  # noqa: PLC0415  (keeps --help fast)
     from assay.faithfulness import Requirement, Workers, resolve_metrics, resolve_primary  # noqa: PLC0415
-    from assay.reports import terminal, write_junit  # noqa: PLC0415
+    from assay.reports import write_junit  # noqa: PLC0415
     from assay.simplify import is_whole, learns, simplifications  # noqa: PLC0415
     from assay.studies import text  # noqa: PLC0415
     from assay.subjects import (  # noqa: PLC0415
@@ -528,7 +534,7 @@ def compare_text(
     folder = out_folder or _default_folder("compare")
     with _progress() as bar:
         line = bar.add_task("starting", total=None)
-        comparison = text.run(
+        comparison, shown = text.run(
             folder,
             subject,
             task,
@@ -549,10 +555,10 @@ def compare_text(
         write_junit(comparison, junit, requirement)
     if as_json:
         required = None if require is None else {"judgement": require, **bars, "met": not failing}
-        print(json.dumps({**_summary(comparison, folder), "required": required}, indent=2))
+        tables = {table.title: [table.headings, *table.rows] for table in shown.tables}
+        print(json.dumps({**_summary(comparison, folder), "tables": tables, "required": required}, indent=2))
     else:
-        out.print(terminal(comparison))
-        _say_where(folder)
+        _print_run(comparison, shown, folder)
     for verdict in failing:
         err.print(f"[bold red]required {require}:[/] {escape(str(verdict))}", soft_wrap=True)
     if failing:

@@ -78,25 +78,32 @@ def sums(scores, metric, kind="all"):
 
 def by_hand(subject, model, task, split):
     """Same prediction and KL of every sequence, one at a time, without any of the harness."""
-    same, divergence = [], []
+    same, divergence, wrong, ratio = [], [], [], []
     kinds = task.kinds
     for row in range(len(split)):
         length = int(split.lengths[row])
         tokens = torch.from_numpy(split.tokens[row : row + 1, :length].astype(np.int64))
         a, b = (one(tokens)[0].double() for one in (subject, model))
-        agree, kl = 0.0, 0.0
+        agree, kl, flips, change = 0.0, 0.0, 0.0, 0.0
         for position in range(length):
             kind = int(split.kinds[row, position])
             if kind == UNSCORED:
                 continue
             among = kinds[kind].candidates
             chosen = list(range(a.shape[-1])) if among is None else list(among)
-            agree += float(a[position, chosen].argmax() == b[position, chosen].argmax())
+            picks = [chosen[int(one[position, chosen].argmax())] for one in (a, b)]
+            agree += picks[0] == picks[1]
             p, q = (one[position].log_softmax(dim=-1) for one in (a, b))
             kl += float((p.exp() * (p - q)).sum())
+            if kinds[kind].determined:
+                right = int(split.tokens[row, position + 1])
+                flips += picks[0] == right != picks[1]
+                change += float(p[right] - q[right])
         same.append(agree)
         divergence.append(kl)
-    return np.array(same), np.array(divergence)
+        wrong.append(flips)
+        ratio.append(change)
+    return tuple(map(np.array, (same, divergence, wrong, ratio)))
 
 
 @pytest.mark.parametrize("make", [Plain, WholeModel, lambda model: model, lambda model: EditedSubject(model, [])],
@@ -104,10 +111,12 @@ def by_hand(subject, model, task, split):
 def test_another_model_scores_what_a_loop_finds_however_it_is_given(make, subject, other, task, judged):
     split = task.split("iid", 12)
     found = score(Engine(subject), {"other": make(other)}, task, split, judged)["other"]
-    same, divergence = by_hand(subject, other, task, split)
+    same, divergence, wrong, ratio = by_hand(subject, other, task, split)
     assert 0 < same.sum() < sums(found, "same_prediction")[1].sum(), "the other model differs somewhere, and not always"
     np.testing.assert_array_equal(sums(found, "same_prediction")[0], same)
     np.testing.assert_allclose(sums(found, "kl")[0], divergence, rtol=1e-4)
+    np.testing.assert_array_equal(sums(found, "flip_to_wrong")[0], wrong)
+    np.testing.assert_allclose(sums(found, "log_perplexity_ratio")[0], ratio, rtol=1e-3, atol=1e-5)
     assert found.largest > 1e-2
 
 

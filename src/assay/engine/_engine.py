@@ -475,6 +475,11 @@ class Engine:
             found[edit.place.layer].append(edit)
         return {layer: tuple(edits) for layer, edits in found.items()}
 
+    @property
+    def modules(self) -> list[nn.Module]:
+        """The Transformer blocks, in order: one for each of `blocks`."""
+        return [self._blocks[block.layer] for block in self.blocks]
+
     @cached_property
     def _blocks(self) -> list[nn.Module]:
         """The Transformer block around each attention module: its nearest ancestor that is an item of a list."""

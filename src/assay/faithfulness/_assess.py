@@ -4,8 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from torch import Tensor
-
 from assay._fingerprint import NotHashableError
 from assay.engine import Engine, Proxy, Samples, Site
 from assay.faithfulness._cells import Candidate
@@ -92,7 +90,7 @@ def assess(
     seed: int,
     resamples: int,
     level: float,
-    clean_pass: Callable[[Engine, Tensor, Tensor], CleanPass] = CleanPass,
+    clean_pass: Callable[..., CleanPass] = CleanPass,
 ) -> Assessment:
     """Judge one proxy on one iid split and at least one shift, for every one of `kinds` ("all" is a kind).
 

@@ -25,10 +25,11 @@ class CleanPass:
     """The subject's own pass on one batch, which its proxies share, and how far their attention diverges from it.
 
     The divergence is that of `attention_divergence`, by H(m) − H(p)/2 − H(q)/2 with m = (p + q)/2 and H the entropy,
-    so that what is known of the subject is computed once. `run` is the subject's, without logits.
+    so that what is known of the subject is computed once. `run` is the subject's, without logits. Without `attention`
+    nothing is kept to compare attention with, and no divergence can be asked for.
     """
 
-    def __init__(self, engine: Engine, tokens: Tensor, valid: Tensor) -> None:
+    def __init__(self, engine: Engine, tokens: Tensor, valid: Tensor, *, attention: bool = True) -> None:
         self.engine, self.tokens, self.valid, self.rows = engine, tokens, valid, ROWS
         self._patterns: dict[tuple[int, int], Tensor] = {}
         self._rows = _Rows(engine, tokens)
@@ -36,9 +37,9 @@ class CleanPass:
         self.run: Run = engine.run(
             tokens,
             valid,
-            on_rows=self._keep,
+            on_rows=self._keep if attention else None,
             rows=self.rows,
-            read=() if self._kept else ("queries", "keys"),
+            read=() if self._kept or not attention else ("queries", "keys"),
             logits=False,
             resumable=True,
         )

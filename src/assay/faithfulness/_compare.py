@@ -163,7 +163,7 @@ def compare(
     found = judging.found
 
     progress(Step(total, total, "intervals"))
-    results, gaps, beside, largest = summarise(
+    results, gaps, beside, largest, of_models = summarise(
         judged,
         task.kinds,
         variants,
@@ -204,7 +204,9 @@ def compare(
         noise_floor=noise,
         skipped=(*judging.failures, *judging.notes_on_cells, *_not_refitted(inputs), *_undetermined(task)),
     )
-    comparison = Comparison(record, results, gaps, beside, lambda: sequence_tables(variants, candidates, found))
+    comparison = Comparison(
+        record, results, gaps, beside, lambda: sequence_tables(variants, candidates, found), of_models
+    )
     if folder is not None:
         comparison.save(folder)
     return comparison

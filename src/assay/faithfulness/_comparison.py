@@ -13,6 +13,7 @@ import pyarrow.parquet
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from assay._errors import AssayError
+from assay.faithfulness._of_models import MODEL_COLUMNS
 from assay.faithfulness._statistics import holm, p_above
 from assay.faithfulness._verdicts import (
     Bar,
@@ -27,6 +28,7 @@ from assay.subjects import write_atomically
 
 SCHEMA = 4
 RECORD, RESULTS, GAPS, CONTROLS = "comparison.json", "results.parquet", "gaps.parquet", "controls.parquet"
+MODELS = "models.parquet"
 SEQUENCES = "sequences.parquet"
 
 
@@ -168,18 +170,20 @@ class Comparison:
     bin).
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0917
         self,
         record: Record,
         results: pd.DataFrame,
         gaps: pd.DataFrame,
         controls: pd.DataFrame,
         sequences: Callable[[], Iterable[pyarrow.Table]],
+        models: pd.DataFrame | None = None,
     ) -> None:
         self.record = record
         self.results = results
         self._gaps = gaps
         self._controls = controls
+        self._models = pd.DataFrame(columns=list(MODEL_COLUMNS)) if models is None else models
         self._sequences = sequences
 
     def sequence_scores(self) -> pyarrow.Table:
@@ -264,6 +268,20 @@ class Comparison:
         none; NaN with a `recovered_reason`. Each has `_low` and `_high`. All are of the primary metric and kind.
         """
         return self._controls.copy()
+
+    def models(self) -> pd.DataFrame:
+        """Of whole models, what means do not show: one row a (proxy, split, kind); empty where none was compared.
+
+        `flips_to_wrong` and `flips_to_right` count the predictions, over all training seeds, of which the subject or
+        the model alone is right, `flips_p` is the two-sided test that they are as many (the signs of whole sequences
+        flipped), and `accuracy_change` what they make of accuracy, the model's minus the subject's, with limits. NaN
+        where the context determines no answer. `kl_50`, `kl_90` and `kl_99` are quantiles of KL(subject || model) over
+        predictions, in nats, with limits over sequences (NaN for the reason in `kl_reason`), `kl_max` its maximum, in
+        sequence `kl_max_sequence` at `kl_max_position`; `kl_worst` lists the ten sequences with the largest means,
+        which `kl_worst_means` has. `design_effect` is the standard error of the mean KL over sequences, divided by that
+        of tokens as if they were independent.
+        """
+        return self._models.copy()
 
     def verdicts(self, *, min_agreement: float | None = None, max_gap: float | None = None) -> tuple[Verdict, ...]:
         """One verdict a simplification and site, by the rules in `assay.faithfulness.RULES`.
@@ -398,7 +416,8 @@ class Comparison:
         names = sorted({f"{subject['name']}" for subject in self.record.subjects if subject["trained"]})
         return (
             f"Comparison({', '.join(names)}: {len(self.record.proxies)} proxies, "
-            f"{len(self.record.splits) - 1} splits, {len(self.results):,} results)"
+            f"{len([split for split in self.record.splits if split.role != 'train'])} splits, "
+            f"{len(self.results):,} results)"
         )
 
     def _repr_html_(self) -> str:
@@ -411,15 +430,16 @@ class Comparison:
         return f"<p>{escape(repr(self))}</p><table>{head}{rows}</table>"
 
     def save(self, folder: str | Path) -> Path:
-        """Write comparison.json and the tables results, gaps, controls and sequences (.parquet); returns the folder.
+        """Write comparison.json and the tables results, gaps, controls, models and sequences (.parquet).
 
-        The record is written last: a folder with comparison.json is whole.
+        The record is written last: a folder with comparison.json is whole. Returns the folder.
         """
         folder = Path(folder)
         for name, table in (
             (RESULTS, pyarrow.Table.from_pandas(self.results, preserve_index=False)),
             (GAPS, pyarrow.Table.from_pandas(self._gaps, preserve_index=False)),
             (CONTROLS, pyarrow.Table.from_pandas(self._controls, preserve_index=False)),
+            (MODELS, pyarrow.Table.from_pandas(self._models, preserve_index=False)),
         ):
             write_atomically(
                 folder / name,
@@ -449,7 +469,7 @@ class Comparison:
         try:
             record = Record.model_validate_json((folder / RECORD).read_bytes())
             results = pd.read_parquet(folder / RESULTS)
-            gaps, controls = pd.read_parquet(folder / GAPS), pd.read_parquet(folder / CONTROLS)
+            gaps, controls, models = (pd.read_parquet(folder / name) for name in (GAPS, CONTROLS, MODELS))
             pyarrow.parquet.read_metadata(folder / SEQUENCES)
         except ValidationError as error:
             first = error.errors()[0]
@@ -460,7 +480,7 @@ class Comparison:
             ) from None
         except (OSError, pyarrow.ArrowException) as error:
             raise AssayError(f"{str(folder)!r} is damaged ({error}); run it again with the same --out.") from None
-        return cls(record, results, gaps, controls, lambda: [pyarrow.parquet.read_table(folder / SEQUENCES)])
+        return cls(record, results, gaps, controls, lambda: [pyarrow.parquet.read_table(folder / SEQUENCES)], models)
 
 
 def _check_schema(path: Path) -> None:

@@ -123,7 +123,7 @@ def score_split(
     metrics: Sequence[Metric],
     *,
     keep: Collection[str] = (),
-    clean_pass: Callable[[Engine, Tensor, Tensor], CleanPass] = CleanPass,
+    clean_pass: Callable[..., CleanPass] = CleanPass,
 ) -> dict[str, Scores | NotFiniteError]:
     """Scores of several proxies of one subject on one split, of tokens (see `score`) or of embeddings.
 
@@ -146,7 +146,7 @@ class _Collected:
         engine: Engine,
         proxies: Mapping[str, Proxy],
         split: Split,
-        clean_pass: Callable[[Engine, Tensor, Tensor], CleanPass],
+        clean_pass: Callable[..., CleanPass],
         *,
         attention: bool,
     ) -> None:
@@ -159,7 +159,7 @@ class _Collected:
         with engine.ready():
             for index, batch in batches(engine, split):
                 tokens, valid = tensors(batch, subject.device)
-                shared = clean_pass(engine, tokens, valid)
+                shared = clean_pass(engine, tokens, valid, attention=attention)
                 hidden = engine.logits(shared.run, slice(None))
                 self._put(self.subject_key, index, pool(hidden, valid, subject.pooling))
                 for number, answer in shared.answers(list(proxies.values()), attention=attention):

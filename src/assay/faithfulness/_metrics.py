@@ -121,7 +121,7 @@ class Pair:
     """Subject and proxy on the same batch: what a metric sees.
 
     `targets[b, t]` is the token after position t. `attention[layer]` is the divergence of that layer's attention rows
-    (batch, position), see `attention_divergence`.
+    (batch, position), see `attention_divergence`. `both_ways` says that KL is asked for in both directions.
     """
 
     def __init__(
@@ -130,23 +130,34 @@ class Pair:
         proxy: Predictions,
         targets: Int[Tensor, "batch position"],
         attention: Mapping[int, Tensor],
+        *,
+        both_ways: bool = False,
     ) -> None:
         self.subject = subject
         self.proxy = proxy
         self.targets = targets
         self.attention = attention
+        self.both_ways = both_ways
+
+    @cached_property
+    def divergences(self) -> Float[Tensor, "batch position 2"]:
+        """KL(subject || proxy) and KL(proxy || subject), from the same exponentials."""
+        subject, proxy = self.subject, self.proxy
+        sums = (one.log_sum[..., None] for one in (subject, proxy))
+        return _by_rows(_kl_both_ways, subject.logits, proxy.logits, *sums)
 
 
 NUMBERS = 300_000
 """Logits of a model that a divergence takes at a time on a CPU, whose cache then holds what is made of them."""
 
 
-def _by_rows(measure: Callable[..., Tensor], *of_models: Tensor) -> Float[Tensor, "batch position"]:
+def _by_rows(measure: Callable[..., Tensor], *of_models: Tensor) -> Float[Tensor, "batch position *measures"]:
     """A divergence (row) of tensors (row, vocabulary), measured for a few of their positions at a time."""
     first = of_models[0]
     rows = max(1, NUMBERS // first.shape[-1]) if first.device.type == "cpu" else max(1, first[..., 0].numel())
     blocks = zip(*(tensor.flatten(0, 1).split(rows) for tensor in of_models), strict=True)
-    return torch.cat([measure(*block) for block in blocks]).view(first.shape[:2])
+    found = torch.cat([measure(*block) for block in blocks])
+    return found.view(*first.shape[:2], *found.shape[1:])
 
 
 def _widest(like: Tensor) -> torch.dtype:
@@ -239,6 +250,8 @@ class KLDivergence:
 
     def __call__(self, pair: Pair) -> Float[Tensor, "batch position"]:
         """The divergence at every position."""
+        if pair.both_ways:
+            return pair.divergences[..., 0]
         return _by_rows(_kl, pair.subject.probabilities, pair.subject.logits, pair.proxy.logits)
 
 
@@ -321,7 +334,29 @@ class ReverseKL:
 
     def __call__(self, pair: Pair) -> Float[Tensor, "batch position"]:
         """The divergence at every position."""
-        return _by_rows(_kl, pair.proxy.probabilities, pair.proxy.logits, pair.subject.logits)
+        return pair.divergences[..., 1]
+
+
+def _kl_both_ways(subject: Tensor, proxy: Tensor, log_sum: Tensor, log_sum_of_proxy: Tensor) -> Tensor:
+    """KL of rows of logits in both directions, (row, 2), from the rows' log sums.
+
+    With r = ln(p/q) and E = e^-r - 1, which is q/p - 1, KL(p || q) is the sum of p (E + r), whose terms are not
+    negative, and KL(q || p) that of -p r E, less the former: nothing small is lost in either. Where E would be too
+    large beside too small a p, both are taken as defined.
+    """
+    wide = log_sum.dtype
+    ratio = (subject.to(wide) - proxy.to(wide)).sub_(log_sum - log_sum_of_proxy)
+    p = (subject.to(wide) - log_sum).exp_()
+    excess = expm1(-ratio)
+    forward = (p * (excess + ratio)).sum(dim=-1)
+    backward = -p.mul_(ratio).mul_(excess).sum(dim=-1) - forward
+    found = torch.stack((forward, backward), dim=-1)
+    far = -ratio.amin(dim=-1) > FAR
+    if bool(far.any()):
+        log_p, log_q = (logits[far].to(_widest(far)).log_softmax(dim=-1) for logits in (subject, proxy))
+        exact = [(one.exp() * (one - other)).sum(dim=-1) for one, other in ((log_p, log_q), (log_q, log_p))]
+        found[far] = torch.stack(exact, dim=-1).to(found.dtype)
+    return found.clamp(min=0)
 
 
 class FlipToWrong:

@@ -15,7 +15,7 @@ from torch import Tensor
 from assay._errors import AssayError
 from assay.engine import Answer, Engine, Proxy, batches, device_scale, tensors
 from assay.faithfulness._clean_pass import CleanPass
-from assay.faithfulness._metrics import Metric, Pair, Predictions, margins
+from assay.faithfulness._metrics import Metric, Pair, Predictions, ReverseKL, margins
 from assay.tasks import UNSCORED, Split, Task
 
 ALL = "all"
@@ -192,7 +192,7 @@ def score(
     metrics: Sequence[Metric],
     *,
     keep: Collection[str] = (),
-    clean_pass: Callable[[Engine, Tensor, Tensor], CleanPass] = CleanPass,
+    clean_pass: Callable[..., CleanPass] = CleanPass,
 ) -> dict[str, Scores | NotFiniteError]:
     """Scores of several proxies of one subject on one split; of the metrics in `keep`, every prediction's value, too.
 
@@ -200,6 +200,7 @@ def score(
     simplified layer. A proxy whose logits are not finite gets the error instead of scores; for a subject AssayError
     is raised.
     """
+    attention = any(map(_needs_attention, metrics))
     grouping = _Grouping(task, split, metrics, engine.layers)
     shape = (len(split), len(grouping.columns))
     found: dict[str, Scores | NotFiniteError] = {
@@ -215,7 +216,8 @@ def score(
     with engine.ready():
         for index, batch in batches(engine, split):
             tokens, valid = tensors(batch, engine.subject.device)
-            judged = _Batch(engine, task, split.name, metrics, batch, clean_pass(engine, tokens, valid))
+            shared = clean_pass(engine, tokens, valid, attention=attention)
+            judged = _Batch(engine, task, split.name, metrics, batch, shared)
             finite = {name: proxy for name, proxy in proxies.items() if not isinstance(found[name], NotFiniteError)}
             for name, measured in judged.of(finite):
                 current = found[name]
@@ -320,7 +322,8 @@ class _Batch:
             into.largest = max(into.largest, float(difference.max()))
         attention = {} if isinstance(answer.attention, str) else answer.attention
         rows = {layer: rows[:, positions] for layer, rows in attention.items()}
-        pair = Pair(subject, proxy, self.targets[:, positions], rows)
+        both_ways = any(metric.name == ReverseKL.name for metric in self.metrics)
+        pair = Pair(subject, proxy, self.targets[:, positions], rows, both_ways=both_ways)
         chosen = positions.cpu().numpy()
         for metric in self.metrics:
             if metric.name in into.values:

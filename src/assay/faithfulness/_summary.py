@@ -15,6 +15,7 @@ from threadpoolctl import threadpool_limits
 
 from assay.faithfulness._cells import REFITTED, Candidate
 from assay.faithfulness._metrics import Metric
+from assay.faithfulness._of_models import MODEL_COLUMNS, model_rows
 from assay.faithfulness._scores import ALL, MARGIN, Column, NotFiniteError, Scores
 from assay.faithfulness._statistics import (
     CHANGE_OF_RATE,
@@ -33,6 +34,7 @@ from assay.faithfulness._statistics import (
     matched_gaps,
     share_recovered,
 )
+from assay.simplify import is_whole
 from assay.subjects import Subject
 from assay.tasks import Kind, Split, sequence_hashes
 
@@ -52,12 +54,14 @@ def bounds_of(metric: Metric) -> Bounds:
 
 class Summary(NamedTuple):
     """Results (a row a split, metric, kind, feature and bin), gaps (a row a shift, metric and kind), what stands beside
-    the controls (a row a proxy and split), and the largest difference of a logit, by proxy and site and by split."""
+    the controls (a row a proxy and split), the largest difference of a logit, by proxy and site and by split, and what
+    is said of whole models (a row a proxy, split and kind)."""
 
     results: pd.DataFrame
     gaps: pd.DataFrame
     controls: pd.DataFrame
     largest: Mapping[tuple[str, str], Mapping[str, float]]
+    models: pd.DataFrame
 
 
 @dataclass(frozen=True)
@@ -166,7 +170,29 @@ def summarise(
         _beside(frame, candidates),
         pd.DataFrame(beside, columns=list(_CONTROL_COLUMNS)),
         largest,
+        pd.DataFrame(_of_models(variants, candidates, splits, kinds, way, found), columns=list(MODEL_COLUMNS)),
     )
+
+
+def _of_models(  # noqa: PLR0917
+    variants: Sequence[Subject],
+    candidates: Sequence[Candidate],
+    splits: Mapping[str, Split],
+    kinds: Sequence[Kind],
+    way: _Way,
+    found: Mapping[tuple[int, str, str], Scores | NotFiniteError],
+) -> Iterator[dict[str, Any]]:
+    """What is said of whole models beside means."""
+    seeds = [number for number, variant in enumerate(variants) if variant.trained]
+    for item in candidates:
+        if item.is_control or not is_whole(item.simplification):
+            continue
+        for name, split in splits.items():
+            cells = [found[seed, item.key, name] for seed in seeds]
+            scores = [cell for cell in cells if isinstance(cell, Scores)]
+            if len(scores) == len(cells):
+                base = {"proxy": item.name, "site": item.site}
+                yield from model_rows(base, scores, split, kinds, weights=way.weights[name], level=way.level)
 
 
 def _pairs(judged: Sequence[Metric], kinds: Sequence[Kind]) -> list[tuple[str, str]]:

@@ -22,8 +22,8 @@ JUDGEMENT_STYLE: dict[Judgement, str] = {
     "unfaithful": "yellow",
     "inconclusive": "cyan",
     "vacuous": "blue",
-    "identical": "green",
     "faithful": "green",
+    "identical": "bold cyan",
 }
 
 MEANING: dict[Judgement, str] = {
@@ -32,8 +32,8 @@ MEANING: dict[Judgement, str] = {
     "unfaithful": "does not predict as the subject does even in distribution",
     "inconclusive": "is not decided; its line says about how many sequences would decide",
     "vacuous": "would be faithful, but its control agrees as much or the site hardly matters: that explains nothing",
-    "identical": "not one logit differs from the subject's at any position that was judged",
     "faithful": "holds in distribution and under every shift that was measured, and is better than its control",
+    "identical": "not one logit differs from the subject's at any position that was judged",
 }
 """What each judgement says, in a few words."""
 

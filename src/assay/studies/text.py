@@ -5,8 +5,9 @@ from pathlib import Path
 
 from assay._errors import AssayError
 from assay.faithfulness import Comparison, Step, Workers, compare
-from assay.reports import write_figures, write_page
+from assay.reports import Illustrations, write_figures, write_page
 from assay.simplify import Simplification
+from assay.studies.two_models import views
 from assay.subjects import Subject
 from assay.tasks import Text, TextSource
 
@@ -74,10 +75,11 @@ def run(
     overwrite: bool = False,
     workers: Workers = Workers(),
     progress: Callable[[Step], None] = lambda step: None,
-) -> Comparison:
+) -> tuple[Comparison, Illustrations]:
     """Judge simplifications of a subject on its text and leave a run folder with figures and a page.
 
-    See `assay.compare` for the arguments and errors. A run that was stopped goes on where it was.
+    See `assay.compare` for the arguments and errors. A run that was stopped goes on where it was. Gives the comparison,
+    and what the page shows beside it of other models.
     """
     comparison = compare(
         subject,
@@ -97,6 +99,8 @@ def run(
         progress=progress,
     )
     progress(Step(1, 1, "figures"))
-    write_figures(comparison, folder / "figures")
-    write_page(comparison, folder / "report.html")
-    return comparison
+    shown = views(comparison, subject, task, simplifications, sequences)
+    shown.save(folder)
+    write_figures(comparison, folder / "figures", shown)
+    write_page(comparison, folder / "report.html", shown)
+    return comparison, shown

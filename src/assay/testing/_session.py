@@ -76,13 +76,13 @@ class Session:
             self._engines[key] = Engine(subject)
         return self._engines[key]
 
-    def clean_pass(self, engine: Engine, tokens: Tensor, valid: Tensor) -> CleanPass:
+    def clean_pass(self, engine: Engine, tokens: Tensor, valid: Tensor, *, attention: bool = True) -> CleanPass:
         """The pass of an engine of this session on a batch, kept for the next proxy."""
         digest = hashlib.sha256()
         for tensor in (tokens, valid):
             digest.update(repr(tuple(tensor.shape)).encode() + tensor.cpu().numpy().tobytes())
-        key = (id(engine), digest.digest())
-        return self._passes.get(key) or self._passes.put(key, CleanPass(engine, tokens, valid))
+        key = (id(engine), digest.digest(), attention)
+        return self._passes.get(key) or self._passes.put(key, CleanPass(engine, tokens, valid, attention=attention))
 
     def clear(self) -> None:
         """Forget everything."""

@@ -39,9 +39,10 @@ def check_simplification(make: Callable[[], Simplification]) -> None:
     the same from the same samples, and forgets what it learned before; `apply` before `fit` is refused (unless the
     recipe replaces the model and learns nothing); `apply` gives a `Proxy` of the subject, which is left as it was; the
     proxy is causal, answers a batch that the subject has seen as it does when it is called, does not depend on padding
-    or on the batch, follows dtype and device; with a parameter `rank` equal to the width, nothing changes; with
-    `any_stream`, likewise at values, outputs, MLPs and the residual stream, and every stream is edited where a site
-    names several. Raises AssertionError that names the first rule broken.
+    or on the batch, follows dtype and device; with a parameter `rank` equal to the width (of a head, or of the model
+    for a recipe that replaces it), nothing changes; with `any_stream`, likewise at values, outputs, MLPs and the
+    residual stream, and every stream is edited where a site names several. Raises AssertionError that names the first
+    rule broken.
     """
     for subject in (_gpt2(), _llama()):
         _check(make, subject)
@@ -141,7 +142,7 @@ def _check_full_rank(
 ) -> None:
     whole = make()
     if hasattr(whole, "rank"):
-        whole.rank = _WIDTH
+        whole.rank = subject.model.config.hidden_size if is_whole(whole) else _WIDTH
         _same(whole.fit(samples).apply(subject)(tokens), subject(tokens), f"{name}: full rank changes predictions")
 
 
