@@ -9,7 +9,7 @@ import torch
 
 import assay
 from assay import AssayError
-from assay.engine import EditedSubject, collect
+from assay.engine import BLOCK_STREAMS, EditedSubject, collect
 from assay.faithfulness import Comparison
 from assay.faithfulness._cells import MODEL, candidates_of, cell_name
 from assay.simplify import Identity, MeanAblation, RandomPerturbation, RandomProjection, applied
@@ -52,6 +52,19 @@ def test_a_set_is_simplified_as_its_parts_are(engine, everything, tokens, recipe
     assert torch.equal(whole(tokens), parts(tokens))
     for part in PARTS:
         assert not torch.equal(whole(tokens), made(part)(tokens)), f"{part} is not all that is simplified"
+
+
+@pytest.mark.parametrize("recipe", VECTORS, ids=repr)
+@pytest.mark.parametrize(
+    "site", ["all.attention", "layer1.after", "embeddings", "embeddings+layer0.attention+L1.after"]
+)
+def test_streams_of_blocks_are_sites(engine, task, tokens, recipe, site):
+    where = engine.site(site)
+    samples = collect(engine, task.split("train", 60), where.read).at(where)
+    proxy = applied(copy.deepcopy(recipe).fit(samples), engine.subject)
+    edited = {edit.place: tuple(s for s in BLOCK_STREAMS if getattr(edit, s)) for edit in proxy.edits}
+    assert edited == dict(where.streams)
+    assert not torch.allclose(proxy(tokens), engine.subject(tokens), atol=1e-3)
 
 
 def test_an_identity_at_a_set_changes_nothing(engine, everything, tokens):

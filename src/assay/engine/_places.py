@@ -6,8 +6,9 @@ from dataclasses import dataclass
 HEAD_STREAMS = ("queries", "keys", "values", "outputs")
 """Vectors of a head: queries and keys after rotary positions, values, and its output before the output projection."""
 
-BLOCK_STREAMS = ("mlp", "residual")
-"""Vectors of a block: what its MLP adds to the residual stream, and the residual stream that enters it."""
+BLOCK_STREAMS = ("mlp", "residual", "attention", "after")
+"""Vectors of a block: what its MLP adds to the residual stream, the residual stream that enters it, what its attention
+adds (all heads together, after the output projection), and the residual stream that leaves it."""
 
 ATTENTION = ("queries", "keys")
 """The streams of a site whose name gives none."""

@@ -39,6 +39,8 @@ class Samples:
     outputs: Vectors = field(default_factory=dict)
     mlp: Vectors = field(default_factory=dict)
     residual: Vectors = field(default_factory=dict)
+    attention: Vectors = field(default_factory=dict)
+    after: Vectors = field(default_factory=dict)
     streams: Mapping[Place, tuple[str, ...]] = field(default_factory=dict)
     subject: Subject | None = None
     split: Split | None = None

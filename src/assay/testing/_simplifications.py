@@ -23,6 +23,9 @@ _SITES = (
     "layer1.outputs",
     "all.mlp",
     "layer1.residual",
+    "all.attention",
+    "layer1.after",
+    "embeddings",
     "layer0.head1+layer0.mlp+layer1.head0.values+layer1.head1.queries",
 )
 
@@ -40,8 +43,8 @@ def check_simplification(make: Callable[[], Simplification]) -> None:
     recipe replaces the model and learns nothing); `apply` gives a `Proxy` of the subject, which is left as it was; the
     proxy is causal, answers a batch that the subject has seen as it does when it is called, does not depend on padding
     or on the batch, follows dtype and device; with a parameter `rank` equal to the width (of a head, or of the model
-    for a recipe that replaces it), nothing changes; with `any_stream`, likewise at values, outputs, MLPs and the
-    residual stream, and every stream is edited where a site names several. Raises AssertionError that names the first
+    for a recipe that replaces it), nothing changes; with `any_stream`, likewise at values, outputs, streams of blocks
+    and embeddings, and every stream is edited where a site names several. Raises AssertionError that names the first
     rule broken.
     """
     for subject in (_gpt2(), _llama()):
