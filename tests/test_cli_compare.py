@@ -102,6 +102,8 @@ def test_json_fields_and_precision(command, texts, tmp_path):
         (("--primary-metric", "kl"), "no rate of which more is better"),
         (("--sites", "layer99"), "site 'layer99' is not in 'code-python'"),
         (("--sites", "all-layers", "--sites+", "layer0"), "layer0 is meant twice"),
+        (("--sites", "layer0.head1+L0H1"), "layer0.head1.keys is meant twice"),
+        (("--sites", "layer0.head1+all-heads"), "'all-heads' stands for many sites"),
     ],
 )
 def test_wrong_calls_end_with_2_and_the_reason(command, texts, changed, words):

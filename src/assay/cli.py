@@ -495,7 +495,8 @@ def compare_text(
         bool, typer.Option("--same-tokenizer", help="Models of --with without a tokenizer have that of MODEL.")
     ] = False,
     sites: Annotated[
-        list[str] | None, typer.Option(help="all (default), layer0.head1, layer2.mlp, all-heads …, repeated.")
+        list[str] | None,
+        typer.Option(help="all (default), layer0.head1, layer2.mlp, all-heads …, repeated; A+B is one site."),
     ] = None,
     text_field: Annotated[str, typer.Option(help="Field with the text, where the files have fields.")] = "text",
     max_length: Annotated[int | None, typer.Option(min=2, help="Tokens a sequence (default at most 256).")] = None,

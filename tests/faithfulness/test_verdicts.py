@@ -446,7 +446,7 @@ def told(subject, *proxies, noise=0.0, chance=None, resamples=300, **settings_):
             name, "iid" if name == "iid" else "shift", "", tokens, np.full(len(right), 30), np.zeros_like(tokens)
         )
     for one in proxies:
-        item = Candidate(one.name, Identity(), Site("all", ()), one.is_control, fingerprint="", control=one.control)
+        item = Candidate(one.name, Identity(), Site("all", {}), one.is_control, fingerprint="", control=one.control)
         candidates.append(item)
         for name, (right, all_) in one.outcomes.items():
             bins = [Column(METRIC.name, "any", MARGIN, place) for place in range(right.shape[1])]

@@ -2,7 +2,7 @@
 
 from assay.engine._attention import Edit, PatternEdit, VectorEdit
 from assay.engine._engine import Engine
-from assay.engine._places import ATTENTION, BLOCK_STREAMS, HEAD_STREAMS, Block, Head, Place, Site
+from assay.engine._places import ATTENTION, BLOCK_STREAMS, HEAD_STREAMS, Block, Head, Named, Place, Site
 from assay.engine._proxy import Answer, Clean, EditedSubject, Proxy, Watch, WholeModel, answers, check_proxy
 from assay.engine._run import Run
 from assay.engine._samples import Samples, batches, collect, device_scale, tensors
@@ -19,6 +19,7 @@ __all__ = [
     "EditedSubject",
     "Engine",
     "Head",
+    "Named",
     "PatternEdit",
     "Place",
     "Proxy",

@@ -105,7 +105,7 @@ def assess(
     noise = noise_floor(engine, task, iid).flipped
     metric: Any = SameNeighbour() if iid.objective == "embedding" else SamePrediction()
     made = NotHashableError("made elsewhere")
-    candidate = Candidate("the proxy", _Made(proxy), Site("its places", ()), is_control=False, fingerprint=made)
+    candidate = Candidate("the proxy", _Made(proxy), Site("its places", {}), is_control=False, fingerprint=made)
     scores = {
         split.name: score_split(engine, {candidate.key: proxy}, task, split, [metric], clean_pass=clean_pass)
         for split in splits

@@ -13,7 +13,7 @@ from typing import Any
 import assay
 from assay._errors import AssayError
 from assay._fingerprint import NotHashableError, fingerprint_or_reason
-from assay.engine import Engine, Site
+from assay.engine import Engine, Named, Site
 from assay.faithfulness._comparison import SCHEMA
 from assay.faithfulness._scores import NotFiniteError, Scores
 from assay.simplify import Identity, MeanAblation, RandomPerturbation, Simplification, is_whole, label, learns
@@ -60,7 +60,7 @@ class Candidate:
     def streams(self) -> tuple[str, ...]:
         """What has to be read of the train split to fit it."""
         own = self.simplification.streams
-        return self.at.streams if own and self.at.explicit and self.at is not MODEL else own
+        return self.at.read if own and self.at.explicit else own
 
     @property
     def key(self) -> str:
@@ -194,7 +194,7 @@ class Found(Mapping[tuple[int, str, str], Scores | NotFiniteError]):
 
 
 def candidates_of(
-    engine: Engine, simplifications: Sequence[Simplification], sites: Sequence[str], controls: bool, refit: bool
+    engine: Engine, simplifications: Sequence[Simplification], sites: Sequence[Named], controls: bool, refit: bool
 ) -> list[Candidate]:
     """Every simplification at every site, each site followed by its controls; what replaces the model whole once.
 
@@ -215,7 +215,7 @@ def candidates_of(
     return found + _at(MODEL, [one for one in asked if is_whole(one.item)], names, given, controls, refit)
 
 
-MODEL = Site("model", (), ())
+MODEL = Site("model", {})
 """Where a simplification acts that replaces the model as a whole."""
 
 
@@ -258,12 +258,12 @@ def _at(  # noqa: PLR0917
     refitted: list[Candidate] = []
     for one in asked:
         item, here = one.item, one.control
-        if site.explicit and site is not MODEL and not getattr(item, "any_stream", False):
+        if site.explicit and not getattr(item, "any_stream", False):
             raise AssayError(
                 f"{label(item)} is about attention and cannot act on site {site.name!r}; give it a site without "
                 "a stream, or give that site a simplification of vectors, such as SVD(rank=8)."
             )
-        if here is not None and site is not MODEL and site.explicit and not getattr(here, "any_stream", False):
+        if here is not None and site.explicit and not getattr(here, "any_stream", False):
             here = ablation
         name = None if here is None else names.of(here)[0]
         if here is not None and name is not None and name not in given:
@@ -315,8 +315,7 @@ def cell_name(
         "kinds": [repr(kind) for kind in task.kinds],
         "features": [repr(feature) for feature in task.features],
         "fingerprints": fingerprints,
-        "places": [str(place) for place in item.at.places],
-        "streams": item.at.streams,
+        "site": [[str(place), *streams] for place, streams in item.at.streams.items()],
         "train": fitted_on if learns(item.simplification) else None,
         "split": judged_on,
         "seed": seed,

@@ -19,7 +19,7 @@ import torch
 
 from assay._errors import AssayError
 from assay._fingerprint import NotHashableError, fingerprint_or_reason
-from assay.engine import Engine, Samples, batches, collect, tensors
+from assay.engine import Engine, Named, Samples, batches, collect, tensors
 from assay.faithfulness._cells import DRAWS, Candidate, Cells, Found, candidates_of, cell_name
 from assay.faithfulness._comparison import (
     Comparison,
@@ -71,7 +71,7 @@ def compare(
     task: Task,
     simplifications: Iterable[Simplification],
     *,
-    sites: Sequence[str] = ("all",),
+    sites: Sequence[Named] = ("all",),
     sequences: int = 500,
     fit_sequences: int = 1_000,
     controls: bool = True,
@@ -92,7 +92,8 @@ def compare(
     """Judge simplifications of a subject on every split of a task.
 
     Every simplification is fitted on `fit_sequences` sequences of the train split and applied at each of `sites`
-    (`"all"`, `"layer1"`, `"layer1.head0"`); the proxy is then compared with the subject on `sequences` sequences of
+    (`"all"`, `"layer1"`, `"layer1.head0"`, `"layer2.mlp"`, …; several joined by `+`, or in a list, are one site, at
+    which it is fitted once); the proxy is then compared with the subject on `sequences` sequences of
     every other split. Several subjects are training seeds of one model: they are judged on the same sequences and
     seeds are resampled too. With `controls`, each simplification's own control, a random perturbation that moves as
     much, mean ablation of the site, a copy of the (first) subject with shuffled weights and the identity are judged
@@ -143,7 +144,7 @@ def compare(
     candidates = candidates_of(engines[0], chosen, sites, controls, refit)
     options: dict[str, Any] = {"seed": seed, "resamples": resamples, "level": level}
     settings = {
-        "sites": list(sites),
+        "sites": [_written(engines[0], site) for site in sites],
         "sequences": sequences,
         "fit_sequences": fit_sequences,
         "controls": controls,
@@ -421,6 +422,11 @@ class _Judging:
         )
 
 
+def _written(engine: Engine, site: Named) -> str:
+    """How the record names a site, in whatever way it was written; a sweep by its own name."""
+    return engine.site(site).name if not isinstance(site, str) or engine.expand(site) == (site,) else site
+
+
 def _told(simplification: Simplification) -> dict[str, Any]:
     """What a recipe tells of itself."""
     describe: Callable[[], dict[str, Any]] | None = getattr(simplification, "describe", None)
@@ -521,7 +527,7 @@ def _undetermined(task: Task) -> Iterator[Skipped]:
 
 
 def _check_call(
-    subjects: Sequence[Subject], task: Task, simplifications: Sequence[Simplification], sites: Sequence[str]
+    subjects: Sequence[Subject], task: Task, simplifications: Sequence[Simplification], sites: Sequence[Named]
 ) -> None:
     if not subjects or not simplifications or not sites or isinstance(sites, str):
         raise AssayError(

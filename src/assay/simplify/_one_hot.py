@@ -9,7 +9,7 @@ from torch.nn.functional import one_hot
 
 from assay.engine import Edit, EditedSubject, Place, Samples
 from assay.simplify._controls import UniformAttention
-from assay.simplify._protocol import proxy_of
+from assay.simplify._protocol import heads_of, proxy_of
 from assay.subjects import Subject
 
 
@@ -26,7 +26,7 @@ class OneHotAttention:
 
     def fit(self, samples: Samples) -> "OneHotAttention":
         """Note the heads."""
-        self.heads_ = samples.places
+        self.heads_ = heads_of(self, samples)
         return self
 
     def apply(self, subject: Subject) -> EditedSubject:

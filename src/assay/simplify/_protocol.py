@@ -1,8 +1,8 @@
 """What a simplification is."""
 
 import inspect
-from collections.abc import Callable, Sequence
-from typing import ClassVar, Protocol, runtime_checkable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from assay._errors import AssayError
 from assay._fingerprint import NotHashableError, fingerprint
 from assay._registry import Registry
-from assay.engine import Edit, EditedSubject, Place, Proxy, Samples, VectorEdit, check_proxy
+from assay.engine import ATTENTION, Edit, EditedSubject, Place, Proxy, Samples, VectorEdit, check_proxy
 from assay.subjects import Subject
 
 
@@ -29,10 +29,10 @@ class Simplification(Protocol):
     these members is a simplification. `assay.testing.check_simplification` tells whether it keeps the contract.
 
     A recipe for vectors of any kind says so with a class attribute `any_stream = True`: then it may be used at sites
-    that name a stream (`all.values`, `layer2.mlp`), and acts on `samples.streams` at `samples.places`, for which
-    `samples.of(place)` has the vectors. A control that is drawn at random has `redrawn(number)`, which gives it with
-    another draw: then it is judged several times. `caution`, a sentence, stands in the warnings of every comparison
-    that judges the recipe.
+    that name a stream (`all.values`, `layer2.mlp`) or several (`layer1.head0+layer2.mlp`), is fitted once for all of
+    them, and acts at each of `samples.places` on `samples.streams_of(place)`, of which `samples.of(place)` has the
+    vectors. A control that is drawn at random has `redrawn(number)`, which gives it with another draw: then it is
+    judged several times. `caution`, a sentence, stands in the warnings of every comparison that judges the recipe.
 
     A recipe that replaces the model as a whole says `whole = True`: it is judged once, whatever the sites. If it learns
     from data beyond the vectors of `streams` (from `samples.split`, by running `samples.subject`), it says
@@ -149,9 +149,38 @@ def proxy_of(
     return EditedSubject(subject, [edit(place) for place in places])
 
 
-def vector_edit(place: Place, streams: Sequence[str], functions: Sequence[VectorEdit]) -> Edit:
-    """An edit of some streams of a place, a function each."""
-    return Edit(place, **dict(zip(streams, functions, strict=True)))  # type: ignore[arg-type]
+_Learned = TypeVar("_Learned")
+
+
+def vector_proxy(
+    simplification: object,
+    subject: Subject,
+    learned: Mapping[Place, Sequence[_Learned]] | None,
+    streams: Mapping[Place, Sequence[str]] | None,
+    function: Callable[[_Learned], VectorEdit],
+) -> EditedSubject:
+    """A proxy whose every stream is changed by a function of what was learned of it, a thing a stream of a place.
+
+    Raises AssayError if nothing has been fitted.
+    """
+    found, meant = learned or {}, streams or {}
+
+    def edit(place: Place) -> Edit:
+        functions: dict[str, Any] = dict(zip(meant[place], map(function, found[place]), strict=True))
+        return Edit(place, **functions)
+
+    return proxy_of(simplification, subject, tuple(found) or None, edit)
+
+
+def heads_of(simplification: object, samples: Samples) -> tuple[Place, ...]:
+    """The places of the samples. Raises AssayError unless attention is meant at each."""
+    for place in samples.places:
+        if samples.streams_of(place) != ATTENTION:
+            raise AssayError(
+                f"{label(simplification)} is about attention and cannot act on the {samples.streams_of(place)[0]} of "
+                f"{place}; give it heads, at a site without a stream."
+            )
+    return samples.places
 
 
 def check_positive(simplification: object, **values: object) -> None:

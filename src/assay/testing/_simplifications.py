@@ -3,6 +3,7 @@
 import copy
 import inspect
 from collections.abc import Callable
+from dataclasses import fields
 
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
@@ -16,6 +17,17 @@ from assay.tasks import Split
 
 _VOCABULARY = 23
 _WIDTH = 8
+
+_SITES = (
+    "all.values",
+    "layer1.outputs",
+    "all.mlp",
+    "layer1.residual",
+    "all.attention",
+    "layer1.after",
+    "embeddings",
+    "layer0.head1+layer0.mlp+layer1.head0.values+layer1.head1.queries",
+)
 
 TOLERANCE = 1e-5
 """Largest difference of a logit that counts as none; the small models are in float64."""
@@ -31,8 +43,9 @@ def check_simplification(make: Callable[[], Simplification]) -> None:
     recipe replaces the model and learns nothing); `apply` gives a `Proxy` of the subject, which is left as it was; the
     proxy is causal, answers a batch that the subject has seen as it does when it is called, does not depend on padding
     or on the batch, follows dtype and device; with a parameter `rank` equal to the width (of a head, or of the model
-    for a recipe that replaces it), nothing changes; with `any_stream`, likewise at values, outputs, MLPs and the
-    residual stream. Raises AssertionError that names the first rule broken.
+    for a recipe that replaces it), nothing changes; with `any_stream`, likewise at values, outputs, streams of blocks
+    and embeddings, and every stream is edited where a site names several. Raises AssertionError that names the first
+    rule broken.
     """
     for subject in (_gpt2(), _llama()):
         _check(make, subject)
@@ -82,7 +95,7 @@ def _check(make: Callable[[], Simplification], subject: Subject) -> None:
         _same(answer.logits(slice(None)), logits, f"{name}: the proxy answers differently on a batch that was seen")
     _check_input_independence(proxy, tokens, logits, name)
     _check_full_rank(make, subject, samples, tokens, name)
-    for site in ("all.values", "layer1.outputs", "all.mlp", "layer1.residual") if _any_stream(fresh) else ():
+    for site in _SITES if _any_stream(fresh) else ():
         _check_site(make, engine, engine.site(site), split=split, tokens=tokens, name=name)
     single = Subject(copy.deepcopy(subject.model).float(), None, subject.name)
     assert fitted.apply(single)(tokens).dtype == torch.float32, f"{name}: the proxy does not follow the subject's dtype"
@@ -110,14 +123,19 @@ def _check_site(
 ) -> None:
     """At a site that names a stream."""
     where = f"{name} at {site.name}"
-    samples = collect(engine, split, site.streams).at(site)
+    samples = collect(engine, split, site.read).at(site)
     proxy = make().fit(samples).apply(engine.subject)
     assert isinstance(proxy, EditedSubject), f"{where}: gives a {type(proxy).__name__}, not edits of the site"
-    assert {edit.place for edit in proxy.edits} == set(site.places), f"{where}: not every place is edited"
+    edited = {edit.place: {item.name for item in fields(edit)[1:] if getattr(edit, item.name)} for edit in proxy.edits}
+    assert set(edited) == set(site.places), f"{where}: not every place is edited"
+    for place, streams in edited.items():
+        missing = set(site.streams_of(place)) - streams
+        assert not missing, f"{where}: {', '.join(sorted(missing))} of {place} is not edited"
     _check_input_independence(proxy, tokens, proxy(tokens), where)
     whole = make()
-    if hasattr(whole, "rank"):
-        whole.rank = samples.of(site.places[0])[0].shape[-1]
+    widths = {vectors.shape[-1] for place in site.places for vectors in samples.of(place)}
+    if hasattr(whole, "rank") and len(widths) == 1:
+        whole.rank = widths.pop()
         proxy = whole.fit(samples).apply(engine.subject)
         _same(proxy(tokens), engine.subject(tokens), f"{where}: full rank changes predictions")
 
