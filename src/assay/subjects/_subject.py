@@ -18,15 +18,19 @@ from assay.subjects._alterations import alterations, behaviour
 from assay.subjects._objective import Pooling, objective_of, resolve_objective, resolve_pooling
 from assay.tasks import Objective
 
+_OF_SOURCE = ("source", "gguf", "adapter", "quantization")
+"""Entries of a record that tell what a model's weights were before they were read."""
+
 
 @dataclass(frozen=True, repr=False)
 class Subject:
     """A Hugging Face model with its tokenizer and a name.
 
-    `seed` is the training seed where it is known, `record` the training record of a reference model (empty
-    otherwise), `trained` is False for a copy with shuffled weights. `objective` is what the model is asked (default:
-    what its class is for). `pooling` is how an encoder's embedding is made of its tokens' vectors, and `prompt` the
-    text that stands before every sequence when it is used; other objectives do not use them.
+    `seed` is the training seed where it is known, `record` the training record of a reference model, and what a GGUF
+    file, an adapter or quantized weights were read from (empty otherwise), `trained` is False for a copy with shuffled
+    weights. `objective` is what the model is asked (default: what its class is for). `pooling` is how an encoder's
+    embedding is made of its tokens' vectors, and `prompt` the text that stands before every sequence when it is used;
+    other objectives do not use them.
 
     The model is put into evaluation mode (`model.eval()`, in place): in training, dropout makes it another at every
     call.
@@ -153,7 +157,11 @@ class Subject:
         return replace(self, model=model.eval(), seed=seed, record={}, trained=False)
 
     def describe(self) -> dict[str, Any]:
-        """What a record keeps of the subject; plain values only. `hooks` are its alterations, where it has any."""
+        """What a record keeps of the subject; plain values only.
+
+        `source`, `gguf`, `adapter` and `quantization` tell what the weights were read from, `hooks` are its
+        alterations, where there are any.
+        """
         hooks = self.alterations
         return {
             "name": self.name,
@@ -167,6 +175,7 @@ class Subject:
             "device": str(self.device),
             "weights_sha256": self.weights_sha256,
             "config_sha256": self.config_sha256,
+            **{key: self.record[key] for key in _OF_SOURCE if key in self.record},
             **({"hooks": list(hooks)} if hooks else {}),
         }
 
