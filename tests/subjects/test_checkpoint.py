@@ -228,13 +228,13 @@ def test_no_quantization_is_none(tmp_path):
 
 
 @pytest.mark.parametrize("whole", [True, False])
-def test_an_adapter_is_refused(tmp_path, whole):
-    """Without peft, transformers reads the model beside it and passes the adapter over."""
+def test_an_adapter_is_never_passed_over(tmp_path, whole):
+    """Without peft, transformers would read the model beside it."""
     if whole:
         llama(tmp_path)
     (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": "x"}))
     save_file({"base_model.model.x.lora_A.weight": torch.ones(2, 2)}, tmp_path / "adapter_model.safetensors")
-    with pytest.raises(AssayError, match=r"holds an adapter \(adapter_config\.json\).*merge_and_unload"):
+    with pytest.raises(AssayError, match="package peft|could not load 'x'"):
         load(tmp_path)
 
 

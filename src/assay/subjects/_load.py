@@ -13,11 +13,12 @@ import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from assay._errors import AssayError, unknown_name
+from assay.subjects._adapter import is_adapter, merge, named_base, require_peft
 from assay.subjects._checkpoint import check_loaded, check_quantization, prefer_plain_attention
 from assay.subjects._gguf import read_gguf
 from assay.subjects._objective import WHAT, Pooling, auto_class, objective_of, resolve_objective, resolve_pooling
 from assay.subjects._reading import UNREADABLE, quiet, reason
-from assay.subjects._sentences import Use, file_of, is_sentence_transformer, read_use
+from assay.subjects._sentences import Use, is_sentence_transformer, read_use
 from assay.subjects._subject import Subject
 from assay.subjects._train import write_atomically
 from assay.tasks import Objective
@@ -85,14 +86,17 @@ def load(
     """Load a subject.
 
     `name` is a shipped reference model (`"dyck-20-10"`, trained from `seed`), a folder made by `save_pretrained`, a
-    name on the Hugging Face hub, or a GGUF file. `device` may be `"auto"`; `dtype` defaults to that of the training
-    record (the shipped models are computed with in float32, also where they are stored in float16), else to that of the
-    checkpoint, and for a GGUF file to float32.
+    name on the Hugging Face hub, a GGUF file, or an adapter of peft (a folder or a name). `device` may be `"auto"`;
+    `dtype` defaults to that of the training record (the shipped models are computed with in float32, also where they
+    are stored in float16), else to that of the checkpoint or the adapter's base, and for a GGUF file to float32.
 
     A GGUF file is dequantized, so that only the rounding of its weights is judged: llama.cpp rounds activations, too.
     Its configuration and tokenizer are those that it holds. If it does not hold all of them, `base` is the model that
     it was made from (a subject, or what `load` takes for one): its configuration is used where it is of the same type
     and does not contradict the file, and its tokenizer where that of the file cannot be read and has the same tokens.
+
+    An adapter is merged into a copy of the base that it names, or of `base`, if that has the same shapes. Its tokenizer
+    is the one in its folder, else the base's. `record` tells what a GGUF file or an adapter was read from.
 
     `objective` is what the model is asked: "causal" (the next token), "masked" (tokens under masks) or "embedding"
     (one vector a sequence). By default it is what the architecture that the configuration names is for; a folder of
@@ -104,10 +108,11 @@ def load(
     is nothing else, by torch.load with weights_only, which runs no code. Code that comes with a model is run only if
     `trust_remote_code` is given; read it before.
 
-    Raises AssayError if there is no such model, seed or device; if it cannot be read as what it is asked for; if it is
-    an adapter, or an encoder that is used in a way that Assay does not have; if weights are missing, not finite, left
-    over (heads of other tasks may be) or quantized in a way that cannot be read; if the tokenizer is broken; or if, on
-    two tokens, the model fails, gives numbers that are not finite or, as a causal one, sees the future.
+    Raises AssayError if there is no such model, seed or device; if a package to read it is missing; if it cannot be
+    read as what it is asked for; if it is an encoder that is used in a way that Assay does not have, or an adapter that
+    does not fit its base; if weights are missing, not finite, left over (heads of other tasks may be) or quantized in a
+    way that cannot be read; if the tokenizer is broken; or if, on two tokens, the model fails, gives numbers that are
+    not finite or, as a causal one, sees the future.
     """
     device = resolve_device(device)
     if objective is not None:
@@ -157,7 +162,11 @@ def _read(source: str | Path, name: str, how: _How) -> Subject:
         except ValueError as error:
             raise AssayError(f"{source / _RECORD} is damaged ({error}); remove it or restore it.") from None
     what = "a model" if how.objective is None else WHAT[how.objective]
-    _refuse_adapter(source, name)
+    if is_adapter(source):
+        return _read_adapter(source, name, how)
+    if how.base is not None:
+        raise AssayError(f"load(base=...): {name!r} is a whole model; base is for adapters and GGUF files.")
+    _refuse_gguf_inside(source, name)
     try:
         with quiet(bars=isinstance(source, str)):
             config: PreTrainedConfig = AutoConfig.from_pretrained(source, trust_remote_code=how.trust_remote_code)
@@ -213,6 +222,31 @@ def _read_file(path: Path, how: _How) -> Subject:
     found = read_gguf(path, path.stem, objective=how.objective, dtype=how.dtype, base=_base(how))
     if found.objective == "embedding":
         found = replace(found, pooling=how.pooling or "mean", prompt=how.prompt or "")
+    return _checked(found, how)
+
+
+def _read_adapter(source: str | Path, name: str, how: _How) -> Subject:
+    """The subject that an adapter makes of its base."""
+    require_peft(name)
+    base = _base(how) or load(
+        named_base(source, name),
+        dtype=how.dtype,
+        objective=how.objective,
+        pooling=how.pooling,
+        prompt=how.prompt,
+        allow_pickle=how.allow_pickle,
+        trust_remote_code=how.trust_remote_code,
+    )
+    if how.objective not in (None, base.objective):
+        raise AssayError(f"load(objective={how.objective!r}): the base {base.name!r} of {name!r} is {base.objective}.")
+    found = merge(source, name, base, dtype=how.dtype, allow_pickle=how.allow_pickle)
+    own = _tokenizer(source, name, how.trust_remote_code)
+    found = replace(
+        found,
+        tokenizer=own or base.tokenizer,
+        pooling=how.pooling or base.pooling,
+        prompt=base.prompt if how.prompt is None else how.prompt,
+    )
     return _checked(found, how)
 
 
@@ -275,13 +309,12 @@ def _guess(config: PreTrainedConfig, source: str | Path, name: str) -> Objective
     return found
 
 
-def _refuse_adapter(source: str | Path, name: str) -> None:
-    """An adapter is only a part of a model, and without peft transformers passes it over."""
-    if file_of(source, "adapter_config.json") is not None:
-        raise AssayError(
-            f"{name!r} holds an adapter (adapter_config.json), which is part of a model only; load it with peft, merge "
-            "it (model.merge_and_unload()), save the whole and give that."
-        )
+def _refuse_gguf_inside(source: str | Path, name: str) -> None:
+    """A folder of GGUF files alone does not tell which is meant."""
+    if isinstance(source, Path) and not (source / "config.json").exists():
+        files = sorted(str(path) for path in source.glob("*.gguf"))
+        if files:
+            raise AssayError(f"{name!r} is a folder of GGUF files; give one of them: {', '.join(files)}.")
 
 
 def _refuse_pickle(source: str | Path, name: str) -> None:

@@ -30,6 +30,6 @@ def quiet(bars: bool = False) -> Iterator[None]:
 
 
 def reason(error: Exception) -> str:
-    """The first line of what an error says; its name if it says nothing."""
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
+    """The first line of what an error says, with the next one where it only leads to that; its name if it is silent."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return f"{lines[0]} {lines[1].strip()}" if lines[0].endswith(":") and lines[1:] else lines[0]
