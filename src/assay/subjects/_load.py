@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
+from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from assay._errors import AssayError, unknown_name
 from assay.subjects._adapter import is_adapter, merge, named_base, require_peft
-from assay.subjects._checkpoint import check_loaded, check_quantization, prefer_plain_attention
+from assay.subjects._checkpoint import check_loaded, prefer_plain_attention
 from assay.subjects._gguf import read_gguf
 from assay.subjects._objective import WHAT, Pooling, auto_class, objective_of, resolve_objective, resolve_pooling
+from assay.subjects._quantized import check_quantization, describe_quantized, quantization, without_scales
 from assay.subjects._reading import UNREADABLE, quiet, reason
 from assay.subjects._sentences import Use, is_sentence_transformer, read_use
 from assay.subjects._subject import Subject
@@ -96,7 +98,12 @@ def load(
     and does not contradict the file, and its tokenizer where that of the file cannot be read and has the same tokens.
 
     An adapter is merged into a copy of the base that it names, or of `base`, if that has the same shapes. Its tokenizer
-    is the one in its folder, else the base's. `record` tells what a GGUF file or an adapter was read from.
+    is the one in its folder, else the base's.
+
+    Quantized weights (`quantization_config` in config.json) are read and computed with by the package that they are of,
+    except that on a CPU 4-bit weights of bitsandbytes are multiplied in the dtype that their configuration asks for.
+
+    The subject's `record` tells what a GGUF file, an adapter or quantized weights were read from.
 
     `objective` is what the model is asked: "causal" (the next token), "masked" (tokens under masks) or "embedding"
     (one vector a sequence). By default it is what the architecture that the configuration names is for; a folder of
@@ -174,7 +181,8 @@ def _read(source: str | Path, name: str, how: _How) -> Subject:
             what = WHAT[objective]
             if not how.allow_pickle:
                 _refuse_pickle(source, name)
-            check_quantization(config, name)
+            said = quantization(config)
+            check_quantization(said, name)
             prefer_plain_attention(config)
             found: Any = auto_class(objective, config).from_pretrained(
                 source,
@@ -185,12 +193,16 @@ def _read(source: str | Path, name: str, how: _How) -> Subject:
                 dtype=how.dtype or record.get("dtype") or "auto",
                 ignore_mismatched_sizes=True,  # check_loaded refuses them by name
                 output_loading_info=True,
+                **({"device_map": {"": how.device}} if said else {}),
             )
             model: PreTrainedModel = found[0]
             info = found[1]
             if objective == "embedding":
                 info |= {"missing_keys": _without_pooler(model, set(info["missing_keys"]))}
+            info |= {"missing_keys": without_scales(said, model, set(info["missing_keys"]))}
             check_loaded(model, info, name, objective)
+            if said:
+                record = {**record, "quantization": describe_quantized(said, model, name)}
     except UNREADABLE as error:
         raise _unreadable(source, name, what, error) from None
     use = Use()
@@ -264,12 +276,16 @@ def _checked(subject: Subject, how: _How) -> Subject:
             if given is not None:
                 what = "a model" if subject.objective is None else WHAT[subject.objective]
                 raise AssayError(f"load({option}={given!r}): {subject.name!r} is {what}; {option} is for embeddings.")
-    broken = [key for key, value in subject.model.state_dict().items() if not torch.isfinite(value).all()]
+    broken = [key for key, value in subject.tensors() if not _finite(value)]
     if broken:
         raise AssayError(f"{subject.name!r} has weights that are not finite ({broken[0]}); it cannot be judged.")
     subject.to(how.device)
     _check_forward(subject)
     return subject
+
+
+def _finite(tensor: Tensor) -> bool:
+    return bool(torch.isfinite(tensor if tensor.element_size() > 1 else tensor.float()).all())  # float8 has no isfinite
 
 
 def _unreadable(source: str | Path, name: str, what: str, error: Exception) -> AssayError:
