@@ -40,6 +40,9 @@ _SAID: tuple[tuple[str, tuple[str, ...]], ...] = (
 )
 """What a file says about its model beside the tensors, and the settings of a configuration that must agree with it."""
 
+_TOKENIZERS = ("gpt2", "llama", "t5", "gemma4")
+"""The kinds of tokenizers that transformers builds; of others, older versions make one of these without a word."""
+
 _LLAMA3 = {
     "rope_type": "llama3",
     "low_freq_factor": 1.0,
@@ -182,10 +185,11 @@ def _check(
     fix = "give base=, the model that it was made from" if base is None else "give the base that it was made from"
     for key, said, setting in _contradictions(file, model.config):
         raise AssayError(f"{file.name!r} says {file.architecture}.{key} = {said}, and {whose} {setting}; {fix}.")
-    if info["mismatched_keys"]:
-        key, saved, expected = min(info["mismatched_keys"])
+    shapes = sorted({*info["mismatched_keys"], *_misfits(model)})
+    if shapes:
+        key, saved, expected = shapes[0]
         raise AssayError(
-            f"{file.name!r} has {len(info['mismatched_keys'])} tensors of other shapes than {whose} says ({key}: "
+            f"{file.name!r} has {len(shapes)} tensors of other shapes than {whose} says ({key}: "
             f"{' x '.join(map(str, saved))}, not {' x '.join(map(str, expected))}); {fix}."
         )
     left = {key for key in _passed_over(file, model) if not _is_of_rotary(file, key, model)}
@@ -215,6 +219,15 @@ def _contradictions(file: GgufFile, config: PreTrainedConfig) -> Iterator[tuple[
     kinds = [part["rope_type"] for part in (rotary, *rotary.values()) if isinstance(part, dict) and "rope_type" in part]
     if scaling not in ("none", *kinds):
         yield "rope.scaling.type", scaling, " and ".join(kinds) or "none"
+
+
+def _misfits(model: PreTrainedModel) -> Iterator[tuple[str, torch.Size, torch.Size]]:
+    """Tensors of other shapes than the configuration says, which older versions of transformers put in all the same."""
+    with torch.device("meta"):
+        expected = type(model)(model.config).state_dict()
+    for key, tensor in model.state_dict().items():
+        if tensor.shape != expected[key].shape:
+            yield key, tensor.shape, expected[key].shape
 
 
 def _passed_over(file: GgufFile, model: PreTrainedModel) -> set[str]:
@@ -253,6 +266,8 @@ def _tokenizer(file: GgufFile, empty: str, model: PreTrainedModel, base: Subject
     if kind in ("none", "no_vocab"):
         return None
     try:
+        if kind not in _TOKENIZERS:
+            raise ValueError(f"kinds that can be: {', '.join(_TOKENIZERS)}")
         found: Tokenizer = AutoTokenizer.from_pretrained(empty, gguf_file=str(file.path))
     except Exception as error:  # tokenizers raises nothing more special
         if base is None:
