@@ -1,6 +1,5 @@
 """Quantized folders: read as what they say they are, or refused; what was rounded, and computed in, is recorded."""
 
-import copy
 import importlib.util
 import json
 
@@ -299,9 +298,11 @@ def test_packed_weights_of_compressed_tensors(tmp_path):
 
 
 def test_an_adapter_is_not_merged_into_quantized_weights(tmp_path):
-    peft = pytest.importorskip("peft")
+    pytest.importorskip("peft")
+    settings = {"peft_type": "LORA", "base_model_name_or_path": "base", "target_modules": ["q_proj"]}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
+    save_file({"base_model.model.x.lora_A.weight": torch.ones(2, 2)}, tmp_path / "adapter_model.safetensors")
     model = llama()
-    peft.get_peft_model(copy.deepcopy(model), peft.LoraConfig(target_modules=["q_proj"])).save_pretrained(tmp_path)
     base = Subject(model, None, "base", record={"quantization": {"method": "bitsandbytes"}})
     with pytest.raises(AssayError, match=r"'base' of .* is quantized, and merging an adapter would round"):
         load(tmp_path, base=base)
