@@ -489,7 +489,10 @@ def compare_text(
     ] = None,
     others: Annotated[
         list[str] | None,
-        typer.Option("--with", help="Another model to judge in MODEL's place: a folder or a name, repeated."),
+        typer.Option(
+            "--with",
+            help="Another model to judge in MODEL's place: a folder, a name, a .gguf file or an adapter, repeated.",
+        ),
     ] = None,
     same_tokenizer: Annotated[
         bool, typer.Option("--same-tokenizer", help="Models of --with without a tokenizer have that of MODEL.")
@@ -583,7 +586,7 @@ def compare_text(
             trust_remote_code=trust_remote_code,
         ),
     )
-    recipes += _argument("with", lambda: _others(others or (), same_tokenizer))
+    recipes += _argument("with", lambda: _others(others or (), subject, same_tokenizer))
     engine = Engine(subject)
     _argument("sites", lambda: engine.sites(sites or ["all"]))
     task = _argument("split", lambda: text.task_of(subject, fit, splits, text_field=text_field, max_length=max_length))
@@ -633,11 +636,15 @@ def _shares(**values: float) -> dict[str, float]:
     return values
 
 
-def _others(names: Sequence[str], same_tokenizer: bool) -> list[Any]:
-    """The models of `--with`, loaded."""
+def _others(names: Sequence[str], subject: Any, same_tokenizer: bool) -> list[Any]:
+    """The models of `--with`, loaded; adapters on the subject."""
     from assay.models import OtherModel  # noqa: PLC0415
+    from assay.subjects import takes_base  # noqa: PLC0415
 
-    found = [OtherModel(name, same_tokenizer=same_tokenizer) for name in names]
+    bases = [subject if takes_base(name) else None for name in names]
+    found = [
+        OtherModel(name, base=base, same_tokenizer=same_tokenizer) for name, base in zip(names, bases, strict=True)
+    ]
     for other in found:
         other.other()
     return found

@@ -91,9 +91,10 @@ def java(*, everything: bool, device: str, data: str) -> Part:
 def _code(name: str, data: str, *, everything: bool, device: str) -> Part:
     subject = load(name, device=device)
     task: Code = code.task_of(subject, data)
-    recipes = _all(128, orders=(3, 4, 6)) if everything else [*_rounding(), NGram(4)]
-    sequences = 60 if everything else 15
-    return Part(name, [subject], task, recipes, _attention(32), sequences, 1_000 if everything else 150)
+    if everything:
+        return Part(name, [subject], task, _all(128, orders=(3, 4, 6)), _attention(32), 60, 1_000)
+    some = [*_rounding(), NGram(4)]
+    return Part(name, [subject], task, some, [SVD(8), OneHotAttention()], 15, 150, controls=False)
 
 
 def encoder(*, everything: bool, device: str) -> Part:
