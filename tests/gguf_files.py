@@ -20,7 +20,8 @@ def permuted(weight, heads):
 def write(path, model, kind=None, *, permute=True, without=(), also=None, entries=None, tokenizer=None, of="gpt2"):
     """A model as llama.cpp's converter writes it.
 
-    `kind` is how matrices are stored (default: F32), `also` are further tensors, `entries` further lines of the header, `of` is what kind the tokenizer is said to be.
+    `kind` is how matrices are stored (default: F32), `also` are further tensors, `entries` further lines of the header,
+    `of` is what kind the tokenizer is said to be.
     """
     config = model.config
     writer = gguf.GGUFWriter(path, config.model_type)

@@ -110,7 +110,8 @@ def encoder(*, everything: bool, device: str) -> Part:
         subject.tokenizer, train=english[600:1200], iid=english[:300],
         shifts={"code": source[:300], "shuffled": _shuffled(english[300:600])}, max_length=64, objective="embedding",
     )  # fmt: skip
-    return Part("all-MiniLM-L6-v2", [subject], task, _rounding(), [], 300, 300, controls=everything)
+    count = 300 if everything else 60
+    return Part("all-MiniLM-L6-v2", [subject], task, _rounding(), [], count, 300, controls=False)
 
 
 def smollm2(*, everything: bool, device: str) -> Part:
