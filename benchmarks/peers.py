@@ -44,7 +44,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrain
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 from transformers.modeling_utils import AttentionInterface
 
-from assay.engine import Edit, Engine, Proxy, batches, tensors
+from assay.engine import Edit, EditedSubject, Engine, batches, tensors
 from assay.faithfulness import _by_numpy, metrics
 from assay.faithfulness._clean_pass import ROWS
 from assay.faithfulness._scores import Scores, score
@@ -311,9 +311,9 @@ class WithAssay:
 
             yield Edit(head, queries=project, keys=project)
 
-    def proxies(self, layers: Sequence[int]) -> dict[str, Proxy]:
+    def proxies(self, layers: Sequence[int]) -> dict[str, EditedSubject]:
         return {
-            f"{layer} {rank}": Proxy(self.engine.subject, tuple(self.edits(layer, rank)))
+            f"{layer} {rank}": EditedSubject(self.engine.subject, tuple(self.edits(layer, rank)))
             for layer in layers
             for rank in self.job.ranks
         }

@@ -11,7 +11,7 @@ import time
 import torch
 
 import assay
-from assay.engine import Engine, Proxy, collect, tensors
+from assay.engine import EditedSubject, Engine, collect, tensors
 from assay.faithfulness import CleanPass
 from assay.simplify import SVD
 from assay.subjects import resolve_device
@@ -19,12 +19,12 @@ from assay.subjects import resolve_device
 TOGETHER = (1, 2, 4, 8)
 
 
-def seconds(engine: Engine, clean: CleanPass, proxies: list[Proxy], together: int) -> float:
+def seconds(engine: Engine, clean: CleanPass, proxies: list[EditedSubject], together: int) -> float:
     """Seconds that all proxies take, with their attention compared, so many in a batch."""
     device = engine.subject.device
     start = time.perf_counter()
-    for _, run, _ in clean.of(proxies, together=together):
-        engine.logits(run, slice(None))
+    for _, answer in clean.answers(proxies, together=together):
+        answer.logits(slice(None))
     if device.type != "cpu":
         torch.accelerator.synchronize()
     return time.perf_counter() - start

@@ -68,7 +68,7 @@ def test_report_as_json_is_json(run_folder, command):
     found = strict(out)
     assert {"folder", "verdicts", "same_prediction", "gaps", "noise_floor"} <= set(found)
     assert {verdict["judgement"] for verdict in found["verdicts"]} <= {
-        "illusion", "gap", "unfaithful", "inconclusive", "vacuous", "faithful",
+        "illusion", "gap", "unfaithful", "inconclusive", "vacuous", "faithful", "identical",
     }  # fmt: skip
     comparison = Comparison.load(run_folder)
     assert found["warnings"] == list(comparison.warnings())

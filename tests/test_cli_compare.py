@@ -1,6 +1,7 @@
 """`assay compare`: one's own model and text from the command line."""
 
 import json
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -101,6 +102,8 @@ def test_json_fields_and_precision(command, texts, tmp_path):
         (("--primary-metric", "kl"), "no rate of which more is better"),
         (("--sites", "layer99"), "site 'layer99' is not in 'code-python'"),
         (("--sites", "all-layers", "--sites+", "layer0"), "layer0 is meant twice"),
+        (("--sites", "layer0.head1+L0H1"), "layer0.head1.keys is meant twice"),
+        (("--sites", "layer0.head1+all-heads"), "'all-heads' stands for many sites"),
     ],
 )
 def test_wrong_calls_end_with_2_and_the_reason(command, texts, changed, words):
@@ -198,3 +201,98 @@ def test_verdicts_about_the_kind_that_the_user_cares_for(command, texts, tmp_pat
     found = json.loads(out)
     assert (found["primary_kind"], found["primary_metric"]) == ("repeated", "proxy_accuracy")
     assert [row["proxy"] for row in found["proxy_accuracy"]] == ["OneHotAttention()"]
+
+
+# -- other models -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def rounded(tmp_path_factory):
+    """The shipped model with its matrices rounded to three bits."""
+    subject = assay.load("code-python")
+    with torch.no_grad():
+        for parameter in subject.model.parameters():
+            if parameter.dim() == 2:
+                step = parameter.abs().amax(dim=1, keepdim=True) / 3
+                parameter.copy_((parameter / step).round() * step)
+    folder = tmp_path_factory.mktemp("models") / "rounded"
+    save(subject, folder)
+    return folder
+
+
+def call_with(texts, *others):
+    arguments = ["--split", f"iid={texts / 'iid.txt'}", "--split", f"prose={texts / 'prose.txt'}", "--max-length", 24]
+    return [*arguments, "--sequences", 6, *(part for other in others for part in ("--with", other))]
+
+
+def test_other_models_need_no_text_to_fit_on(command, texts, tmp_path, rounded):
+    status, out, err = command(
+        "compare", "code-python", *call_with(texts, "code-python", rounded), "--out", tmp_path / "run"
+    )
+    assert status == 0, err
+    record = Comparison.load(tmp_path / "run").record
+    assert [split.role for split in record.splits] == ["iid", "shift"]
+    assert "code-python at model: IDENTICAL. Not one logit differs" in " ".join(out.split())
+    assert "rounded at model: UNFAITHFUL" in " ".join(out.split())
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    for words in (
+        "Not one logit differs",
+        "Where rounded breaks",
+        "The tails: KL of single predictions",
+        "right to wrong",
+    ):
+        assert words in page, words
+    assert "Where code-python breaks" not in page, "nothing breaks in what is identical"
+    assert page.count(": mean KL") == 10, "of twelve sequences the ten worst are shown"
+
+
+@pytest.mark.parametrize(
+    ("required", "other", "expected"),
+    [("identical", "same", 0), ("faithful", "same", 0), ("faithful", "rounded", 3), ("identical", "rounded", 3)],
+)
+def test_what_is_required_decides_the_exit_status(  # noqa: PLR0917
+    command, texts, tmp_path, rounded, required, other, expected
+):
+    name = {"same": "code-python", "rounded": rounded}[other]
+    status, out, err = command(
+        "compare", "code-python", *call_with(texts, name), "--out", tmp_path / "run", "--require", required,
+        "--junit", tmp_path / "made" / "junit.xml", "--json",
+    )  # fmt: skip
+    assert status == expected, err
+    assert json.loads(out)["required"]["met"] == (expected == 0)
+    assert (f"required {required}: {other} at model: UNFAITHFUL" in " ".join(err.split())) == (expected == 3)
+    suite = ElementTree.parse(tmp_path / "made" / "junit.xml").getroot()
+    assert (suite.get("tests"), suite.get("failures")) == ("1", str(int(expected == 3)))
+    assert (suite.find("testcase/failure") is not None) == (expected == 3)
+
+
+def test_limits_of_verdicts_are_those_of_the_page(command, texts, tmp_path, rounded):
+    limits = ("--min-agreement", "0.01", "--max-gap", "1")
+    arguments = (*call_with(texts, rounded), *limits, "--out", tmp_path / "run")
+    status, out, err = command("compare", "code-python", *arguments, "--require", "faithful")
+    assert status == 0, err
+    assert "rounded at model: FAITHFUL" in " ".join(out.split())
+    [verdict] = Comparison.load(tmp_path / "run").verdicts()
+    assert verdict.judgement == "faithful"
+    assert verdict.where in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((), "give what to judge: --simplify RECIPE, or --with MODEL"),
+        (("--simplify", "svd:rank=2"), "recipes are fitted on text: --fit FILE"),
+        (("--with", "./nowhere"), "there is no folder"),
+        (("--with", "code-pythom"), "did you mean 'code-python'"),
+        (("--with", "code-python", "--require", "good"), "unknown judgement to require 'good'"),
+        (("--with", "code-python", "--junit", "x.xml"), "--require faithful"),
+        (("--with", "code-python", "--sites", "layer0"), "sites are for its parts"),
+        (("--with", "code-python", "--max-gap", "nan"), "must be a share between 0 and 1"),
+        (("--with", "code-python", "--min-agreement", "95"), "must be a share between 0 and 1"),
+    ],
+)
+def test_wrong_calls_with_other_models(command, texts, arguments, words):
+    status, out, err = command("compare", "code-python", *call_with(texts), *arguments)
+    assert status == 2
+    assert words in " ".join(err.replace("│", " ").split())
+    assert not out

@@ -1,5 +1,6 @@
 from . import engine as engine
 from . import faithfulness as faithfulness
+from . import models as models
 from . import proofs as proofs
 from . import reports as reports
 from . import simplify as simplify
@@ -11,6 +12,11 @@ from .faithfulness import Comparison as Comparison
 from .faithfulness import Verdict as Verdict
 from .faithfulness import Workers as Workers
 from .faithfulness import compare as compare
+from .models import LowRankWeights as LowRankWeights
+from .models import NGram as NGram
+from .models import OtherModel as OtherModel
+from .models import PruneWeights as PruneWeights
+from .models import RoundWeights as RoundWeights
 from .proofs import Certificate as Certificate
 from .proofs import certify as certify
 from .simplify import SVD as SVD

@@ -1,12 +1,12 @@
 """The command line. Each command calls one public function.
 
-Exit status: 0 done, 1 the work failed, 2 the call was wrong.
+Exit status: 0 done, 1 the work failed, 2 the call was wrong, 3 a verdict is not what was required.
 """
 
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -115,6 +115,17 @@ def _say_where(folder: Path) -> None:
     out.print(
         f"\nThe run is in {escape(str(folder))}; open [bold]{escape(str(folder / 'report.html'))}[/]", soft_wrap=True
     )
+
+
+def _print_run(comparison: Any, shown: Any, folder: Path) -> None:
+    """The tables of a study that are for the terminal, those of every comparison, and where the run is."""
+    from assay.reports import terminal, terminal_table  # noqa: PLC0415
+
+    for table in shown.tables:
+        if not table.quiet:
+            out.print(terminal_table(table), "")
+    out.print(terminal(comparison))
+    _say_where(folder)
 
 
 def _default_folder(study: str) -> Path:
@@ -312,7 +323,6 @@ def run_code(
 ) -> None:
     """Judge simplifications of a character model of functions on depths, repositories and languages not seen."""
     from assay.faithfulness import Workers  # noqa: PLC0415  (keeps --help fast)
-    from assay.reports import terminal, terminal_table  # noqa: PLC0415
     from assay.studies import code  # noqa: PLC0415
     from assay.subjects import load, resolve_device  # noqa: PLC0415
 
@@ -339,10 +349,65 @@ def run_code(
         tables = {table.title: [table.headings, *table.rows] for table in shown.tables}
         print(json.dumps({**_summary(comparison, folder), "tables": tables}, indent=2))
         return
+    _print_run(comparison, shown, folder)
+
+
+@run_app.command("compressed")
+def run_compressed(
+    full: Annotated[
+        bool, typer.Option("--full", help="Five Dyck seeds, pruning and low ranks, more sequences: an hour on a CPU.")
+    ] = False,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="dyck, code-python, code-java, encoder or smollm2 (slow), repeated (default the first two)."),
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Functions for code-java: a CodeSearchNet file or folder, hub:NAME, or a folder.")
+    ] = None,
+    sequences: Annotated[int | None, typer.Option(min=2, help="Sequences a split.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Also write the tables as Markdown to this file.")] = None,
+    device: Device = "cpu",
+    jobs: Jobs = 1,
+    dask: Dask = None,
+    out_folder: OutFolder = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Judge compressed copies of models: rounded, pruned, of low rank, and a table of n-grams in their place."""
+    from assay.faithfulness import Workers  # noqa: PLC0415  (keeps --help fast)
+    from assay.reports import terminal_table, write_tables  # noqa: PLC0415
+    from assay.studies import compressed  # noqa: PLC0415
+    from assay.subjects import resolve_device  # noqa: PLC0415
+
+    workers = _argument("jobs", lambda: Workers(jobs, dask))
+    device = _argument("device", lambda: resolve_device(device))
+    _argument("only", lambda: compressed.check_parts(only or (), data))
+    folder = out_folder or _default_folder("compressed")
+    with _progress() as bar:
+        line = bar.add_task("starting", total=None)
+        done, shown = compressed.run(
+            folder,
+            everything=full,
+            only=only or (),
+            data=data,
+            device=device,
+            sequences=sequences,
+            overwrite=overwrite,
+            workers=workers,
+            progress=_follow(bar, line),
+        )
+    if markdown is not None:
+        write_tables(shown.tables, markdown)
+    if as_json:
+        tables = {table.title: [table.headings, *table.rows] for table in shown.tables}
+        parts = {one.part.name: _summary(one.comparison, one.folder) for one in done}
+        print(json.dumps({"folder": str(folder), "tables": tables, "parts": parts}, indent=2))
+        return
     for table in shown.tables:
         if not table.quiet:
             out.print(terminal_table(table), "")
-    out.print(terminal(comparison))
+    for one in done:
+        out.print(f"{escape(one.part.name)}: {escape(str(one.folder / 'report.html'))}", soft_wrap=True)
     _say_where(folder)
 
 
@@ -414,11 +479,27 @@ def train_max_of_k(
 @app.command("compare")
 def compare_text(
     model: Annotated[str, typer.Argument(help="A folder, a Hugging Face name, or a shipped model.")],
-    fit: Annotated[str, typer.Option(help="Text to fit on: .txt, .jsonl(.gz), .parquet, or hub:NAME.")],
     split: Annotated[list[str], typer.Option(help="NAME=FILE, repeated; one is iid, the others are shifts.")],
-    simplify: Annotated[list[str], typer.Option(help="Such as svd:rank=8 or one-hot, repeated; see assay list.")],
+    fit: Annotated[
+        str | None,
+        typer.Option(help="Text to fit on: .txt, .jsonl(.gz), .parquet, or hub:NAME; not needed for --with alone."),
+    ] = None,
+    simplify: Annotated[
+        list[str] | None, typer.Option(help="Such as svd:rank=8 or one-hot, repeated; see assay list.")
+    ] = None,
+    others: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--with",
+            help="Another model to judge in MODEL's place: a folder, a name, a .gguf file or an adapter, repeated.",
+        ),
+    ] = None,
+    same_tokenizer: Annotated[
+        bool, typer.Option("--same-tokenizer", help="Models of --with without a tokenizer have that of MODEL.")
+    ] = False,
     sites: Annotated[
-        list[str] | None, typer.Option(help="all (default), layer0.head1, layer2.mlp, all-heads …, repeated.")
+        list[str] | None,
+        typer.Option(help="all (default), layer0.head1, layer2.mlp, all-heads …, repeated; A+B is one site."),
     ] = None,
     text_field: Annotated[str, typer.Option(help="Field with the text, where the files have fields.")] = "text",
     max_length: Annotated[int | None, typer.Option(min=2, help="Tokens a sequence (default at most 256).")] = None,
@@ -439,6 +520,14 @@ def compare_text(
     primary_metric: Annotated[
         str | None, typer.Option(help="Rate that verdicts rest on (default same_prediction, or same_neighbour).")
     ] = None,
+    require: Annotated[
+        str | None, typer.Option(help="faithful or identical: what every verdict has to be, else exit status 3.")
+    ] = None,
+    min_agreement: Annotated[float, typer.Option(help="Agreement that verdicts ask for in distribution.")] = 0.95,
+    max_gap: Annotated[float, typer.Option(help="How much less they allow under a shift.")] = 0.02,
+    junit: Annotated[
+        Path | None, typer.Option(help="With --require: also write the verdicts as a JUnit file.", dir_okay=False)
+    ] = None,
     allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Read pytorch_model.bin, tensors only.")] = False,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run the code that comes with the model.")
@@ -449,11 +538,14 @@ def compare_text(
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Judge simplifications of your own model on your own text."""
+    """Judge simplifications of your own model, or other models in its place, on your own text.
+
+    Exit status: 0 done, 1 the work failed, 2 the call was wrong, 3 a verdict is not what --require asks for.
+    """
     from assay.engine import Engine  # noqa: PLC0415  (keeps --help fast)
-    from assay.faithfulness import Workers, resolve_metrics, resolve_primary  # noqa: PLC0415
-    from assay.reports import terminal  # noqa: PLC0415
-    from assay.simplify import simplifications  # noqa: PLC0415
+    from assay.faithfulness import Requirement, Workers, resolve_metrics, resolve_primary  # noqa: PLC0415
+    from assay.reports import write_junit  # noqa: PLC0415
+    from assay.simplify import is_whole, learns, simplifications  # noqa: PLC0415
     from assay.studies import text  # noqa: PLC0415
     from assay.subjects import (  # noqa: PLC0415
         load,
@@ -464,7 +556,17 @@ def compare_text(
     )
 
     workers = _argument("jobs", lambda: Workers(jobs, dask))
-    recipes = _argument("simplify", lambda: [simplifications.build(specification) for specification in simplify])
+    bars = _shares(min_agreement=min_agreement, max_gap=max_gap)
+    requirement = _argument("require", lambda: Requirement(require or "faithful"))
+    if junit is not None and require is None:
+        raise typer.BadParameter("say what is required of the verdicts: --require faithful.", param_hint="--junit")
+    recipes = _argument("simplify", lambda: [simplifications.build(specification) for specification in simplify or ()])
+    if not recipes and not others:
+        raise typer.BadParameter("give what to judge: --simplify RECIPE, or --with MODEL.", param_hint="--simplify")
+    if fit is None and any(learns(recipe) or not is_whole(recipe) for recipe in recipes):
+        raise typer.BadParameter("recipes are fitted on text: --fit FILE.", param_hint="--fit")
+    if sites and all(map(is_whole, recipes)):
+        raise typer.BadParameter("what is judged replaces the model; sites are for its parts.", param_hint="--sites")
     splits = _argument("split", lambda: _splits(split))
     device = _argument("device", lambda: resolve_device(device))
     precision = None if dtype is None else _argument("dtype", lambda: resolve_dtype(dtype))
@@ -484,16 +586,17 @@ def compare_text(
             trust_remote_code=trust_remote_code,
         ),
     )
+    recipes += _argument("with", lambda: _others(others or (), subject, same_tokenizer))
     engine = Engine(subject)
     _argument("sites", lambda: engine.sites(sites or ["all"]))
     task = _argument("split", lambda: text.task_of(subject, fit, splits, text_field=text_field, max_length=max_length))
-    basis = (task, subject.objective, resolve_metrics(subject.objective))
+    basis = (task, subject.objective, resolve_metrics(subject.objective, of_models=bool(others)))
     _argument("primary-metric", lambda: resolve_primary(*basis, primary_metric, kind="all"))
     _argument("primary-kind", lambda: resolve_primary(*basis, primary_metric, primary_kind))
     folder = out_folder or _default_folder("compare")
     with _progress() as bar:
         line = bar.add_task("starting", total=None)
-        comparison = text.run(
+        comparison, shown = text.run(
             folder,
             subject,
             task,
@@ -504,15 +607,47 @@ def compare_text(
             controls=controls,
             primary_metric=primary_metric,
             primary_kind=primary_kind,
+            **bars,
             overwrite=overwrite,
             workers=workers,
             progress=_follow(bar, line),
         )
+    failing = requirement.failing(comparison.verdicts()) if require is not None else []
+    if junit is not None:
+        write_junit(comparison, junit, requirement)
     if as_json:
-        print(json.dumps(_summary(comparison, folder), indent=2))
-        return
-    out.print(terminal(comparison))
-    _say_where(folder)
+        required = None if require is None else {"judgement": require, **bars, "met": not failing}
+        tables = {table.title: [table.headings, *table.rows] for table in shown.tables}
+        print(json.dumps({**_summary(comparison, folder), "tables": tables, "required": required}, indent=2))
+    else:
+        _print_run(comparison, shown, folder)
+    for verdict in failing:
+        err.print(f"[bold red]required {require}:[/] {escape(str(verdict))}", soft_wrap=True)
+    if failing:
+        raise typer.Exit(3)
+
+
+def _shares(**values: float) -> dict[str, float]:
+    """Options that are shares in [0, 1]; another number is a wrong call."""
+    for name, value in values.items():
+        if not 0 <= value <= 1:
+            hint = f"--{name.replace('_', '-')}"
+            raise typer.BadParameter(f"{value}: must be a share between 0 and 1.", param_hint=hint)
+    return values
+
+
+def _others(names: Sequence[str], subject: Any, same_tokenizer: bool) -> list[Any]:
+    """The models of `--with`, loaded; adapters on the subject."""
+    from assay.models import OtherModel  # noqa: PLC0415
+    from assay.subjects import takes_base  # noqa: PLC0415
+
+    bases = [subject if takes_base(name) else None for name in names]
+    found = [
+        OtherModel(name, base=base, same_tokenizer=same_tokenizer) for name, base in zip(names, bases, strict=True)
+    ]
+    for other in found:
+        other.other()
+    return found
 
 
 def _splits(given: list[str]) -> dict[str, str]:

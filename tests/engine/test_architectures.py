@@ -17,19 +17,22 @@ from transformers import (
     GPTNeoConfig,
     GPTNeoXConfig,
     GptOssConfig,
+    GraniteConfig,
     LlamaConfig,
     MistralConfig,
     OPTConfig,
     PreTrainedConfig,
     PreTrainedModel,
     Qwen3Config,
+    T5Config,
+    T5EncoderModel,
 )
 from transformers.modeling_outputs import CausalLMOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import eager_attention_forward
 
 from assay import AssayError
-from assay.engine import Edit, Engine, Head, run_together, shared
+from assay.engine import BLOCK_STREAMS, Block, Edit, Engine, Head, run_together, shared
 from assay.subjects import Subject
 from assay.testing import check_architecture
 
@@ -306,6 +309,139 @@ def test_first_residual_is_the_embedding(name):
         hidden = engine.subject.model(input_ids=tokens, output_hidden_states=True).hidden_states
     for layer in range(LAYERS):
         torch.testing.assert_close(run.residual[layer], hidden[layer], atol=1e-5, rtol=0)
+
+
+PROJECTED = {
+    "gpt2": "transformer.h.{}.attn.c_proj",
+    "gpt-neox": "gpt_neox.layers.{}.attention.dense",
+    "opt": "model.decoder.layers.{}.self_attn.out_proj",
+    "gemma2": "model.layers.{}.post_attention_layernorm",
+    "bert": "bert.encoder.layer.{}.attention.output.dense",
+    "bert-encoder": "bert.encoder.layer.{}.attention.output.dense",
+}
+"""What gives what attention adds, by its name; elsewhere `o_proj`. Gemma norms it first."""
+
+
+def projection(name: str, layer: int) -> nn.Module:
+    path = PROJECTED.get(name, "model.layers.{}.self_attn.o_proj")
+    return engine_of(name).subject.model.get_submodule(path.format(layer))
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("layer", range(LAYERS))
+def test_attention_is_what_the_projection_gives(name, layer):
+    """Read, zeroed and moved, against the model with hooks on the module that is known to give it."""
+    engine, tokens = engine_of(name), tokens_for()
+    seen = []
+    change = torch.zeros_like if layer else shifted
+
+    def hook(_, inputs, output):
+        seen.append((inputs[0], output))
+        return change(output)
+
+    found = engine.run(tokens, read=("attention", "outputs"))
+    edited = engine.run(tokens, edits=[Edit(Block(layer), attention=change)]).logits
+    handle = projection(name, layer).register_forward_hook(hook)
+    try:
+        expected = engine.subject(tokens)
+    finally:
+        handle.remove()
+    torch.testing.assert_close(found.attention[layer], seen[0][1], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(edited, expected, atol=1e-4, rtol=1e-4)
+    assert (edited - engine.run(tokens).logits).abs().max() > 1e-3
+    heads = found.outputs[layer].transpose(1, 2).flatten(2)
+    assert not torch.allclose(found.attention[layer], heads, atol=1e-3), "only the heads' outputs, side by side"
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if "bert" not in name and name != "gemma2"])
+def test_a_block_adds_its_attention_and_its_mlp(name):
+    run = engine_of(name).run(tokens_for(), read=BLOCK_STREAMS)
+    for layer in range(LAYERS):
+        added = run.residual[layer] + run.attention[layer] + run.mlp[layer]
+        torch.testing.assert_close(run.after[layer], added, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_what_leaves_a_block_enters_the_next(name):
+    """The last one's is what the model's head begins with, which an edit of it alone decides."""
+    engine, tokens = engine_of(name), tokens_for()
+    run = engine.run(tokens, read=("after", "residual"))
+    for layer in range(LAYERS - 1):
+        assert torch.equal(run.after[layer], run.residual[layer + 1])
+    others = engine.run(tokens_for(seed=5), read=("after",))
+    last = Edit(Block(LAYERS - 1), after=lambda _: others.after[LAYERS - 1])
+    torch.testing.assert_close(engine.run(tokens, edits=[last]).logits, others.logits, atol=1e-5, rtol=0)
+    first = Edit(Block(0), residual=shifted)
+    second = Edit(Block(1), residual=shifted)
+    before = Edit(Block(0), after=shifted)
+    assert torch.equal(engine.run(tokens, edits=[second]).logits, engine.run(tokens, edits=[before]).logits)
+    assert not torch.equal(engine.run(tokens, edits=[first]).logits, engine.run(tokens, edits=[before]).logits)
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("layer", range(LAYERS))
+@pytest.mark.parametrize("stream", BLOCK_STREAMS)
+def test_edits_of_blocks_resume_and_share_a_batch(name, layer, stream):
+    engine, tokens = engine_of(name), tokens_for()
+    valid = torch.ones_like(tokens)
+    valid[1, 9:] = 0
+    clean = engine.run(tokens, valid, resumable=True)
+    own = [Edit(Block(layer), **{stream: shifted})]
+    other = [Edit(Block(layer), **{stream: torch.zeros_like}), Edit(Head(LAYERS - 1, 1), values=shifted)]
+    alone = [engine.run(tokens, valid, edits=edits).logits for edits in (own, other)]
+    assert not torch.equal(alone[0], alone[1])
+    for edits, whole in zip((own, other), alone, strict=True):
+        assert torch.equal(engine.run_from(clean, edits=edits).logits, whole)
+        assert torch.equal(engine.run_from(clean, edits=edits).logits, whole)
+    runs = run_together(engine, clean, [own, other, own])
+    for run, whole in zip(runs, (*alone, alone[0]), strict=True):
+        torch.testing.assert_close(run.logits, whole, atol=2e-6, rtol=2e-6)
+
+
+def scaled_residuals() -> PreTrainedModel:
+    """A Granite that halves what attention adds, after the projection."""
+    return AutoModelForCausalLM.from_config(GraniteConfig(**GATED, residual_multiplier=0.5))
+
+
+def t5() -> PreTrainedModel:
+    """Its block is two lists of modules in one another."""
+    size = {"vocab_size": VOCABULARY, "d_model": 32, "d_kv": 8, "d_ff": 40, "num_layers": 2, "num_heads": 4}
+    return T5EncoderModel(T5Config(**size, initializer_factor=1.0))
+
+
+@pytest.mark.parametrize(
+    ("make", "refused", "block"),
+    [(scaled_residuals, "attention", "GraniteDecoderLayer"), (t5, "after", "T5LayerSelfAttention")],
+)
+def test_streams_that_an_architecture_does_not_have_are_refused(make, refused, block):
+    engine = Engine(Subject(make().eval(), None, "mine"))
+    tokens = tokens_for()
+    words = rf"{block} .*layer 0 of 'mine'.* \.{refused} cannot be used"
+    for call in (
+        lambda: engine.site(f"all.{refused}"),
+        lambda: engine.site(f"layer0.head1+layer1.{refused}"),
+        lambda: engine.run(tokens, read=(refused,)),
+        lambda: engine.run(tokens, edits=[Edit(Block(1), **{refused: shifted})]),
+    ):
+        with pytest.raises(AssayError, match=words):
+            call()
+    for other in {"attention", "after"} - {refused}:
+        assert engine.site(f"all.{other}").places == engine.blocks
+    assert engine.site("embeddings").places == (Block(0),)
+
+
+def test_attention_that_adds_nothing_in_one_block():
+    """Its module is found by that of the others."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(configuration("llama")).eval()
+    nn.init.zeros_(model.model.layers[1].self_attn.o_proj.weight)
+    engine = Engine(Subject(model, None, "mine"))
+    tokens = tokens_for()
+    run = engine.run(tokens, read=("attention",))
+    assert [bool(run.attention[layer].any()) for layer in range(LAYERS)] == [True, False, True]
+    edited = engine.run(tokens, edits=[Edit(Block(1), attention=lambda x: x + 1)], read=("residual",))
+    assert (edited.residual[2] - run.attention[1]).abs().max() > 0.1
+    assert not torch.allclose(edited.logits, run.logits, atol=1e-3)
 
 
 @pytest.mark.parametrize(

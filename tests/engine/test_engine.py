@@ -10,7 +10,20 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from assay import AssayError
-from assay.engine import Block, Edit, Engine, Head, Proxy, Site, batches, collect, tensors
+from assay.engine import (
+    ATTENTION,
+    BLOCK_STREAMS,
+    Block,
+    Edit,
+    EditedSubject,
+    Engine,
+    Head,
+    Site,
+    batches,
+    collect,
+    tensors,
+)
+from assay.engine._engine import READABLE
 from assay.subjects import Subject
 from assay.tasks import Dyck
 
@@ -64,7 +77,8 @@ def by_hand(model, tokens, change=unchanged, alter=None):
     Returns logits and what was seen.
     """
     weights = {name: value.double() for name, value in model.state_dict().items()}
-    seen = {"queries": {}, "keys": {}, "values": {}, "outputs": {}, "patterns": {}, "mlp": {}, "residual": {}}
+    seen = {"queries": {}, "keys": {}, "values": {}, "outputs": {}, "patterns": {}}
+    seen |= {"residual": {}, "attention": {}, "mlp": {}, "after": {}}
     alter = alter or (lambda stream, layer, x: x)
 
     def normal(x, name):
@@ -92,11 +106,13 @@ def by_hand(model, tokens, change=unchanged, alter=None):
         seen["queries"][layer], seen["keys"][layer], seen["patterns"][layer] = q, k, pattern
         seen["values"][layer] = v = alter("values", layer, v)
         seen["outputs"][layer] = mixed = alter("outputs", layer, pattern @ v)
-        x = x + linear(mixed.transpose(1, 2).flatten(2), f"{block}.attn.c_proj")
+        mixed = linear(mixed.transpose(1, 2).flatten(2), f"{block}.attn.c_proj")
+        seen["attention"][layer] = mixed = alter("attention", layer, mixed)
+        x = x + mixed
         inner = linear(normal(x, f"{block}.ln_2"), f"{block}.mlp.c_fc")
         added = linear(inner * 0.5 * (1 + torch.erf(inner / math.sqrt(2))), f"{block}.mlp.c_proj")
         seen["mlp"][layer] = added = alter("mlp", layer, added)
-        x = x + added
+        seen["after"][layer] = x = alter("after", layer, x + added)
     return normal(x, "transformer.ln_f") @ weights["transformer.wte.weight"].T, seen
 
 
@@ -113,7 +129,7 @@ def test_logits_agree_with_attention_by_hand(gpt2, reader, tokens):
     close(gpt2(tokens), expected)
 
 
-@pytest.mark.parametrize("stream", ["queries", "keys", "values", "outputs", "patterns", "mlp", "residual"])
+@pytest.mark.parametrize("stream", READABLE)
 def test_streams_agree_with_the_weights(gpt2, reader, tokens, stream):
     found = getattr(reader.run(tokens, read=(stream,)), stream)
     _, expected = by_hand(gpt2.model, tokens)
@@ -153,14 +169,16 @@ def test_sites(reader):
     assert reader.site("all").places == reader.heads
     assert reader.site("layer1").places == (Head(1, 0), Head(1, 1), Head(1, 2))
     assert reader.site("layer0.head2").places == (Head(0, 2),)
-    assert reader.site("layer1").streams == ("queries", "keys")
+    assert reader.site("layer1").streams == dict.fromkeys(reader.heads[3:], ATTENTION)
     assert not reader.site("layer1").explicit
     for stream in ("queries", "keys", "values", "outputs"):
-        assert reader.site(f"layer1.{stream}") == Site(f"layer1.{stream}", reader.heads[3:], (stream,))
+        assert reader.site(f"layer1.{stream}") == Site(f"layer1.{stream}", dict.fromkeys(reader.heads[3:], (stream,)))
         assert reader.site(f"layer0.head2.{stream}").places == (Head(0, 2),)
-    for stream in ("mlp", "residual"):
-        assert reader.site(f"all.{stream}") == Site(f"all.{stream}", (Block(0), Block(1)), (stream,))
+    for stream in BLOCK_STREAMS:
+        assert reader.site(f"all.{stream}") == Site(f"all.{stream}", {Block(0): (stream,), Block(1): (stream,)})
         assert reader.site(f"layer1.{stream}").explicit
+    assert reader.site("embeddings") == Site("embeddings", {Block(0): ("residual",)})
+    assert reader.site("embeddings+L1.after").name == "layer0.residual+layer1.after"
 
 
 def test_sweeps_stand_for_one_site_at_a_time(reader):
@@ -256,7 +274,7 @@ def test_values_and_outputs_of_a_head_are_edited(gpt2, reader, tokens, stream, r
     assert (run.logits - gpt2(tokens)).abs().max() > 0.05
 
 
-@pytest.mark.parametrize("stream", ["mlp", "residual"])
+@pytest.mark.parametrize("stream", BLOCK_STREAMS)
 @pytest.mark.parametrize("layer", [0, 1])
 def test_streams_of_a_block_are_edited(gpt2, reader, tokens, stream, layer):
     def alter(where, at, x):
@@ -264,9 +282,9 @@ def test_streams_of_a_block_are_edited(gpt2, reader, tokens, stream, layer):
 
     expected, seen = by_hand(gpt2.model, tokens, alter=alter)
     edits = [Edit(Block(layer), **{stream: lambda x: x.flip(-1) * 0.7})]
-    run = reader.run(tokens, edits=edits, read=("mlp", "residual"))
+    run = reader.run(tokens, edits=edits, read=BLOCK_STREAMS)
     close(run.logits, expected)
-    for each in ("mlp", "residual"):
+    for each in BLOCK_STREAMS:
         for at in (0, 1):
             close(getattr(run, each)[at], seen[each][at])
     assert (run.logits - gpt2(tokens)).abs().max() > 0.05
@@ -276,15 +294,24 @@ def test_streams_of_a_block_are_edited(gpt2, reader, tokens, stream, layer):
 
 def test_heads_and_blocks_are_edited_together(gpt2, reader, tokens):
     def alter(where, layer, x):
-        return {"values": 2 * x, "mlp": x / 2, "residual": x + 1}.get(where, x) if layer == 1 else x
+        changed = {"values": 2 * x, "mlp": x / 2, "residual": x + 1, "attention": 3 * x, "after": x - 2}
+        return changed.get(where, x) if layer == 1 else x
 
     edits = [Edit(head, values=double) for head in reader.site("layer1").places]
-    edits.append(Edit(Block(1), mlp=lambda x: x / 2, residual=lambda x: x + 1))
+    of_block = {"attention": lambda x: 3 * x, "after": lambda x: x - 2}
+    edits.append(Edit(Block(1), mlp=lambda x: x / 2, residual=lambda x: x + 1, **of_block))
     close(reader.run(tokens, edits=edits).logits, by_hand(gpt2.model, tokens, alter=alter)[0])
 
 
+def test_what_leaves_a_block_is_what_entered_and_what_was_added(reader, tokens):
+    run = reader.run(tokens, read=BLOCK_STREAMS)
+    for layer in (0, 1):
+        close(run.after[layer], (run.residual[layer] + run.attention[layer] + run.mlp[layer]).double(), 1e-5)
+    assert torch.equal(run.after[0], run.residual[1])
+
+
 @pytest.mark.parametrize(
-    ("place", "stream"), [(Head(0, 0), "mlp"), (Head(0, 0), "residual"), (Block(0), "values"), (Block(0), "pattern")]
+    ("place", "stream"), [(Head(0, 0), "mlp"), (Head(0, 0), "after"), (Block(0), "values"), (Block(0), "pattern")]
 )
 def test_stream_that_a_place_does_not_have_is_refused(place, stream):
     with pytest.raises(AssayError, match=rf"{place}, {stream}=.*(queries, keys|mlp, residual)"):
@@ -443,7 +470,8 @@ def test_runs_that_resume_one_after_another_are_those_from_the_start(reader, tok
     if padded:
         valid[1, 6:] = 0
     clean = reader.run(tokens, valid, resumable=True)
-    streams = [("queries", Head), ("mlp", Block), ("values", Head), ("residual", Block), ("keys", Head)]
+    of_heads, of_blocks = ("queries", "values", "keys", "outputs"), ("mlp", "residual", "attention", "after")
+    streams = [pair for two in zip(of_heads, of_blocks, strict=True) for pair in zip(two, (Head, Block), strict=True)]
     pairs = [(layer, *stream) for layer in (0, 1, 0) for stream in streams]
     for layer, stream, kind in pairs:
         place = Head(layer, 1) if kind is Head else Block(layer)
@@ -451,6 +479,33 @@ def test_runs_that_resume_one_after_another_are_those_from_the_start(reader, tok
         rest, whole = (reader.run(tokens, valid, edits=edits, resume=known) for known in (clean, None))
         assert torch.equal(rest.logits, whole.logits), (layer, stream)
         assert not torch.equal(rest.logits, clean.logits)
+
+
+@pytest.mark.parametrize(("layer", "computed"), [(0, [1]), (1, [])])
+def test_an_edit_of_what_leaves_a_block_computes_only_the_blocks_above(gpt2, reader, tokens, layer, computed):
+    """An edit of the same place that needs the block itself, and one above, begin where they have to."""
+    clean = reader.run(tokens, resumable=True)
+    last = Edit(Block(layer), after=lambda x: x.flip(-1))
+    assert reader.first_edited([last]) == layer + 1
+    assert reader.first_edited([replace(last, mlp=double)]) == layer
+    assert reader.first_edited([last, Edit(Head(0, 1), keys=double)]) == 0
+    whole, met = reader.run(tokens, edits=[last]).logits, []
+    hooks = [
+        block.mlp.register_forward_hook(lambda *_, number=number: met.append(number))
+        for number, block in enumerate(gpt2.model.transformer.h)
+    ]
+    try:
+        assert torch.equal(reader.run(tokens, edits=[last], resume=clean).logits, whole)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert met == computed
+    assert not torch.equal(whole, clean.logits)
+    both = [last, Edit(Head(1, 0), keys=double)]
+    for _ in range(2):
+        rest = reader.run(tokens, edits=both, resume=clean).logits
+        assert torch.equal(rest, reader.run(tokens, edits=both).logits)
+    assert torch.equal(reader.run(tokens, resume=clean).logits, clean.logits)
 
 
 def test_projections_of_the_layer_resumed_again_are_not_computed_again(gpt2, tokens):
@@ -543,7 +598,7 @@ def test_model_is_as_it_was_after_an_exception_in_an_edit(gpt2, reader, tokens, 
 
 def test_proxy_is_called_like_its_subject(gpt2, reader, tokens):
     edits = [Edit(Head(1, 1), keys=double)]
-    proxy = Proxy(gpt2, edits)
+    proxy = EditedSubject(gpt2, edits)
     valid = torch.ones_like(tokens)
     before = gpt2(tokens)
     assert torch.equal(proxy(tokens, valid), reader.run(tokens, edits=edits).logits)
@@ -553,7 +608,10 @@ def test_proxy_is_called_like_its_subject(gpt2, reader, tokens):
 
 
 def test_two_proxies_of_one_subject_do_not_disturb_each_other(gpt2, tokens):
-    one, other = Proxy(gpt2, [Edit(Head(0, 0), queries=double)]), Proxy(gpt2, [Edit(Head(0, 0), keys=torch.neg)])
+    one, other = (
+        EditedSubject(gpt2, [Edit(Head(0, 0), queries=double)]),
+        EditedSubject(gpt2, [Edit(Head(0, 0), keys=torch.neg)]),
+    )
     alone = one(tokens)
     assert not torch.equal(other(tokens), alone)
     assert torch.equal(one(tokens), alone)
@@ -678,7 +736,7 @@ def test_collect_reads_only_what_is_asked_for(engine, task):
 
 
 def test_samples_at_some_heads(samples):
-    chosen = samples.at(Site("one head", (Head(1, 0),)))
+    chosen = samples.at(Site("one head", {Head(1, 0): ATTENTION}))
     assert chosen.places == (Head(1, 0),)
     assert set(chosen.queries) == set(chosen.keys) == {Head(1, 0)}
     assert chosen.keys[Head(1, 0)] is samples.keys[Head(1, 0)]

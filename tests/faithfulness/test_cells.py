@@ -12,7 +12,7 @@ from torch import nn
 
 import assay
 from assay import AssayError
-from assay.engine import Edit, Proxy
+from assay.engine import Edit, EditedSubject
 from assay.faithfulness import Comparison
 from assay.faithfulness._cells import Cells, candidates_of
 from assay.faithfulness._scores import Scores
@@ -292,7 +292,7 @@ SPOILED = {
     "counts changed": lambda path: rewritten(path, counts=lambda counts: counts + 1),
     "too few rows": lambda path: rewritten(path, sums=lambda sums: sums[:2], counts=lambda counts: counts[:2]),
     "too few columns": lambda path: rewritten(path, sums=lambda sums: sums[:, :2]),
-    "columns of another shape": lambda path: rewritten(path, columns=lambda columns: np.array("[[1, 2]]")),
+    "columns of another shape": lambda path: rewritten(path, about=lambda about: np.array('{"columns": [[1, 2]]}')),
     "swapped": swapped,
     "cut short": lambda path: path.write_bytes(path.read_bytes()[:100]),
     "its end cut off": lambda path: path.write_bytes(path.read_bytes()[:-1]),
@@ -371,35 +371,28 @@ class Wrong:
         if self.what == "weights changed":
             with torch.no_grad():
                 next(subject.model.parameters()).mul_(1)
-        other = subject.shuffled_copy(seed=5)
         return {
-            "another subject": Proxy(other, []),
-            "a subject": other,
-            "a function": subject.model.forward,
             "nothing": None,
             "a call of its own": Louder(subject, []),
             "an edit that is none": edited_by(subject, {"layer0.head0": 0}),
-        }.get(self.what, Proxy(subject, []))
+        }.get(self.what, EditedSubject(subject, []))
 
     def control(self):
         return None
 
 
 def edited_by(subject, edit):
-    proxy = Proxy(subject, [])
+    proxy = EditedSubject(subject, [])
     proxy.edits = (edit,)
     return proxy
 
 
-class Louder(Proxy):
+class Louder(EditedSubject):
     def __call__(self, tokens, valid=None):
         return 2 * super().__call__(tokens, valid)
 
 
 WRONG = {
-    "another subject": "a proxy of .*shuffled.*, whose weights or configuration are not those of",
-    "a subject": "is a Subject, not a proxy",
-    "a function": "is a method, not a proxy",
     "nothing": "is a NoneType, not a proxy",
     "a call of its own": "a __call__ of its own",
     "an edit that is none": "a dict among its edits",
@@ -456,7 +449,7 @@ class Made:
         return self
 
     def apply(self, subject):
-        return Proxy(self.of, [])
+        return EditedSubject(self.of, [])
 
     def control(self):
         return None

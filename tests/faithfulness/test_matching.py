@@ -428,7 +428,7 @@ def gaps_of(subject, rng, iid, shift, **options):
         "iid": cells(rng, name="iid", **iid, **options),
         "shift": cells(rng, name="shift", **shift, **options),
     }
-    item = Candidate("SVD(rank=1)", SVD(rank=1), Site("all", ()), is_control=False, fingerprint="")
+    item = Candidate("SVD(rank=1)", SVD(rank=1), Site("all", {}), is_control=False, fingerprint="")
     found = summarise(
         [metrics.get("same_prediction")(), metrics.get("jsd")()],
         KINDS,

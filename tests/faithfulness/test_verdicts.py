@@ -17,7 +17,7 @@ from assay.faithfulness._comparison import MetricRecord, NoiseFloor, ProxyRecord
 from assay.faithfulness._scores import MARGIN, Column, Scores
 from assay.faithfulness._statistics import NO_MARGIN, holm, p_above
 from assay.faithfulness._summary import summarise
-from assay.faithfulness._verdicts import Bar, in_percent, judge, sequences_needed
+from assay.faithfulness._verdicts import Bar, Difference, in_percent, judge, sequences_needed
 from assay.simplify import Identity
 from assay.tasks import Split
 
@@ -37,12 +37,13 @@ def beside(split, **known):
 
 def judged(
     agreement, *gaps, noise=0.0, matched=None, per_sequence=None, controls=(), reason="only 10% overlap", sizes=None,
-    **limits,
+    difference=1.0, **limits,
 ):  # fmt: skip
     """`agreement` is (estimate, low, high), each gap (split, gap, low, high, p_holm).
 
     `matched` gives gaps at equal margin by split: (value, low, high, overlap, outside, outside's upper limit); by
-    default the raw gap. `per_sequence` is the gap counted by sequence, by split.
+    default the raw gap. `per_sequence` is the gap counted by sequence, by split. `difference` is the largest one of a
+    logit; changing nothing changes 1e-5.
     """
     frame = pd.DataFrame(list(gaps), columns=["split", "gap", "low", "high", "p_holm"])
     at_margin = [
@@ -66,6 +67,7 @@ def judged(
         site="layer1",
         bar=Bar(noise=noise, **options),
         sizes={name: (sizes or {}).get(name, 500) for name in ("iid", *frame["split"])},
+        difference=Difference(difference, 1e-5),
     )  # fmt: skip
 
 
@@ -74,6 +76,28 @@ SMALL = ("structure", 0.005, -0.002, 0.015, 0.4)
 LARGE = ("depth", 0.10, 0.05, 0.15, 0.001)
 UNDECIDED = ("depth", 0.03, 0.01, 0.05, 0.2)
 NONE = (0.0, -0.01, 0.01, 1.0, 0.0, 0.0)
+
+
+# -- identical ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.1])
+def test_what_differs_in_no_logit_is_identical_however_few_the_sequences(noise):
+    verdict = judged((1.0, 0.5, 1.0), ("depth", 0.0, -0.4, 0.4, 1.0), noise=noise, difference=0.0)
+    assert verdict.judgement == "identical"
+    assert "Not one logit differs at any position that was judged" in str(verdict)
+
+
+def test_a_difference_within_numerical_noise_is_said_and_decides_nothing():
+    verdict = judged((1.0, 0.5, 1.0), SMALL, difference=9e-6)
+    assert verdict.judgement == "inconclusive"
+    assert "No logit differs by more than 9.0e-06, which is within numerical noise" in str(verdict)
+    assert "numerical noise" not in str(judged((1.0, 0.5, 1.0), SMALL, difference=1.1e-5))
+
+
+@pytest.mark.parametrize("difference", [1e-30, math.nan])
+def test_any_difference_and_an_unknown_one_are_not_identical(difference):
+    assert judged(GOOD, SMALL, difference=difference).judgement == "faithful"
 
 
 # -- faithful -------------------------------------------------------------------------------------------------------
@@ -87,8 +111,8 @@ def test_faithful_needs_every_shift_excluded():
     assert verdict.needed is None
 
 
-def test_the_grades_are_six_and_the_gravest_is_first():
-    assert JUDGEMENTS == ("illusion", "gap", "unfaithful", "inconclusive", "vacuous", "faithful")
+def test_the_grades_are_seven_and_the_gravest_is_first():
+    assert JUDGEMENTS == ("illusion", "gap", "unfaithful", "inconclusive", "vacuous", "faithful", "identical")
 
 
 # -- illusion and gap -----------------------------------------------------------------------------------------------
@@ -422,7 +446,7 @@ def told(subject, *proxies, noise=0.0, chance=None, resamples=300, **settings_):
             name, "iid" if name == "iid" else "shift", "", tokens, np.full(len(right), 30), np.zeros_like(tokens)
         )
     for one in proxies:
-        item = Candidate(one.name, Identity(), Site("all", ()), one.is_control, fingerprint="", control=one.control)
+        item = Candidate(one.name, Identity(), Site("all", {}), one.is_control, fingerprint="", control=one.control)
         candidates.append(item)
         for name, (right, all_) in one.outcomes.items():
             bins = [Column(METRIC.name, "any", MARGIN, place) for place in range(right.shape[1])]
@@ -432,7 +456,7 @@ def told(subject, *proxies, noise=0.0, chance=None, resamples=300, **settings_):
                 np.column_stack((all_.sum(axis=1), all_)),
             )
     options = {"seed": 0, "resamples": resamples, "level": 0.95, **settings_}
-    results, gaps, controls = summarise(
+    results, gaps, controls, _ = summarise(
         [METRIC], (), [subject], candidates, primary=(METRIC.name, ALL), splits=splits, found=found, **options
     )
     record = Record(

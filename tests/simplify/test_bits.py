@@ -15,6 +15,7 @@ from assay.simplify import (
     RandomProjection,
     RepresentationBits,
     UniformAttention,
+    is_whole,
     representation_bits,
     simplifications,
 )
@@ -62,11 +63,25 @@ def test_a_codebook_is_spread_over_the_positions_it_is_used_for():
     assert clusters.spread(10_000_000) == pytest.approx(clusters.per_position, abs=0.1)
 
 
-def test_every_registered_recipe_has_bits():
-    for name in simplifications:
-        made = simplifications.build({"svd": "svd:rank=2", "kmeans": "kmeans:clusters=2"}.get(name, name)
-                                     if name != "random-projection" else "random-projection:rank=2")  # fmt: skip
-        assert representation_bits(made, width=8, length=8).per_position >= 0
+def test_every_registered_recipe_of_heads_has_bits():
+    """Those that replace the model as a whole have no representation of a head: `assay.models.weight_bits` counts."""
+    with_parameters = {
+        name: f"{name}:{parameters}"
+        for name, parameters in {
+            "svd": "rank=2",
+            "kmeans": "clusters=2",
+            "random-projection": "rank=2",
+            "round-weights": "bits=4",
+            "prune-weights": "share=0.5",
+            "low-rank-weights": "rank=2",
+            "n-gram": "order=2",
+        }.items()
+    }
+    made = [simplifications.build(with_parameters.get(name, name)) for name in simplifications]
+    of_heads = [item for item in made if not is_whole(item)]
+    assert len(of_heads) >= 7
+    for item in of_heads:
+        assert representation_bits(item, width=8, length=8).per_position >= 0
 
 
 class Mine:

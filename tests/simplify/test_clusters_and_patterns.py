@@ -6,7 +6,7 @@ import torch
 from sklearn.cluster import KMeans as ScikitKMeans
 
 from assay import AssayError
-from assay.engine import Head, Samples, Site
+from assay.engine import ATTENTION, Head, Samples, Site
 from assay.simplify import KMeans, OneHotAttention, UniformAttention
 
 HEAD = Head(0, 0)
@@ -209,7 +209,7 @@ def test_one_hot_keeps_the_dtype_and_the_shape(subject, samples):
 def test_one_hot_of_a_model_points_where_the_subject_looks_most(subject, engine, samples, task):
     tokens = torch.from_numpy(task.read_sentence("(0 (3 3) (1 1) 0)").tokens)
     clean = engine.run(tokens, read=("patterns",)).patterns[0][0, 0]
-    proxy = OneHotAttention().fit(samples.at(Site("one head", (HEAD,)))).apply(subject)
+    proxy = OneHotAttention().fit(samples.at(Site("one head", {HEAD: ATTENTION}))).apply(subject)
     hard = engine.run(tokens, edits=proxy.edits, read=("patterns",)).patterns[0][0, 0]
     for row, soft in zip(hard, clean, strict=True):
         assert row.sum() == row.max() == 1

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from assay import AssayError
-from assay.engine import Engine, Head, Samples, Site
+from assay.engine import ATTENTION, Engine, Head, Samples, Site
 from assay.simplify import SVD, Identity, RandomProjection
 
 HEAD = Head(0, 0)
@@ -194,7 +194,7 @@ def test_more_directions_come_closer_and_few_are_far(subject, samples, task):
 
 def test_only_fitted_heads_are_simplified(subject, engine, samples, task):
     head = samples.places[1]
-    proxy = SVD(rank=2).fit(samples.at(Site("one head", (head,)))).apply(subject)
+    proxy = SVD(rank=2).fit(samples.at(Site("one head", {head: ATTENTION}))).apply(subject)
     assert [edit.place for edit in proxy.edits] == [head]
     tokens = torch.from_numpy(task.read_sentence("(0 (3 3) (1 1) 0)").tokens)
     clean = engine.run(tokens, read=("patterns",))
@@ -216,7 +216,7 @@ def test_width_of_queries_in_a_run_has_the_fitted_rank(subject, engine, samples,
 
 
 def bases(simplification: RandomProjection, samples: Samples) -> dict[Head, np.ndarray]:
-    return {head: found.basis.numpy() for head, found in simplification.fit(samples).subspaces_.items()}
+    return {head: found[0].basis.numpy() for head, found in simplification.fit(samples).subspaces_.items()}
 
 
 def test_random_subspaces_are_orthonormal(samples):
@@ -250,7 +250,7 @@ def test_random_subspaces_have_no_preferred_direction():
     """The mean of the projectors on many random planes in 6 dimensions is 2/6 of the identity."""
     heads = tuple(Head(layer, head) for layer in range(40) for head in range(50))
     fitted = RandomProjection(rank=2).fit(Samples(heads, {head: torch.zeros(1, 6) for head in heads}))
-    mean = torch.stack([space.basis @ space.basis.T for space in fitted.subspaces_.values()]).mean(0)
+    mean = torch.stack([spaces[0].basis @ spaces[0].basis.T for spaces in fitted.subspaces_.values()]).mean(0)
     np.testing.assert_allclose(mean, np.eye(6) / 3, atol=0.03)
 
 

@@ -160,12 +160,12 @@ def test_what_a_shipped_model_predicts_is_taken_from_its_record() -> None:
 
 
 def test_a_function_that_fits_is_shown(task: Code, small: Subject) -> None:
-    from assay.engine import Engine, Proxy  # noqa: PLC0415
+    from assay.engine import EditedSubject, Engine  # noqa: PLC0415
 
     engine = Engine(small)
-    one = telling_function(engine, task.split("iid", 8), Proxy(small, []))
+    one = telling_function(engine, task.split("iid", 8), EditedSubject(small, []))
     assert len(one) == 1
-    view = code.views.function_view(engine, task, one, Proxy(small, []), "Identity()", "all")
+    view = code.views.function_view(engine, task, one, EditedSubject(small, []), "Identity()", "all")
     assert view.divergence == [0.0] * len(view.characters)
     assert view.subject == view.proxy_says
 

@@ -10,7 +10,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 import assay
 from assay import AssayError
-from assay.engine import Edit, Engine, Head, Proxy
+from assay.engine import Edit, EditedSubject, Engine, Head
 from assay.faithfulness import JUDGEMENTS
 from assay.faithfulness._assess import assess
 from assay.faithfulness._verdicts import sequences_needed
@@ -95,12 +95,12 @@ def blind_beyond(subject, position, *, only_odd=False):
         first[..., 0] = 1
         return torch.where(changed[None, :, None], first, weights)
 
-    return Proxy(subject, [Edit(head, pattern=pattern) for head in Engine(subject).site("layer0").places])
+    return EditedSubject(subject, [Edit(head, pattern=pattern) for head in Engine(subject).site("layer0").places])
 
 
 @pytest.fixture(scope="module")
 def identity(subject):
-    return Proxy(subject, [Edit(Head(0, 0), queries=lambda queries: queries)])
+    return EditedSubject(subject, [Edit(Head(0, 0), queries=lambda queries: queries)])
 
 
 def failure(*arguments, **options):
@@ -124,7 +124,7 @@ def test_a_proxy_that_changes_nothing_passes(subject, identity, splits, two_kind
 def test_a_proxy_that_breaks_on_long_sequences_fails_there_and_only_there(subject, splits, session):
     proxy = blind_beyond(subject, SHORT)
     message = failure(subject, proxy, splits, session=session)
-    assert message.startswith("NOT FAITHFUL: Proxy(")
+    assert message.startswith("NOT FAITHFUL: EditedSubject(")
     rows = {line.split(",")[0].split()[-1]: line.split()[0] for line in message.splitlines()[2:4]}
     assert rows == {"long": "fails", "iid": "holds"}
     low, high = limits_of("iid, all", message)
@@ -160,7 +160,7 @@ def test_the_default_kind_is_the_primary_one(subject, splits, two_kinds, session
 
 def test_too_little_data_is_told_apart_from_unfaithful(subject, identity, splits):
     message = failure(subject, identity, splits, sequences=40)
-    assert message.startswith("NOT DECIDED (too little data to tell): Proxy(")
+    assert message.startswith("NOT DECIDED (too little data to tell): EditedSubject(")
     assert "fails" not in message
     low, high = limits_of("iid, all", message)
     assert low == pytest.approx(100 * 0.025 ** (1 / 40), abs=1.2)
@@ -207,7 +207,7 @@ def test_nothing_is_decided_above_the_noise_floor(two_kinds):
     config = GPT2Config(vocab_size=23, n_positions=32, n_embd=16, n_layer=2, n_head=2, initializer_range=0.02,
                         bos_token_id=None, eos_token_id=None)  # fmt: skip
     subject = Subject(GPT2LMHeadModel(config).bfloat16().eval(), None, "coarse")
-    proxy = Proxy(subject, [Edit(Head(0, 0), queries=lambda queries: queries)])
+    proxy = EditedSubject(subject, [Edit(Head(0, 0), queries=lambda queries: queries)])
     message = failure(subject, proxy, two_kinds, sequences=100, max_gap=0.0)
     assert message.startswith("NOT DECIDED (too noisy to tell): ")
     assert "compute in a wider dtype" in message
@@ -236,7 +236,7 @@ def test_the_same_seed_gives_the_same_message_with_and_without_a_session(subject
 
 
 def test_a_proxy_that_is_not_finite_fails(subject, splits):
-    proxy = Proxy(subject, [Edit(Head(0, 0), queries=lambda queries: queries * float("nan"))])
+    proxy = EditedSubject(subject, [Edit(Head(0, 0), queries=lambda queries: queries * float("nan"))])
     message = failure(subject, proxy, splits)
     assert message.startswith("NOT FAITHFUL")
     assert "not finite" in message
@@ -312,7 +312,9 @@ def test_wrong_splits_are_refused(subject, identity, splits, two_kinds):
         assert_faithful(subject, identity, [iid, replace(shift, tokens=shift.tokens + 10_000)])
 
 
-def test_a_proxy_of_another_subject_is_refused(subject, splits):
+def test_a_proxy_of_another_subject_is_judged_as_the_other_model_that_it_is(subject, splits):
     other = subject.shuffled_copy(seed=9)
-    with pytest.raises(AssayError, match="whose weights or configuration are not those of"):
-        assert_faithful(subject, Proxy(other, []), splits)
+    message = failure(subject, EditedSubject(other, []), splits)
+    assert message.startswith("NOT FAITHFUL")
+    assert limits_of("iid, all", message) == limits_of("iid, all", failure(subject, other, splits))
+    assert limits_of("iid, all", message)[1] < 50

@@ -7,7 +7,7 @@ import torch
 
 import assay
 from assay import AssayError
-from assay.engine import Edit, Head, Proxy
+from assay.engine import Edit, EditedSubject, Head
 from assay.subjects import Subject
 from assay.testing import Session, assert_faithful
 
@@ -39,7 +39,7 @@ class Calls:
 
 
 def judge(subject, task, session):
-    proxy = Proxy(subject, [Edit(Head(1, 0), queries=shifted)])
+    proxy = EditedSubject(subject, [Edit(Head(1, 0), queries=shifted)])
     with pytest.raises(AssertionError):
         assert_faithful(subject, proxy, task, sequences=20, resamples=10, session=session)
 
@@ -81,7 +81,7 @@ def test_a_clean_pass_is_that_of_its_tokens(own):
     assert session.clean_pass(engine, tokens.clone(), valid.clone()) is first
     for other in (session.clean_pass(engine, tokens, shorter), session.clean_pass(engine, tokens.flip(0), valid)):
         assert other is not first
-    assert torch.equal(engine.logits(first.clean, slice(0, 6)), engine.run(tokens, valid).logits)
+    assert torch.equal(engine.logits(first.run, slice(0, 6)), engine.run(tokens, valid).logits)
 
 
 def test_changed_weights_are_another_subject(own):

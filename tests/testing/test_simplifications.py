@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from assay.engine import Edit
+from assay.models import LowRankWeights, NGram, NoiseWeights, PruneWeights, RandomFactors, RandomMask, RoundWeights
 from assay.simplify import (
     SVD,
     Identity,
@@ -31,6 +32,18 @@ OURS = {
     "identity": Identity,
     "random-perturbation": lambda: RandomPerturbation(SVD(rank=3)),
     "random-perturbation-of-a-pattern": lambda: RandomPerturbation(OneHotAttention()),
+    "round-weights": lambda: RoundWeights(bits=4),
+    "round-weights-in-groups": lambda: RoundWeights(bits=3, group=8, symmetric=False),
+    "prune-weights": lambda: PruneWeights(share=0.4),
+    "prune-weights-by-activation": lambda: PruneWeights(share=0.4, by="activation"),
+    "low-rank-weights": lambda: LowRankWeights(rank=5),
+    "low-rank-weights-by-activation": lambda: LowRankWeights(rank=5, by="activation"),
+    "noise-weights": lambda: NoiseWeights(RoundWeights(bits=4)),
+    "noise-weights-of-what-learns": lambda: NoiseWeights(PruneWeights(share=0.4, by="activation")),
+    "random-mask": lambda: RandomMask(share=0.4),
+    "random-factors": lambda: RandomFactors(rank=5),
+    "n-gram": lambda: NGram(order=3),
+    "n-gram-without-context": lambda: NGram(order=1),
 }
 
 

@@ -2,8 +2,8 @@
 
 from assay.engine._attention import Edit, PatternEdit, VectorEdit
 from assay.engine._engine import Engine
-from assay.engine._places import ATTENTION, BLOCK_STREAMS, HEAD_STREAMS, Block, Head, Place, Site
-from assay.engine._proxy import Proxy, check_proxy
+from assay.engine._places import ATTENTION, BLOCK_STREAMS, HEAD_STREAMS, Block, Head, Named, Place, Site
+from assay.engine._proxy import Answer, Clean, EditedSubject, Proxy, Watch, WholeModel, answers, check_proxy
 from assay.engine._run import Run
 from assay.engine._samples import Samples, batches, collect, device_scale, tensors
 from assay.engine._together import run_together, shared
@@ -12,10 +12,14 @@ __all__ = [
     "ATTENTION",
     "BLOCK_STREAMS",
     "HEAD_STREAMS",
+    "Answer",
     "Block",
+    "Clean",
     "Edit",
+    "EditedSubject",
     "Engine",
     "Head",
+    "Named",
     "PatternEdit",
     "Place",
     "Proxy",
@@ -23,6 +27,9 @@ __all__ = [
     "Samples",
     "Site",
     "VectorEdit",
+    "Watch",
+    "WholeModel",
+    "answers",
     "batches",
     "check_proxy",
     "collect",

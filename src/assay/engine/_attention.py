@@ -44,8 +44,9 @@ class Edit:
     With grouped queries every query head gets its own copy of keys and values. `pattern` maps the attention weights
     (batch, query, key), and which of them the mask leaves visible, to new weights.
 
-    At a `Block`: `mlp` maps what its MLP adds to the residual stream, `residual` the residual stream that enters it,
-    both (batch, position, model width). Raises AssayError for a stream that the place does not have.
+    At a `Block`, all (batch, position, model width): `residual` maps the residual stream that enters it, `attention`
+    what its attention adds to that (all heads together, after the output projection), `mlp` what its MLP adds, and
+    `after` the residual stream that leaves it. Raises AssayError for a stream that the place does not have.
     """
 
     place: Place
@@ -56,6 +57,8 @@ class Edit:
     pattern: PatternEdit | None = None
     mlp: VectorEdit | None = None
     residual: VectorEdit | None = None
+    attention: VectorEdit | None = None
+    after: VectorEdit | None = None
 
     def __post_init__(self) -> None:
         own = (*HEAD_STREAMS, "pattern") if isinstance(self.place, Head) else BLOCK_STREAMS

@@ -5,6 +5,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
+from dataclasses import fields
 from functools import cached_property
 from typing import Any
 
@@ -13,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from assay._errors import AssayError
+from assay.engine._added import added_by_attention
 from assay.engine._attention import (
     IMPLEMENTATION,
     Edit,
@@ -24,9 +26,20 @@ from assay.engine._attention import (
     using,
 )
 from assay.engine._bypass import Bypass
-from assay.engine._hooks import at_input, at_output, keep_once, keep_output
+from assay.engine._hooks import at_input, at_output, entering, keep_once, keep_output
 from assay.engine._kernels import faster, using_kernels
-from assay.engine._places import ATTENTION, BLOCK_STREAMS, HEAD_STREAMS, Block, Head, Place, Site
+from assay.engine._places import (
+    ATTENTION,
+    BLOCK_STREAMS,
+    HEAD_STREAMS,
+    Block,
+    Head,
+    Named,
+    Place,
+    Site,
+    in_order,
+    name_of,
+)
 from assay.engine._probes import Pass, over_layers, rows_agree, unexplained
 from assay.engine._run import IdentityDifference, Run
 from assay.engine._tail import Tail, given
@@ -35,6 +48,14 @@ from assay.subjects import Subject
 READABLE = (*HEAD_STREAMS, "patterns", *BLOCK_STREAMS)
 
 _MLP_NAMES = ("mlp", "feed_forward", "feedforward", "ffn", "ff", "moe", "block_sparse_moe", "output.dense", "fc2")
+
+_SWEEPS = ("all-heads", "all-layers")
+
+_PART = re.compile(
+    r"(?:all|layer([0-9]+)(?:\.head([0-9]+))?|L([0-9]+)(?:H([0-9]+))?|([0-9]+)\.([0-9]+))"
+    rf"(?:\.({'|'.join((*HEAD_STREAMS, *BLOCK_STREAMS))}))?"
+)
+"""A part of a site's name: a place in one of its notations, and a stream."""
 
 _LIKE_MLP = re.compile("^(?!.*(norm|gate|router)).*(mlp|moe|expert|feed_?forward|ffn)")
 """The names of modules that do an MLP's work."""
@@ -183,33 +204,68 @@ class Engine:
     def _names(self) -> dict[int, str]:
         return {id(module): name for name, module in self.subject.model.named_modules()}
 
-    def site(self, name: str) -> Site:
+    def site(self, name: Named) -> Site:
         """The places and streams that a site's name stands for.
 
         `all`, `layer1` or `layer1.head0` are attention heads; `all.values`, `layer1.outputs`, `layer1.head0.values`
-        their streams (queries, keys, values, outputs); `all.mlp`, `layer1.residual` streams of blocks. Raises
-        AssayError if the subject has no such place, or the place no such stream.
+        their streams (queries, keys, values, outputs); `all.mlp`, `layer1.residual` streams of blocks (mlp, residual,
+        attention, after); `embeddings` the residual stream that enters the first block. `L1`, `L1H0` and `1.0` are read
+        as `layer1`, `layer1.head0` and `layer1.head0`. Several of these, joined by `+` or in a list, are one site.
+        Raises AssayError if the subject has no such place, the place no such stream, or one is meant twice.
         """
-        where, stream = name, ""
-        match = re.fullmatch(r"(all|layer\d+(?:\.head\d+)?)\.([a-z]+)", name)
-        if match and match[2] in READABLE:
-            where, stream = match[1], match[2]
-        places: Sequence[Place] = self.blocks if stream in BLOCK_STREAMS else self.heads
-        chosen = tuple(place for place in places if where in ("all", f"layer{place.layer}", str(place)))
-        if stream in BLOCK_STREAMS and chosen:
-            self._check_stream(stream)
-        if not chosen or stream == "patterns":
+        whole = name if isinstance(name, str) else "+".join(name)
+        texts = [part.strip() for part in whole.split("+")]
+        written: list[str] = []
+        streams: dict[Place, set[str]] = {}
+        for text in texts:
+            part, places, own = self._part(text)
+            written.append(part)
+            for place in places:
+                known = streams.setdefault(place, set())
+                if known & set(own):
+                    raise AssayError(f"site {whole!r}: {place}.{min(known & set(own))} is meant twice.")
+                known |= set(own)
+        ordered = in_order(streams)
+        return Site(written[0] if len(written) == 1 else name_of(ordered, self.heads, self.blocks), ordered)
+
+    def _part(self, text: str) -> tuple[str, tuple[Place, ...], tuple[str, ...]]:
+        """A part of a site's name as it is written in full, its places, and their streams."""
+        if text == "embeddings":
+            self._check_stream("residual")
+            if any(place > 0 for _, place in self._lists(0)):
+                raise AssayError(
+                    f"site 'embeddings': the first blocks of {self.subject.name!r} have no attention, and what enters "
+                    "them cannot be read; use 'layer0.residual', what enters the first block that has."
+                )
+            return text, self.blocks[:1], ("residual",)
+        match = _PART.fullmatch(text)
+        if text.startswith(_SWEEPS):
+            raise AssayError(f"{text!r} stands for many sites, one at a time; it cannot be a part of one.")
+        chosen: tuple[Place, ...] = ()
+        if match is not None:
+            layer, head = (match[1] or match[3] or match[5]), (match[2] or match[4] or match[6])
+            stream = match[7] or ""
+            where = "all" if layer is None else f"layer{int(layer)}" + ("" if head is None else f".head{int(head)}")
+            places: Sequence[Place] = self.blocks if stream in BLOCK_STREAMS else self.heads
+            chosen = tuple(place for place in places if where in ("all", f"layer{place.layer}", str(place)))
+        if match is None or not chosen:
             last = self.heads[-1]
             raise AssayError(
-                f"site {name!r} is not in {self.subject.name!r}; use 'all', 'layer0' to 'layer{last.layer}', or a head "
+                f"site {text!r} is not in {self.subject.name!r}; use 'all', 'layer0' to 'layer{last.layer}', or a head "
                 f"such as '{last}', alone or followed by one of .{', .'.join(HEAD_STREAMS)}; or 'all' or a layer "
-                f"followed by .{' or .'.join(BLOCK_STREAMS)}; or 'all-heads' or 'all-layers' for each by itself."
+                f"followed by .{' or .'.join(BLOCK_STREAMS)}; or 'embeddings'; or several of these joined by +; or "
+                "'all-heads' or 'all-layers' for each by itself."
             )
-        return Site(name, chosen, (stream,) if stream else ATTENTION)
+        if stream in BLOCK_STREAMS:
+            self._check_stream(stream)
+        return f"{where}.{stream}".rstrip("."), chosen, (stream,) if stream else ATTENTION
 
     def _check_stream(self, stream: str) -> None:
         """Raise AssayError unless every block has this stream, as one vector a token."""
-        if stream not in self._checked:
+        if stream in self._checked:
+            return
+        self._checked.add(stream)
+        try:
             met = getattr(self.run(self.few_tokens(), read=(stream,)), stream)
             missing = min((block.layer for block in self.blocks if block.layer not in met), default=None)
             if missing is not None:
@@ -217,14 +273,71 @@ class Engine:
                     f"the {stream} of {type(self._blocks[missing]).__name__} (layer {missing}) was not met in a pass; "
                     f"sites that end in .{stream} cannot be used with this architecture."
                 )
-            self._checked.add(stream)
+            if stream == "after":
+                self._check_passed_on(met)
+        except AssayError:
+            self._checked.discard(stream)
+            raise
 
-    def expand(self, name: str) -> tuple[str, ...]:
+    def _check_passed_on(self, after: Mapping[int, Tensor]) -> None:
+        """Raise AssayError unless what leaves a block is what enters the next one, and leaves the last at the end."""
+        entered: dict[int, Any] = {}
+
+        def note(layer: int) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+            return lambda _, inputs, options: entered.__setitem__(layer, entering(inputs, options))
+
+        with ExitStack() as stack:
+            for block in self.blocks:
+                siblings, place = self._lists(block.layer)[-1]
+                if place + 1 < len(siblings):
+                    before = siblings[place + 1].register_forward_pre_hook(note(block.layer), with_kwargs=True)
+                    stack.callback(before.remove)
+            self._forward(self.few_tokens(), None, Plan(self._layers), self.layers)
+        for layer in after:
+            other = entered.get(layer)
+            same = other is None or (isinstance(other, Tensor) and torch.equal(after[layer].flatten(), other.flatten()))
+            if not same or len(self._lists(layer)) > 1:
+                raise AssayError(
+                    f"what {type(self._blocks[layer]).__name__} gives back (layer {layer} of {self.subject.name!r}) is "
+                    "not what enters the next block; sites that end in .after cannot be used with this architecture."
+                )
+
+    def _lists(self, layer: int) -> list[tuple[list[nn.Module], int]]:
+        """The lists of modules around a layer's block, from without, each with the place of what the block is in."""
+        found: list[tuple[list[nn.Module], int]] = []
+        above = self._names[id(self._blocks[layer])]
+        while above:
+            name, above = above, above.rpartition(".")[0]
+            parent, child = (self.subject.model.get_submodule(one) for one in (above, name))
+            if isinstance(parent, nn.ModuleList):
+                found.append((list(parent), list(parent).index(child)))
+        return found[::-1] or [([self._blocks[layer]], 0)]
+
+    @cached_property
+    def _attending(self) -> dict[int, nn.Module]:
+        """The module of each block that gives back what its attention adds. Raises AssayError if there is none."""
+        inside = {block.layer: (self._blocks[block.layer], self._modules[block.layer]) for block in self.blocks}
+
+        def probe() -> None:
+            self._forward(self.few_tokens(), None, Plan(self._layers), self.layers)
+
+        found = added_by_attention(inside, probe)
+        for layer, (block, _) in inside.items():
+            several = self._blocks.count(block) > 1
+            if several or layer not in found:
+                why = "has several attention layers" if several else "gives what its attention adds by no module"
+                raise AssayError(
+                    f"{type(block).__name__} (layer {layer} of {self.subject.name!r}) {why}; sites that end in "
+                    ".attention cannot be used with this architecture."
+                )
+        return found
+
+    def expand(self, name: Named) -> tuple[Named, ...]:
         """The names of sites that a sweep stands for, one at a time; any other name stands for itself.
 
         `all-heads` is every head by itself, `all-layers` every layer; `all-heads.values` and the like with a stream.
         """
-        sweep, dot, stream = name.partition(".")
+        sweep, dot, stream = name.partition(".") if isinstance(name, str) else ("", "", "")
         if sweep == "all-heads":
             return tuple(f"{head}{dot}{stream}" for head in self.heads)
         if sweep == "all-layers":
@@ -232,13 +345,15 @@ class Engine:
             return tuple(f"layer{layer}{dot}{stream}" for layer in layers)
         return (name,)
 
-    def sites(self, names: Sequence[str]) -> tuple[Site, ...]:
+    def sites(self, names: Sequence[Named]) -> tuple[Site, ...]:
         """The sites that names, sweeps among them, stand for. Raises AssayError for one that is unknown or twice."""
-        expanded = [one for name in names for one in self.expand(name)]
-        twice = {name for name in expanded if expanded.count(name) > 1}
+        found = tuple(self.site(one) for name in names for one in self.expand(name))
+        known = [site.name for site in found]
+        twice = {name for name in known if known.count(name) > 1}
         if twice:
-            raise AssayError(f"sites {', '.join(names)}: {', '.join(sorted(twice))} is meant twice.")
-        return tuple(map(self.site, expanded))
+            given = ", ".join(name if isinstance(name, str) else "+".join(name) for name in names)
+            raise AssayError(f"sites {given}: {', '.join(sorted(twice))} is meant twice.")
+        return found
 
     def ready(self) -> AbstractContextManager[None]:
         """Within the block the subject stays prepared for runs, which saves preparing it for each."""
@@ -289,6 +404,9 @@ class Engine:
         if unknown:
             raise AssayError(f"read={sorted(unknown)}: can read {', '.join(READABLE)}.")
         by_layer = self._by_layer(edits)
+        for stream in ("attention", "after"):
+            if stream in read or any(getattr(edit, stream) for own in by_layer.values() for edit in own):
+                self._check_stream(stream)
         if resume is not None and (
             resume._edited
             or len(resume._blocks) != self.layers
@@ -322,11 +440,13 @@ class Engine:
             self._scaled,
             masks=masks,
         )
-        first = 0 if resume is None else self._block_start(min(by_layer, default=self.layers))
+        first = 0 if resume is None else self._first(by_layer)
         with ExitStack() as stack:
             if resume is not None:
                 self._skip(stack, resume, first)
-                if self._reuses and not any(edit.residual for edit in by_layer.get(first, ())):
+                moved = any(edit.residual for edit in by_layer.get(first, ()))
+                moved = moved or any(edit.after for layer in by_layer if layer < first for edit in by_layer[layer])
+                if self._reuses and not moved:
                     self._project(stack, resume, first, plan)
             self._hook(stack, run, by_layer, set(read), first, resumable=resumable)
             if logits or self._tail is None:
@@ -347,7 +467,16 @@ class Engine:
 
         Raises AssayError for edits that `run` refuses.
         """
-        return self._block_start(min(self._by_layer(edits), default=self.layers))
+        return self._first(self._by_layer(edits))
+
+    def _first(self, by_layer: Mapping[int, tuple[Edit, ...]]) -> int:
+        """The first layer that edits change: where only what leaves a block is edited, that of the next block."""
+        changed = [
+            layer + self._blocks.count(self._blocks[layer]) if _only_after(edit) else layer
+            for layer, edits in by_layer.items()
+            for edit in edits
+        ]
+        return self._block_start(min(changed, default=self.layers))
 
     def _block_start(self, layer: int) -> int:
         """The first attention layer of the block that a layer belongs to."""
@@ -390,25 +519,34 @@ class Engine:
         *,
         resumable: bool,
     ) -> None:
-        """Until the stack is closed, blocks from `first` on are edited and read as a run needs it."""
+        """Until the stack is closed, blocks from `first` on are edited and read as a run needs it.
+
+        Of those below, what leaves them may be edited.
+        """
         shape = run._tokens.shape if run._tokens is not None else torch.Size()
-        for layer in range(first, self.layers):
-            block = self._blocks[layer]
-            if resumable:
+        for layer, block in enumerate(self._blocks):
+            if resumable and layer >= first:
                 stack.callback(block.register_forward_hook(keep_output(run._blocks, layer)).remove)
             if self._block_start(layer) != layer:
                 continue
             edits = [edit for edit in by_layer.get(layer, ()) if isinstance(edit.place, Block)]
-            of_residual = next((edit.residual for edit in edits if edit.residual is not None), None)
-            of_mlp = next((edit.mlp for edit in edits if edit.mlp is not None), None)
-            if of_residual is not None or "residual" in read:
-                keep = run.residual if "residual" in read else None
-                hook = block.register_forward_pre_hook(at_input(layer, of_residual, keep, shape), with_kwargs=True)
-                stack.callback(hook.remove)
-            if of_mlp is not None or "mlp" in read:
-                keep = run.mlp if "mlp" in read else None
-                out = self._mlp(layer).register_forward_hook(at_output(layer, of_mlp, keep, shape))
-                stack.callback(out.remove)
+            for stream in BLOCK_STREAMS:
+                edit = next((own for edit in edits if (own := getattr(edit, stream)) is not None), None)
+                keep = getattr(run, stream) if stream in read and layer >= first else None
+                if edit is None and keep is None:
+                    continue
+                if stream == "residual":
+                    before = at_input(layer, edit, keep, shape)
+                    stack.callback(block.register_forward_pre_hook(before, with_kwargs=True).remove)
+                else:
+                    behind = at_output(stream, layer, edit, keep, shape)
+                    stack.callback(self._giving(stream, layer).register_forward_hook(behind).remove)
+
+    def _giving(self, stream: str, layer: int) -> nn.Module:
+        """The module that gives back a stream of a block."""
+        if stream == "mlp":
+            return self._mlp(layer)
+        return self._blocks[layer] if stream == "after" else self._attending[layer]
 
     def logits(self, run: Run, positions: slice | Int[Tensor, " chosen"]) -> Float[Tensor, "batch chosen vocabulary"]:
         """The logits of some positions of a run that left them out (of any run: it takes a part of them)."""
@@ -430,6 +568,11 @@ class Engine:
             seen.add(edit.place)
             found[edit.place.layer].append(edit)
         return {layer: tuple(edits) for layer, edits in found.items()}
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """The Transformer blocks, in order: one for each of `blocks`."""
+        return [self._blocks[block.layer] for block in self.blocks]
 
     @cached_property
     def _blocks(self) -> list[nn.Module]:
@@ -492,6 +635,13 @@ class Engine:
             return float((difference if valid is None else difference * valid).max())
 
         return IdentityDifference(largest(untouched), largest(as_loaded), edited, as_loaded)
+
+
+def _only_after(edit: Edit) -> bool:
+    """Whether an edit leaves its block as it is, and changes only what leaves it."""
+    return edit.after is not None and all(
+        getattr(edit, item.name) is None for item in fields(edit)[1:] if item.name != "after"
+    )
 
 
 def _has(module: nn.Module, name: str) -> bool:

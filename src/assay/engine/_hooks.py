@@ -9,6 +9,11 @@ from torch import Tensor, nn
 from assay._errors import AssayError
 
 
+def entering(inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    """What a block is called with as the residual stream: its first argument."""
+    return inputs[0] if inputs else options.get("hidden_states")
+
+
 def at_input(
     layer: int, edit: Callable[[Tensor], Tensor] | None, keep: dict[int, Tensor] | None, shape: torch.Size
 ) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], tuple[tuple[Any, ...], dict[str, Any]]]:
@@ -17,7 +22,7 @@ def at_input(
     def hook(
         block: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        residual = inputs[0] if inputs else options.get("hidden_states")
+        residual = entering(inputs, options)
         if not isinstance(residual, Tensor) or residual.shape[:-1] != shape:
             raise AssayError(
                 f"the residual stream that enters {type(block).__name__} (layer {layer}) is not one vector a token; "
@@ -35,16 +40,20 @@ def at_input(
 
 
 def at_output(
-    layer: int, edit: Callable[[Tensor], Tensor] | None, keep: dict[int, Tensor] | None, shape: torch.Size
+    stream: str,
+    layer: int,
+    edit: Callable[[Tensor], Tensor] | None,
+    keep: dict[int, Tensor] | None,
+    shape: torch.Size,
 ) -> Callable[[nn.Module, tuple[Any, ...], Any], Any]:
-    """A hook that edits and keeps what an MLP gives back (the first thing, where it gives several)."""
+    """A hook that edits and keeps a stream that a module gives back (the first thing, where it gives several)."""
 
-    def hook(mlp: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+    def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
         added = output[0] if isinstance(output, tuple) else output
         if not isinstance(added, Tensor) or added.numel() != shape.numel() * added.shape[-1]:
             raise AssayError(
-                f"what {type(mlp).__name__} gives back (layer {layer}) is not one vector a token; sites that end in "
-                ".mlp cannot be used with this architecture."
+                f"what {type(module).__name__} gives back (layer {layer}) is not one vector a token; sites that end in "
+                f".{stream} cannot be used with this architecture."
             )
         vectors = added.reshape(*shape, added.shape[-1])
         if edit is not None:

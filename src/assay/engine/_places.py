@@ -1,12 +1,14 @@
 """Where in a subject something is read or changed: heads and blocks, their streams, and names for sites."""
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 HEAD_STREAMS = ("queries", "keys", "values", "outputs")
 """Vectors of a head: queries and keys after rotary positions, values, and its output before the output projection."""
 
-BLOCK_STREAMS = ("mlp", "residual")
-"""Vectors of a block: what its MLP adds to the residual stream, and the residual stream that enters it."""
+BLOCK_STREAMS = ("mlp", "residual", "attention", "after")
+"""Vectors of a block: what its MLP adds to the residual stream, the residual stream that enters it, what its attention
+adds (all heads together, after the output projection), and the residual stream that leaves it."""
 
 ATTENTION = ("queries", "keys")
 """The streams of a site whose name gives none."""
@@ -35,20 +37,83 @@ class Block:
 
 Place = Head | Block
 
+Named = str | Sequence[str]
+"""What stands for a site where sites are asked for: a name, or the names of its parts."""
+
 
 @dataclass(frozen=True)
 class Site:
-    """Some places of a subject, and which of their streams are meant.
+    """A set of places of a subject, and which of their streams are meant at each.
 
-    `name` is as in `Engine.site`. `explicit` says whether the name gives the stream; where it does not, a
-    simplification acts on what it is about (queries and keys, or the pattern).
+    `name` is as in `Engine.site`; `streams` has the streams of every place, in the order of `HEAD_STREAMS` or
+    `BLOCK_STREAMS`. Where they are `ATTENTION`, a simplification acts on what it is about (queries and keys, or the
+    pattern).
     """
 
     name: str
-    places: tuple[Place, ...]
-    streams: tuple[str, ...] = ATTENTION
+    streams: Mapping[Place, tuple[str, ...]]
+
+    @property
+    def places(self) -> tuple[Place, ...]:
+        """The places, heads before blocks, each kind in order."""
+        return tuple(self.streams)
+
+    def streams_of(self, place: Place) -> tuple[str, ...]:
+        """The streams that are meant at a place."""
+        return self.streams[place]
+
+    @property
+    def read(self) -> tuple[str, ...]:
+        """Every stream that is meant anywhere."""
+        return tuple(name for name in (*HEAD_STREAMS, *BLOCK_STREAMS) if any(name in own for own in self._all))
 
     @property
     def explicit(self) -> bool:
-        """Whether the stream is part of the name."""
-        return self.streams != ATTENTION
+        """Whether something else than attention is meant somewhere."""
+        return any(own != ATTENTION for own in self._all)
+
+    @property
+    def _all(self) -> set[tuple[str, ...]]:
+        return set(self.streams.values())
+
+
+def in_order(streams: Mapping[Place, set[str]]) -> dict[Place, tuple[str, ...]]:
+    """The same places and streams, in the order that every site has."""
+    return {
+        place: tuple(name for name in (*HEAD_STREAMS, *BLOCK_STREAMS) if name in streams[place])
+        for place in sorted(streams, key=lambda place: (isinstance(place, Block), place))
+    }
+
+
+def name_of(streams: Mapping[Place, tuple[str, ...]], heads: Sequence[Head], blocks: Sequence[Block]) -> str:
+    """The one name of a set of places and streams: parts in order, joined by `+`.
+
+    All places of a subject are `all`, all heads of a layer that has several are that layer.
+    """
+    return "+".join(text for _, text in sorted(_parts(streams, heads, blocks)))
+
+
+def _parts(
+    streams: Mapping[Place, tuple[str, ...]], heads: Sequence[Head], blocks: Sequence[Block]
+) -> Iterator[tuple[tuple[int, bool, int, int], str]]:
+    """Where a part comes, and its name."""
+    for order, stream in enumerate(("", *HEAD_STREAMS, *BLOCK_STREAMS)):
+        of_blocks = stream in BLOCK_STREAMS
+        of_kind: Sequence[Place] = blocks if of_blocks else heads
+        chosen = [place for place in of_kind if place in streams and _has(streams[place], stream)]
+        ending = f".{stream}" if stream else ""
+        if len(chosen) == len(of_kind) > 1:
+            yield (-1, of_blocks, 0, order), f"all{ending}"
+            continue
+        for layer in sorted({place.layer for place in chosen}):
+            own = [place for place in chosen if place.layer == layer]
+            whole = len(own) == sum(place.layer == layer for place in of_kind) > 1
+            for place in own[:1] if whole else own:
+                number = place.head if isinstance(place, Head) and not whole else -1
+                yield (layer, of_blocks, number, order), f"{f'layer{layer}' if whole else place}{ending}"
+
+
+def _has(streams: tuple[str, ...], stream: str) -> bool:
+    """Whether a part of this stream is among the streams of a place; queries and keys together are one without."""
+    both = set(ATTENTION) <= set(streams)
+    return both if stream == "" else stream in streams and not (both and stream in ATTENTION)

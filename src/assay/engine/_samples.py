@@ -9,10 +9,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from assay.engine._engine import Engine
-from assay.engine._places import ATTENTION, BLOCK_STREAMS, Place, Site
+from assay.engine._places import ATTENTION, BLOCK_STREAMS, HEAD_STREAMS, Place, Site
+from assay.subjects import Subject
 from assay.tasks import Split
 
-Vectors = Mapping[Place, Float[Tensor, "sample width"]]
+Vectors = Mapping[Place, Float[Tensor, "sample _"]]
 
 LARGEST = 1_000_000_000
 """The most bytes of samples; positions are thinned out beyond."""
@@ -25,7 +26,10 @@ TOKENS_PER_BATCH, WEIGHTS_PER_BATCH = 4_096, 3_000_000
 class Samples:
     """Vectors at some places (heads or blocks) of a subject: (sample, width) a place, on the CPU.
 
-    `streams` are those that a simplification is to act on there. Of the mappings, only what was asked for is filled.
+    `streams` has those that a simplification is to act on at each place; a place that it does not have is meant as
+    attention, queries and keys. Of the mappings of vectors, only what was asked for is filled. `subject` and `split`
+    are what the vectors were read from, for a recipe that needs more than them (the weights, or the sequences
+    themselves).
     """
 
     places: tuple[Place, ...]
@@ -35,7 +39,11 @@ class Samples:
     outputs: Vectors = field(default_factory=dict)
     mlp: Vectors = field(default_factory=dict)
     residual: Vectors = field(default_factory=dict)
-    streams: tuple[str, ...] = ATTENTION
+    attention: Vectors = field(default_factory=dict)
+    after: Vectors = field(default_factory=dict)
+    streams: Mapping[Place, tuple[str, ...]] = field(default_factory=dict)
+    subject: Subject | None = None
+    split: Split | None = None
 
     def at(self, site: Site) -> "Samples":
         """The samples of one site."""
@@ -43,15 +51,21 @@ class Samples:
             site.places,
             **{
                 stream: {place: found[place] for place in site.places if place in found}
-                for stream in dict.fromkeys((*ATTENTION, *site.streams))
+                for stream in (*HEAD_STREAMS, *BLOCK_STREAMS)
                 if (found := getattr(self, stream))
             },
             streams=site.streams,
+            subject=self.subject,
+            split=self.split,
         )
 
-    def of(self, place: Place) -> tuple[Float[Tensor, "sample width"], ...]:
+    def streams_of(self, place: Place) -> tuple[str, ...]:
+        """The streams to act on at a place, in order."""
+        return self.streams.get(place, ATTENTION)
+
+    def of(self, place: Place) -> tuple[Float[Tensor, "sample _"], ...]:
         """What was read at a place of the streams to act on, in their order."""
-        read: list[Vectors] = [getattr(self, stream) for stream in self.streams]
+        read: list[Vectors] = [getattr(self, stream) for stream in self.streams_of(place)]
         return tuple(vectors[place] for vectors in read if vectors)
 
 
@@ -119,4 +133,4 @@ def collect(engine: Engine, split: Split, streams: Sequence[str], *, largest: in
                 states = by_layer[place.layer]
                 parts.append((states if name in BLOCK_STREAMS else states[:, place.head])[keep].float().cpu())  # type: ignore[union-attr]
     joined = {name: {place: torch.cat(parts) for place, parts in places.items()} for name, places in found.items()}
-    return Samples(engine.heads, **joined)  # type: ignore[arg-type]
+    return Samples(engine.heads, subject=engine.subject, split=split, **joined)  # type: ignore[arg-type]

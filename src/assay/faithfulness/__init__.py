@@ -22,7 +22,7 @@ from assay.faithfulness._statistics import (
     gap,
     holm,
 )
-from assay.faithfulness._verdicts import JUDGEMENTS, RULES, Judgement, Verdict
+from assay.faithfulness._verdicts import JUDGEMENTS, RULES, Judgement, Requirement, Verdict
 from assay.faithfulness._workers import Workers
 
 __all__ = [
@@ -45,6 +45,7 @@ __all__ = [
     "Pair",
     "Predictions",
     "Record",
+    "Requirement",
     "SameNeighbour",
     "Step",
     "Verdict",

@@ -4,8 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from torch import Tensor
-
 from assay._fingerprint import NotHashableError
 from assay.engine import Engine, Proxy, Samples, Site
 from assay.faithfulness._cells import Candidate
@@ -92,7 +90,7 @@ def assess(
     seed: int,
     resamples: int,
     level: float,
-    clean_pass: Callable[[Engine, Tensor, Tensor], CleanPass] = CleanPass,
+    clean_pass: Callable[..., CleanPass] = CleanPass,
 ) -> Assessment:
     """Judge one proxy on one iid split and at least one shift, for every one of `kinds` ("all" is a kind).
 
@@ -107,13 +105,13 @@ def assess(
     noise = noise_floor(engine, task, iid).flipped
     metric: Any = SameNeighbour() if iid.objective == "embedding" else SamePrediction()
     made = NotHashableError("made elsewhere")
-    candidate = Candidate("the proxy", _Made(proxy), Site("its places", ()), is_control=False, fingerprint=made)
+    candidate = Candidate("the proxy", _Made(proxy), Site("its places", {}), is_control=False, fingerprint=made)
     scores = {
         split.name: score_split(engine, {candidate.key: proxy}, task, split, [metric], clean_pass=clean_pass)
         for split in splits
     }
     found = {(0, candidate.key, name): cells[candidate.key] for name, cells in scores.items()}
-    results, gaps, _ = summarise(
+    results, gaps, *_ = summarise(
         [metric],
         task.kinds,
         [engine.subject],

@@ -13,10 +13,10 @@ from typing import Any
 import assay
 from assay._errors import AssayError
 from assay._fingerprint import NotHashableError, fingerprint_or_reason
-from assay.engine import Engine, Site
+from assay.engine import Engine, Named, Site
 from assay.faithfulness._comparison import SCHEMA
 from assay.faithfulness._scores import NotFiniteError, Scores
-from assay.simplify import Identity, MeanAblation, RandomPerturbation, Simplification, label
+from assay.simplify import Identity, MeanAblation, RandomPerturbation, Simplification, is_whole, label, learns
 from assay.subjects import write_atomically
 from assay.tasks import Task
 
@@ -59,7 +59,8 @@ class Candidate:
     @property
     def streams(self) -> tuple[str, ...]:
         """What has to be read of the train split to fit it."""
-        return self.at.streams if self.simplification.streams and self.at.explicit else self.simplification.streams
+        own = self.simplification.streams
+        return self.at.read if own and self.at.explicit else own
 
     @property
     def key(self) -> str:
@@ -193,9 +194,9 @@ class Found(Mapping[tuple[int, str, str], Scores | NotFiniteError]):
 
 
 def candidates_of(
-    engine: Engine, simplifications: Sequence[Simplification], sites: Sequence[str], controls: bool, refit: bool
+    engine: Engine, simplifications: Sequence[Simplification], sites: Sequence[Named], controls: bool, refit: bool
 ) -> list[Candidate]:
-    """Every simplification at every site, each site followed by its controls.
+    """Every simplification at every site, each site followed by its controls; what replaces the model whole once.
 
     At a site that names a stream, mean ablation takes the place of a control that is for attention only; at every site
     it is judged, to tell how much the site matters. Controls that are drawn at random are drawn `DRAWS` times. Raises
@@ -207,51 +208,79 @@ def candidates_of(
     twice = {name for name in given if given.count(name) > 1}
     if twice:
         raise AssayError(f"compare(): {', '.join(sorted(twice))} is given twice.")
-
-    def candidate(simplification: Simplification, at: Site, ending: str = "", **options: Any) -> Candidate:
-        name, found = names.of(simplification)
-        return Candidate(name + ending, simplification, at, fingerprint=found, **options)
-
-    own = [item.control() if controls else None for item in simplifications]
-    equals: list[Any] = [
-        RandomPerturbation(item) if controls and not isinstance(item, _WITHOUT_SIZE) else None
-        for item in simplifications
-    ]
-    ablation, identity = MeanAblation(), Identity()
-    found = []
+    asked = [_Asked.of(item, controls) for item in simplifications]
+    found: list[Candidate] = []
     for site in engine.sites(sites):
-        of_controls: dict[str, Simplification] = {}
-        perturbations: list[Any] = []
-        refitted: list[Candidate] = []
-        for item, control, equal in zip(simplifications, own, equals, strict=True):
-            if site.explicit and not getattr(item, "any_stream", False):
-                raise AssayError(
-                    f"{label(item)} is about attention and cannot act on site {site.name!r}; give it a site without "
-                    "a stream, or give that site a simplification of vectors, such as SVD(rank=8)."
-                )
-            here = control
-            if control is not None and site.explicit and not getattr(control, "any_stream", False):
-                here = ablation
-            name = None if here is None else names.of(here)[0]
-            if here is not None and name is not None and name not in given:
-                of_controls[name] = here
-            if equal is not None:
-                perturbations.append(equal)
-            perturbation = None if equal is None else names.of(equal)[0]
-            ablated = names.of(ablation)[0] if controls else None
-            found.append(
-                candidate(item, site, is_control=False, control=name, perturbation=perturbation, ablation=ablated)
+        found += _at(site, [one for one in asked if not is_whole(one.item)], names, given, controls, refit)
+    return found + _at(MODEL, [one for one in asked if is_whole(one.item)], names, given, controls, refit)
+
+
+MODEL = Site("model", {})
+"""Where a simplification acts that replaces the model as a whole."""
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A simplification with its own control and that of equal size."""
+
+    item: Simplification
+    control: Simplification | None
+    equal: Simplification | None
+
+    @classmethod
+    def of(cls, item: Simplification, controls: bool) -> "_Asked":
+        if not controls:
+            return cls(item, None, None)
+        own = getattr(item, "perturbation", None)
+        if own is not None:
+            return cls(item, item.control(), own())
+        equal: Any = None if is_whole(item) or isinstance(item, _WITHOUT_SIZE) else RandomPerturbation(item)
+        return cls(item, item.control(), equal)
+
+
+def _at(  # noqa: PLR0917
+    site: Site, asked: Sequence[_Asked], names: Names, given: Sequence[str], controls: bool, refit: bool
+) -> list[Candidate]:
+    """The candidates at one site; none if nothing acts there."""
+    if not asked:
+        return []
+    ablation, identity = MeanAblation(), Identity()
+    general = (ablation, identity) if controls and site is not MODEL else ()
+    ablated = names.of(ablation)[0] if general else None
+
+    def candidate(simplification: Simplification, ending: str = "", **options: Any) -> Candidate:
+        name, found = names.of(simplification)
+        return Candidate(name + ending, simplification, site, fingerprint=found, **options)
+
+    found = []
+    of_controls: dict[str, Simplification] = {}
+    perturbations: dict[str, Simplification] = {}
+    refitted: list[Candidate] = []
+    for one in asked:
+        item, here = one.item, one.control
+        if site.explicit and not getattr(item, "any_stream", False):
+            raise AssayError(
+                f"{label(item)} is about attention and cannot act on site {site.name!r}; give it a site without "
+                "a stream, or give that site a simplification of vectors, such as SVD(rank=8)."
             )
-            if refit and item.streams:
-                refitted.append(candidate(item, site, REFITTED, is_control=True, refitted=True))
-        for one in (ablation, identity) if controls else ():
-            if names.of(one)[0] not in given:
-                of_controls[names.of(one)[0]] = one
-        for item in (*of_controls.values(), *perturbations):
-            first = candidate(item, site, is_control=True)
-            found += [first, *(_redrawn(first, number) for number in range(1, DRAWS) if hasattr(item, "redrawn"))]
-        found += refitted
-    return found
+        if here is not None and site.explicit and not getattr(here, "any_stream", False):
+            here = ablation
+        name = None if here is None else names.of(here)[0]
+        if here is not None and name is not None and name not in given:
+            of_controls[name] = here
+        perturbation = None if one.equal is None else names.of(one.equal)[0]
+        if one.equal is not None and perturbation is not None:
+            perturbations[perturbation] = one.equal
+        found.append(candidate(item, is_control=False, control=name, perturbation=perturbation, ablation=ablated))
+        if refit and learns(item):
+            refitted.append(candidate(item, REFITTED, is_control=True, refitted=True))
+    for control in general:
+        if names.of(control)[0] not in given:
+            of_controls[names.of(control)[0]] = control
+    for item in (*of_controls.values(), *perturbations.values()):
+        first = candidate(item, is_control=True)
+        found += [first, *(_redrawn(first, number) for number in range(1, DRAWS) if hasattr(item, "redrawn"))]
+    return found + refitted
 
 
 def _redrawn(first: Candidate, number: int) -> Candidate:
@@ -286,9 +315,8 @@ def cell_name(
         "kinds": [repr(kind) for kind in task.kinds],
         "features": [repr(feature) for feature in task.features],
         "fingerprints": fingerprints,
-        "places": [str(place) for place in item.at.places],
-        "streams": item.at.streams,
-        "train": fitted_on if item.streams else None,
+        "site": [[str(place), *streams] for place, streams in item.at.streams.items()],
+        "train": fitted_on if learns(item.simplification) else None,
         "split": judged_on,
         "seed": seed,
     }
@@ -296,7 +324,10 @@ def cell_name(
 
 
 _AFTER_CELLS = ("cli", "cli.py", "proofs", "reports", "studies", "testing")
-_AFTER_CELLS_HERE = ("_assess", "_cells", "_comparison", "_folder", "_heads", "_statistics", "_summary", "_verdicts")
+_AFTER_CELLS_HERE = (
+    "_assess", "_cells", "_comparison", "_flips", "_folder", "_heads", "_of_models", "_quantiles", "_statistics",
+    "_summary", "_verdicts",
+)  # fmt: skip
 """Rooms, and files of this one, that only read finished cells: a change there leaves cells as they are."""
 
 

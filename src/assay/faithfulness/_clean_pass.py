@@ -5,13 +5,13 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from assay.engine import Edit, Engine, Proxy, Run, run_together, shared
+from assay.engine import Answer, Engine, Proxy, Run, answers
 from assay.faithfulness._by_numpy import log_
 
 ROWS = 64
@@ -25,20 +25,21 @@ class CleanPass:
     """The subject's own pass on one batch, which its proxies share, and how far their attention diverges from it.
 
     The divergence is that of `attention_divergence`, by H(m) − H(p)/2 − H(q)/2 with m = (p + q)/2 and H the entropy,
-    so that what is known of the subject is computed once. `clean` is the subject's run, without logits.
+    so that what is known of the subject is computed once. `run` is the subject's, without logits. Without `attention`
+    nothing is kept to compare attention with, and no divergence can be asked for.
     """
 
-    def __init__(self, engine: Engine, tokens: Tensor, valid: Tensor) -> None:
-        self._engine, self._tokens, self._valid = engine, tokens, valid
+    def __init__(self, engine: Engine, tokens: Tensor, valid: Tensor, *, attention: bool = True) -> None:
+        self.engine, self.tokens, self.valid, self.rows = engine, tokens, valid, ROWS
         self._patterns: dict[tuple[int, int], Tensor] = {}
         self._rows = _Rows(engine, tokens)
         self._kept = tokens.numel() * tokens.shape[1] * len(engine.heads) <= WEIGHTS_KEPT
-        self.clean: Run = engine.run(
+        self.run: Run = engine.run(
             tokens,
             valid,
-            on_rows=self._keep,
-            rows=ROWS,
-            read=() if self._kept else ("queries", "keys"),
+            on_rows=self._keep if attention else None,
+            rows=self.rows,
+            read=() if self._kept or not attention else ("queries", "keys"),
             logits=False,
             resumable=True,
         )
@@ -47,7 +48,7 @@ class CleanPass:
         """Everything that is kept, for those who count memory."""
         yield from self._patterns.values()
         yield from self._rows.tensors()
-        yield from self.clean.tensors()
+        yield from self.run.tensors()
 
     def _keep(self, layer: int, rows: slice, pattern: Tensor, _: Tensor | None) -> None:
         pattern = pattern.float()
@@ -56,45 +57,73 @@ class CleanPass:
         if self._kept:
             self._patterns[layer, rows.start] = pattern
 
-    def of(
+    def answers(
         self, proxies: Sequence[Proxy], *, attention: bool = True, together: int | None = None
-    ) -> Iterator[tuple[int, Run, dict[int, Float[Tensor, "batch query"]]]]:
-        """Number and run, without logits, of each proxy, and the divergence of every layer: 0 below the first edited.
+    ) -> Iterator[tuple[int, Answer]]:
+        """Number and answer of each proxy, with the divergence of every layer: 0 below the first edited.
 
-        Up to `together` proxies share a batch, by default as many as pay. Without `attention` the divergence is not
-        measured, of no layer.
+        Up to `together` proxies share a batch, by default as many as pay. Without `attention` no divergence is
+        measured.
         """
-        edits = [proxy.edits for proxy in proxies]
-        for numbers in shared(self._engine, self.clean, edits, most=together if self._kept else 1):
-            chosen = [edits[number] for number in numbers]
-            for number, found in zip(numbers, self._of(chosen, attention=attention), strict=True):
-                yield number, *found
+        return answers(proxies, _Asked(self, attention=attention, together=together if self._kept else 1))
 
-    def _of(
-        self, edits: Sequence[Sequence[Edit]], *, attention: bool
-    ) -> Iterator[tuple[Run, dict[int, Float[Tensor, "batch query"]]]]:
-        """The runs of some edits in one batch, each with its divergences."""
-        count = len(edits)
-        tokens = self._tokens.repeat(count, 1)
-        own, middle = _Rows(self._engine, tokens), _Rows(self._engine, tokens)
+    def watch(self, copies: int) -> "_Watch":
+        """Compares attention rows with the subject's, for so many proxies in one batch."""
+        return _Watch(self, copies)
 
-        def compare(layer: int, rows: slice, pattern: Tensor, clean: Tensor | None) -> None:
-            clean = self._patterns[layer, rows.start] if clean is None else clean.float()
-            clean = clean.repeat(count, 1, 1, 1) if count > 1 else clean
-            pattern = pattern.float()
-            own.note(layer, rows, pattern)
-            own.weigh(layer, rows, pattern)
-            middle.note(layer, rows, torch.lerp(clean, pattern, 0.5))
 
-        options: dict[str, Any] = {"on_rows": compare if attention else None, "rows": ROWS, "logits": False}
-        if count > 1:
-            runs = run_together(self._engine, self.clean, edits, **options)
-        else:
-            beside = self.clean if attention and not self._kept else None
-            runs = [self._engine.run_from(self.clean, edits=edits[0], beside=beside, **options)]
-        parts = zip(own.parts(count), middle.parts(count), strict=True)
-        for run, (of_own, of_middle) in zip(runs, parts, strict=True):
-            yield run, _divergences(self._rows, of_own, of_middle) if attention else {}
+@dataclass(frozen=True)
+class _Asked:
+    """A clean pass, and what is asked of its proxies."""
+
+    passed: CleanPass
+    attention: bool
+    together: int | None
+
+    @property
+    def rows(self) -> int:
+        return self.passed.rows
+
+    @property
+    def engine(self) -> Engine:
+        return self.passed.engine
+
+    @property
+    def tokens(self) -> Tensor:
+        return self.passed.tokens
+
+    @property
+    def valid(self) -> Tensor:
+        return self.passed.valid
+
+    @property
+    def run(self) -> Run:
+        return self.passed.run
+
+    def watch(self, copies: int = 1) -> "_Watch | None":
+        return self.passed.watch(copies) if self.attention else None
+
+
+class _Watch:
+    """Takes in the attention rows of some proxies in one batch, beside the subject's."""
+
+    def __init__(self, passed: CleanPass, copies: int) -> None:
+        tokens = passed.tokens.repeat(copies, 1)
+        self.beside = None if passed._kept else passed.run
+        self._passed, self._copies = passed, copies
+        self._own, self._middle = _Rows(passed.engine, tokens), _Rows(passed.engine, tokens)
+
+    def on_rows(self, layer: int, rows: slice, pattern: Tensor, clean: Tensor | None) -> None:
+        clean = self._passed._patterns[layer, rows.start] if clean is None else clean.float()
+        clean = clean.repeat(self._copies, 1, 1, 1) if self._copies > 1 else clean
+        pattern = pattern.float()
+        self._own.note(layer, rows, pattern)
+        self._own.weigh(layer, rows, pattern)
+        self._middle.note(layer, rows, torch.lerp(clean, pattern, 0.5))
+
+    def divergences(self) -> list[dict[int, Float[Tensor, "batch query"]]]:
+        parts = zip(self._own.parts(self._copies), self._middle.parts(self._copies), strict=True)
+        return [_divergences(self._passed._rows, own, middle) for own, middle in parts]
 
 
 class _Rows:

@@ -19,7 +19,7 @@ import torch
 
 from assay._errors import AssayError
 from assay._fingerprint import NotHashableError, fingerprint_or_reason
-from assay.engine import Engine, batches, collect, tensors
+from assay.engine import Engine, Named, Samples, batches, collect, tensors
 from assay.faithfulness._cells import DRAWS, Candidate, Cells, Found, candidates_of, cell_name
 from assay.faithfulness._comparison import (
     Comparison,
@@ -39,12 +39,19 @@ from assay.faithfulness._metrics import Metric, choices
 from assay.faithfulness._primary import resolve_metrics, resolve_primary
 from assay.faithfulness._scores import ALL, NotFiniteError, Scores
 from assay.faithfulness._summary import sequence_tables, summarise
+from assay.faithfulness._verdicts import check_shares
 from assay.faithfulness._workers import Workers
-from assay.simplify import RandomPerturbation, Simplification, applied
+from assay.simplify import RandomPerturbation, Simplification, applied, is_whole, label, learns
 from assay.subjects import Subject, pool
 from assay.tasks import UNSCORED, Split, Task, check_differ, count_copies, token_names
 
 NOISE_SEQUENCES = 100
+
+PARAMETERS_HELD = 20_000_000
+"""Parameters of other models that are in memory at the same time: small ones share the subject's passes."""
+
+KEPT = ("kl",)
+"""The metrics of which every prediction's value is kept for whole models: for quantiles, and to show the worst."""
 
 LEAST_REFIT = 30
 """A simplification is refitted on at least so many sequences of a shift, or not at all."""
@@ -64,7 +71,7 @@ def compare(
     task: Task,
     simplifications: Iterable[Simplification],
     *,
-    sites: Sequence[str] = ("all",),
+    sites: Sequence[Named] = ("all",),
     sequences: int = 500,
     fit_sequences: int = 1_000,
     controls: bool = True,
@@ -72,6 +79,8 @@ def compare(
     metrics: Sequence[str | Metric] | None = None,
     primary_metric: str | None = None,
     primary_kind: str | None = None,
+    min_agreement: float = 0.95,
+    max_gap: float = 0.02,
     seed: int = 0,
     resamples: int = 2_000,
     level: float = 0.95,
@@ -83,7 +92,8 @@ def compare(
     """Judge simplifications of a subject on every split of a task.
 
     Every simplification is fitted on `fit_sequences` sequences of the train split and applied at each of `sites`
-    (`"all"`, `"layer1"`, `"layer1.head0"`); the proxy is then compared with the subject on `sequences` sequences of
+    (`"all"`, `"layer1"`, `"layer1.head0"`, `"layer2.mlp"`, …; several joined by `+`, or in a list, are one site, at
+    which it is fitted once); the proxy is then compared with the subject on `sequences` sequences of
     every other split. Several subjects are training seeds of one model: they are judged on the same sequences and
     seeds are resampled too. With `controls`, each simplification's own control, a random perturbation that moves as
     much, mean ablation of the site, a copy of the (first) subject with shuffled weights and the identity are judged
@@ -96,7 +106,8 @@ def compare(
 
     `metrics` are those to compute, by name or as objects (default: all). Verdicts rest on `primary_metric`, a rate of
     which more is better (default: "same_prediction", for embeddings "same_neighbour"), on predictions of `primary_kind`
-    (default: the task's; "all" for every one).
+    (default: the task's; "all" for every one). They ask for an agreement of `min_agreement` in distribution and allow
+    `max_gap` less under a shift.
 
     With a `folder`, each finished cell (subject x proxy x split) is kept there, and a run that was stopped goes on
     where it was; nothing is reused that was made under other settings. A folder with the finished run of another study
@@ -116,19 +127,24 @@ def compare(
     _check_numbers(sequences=sequences, fit_sequences=fit_sequences, resamples=resamples)
     if not 0 < level < 1:
         raise AssayError(f"compare(level={level}): must be between 0 and 1, for example 0.95.")
-    refit = refit and any(item.streams for item in chosen)
+    bars = {"min_agreement": min_agreement, "max_gap": max_gap}
+    check_shares("compare", **bars)
+    refit = refit and any(map(learns, chosen))
     inputs = _Inputs.of(task, sequences, fit_sequences, refit=refit)
-    judged = resolve_metrics(inputs.train.objective, metrics)
-    primary = resolve_primary(task, inputs.train.objective, judged, primary_metric, primary_kind)
+    judged = resolve_metrics(inputs.iid.objective, metrics, of_models=any(map(is_whole, chosen)))
+    primary = resolve_primary(task, inputs.iid.objective, judged, primary_metric, primary_kind)
     for split in inputs.all:
         check_fits(subjects, split)
 
-    variants = [*subjects, *([subjects[0].shuffled_copy()] if controls else [])]
+    _check_recipes(chosen, subjects, inputs)
+
+    parts = not all(map(is_whole, chosen))
+    variants = [*subjects, *([subjects[0].shuffled_copy()] if controls and parts else [])]
     engines = [Engine(variant) for variant in variants]
     candidates = candidates_of(engines[0], chosen, sites, controls, refit)
     options: dict[str, Any] = {"seed": seed, "resamples": resamples, "level": level}
     settings = {
-        "sites": list(sites),
+        "sites": [_written(engines[0], site) for site in sites],
         "sequences": sequences,
         "fit_sequences": fit_sequences,
         "controls": controls,
@@ -147,7 +163,7 @@ def compare(
     found = judging.found
 
     progress(Step(total, total, "intervals"))
-    results, gaps, beside = summarise(
+    results, gaps, beside, largest, of_models = summarise(
         judged,
         task.kinds,
         variants,
@@ -175,15 +191,22 @@ def compare(
                 perturbation=item.perturbation,
                 draws=DRAWS if item.is_control and hasattr(item.simplification, "redrawn") else 1,
                 caution=getattr(item.simplification, "caution", None),
+                about=_told(item.simplification),
+                logit_difference={
+                    split: None if math.isnan(value) else value
+                    for split, value in largest.get((item.name, item.site), {}).items()
+                },
             )
             for item in candidates
             if not item.refitted and not item.redraw
         ),
-        settings=settings,
+        settings={**settings, **bars},
         noise_floor=noise,
         skipped=(*judging.failures, *judging.notes_on_cells, *_not_refitted(inputs), *_undetermined(task)),
     )
-    comparison = Comparison(record, results, gaps, beside, lambda: sequence_tables(variants, candidates, found))
+    comparison = Comparison(
+        record, results, gaps, beside, lambda: sequence_tables(variants, candidates, found), of_models
+    )
     if folder is not None:
         comparison.save(folder)
     return comparison
@@ -193,10 +216,11 @@ def compare(
 class _Inputs:
     """The splits as they are used: to fit on, to judge on, and what is left of each shift to fit on once more.
 
-    `refit_on` has None for a shift that has too few sequences for that, and is empty where nothing is refitted.
+    `train` is None where the task has none. `refit_on` has None for a shift that has too few sequences for that, and is
+    empty where nothing is refitted.
     """
 
-    train: Split
+    train: Split | None
     splits: dict[str, Split]
     refit_on: dict[str, Split | None]
 
@@ -205,7 +229,9 @@ class _Inputs:
         """Those of a task. Raises AssayError unless it has one split of role iid."""
         splits: dict[str, Split] = {}
         refit_on: dict[str, Split | None] = {}
-        for name in task.split_names[1:]:
+        train: Split | None = task.split(task.split_names[0], fit_sequences)
+        train = train if train is not None and train.role == "train" else None
+        for name in task.split_names[0 if train is None else 1 :]:
             split = task.split(name, sequences)
             if refit and split.role == "shift":
                 whole = task.split(name, sequences + fit_sequences)
@@ -217,7 +243,7 @@ class _Inputs:
             raise AssayError(
                 f"task {task.name!r} has {roles.count('iid')} splits of role 'iid'; exactly one is needed."
             )
-        return cls(task.split(task.split_names[0], fit_sequences), splits, refit_on)
+        return cls(train, splits, refit_on)
 
     @property
     def iid(self) -> Split:
@@ -227,12 +253,17 @@ class _Inputs:
     @property
     def all(self) -> list[Split]:
         """Everything that a subject will see."""
-        return [self.train, *self.splits.values(), *(split for split in self.refit_on.values() if split is not None)]
+        return [*self.named.values(), *(split for split in self.refit_on.values() if split is not None)]
+
+    @property
+    def named(self) -> dict[str, Split]:
+        """The splits to fit on and to judge on, by name."""
+        return {**({} if self.train is None else {self.train.name: self.train}), **self.splits}
 
     @cached_property
     def hashes(self) -> dict[str, str]:
         """A hash of what is fitted or judged on, by name of the split."""
-        return {split.name: _split_hash(split) for split in (self.train, *self.splits.values())}
+        return {name: _split_hash(split) for name, split in self.named.items()}
 
     @cached_property
     def refit_hashes(self) -> dict[str, str]:
@@ -240,11 +271,16 @@ class _Inputs:
         return {name: _split_hash(split) for name, split in self.refit_on.items() if split is not None}
 
     def of_split(self, name: str, candidates: Sequence[Candidate], subject: Subject) -> list[Candidate]:
-        """The candidates judged on a split. A shuffled copy is a control itself and has no controls of its own."""
+        """The candidates judged on a split.
+
+        A shuffled copy is a control itself and has no controls of its own; nor does it tell anything of what replaces
+        a model as a whole.
+        """
         return [
             item
             for item in candidates
-            if (subject.trained or not item.is_control) and (not item.refitted or name in self.refit_hashes)
+            if (subject.trained or not (item.is_control or is_whole(item.simplification)))
+            and (not item.refitted or name in self.refit_hashes)
         ]
 
 
@@ -373,7 +409,8 @@ class _Judging:
                 return self.cells.without_name()
             fingerprints.append(found)
         hashes = self.inputs.hashes
-        fitted_on = self.inputs.refit_hashes[split] if item.refitted else hashes[self.inputs.train.name]
+        train = self.inputs.train
+        fitted_on = self.inputs.refit_hashes[split] if item.refitted else "" if train is None else hashes[train.name]
         return cell_name(
             described,
             self.task,
@@ -383,6 +420,17 @@ class _Judging:
             judged_on=hashes[split],
             seed=self.seed,
         )
+
+
+def _written(engine: Engine, site: Named) -> str:
+    """How the record names a site, in whatever way it was written; a sweep by its own name."""
+    return engine.site(site).name if not isinstance(site, str) or engine.expand(site) == (site,) else site
+
+
+def _told(simplification: Simplification) -> dict[str, Any]:
+    """What a recipe tells of itself."""
+    describe: Callable[[], dict[str, Any]] | None = getattr(simplification, "describe", None)
+    return {} if describe is None else describe()
 
 
 def _study(
@@ -403,7 +451,7 @@ def _study(
 
 def _task_records(task: Task, inputs: _Inputs, judged: Sequence[Metric], primary: tuple[str, str]) -> dict[str, Any]:
     """What the record keeps of the task and the metrics."""
-    copies = count_copies({split.name: split for split in (inputs.train, *inputs.splits.values())})
+    copies = count_copies(inputs.named)
     check_differ(copies)
     metric, kind = primary
     return {
@@ -420,7 +468,7 @@ def _task_records(task: Task, inputs: _Inputs, judged: Sequence[Metric], primary
                 refit_sequences=len(inputs.refit_on.get(split.name) or ()),
                 sha256=inputs.hashes[split.name],
             )
-            for split in (inputs.train, *inputs.splits.values())
+            for split in inputs.named.values()
         ),
         "overlaps": tuple(OverlapRecord(**vars(overlap)) for overlap in copies.overlaps),
         "chance": _chance(task, inputs.iid, kind),
@@ -479,7 +527,7 @@ def _undetermined(task: Task) -> Iterator[Skipped]:
 
 
 def _check_call(
-    subjects: Sequence[Subject], task: Task, simplifications: Sequence[Simplification], sites: Sequence[str]
+    subjects: Sequence[Subject], task: Task, simplifications: Sequence[Simplification], sites: Sequence[Named]
 ) -> None:
     if not subjects or not simplifications or not sites or isinstance(sites, str):
         raise AssayError(
@@ -498,6 +546,24 @@ def _check_call(
     shapes = {json.dumps(_architecture(item)) for item in subjects}
     if len(shapes) > 1:
         raise AssayError("compare(): several subjects must be training seeds of one architecture; these differ.")
+
+
+def _check_recipes(simplifications: Sequence[Simplification], subjects: Sequence[Subject], inputs: _Inputs) -> None:
+    """Let every recipe refuse a subject or a split that it cannot stand for, before any work.
+
+    Raises AssayError, too, for one that learns where there is nothing to learn from.
+    """
+    splits = inputs.all
+    for item in simplifications:
+        if inputs.train is None and (learns(item) or not is_whole(item)):
+            raise AssayError(
+                f"{label(item)} is fitted on a train split, and the task has none; give it one (Text(train=...), "
+                "--fit)."
+            )
+        check: Callable[[Subject, Sequence[Split]], None] | None = getattr(item, "check", None)
+        for subject in subjects if check is not None else ():
+            assert check is not None
+            check(subject, splits)
 
 
 def _who(subject: Subject) -> str:
@@ -591,9 +657,10 @@ def _placed(subject: Subject, place: int | None) -> Subject:
     return subject.to(f"cuda:{place % torch.cuda.device_count()}")
 
 
-def _fit(subject: Subject, train: Split, items: Sequence[Candidate], place: int | None) -> list[Simplification]:
+def _fit(subject: Subject, train: Split | None, items: Sequence[Candidate], place: int | None) -> list[Simplification]:
     engine = Engine(_placed(subject, place))
-    samples = collect(engine, train, sorted({stream for item in items for stream in item.streams}))
+    streams = sorted({stream for item in items for stream in item.streams})
+    samples = Samples(engine.heads, subject=subject) if train is None else collect(engine, train, streams)
     fits: dict[tuple[int, str], Simplification] = {}
     for item in items:
         given = item.simplification
@@ -618,8 +685,21 @@ def _judge(  # noqa: PLR0917
     place: int | None,
 ) -> dict[str, Scores | NotFiniteError]:
     engine = Engine(_placed(subject, place))
-    proxies = {key: applied(simplification, engine.subject) for key, simplification in fitted.items()}
-    return score_split(engine, proxies, task, split, judged)
+    found: dict[str, Scores | NotFiniteError] = {}
+    for group in _held_together(fitted, engine.subject.parameters):
+        proxies = {key: applied(fitted[key], engine.subject) for key in group}
+        found |= score_split(engine, proxies, task, split, judged, keep=KEPT if is_whole(fitted[group[0]]) else ())
+    return found
+
+
+def _held_together(fitted: Mapping[str, Simplification], parameters: int) -> Iterator[list[str]]:
+    """The keys of what is judged in one go: of whole models as many as are held at a time, at least one."""
+    edits = [key for key, simplification in fitted.items() if not is_whole(simplification)]
+    if edits:
+        yield edits
+    whole = [key for key, simplification in fitted.items() if is_whole(simplification)]
+    size = max(1, PARAMETERS_HELD // parameters)
+    yield from (whole[start : start + size] for start in range(0, len(whole), size))
 
 
 def noise_floor(engine: Engine, task: Task, split: Split) -> NoiseFloor:

@@ -1,6 +1,7 @@
 """The record of one run, and everything that can be asked of it."""
 
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator
 from html import escape
 from pathlib import Path
@@ -12,12 +13,22 @@ import pyarrow.parquet
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from assay._errors import AssayError
+from assay.faithfulness._of_models import MODEL_COLUMNS
 from assay.faithfulness._statistics import holm, p_above
-from assay.faithfulness._verdicts import Bar, Verdict, in_percent, judge, standing_of_agreement
+from assay.faithfulness._verdicts import (
+    Bar,
+    Difference,
+    Verdict,
+    check_shares,
+    in_percent,
+    judge,
+    standing_of_agreement,
+)
 from assay.subjects import write_atomically
 
-SCHEMA = 3
+SCHEMA = 4
 RECORD, RESULTS, GAPS, CONTROLS = "comparison.json", "results.parquet", "gaps.parquet", "controls.parquet"
+MODELS = "models.parquet"
 SEQUENCES = "sequences.parquet"
 
 
@@ -72,7 +83,9 @@ class ProxyRecord(_Model):
 
     `control` is the name of the one it has to beat, `ablation` of the mean ablation of its site, `perturbation` of the
     random one that moves as much. `draws` is how often a control was drawn: its interval has their spread. `caution` is
-    what a recipe says of its own results.
+    what a recipe says of its own results. `logit_difference` has, by split, the largest absolute difference of a logit
+    from the subject's at any scored position (None where it was not measured); 0 only if not one differs. `about` is
+    what a recipe tells of itself: of another model, what was loaded.
     """
 
     proxy: str
@@ -84,6 +97,8 @@ class ProxyRecord(_Model):
     perturbation: str | None
     draws: int = 1
     caution: str | None = None
+    logit_difference: dict[str, float | None] = {}
+    about: dict[str, Any] = {}
 
 
 class OverlapRecord(_Model):
@@ -126,7 +141,7 @@ class Record(_Model):
     accuracy has no meaning.
     """
 
-    schema_version: Literal[3] = 3
+    schema_version: Literal[4] = 4
     status: Literal["complete"] = "complete"
     created: str
     seconds: float
@@ -155,18 +170,20 @@ class Comparison:
     bin).
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0917
         self,
         record: Record,
         results: pd.DataFrame,
         gaps: pd.DataFrame,
         controls: pd.DataFrame,
         sequences: Callable[[], Iterable[pyarrow.Table]],
+        models: pd.DataFrame | None = None,
     ) -> None:
         self.record = record
         self.results = results
         self._gaps = gaps
         self._controls = controls
+        self._models = pd.DataFrame(columns=list(MODEL_COLUMNS)) if models is None else models
         self._sequences = sequences
 
     def sequence_scores(self) -> pyarrow.Table:
@@ -252,16 +269,28 @@ class Comparison:
         """
         return self._controls.copy()
 
-    def verdicts(self, *, min_agreement: float = 0.95, max_gap: float = 0.02) -> tuple[Verdict, ...]:
+    def models(self) -> pd.DataFrame:
+        """Of whole models, what means do not show: one row a (proxy, split, kind); empty where none was compared.
+
+        `flips_to_wrong` and `flips_to_right` count the predictions, over all training seeds, of which the subject or
+        the model alone is right, `flips_p` is the two-sided test that they are as many (the signs of whole sequences
+        flipped), and `accuracy_change` what they make of accuracy, the model's minus the subject's, with limits. NaN
+        where the context determines no answer. `kl_50`, `kl_90` and `kl_99` are quantiles of KL(subject || model) over
+        predictions, in nats, with limits over sequences (NaN for the reason in `kl_reason`), `kl_max` its maximum, in
+        sequence `kl_max_sequence` at `kl_max_position`; `kl_worst` lists the ten sequences with the largest means,
+        which `kl_worst_means` has. `design_effect` is the standard error of the mean KL over sequences, divided by that
+        of tokens as if they were independent.
+        """
+        return self._models.copy()
+
+    def verdicts(self, *, min_agreement: float | None = None, max_gap: float | None = None) -> tuple[Verdict, ...]:
         """One verdict a simplification and site, by the rules in `assay.faithfulness.RULES`.
 
         `min_agreement` is the agreement asked for in distribution, `max_gap` how much less a shift may have; both are
-        shares in [0, 1], and AssayError otherwise. Intervals and tests are those of the comparison's `level`.
+        shares in [0, 1] (default: those of the comparison), and AssayError otherwise. Intervals and tests are those of
+        the comparison's `level`.
         """
-        for name, value in (("min_agreement", min_agreement), ("max_gap", max_gap)):
-            if not 0 <= value <= 1:
-                raise AssayError(f"verdicts({name}={value}): must be a share between 0 and 1.")
-        bar = Bar(min_agreement, max_gap, float(self.record.settings["level"]), self.record.noise_floor.flipped)
+        bar = self._bar("verdicts", min_agreement=min_agreement, max_gap=max_gap)
         rows = self.agreement(self._iid_name()).set_index(["proxy", "site"])
         gaps = self._tested(bar)
         beside = self._controls.sort_values("split", key=lambda names: names != self._iid_name(), kind="stable")
@@ -273,8 +302,32 @@ class Comparison:
                     frame[(frame["proxy"] == proxy.proxy) & (frame["site"] == proxy.site)] for frame in (gaps, beside)
                 )
                 row = rows.loc[(proxy.proxy, proxy.site)]
-                verdicts.append(judge(row, *own, proxy=proxy.proxy, site=proxy.site, bar=bar, sizes=sizes))
+                verdicts.append(
+                    judge(
+                        row,
+                        *own,
+                        proxy=proxy.proxy,
+                        site=proxy.site,
+                        bar=bar,
+                        sizes=sizes,
+                        difference=self._difference(proxy),
+                    )
+                )
         return tuple(verdicts)
+
+    def _bar(self, who: str, **given: float | None) -> Bar:
+        """What is asked of proxies: what is given, and otherwise what the comparison was made with."""
+        settings = self.record.settings
+        made = {name: float(settings[name]) for name in ("min_agreement", "max_gap")}
+        asked = made | {name: value for name, value in given.items() if value is not None}
+        check_shares(who, **asked)
+        return Bar(**asked, level=float(settings["level"]), noise=self.record.noise_floor.flipped)
+
+    def _difference(self, proxy: ProxyRecord) -> Difference:
+        """How far a proxy's logits are from the subject's on all splits, beside what changing nothing changes."""
+        found = [proxy.logit_difference.get(split.name) for split in self.record.splits if split.role != "train"]
+        largest = math.nan if None in found else max(value for value in found if value is not None)
+        return Difference(largest, self.record.noise_floor.logit_difference_as_loaded)
 
     def _tested(self, bar: Bar) -> pd.DataFrame:
         """The gaps of the simplifications with the tests of "at most `max_gap`", adjusted over their family: those of
@@ -294,17 +347,17 @@ class Comparison:
             gaps[name] = holm(np.where(inside, p, np.nan).tolist())
         return gaps
 
-    def detectable(self, *, max_gap: float = 0.02) -> dict[str, float]:
+    def detectable(self, *, max_gap: float | None = None) -> dict[str, float]:
         """About the smallest gap that these data can show to be above `max_gap`, by shift; a share, lower is better.
 
         It is `max_gap` plus how far the lower limit of a gap lies below the gap, the median over simplifications that
         are not unfaithful (over all, if all are).
         """
-        bar = Bar(0.95, max_gap, float(self.record.settings["level"]), self.record.noise_floor.flipped)
+        bar = self._bar("detectable", max_gap=max_gap)
         gaps = self._tested(bar)
         known = gaps[gaps["p_holm"].notna()] if gaps["p_holm"].notna().any() else gaps
         below = (known["gap"] - known["low"]).groupby(known["split"], sort=False).median()
-        return {shift: max_gap + float(below[shift]) for shift in self.shifts if shift in below.dropna().index}
+        return {shift: bar.max_gap + float(below[shift]) for shift in self.shifts if shift in below.dropna().index}
 
     def warnings(self) -> tuple[str, ...]:
         """What a reader has to know before believing any verdict; one sentence each."""
@@ -363,7 +416,8 @@ class Comparison:
         names = sorted({f"{subject['name']}" for subject in self.record.subjects if subject["trained"]})
         return (
             f"Comparison({', '.join(names)}: {len(self.record.proxies)} proxies, "
-            f"{len(self.record.splits) - 1} splits, {len(self.results):,} results)"
+            f"{len([split for split in self.record.splits if split.role != 'train'])} splits, "
+            f"{len(self.results):,} results)"
         )
 
     def _repr_html_(self) -> str:
@@ -376,15 +430,16 @@ class Comparison:
         return f"<p>{escape(repr(self))}</p><table>{head}{rows}</table>"
 
     def save(self, folder: str | Path) -> Path:
-        """Write comparison.json and the tables results, gaps, controls and sequences (.parquet); returns the folder.
+        """Write comparison.json and the tables results, gaps, controls, models and sequences (.parquet).
 
-        The record is written last: a folder with comparison.json is whole.
+        The record is written last: a folder with comparison.json is whole. Returns the folder.
         """
         folder = Path(folder)
         for name, table in (
             (RESULTS, pyarrow.Table.from_pandas(self.results, preserve_index=False)),
             (GAPS, pyarrow.Table.from_pandas(self._gaps, preserve_index=False)),
             (CONTROLS, pyarrow.Table.from_pandas(self._controls, preserve_index=False)),
+            (MODELS, pyarrow.Table.from_pandas(self._models, preserve_index=False)),
         ):
             write_atomically(
                 folder / name,
@@ -414,7 +469,7 @@ class Comparison:
         try:
             record = Record.model_validate_json((folder / RECORD).read_bytes())
             results = pd.read_parquet(folder / RESULTS)
-            gaps, controls = pd.read_parquet(folder / GAPS), pd.read_parquet(folder / CONTROLS)
+            gaps, controls, models = (pd.read_parquet(folder / name) for name in (GAPS, CONTROLS, MODELS))
             pyarrow.parquet.read_metadata(folder / SEQUENCES)
         except ValidationError as error:
             first = error.errors()[0]
@@ -425,7 +480,7 @@ class Comparison:
             ) from None
         except (OSError, pyarrow.ArrowException) as error:
             raise AssayError(f"{str(folder)!r} is damaged ({error}); run it again with the same --out.") from None
-        return cls(record, results, gaps, controls, lambda: [pyarrow.parquet.read_table(folder / SEQUENCES)])
+        return cls(record, results, gaps, controls, lambda: [pyarrow.parquet.read_table(folder / SEQUENCES)], models)
 
 
 def _check_schema(path: Path) -> None:

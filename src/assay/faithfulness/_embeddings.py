@@ -9,7 +9,8 @@ variance as independent values would be that one (never drawn together), and the
 scores of any other metric. Cosines are of one sequence each and need nothing of the kind.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -121,7 +122,8 @@ def score_split(
     split: Split,
     metrics: Sequence[Metric],
     *,
-    clean_pass: Callable[[Engine, Tensor, Tensor], CleanPass] = CleanPass,
+    keep: Collection[str] = (),
+    clean_pass: Callable[..., CleanPass] = CleanPass,
 ) -> dict[str, Scores | NotFiniteError]:
     """Scores of several proxies of one subject on one split, of tokens (see `score`) or of embeddings.
 
@@ -129,8 +131,9 @@ def score_split(
     `clean_pass` makes the subject's own pass, which all proxies share.
     """
     if split.objective != "embedding":
-        return score(engine, proxies, task, split, metrics, clean_pass=clean_pass)
-    return _Collected(engine, proxies, split, clean_pass).scores([metric.name for metric in metrics])
+        return score(engine, proxies, task, split, metrics, keep=keep, clean_pass=clean_pass)
+    names = [metric.name for metric in metrics]
+    return _Collected(engine, proxies, split, clean_pass, attention=AttentionJSD.name in names).scores(names)
 
 
 class _Collected:
@@ -143,24 +146,29 @@ class _Collected:
         engine: Engine,
         proxies: Mapping[str, Proxy],
         split: Split,
-        clean_pass: Callable[[Engine, Tensor, Tensor], CleanPass],
+        clean_pass: Callable[..., CleanPass],
+        *,
+        attention: bool,
     ) -> None:
         self.split = split
         self.layers = engine.layers
         self.vectors: dict[str, np.ndarray] = {}
         self.attention = {name: np.zeros((len(split), engine.layers)) for name in proxies}
+        self.without_attention: dict[str, str] = {}
         subject = engine.subject
         with engine.ready():
             for index, batch in batches(engine, split):
                 tokens, valid = tensors(batch, subject.device)
-                shared = clean_pass(engine, tokens, valid)
-                self._put(
-                    self.subject_key, index, pool(engine.logits(shared.clean, slice(None)), valid, subject.pooling)
-                )
-                for number, run, divergence in shared.of(list(proxies.values())):
+                shared = clean_pass(engine, tokens, valid, attention=attention)
+                hidden = engine.logits(shared.run, slice(None))
+                self._put(self.subject_key, index, pool(hidden, valid, subject.pooling))
+                for number, answer in shared.answers(list(proxies.values()), attention=attention):
                     name = list(proxies)[number]
-                    self._put(name, index, pool(engine.logits(run, slice(None)), valid, subject.pooling))
-                    for layer, rows in divergence.items():
+                    self._put(name, index, pool(answer.logits(slice(None)), valid, subject.pooling))
+                    if isinstance(answer.attention, str):
+                        self.without_attention[name] = answer.attention
+                        continue
+                    for layer, rows in answer.attention.items():
                         mean = (rows * valid).sum(dim=1) / valid.sum(dim=1)
                         self.attention[name][index, layer] = mean.cpu().numpy()
         if not self._usable(self.subject_key):
@@ -190,6 +198,9 @@ class _Collected:
                 continue
             columns: list[Column] = []
             values: list[np.ndarray] = []
+            skipped: dict[str, str] = {}
+            of_subject, own = self.vectors[self.subject_key], self.vectors[name]
+            alike = of_subject.shape == own.shape
             for metric in embedding_metrics:
                 if metric.name not in metrics:
                     continue
@@ -198,8 +209,18 @@ class _Collected:
                     values.append(attention.mean(axis=1))
                     columns += [Column(metric.name, ALL, LAYER, layer) for layer in range(self.layers)]
                     values += list(attention.T)
+                    if name in self.without_attention:
+                        skipped[metric.name] = self.without_attention[name]
+                elif isinstance(metric, Cosine) and not alike:
+                    values.append(np.zeros(len(own)))
+                    skipped[metric.name] = (
+                        f"the proxy's embeddings have {own.shape[1]} numbers and the subject's {of_subject.shape[1]}"
+                    )
                 else:
-                    values.append(metric(self.vectors[self.subject_key], self.vectors[name]))
+                    values.append(metric(of_subject, own))
             sums = np.stack(values, axis=1)
-            found[name] = Scores(tuple(columns), sums, np.ones(sums.shape, dtype=np.int64))
+            counts = np.ones(sums.shape, dtype=np.int64)
+            counts[:, [column.metric in skipped for column in columns]] = 0
+            largest = float(np.abs(own - of_subject).max()) if alike else math.nan
+            found[name] = Scores(tuple(columns), sums, counts, skipped, largest)
         return found

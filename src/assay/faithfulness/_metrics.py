@@ -107,6 +107,11 @@ class Predictions:
         """The next-token distribution, in the same precision."""
         return self._wide.softmax(dim=-1)
 
+    @cached_property
+    def log_sum(self) -> Float[Tensor, "batch position"]:
+        """ln of the sum of e to the logits."""
+        return self._wide.logsumexp(dim=-1)
+
     @property
     def _wide(self) -> Tensor:
         return self.logits if self.logits.dtype == torch.float64 else self.logits.float()
@@ -116,7 +121,7 @@ class Pair:
     """Subject and proxy on the same batch: what a metric sees.
 
     `targets[b, t]` is the token after position t. `attention[layer]` is the divergence of that layer's attention rows
-    (batch, position), see `attention_divergence`.
+    (batch, position), see `attention_divergence`. `both_ways` says that KL is asked for in both directions.
     """
 
     def __init__(
@@ -125,23 +130,34 @@ class Pair:
         proxy: Predictions,
         targets: Int[Tensor, "batch position"],
         attention: Mapping[int, Tensor],
+        *,
+        both_ways: bool = False,
     ) -> None:
         self.subject = subject
         self.proxy = proxy
         self.targets = targets
         self.attention = attention
+        self.both_ways = both_ways
+
+    @cached_property
+    def divergences(self) -> Float[Tensor, "batch position 2"]:
+        """KL(subject || proxy) and KL(proxy || subject), from the same exponentials."""
+        subject, proxy = self.subject, self.proxy
+        sums = (one.log_sum[..., None] for one in (subject, proxy))
+        return _by_rows(_kl_both_ways, subject.logits, proxy.logits, *sums)
 
 
 NUMBERS = 300_000
 """Logits of a model that a divergence takes at a time on a CPU, whose cache then holds what is made of them."""
 
 
-def _by_rows(measure: Callable[..., Tensor], *of_models: Tensor) -> Float[Tensor, "batch position"]:
+def _by_rows(measure: Callable[..., Tensor], *of_models: Tensor) -> Float[Tensor, "batch position *measures"]:
     """A divergence (row) of tensors (row, vocabulary), measured for a few of their positions at a time."""
     first = of_models[0]
     rows = max(1, NUMBERS // first.shape[-1]) if first.device.type == "cpu" else max(1, first[..., 0].numel())
     blocks = zip(*(tensor.flatten(0, 1).split(rows) for tensor in of_models), strict=True)
-    return torch.cat([measure(*block) for block in blocks]).view(first.shape[:2])
+    found = torch.cat([measure(*block) for block in blocks])
+    return found.view(*first.shape[:2], *found.shape[1:])
 
 
 def _widest(like: Tensor) -> torch.dtype:
@@ -153,9 +169,10 @@ def _widest(like: Tensor) -> torch.dtype:
 class Metric(Protocol):
     """A number for every prediction; results are its mean over predictions, with intervals over sequences.
 
-    `unit` is "rate" (then it is 0 or 1 at a prediction) or "nats". `higher_is_better` says in which direction the
-    proxy is more faithful. `needs_answer`: only defined where the context determines the right answer.
-    A metric with `needs_attention = False` does not look at `Pair.attention`, which then need not be computed.
+    `unit` is "rate" (then it is in [0, 1] at a prediction), "nats" or "probability". `higher_is_better` says in which
+    direction the proxy is more faithful. `needs_answer`: only defined where the context determines the right answer.
+    A metric with `needs_attention = False` does not look at `Pair.attention`, which then need not be computed. One with
+    `of_models = True` is measured only where whole models are compared, or where it is asked for.
     """
 
     name: str
@@ -233,6 +250,8 @@ class KLDivergence:
 
     def __call__(self, pair: Pair) -> Float[Tensor, "batch position"]:
         """The divergence at every position."""
+        if pair.both_ways:
+            return pair.divergences[..., 0]
         return _by_rows(_kl, pair.subject.probabilities, pair.subject.logits, pair.proxy.logits)
 
 
@@ -299,8 +318,168 @@ class AttentionJSD:
         return torch.stack(list(pair.attention.values())).mean(dim=0)
 
 
+class ReverseKL:
+    """KL(proxy || subject) of the next-token distributions over the whole vocabulary, in nats; 0 is faithful.
+
+    Large where the proxy thinks likely what the subject does not; see `KLDivergence` for the other direction.
+    """
+
+    name = "kl_reverse"
+    unit = "nats"
+    higher_is_better = False
+    needs_answer = False
+    needs_attention = False
+    of_models = True
+    description = "KL divergence of the subject's next-token distribution from the proxy's"
+
+    def __call__(self, pair: Pair) -> Float[Tensor, "batch position"]:
+        """The divergence at every position."""
+        return pair.divergences[..., 1]
+
+
+def _kl_both_ways(subject: Tensor, proxy: Tensor, log_sum: Tensor, log_sum_of_proxy: Tensor) -> Tensor:
+    """KL of rows of logits in both directions, (row, 2), from the rows' log sums.
+
+    With r = ln(p/q) and E = e^-r - 1, which is q/p - 1, KL(p || q) is the sum of p (E + r), whose terms are not
+    negative, and KL(q || p) that of -p r E, less the former: nothing small is lost in either. Where E would be too
+    large beside too small a p, both are taken as defined.
+    """
+    wide = log_sum.dtype
+    ratio = (subject.to(wide) - proxy.to(wide)).sub_(log_sum - log_sum_of_proxy)
+    p = (subject.to(wide) - log_sum).exp_()
+    excess = expm1(-ratio)
+    forward = (p * (excess + ratio)).sum(dim=-1)
+    backward = -p.mul_(ratio).mul_(excess).sum(dim=-1) - forward
+    found = torch.stack((forward, backward), dim=-1)
+    far = -ratio.amin(dim=-1) > FAR
+    if bool(far.any()):
+        log_p, log_q = (logits[far].to(_widest(far)).log_softmax(dim=-1) for logits in (subject, proxy))
+        exact = [(one.exp() * (one - other)).sum(dim=-1) for one, other in ((log_p, log_q), (log_q, log_p))]
+        found[far] = torch.stack(exact, dim=-1).to(found.dtype)
+    return found.clamp(min=0)
+
+
+class FlipToWrong:
+    """Is the subject right where the proxy is wrong? Rate in [0, 1], 0 is faithful; see `FlipToRight`."""
+
+    name = "flip_to_wrong"
+    unit = "rate"
+    higher_is_better = False
+    needs_answer = True
+    needs_attention = False
+    of_models = True
+    description = "the subject predicts the right token and the proxy does not"
+
+    def __call__(self, pair: Pair) -> Float[Tensor, "batch position"]:
+        """1 where it flips so, else 0."""
+        return ((pair.subject.chosen == pair.targets) & (pair.proxy.chosen != pair.targets)).double()
+
+
+class FlipToRight:
+    """Is the proxy right where the subject is wrong? Rate in [0, 1], 0 is faithful.
+
+    Accuracy sees only the difference of the two kinds of flips; `Comparison.flips` tests it over sequences.
+    """
+
+    name = "flip_to_right"
+    unit = "rate"
+    higher_is_better = False
+    needs_answer = True
+    needs_attention = False
+    of_models = True
+    description = "the proxy predicts the right token and the subject does not"
+
+    def __call__(self, pair: Pair) -> Float[Tensor, "batch position"]:
+        """1 where it flips so, else 0."""
+        return ((pair.subject.chosen != pair.targets) & (pair.proxy.chosen == pair.targets)).double()
+
+
+class RightProbability:
+    """By how much the proxy gives the right token more probability than the subject, in [-1, 1]; 0 is faithful.
+
+    The sign is kept: a mean near 0 may hide changes both ways, which KL does not.
+    """
+
+    name = "right_probability"
+    unit = "probability"
+    higher_is_better = True
+    needs_answer = True
+    needs_attention = False
+    of_models = True
+    description = "probability of the right token, the proxy's minus the subject's"
+
+    def __call__(self, pair: Pair) -> Float[Tensor, "batch position"]:
+        """The difference at every position."""
+        subject, proxy = _of_targets(pair)
+        return proxy.exp() - subject.exp()
+
+
+class LogPerplexityRatio:
+    """ln of the proxy's perplexity over the subject's, in nats: the mean of ln p(right) - ln q(right); 0 is faithful.
+
+    Its exponential is the ratio of the perplexities over the predictions counted. Above 0, the proxy predicts worse.
+    """
+
+    name = "log_perplexity_ratio"
+    unit = "nats"
+    higher_is_better = False
+    needs_answer = True
+    needs_attention = False
+    of_models = True
+    description = "log probability of the right token, the subject's minus the proxy's"
+
+    def __call__(self, pair: Pair) -> Float[Tensor, "batch position"]:
+        """The difference at every position."""
+        subject, proxy = _of_targets(pair)
+        return subject - proxy
+
+
+def _of_targets(pair: Pair) -> tuple[Tensor, Tensor]:
+    """ln of the probabilities that subject and proxy give the right tokens."""
+    where = pair.targets[..., None]
+    found = []
+    for one in (pair.subject, pair.proxy):
+        wide = _widest(one.logits)
+        found.append(one.logits.gather(-1, where)[..., 0].to(wide) - one.log_sum.to(wide))
+    return found[0], found[1]
+
+
+class FirstFive:
+    """The share of the subject's five most likely tokens that are among the proxy's five; in [0, 1], 1 is faithful.
+
+    Of fewer tokens than five, all are; of equally likely ones those count that come first in the sorting of torch.
+    """
+
+    name = "first_five"
+    unit = "rate"
+    higher_is_better = True
+    needs_answer = False
+    needs_attention = False
+    of_models = True
+    description = "share of the subject's five most likely tokens that are among the proxy's five"
+
+    def __call__(self, pair: Pair) -> Float[Tensor, "batch position"]:
+        """The share at every position."""
+        count = min(5, pair.subject.logits.shape[-1])
+        first, second = (one.logits.topk(count, dim=-1).indices for one in (pair.subject, pair.proxy))
+        return (first[..., :, None] == second[..., None, :]).any(dim=-1).double().mean(dim=-1)
+
+
 metrics = Registry("assay.metrics", "metric")
 """All metrics by name."""
 
-for _metric in (SamePrediction, SubjectAccuracy, ProxyAccuracy, KLDivergence, JSDivergence, AttentionJSD):
+for _metric in (
+    SamePrediction,
+    SubjectAccuracy,
+    ProxyAccuracy,
+    KLDivergence,
+    JSDivergence,
+    AttentionJSD,
+    ReverseKL,
+    FlipToWrong,
+    FlipToRight,
+    RightProbability,
+    LogPerplexityRatio,
+    FirstFive,
+):
     metrics.register(_metric.name, _metric)

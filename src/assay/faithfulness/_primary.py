@@ -10,16 +10,23 @@ from assay.faithfulness._scores import ALL
 from assay.tasks import Objective, Task
 
 
-def resolve_metrics(objective: Objective | None, asked: Sequence[str | Metric] | None = None) -> list[Any]:
-    """The metrics `asked` for, by name or as objects (None: all that there are for this objective).
+def resolve_metrics(
+    objective: Objective | None, asked: Sequence[str | Metric] | None = None, *, of_models: bool = False
+) -> list[Any]:
+    """The metrics `asked` for, by name or as objects.
 
+    None is all that there are for this objective; those for other models only where some are compared (`of_models`).
     Of embeddings only those are measured that Assay has. Raises AssayError for an unknown name, for what is no metric,
     and for two metrics of one name.
     """
     of_embeddings: Mapping[str, Any] = {metric.name: metric for metric in embedding_metrics}
     known = of_embeddings if objective == "embedding" else metrics
     if asked is None:
-        asked = list(known)
+        asked = [
+            name
+            for name in known
+            if of_models or objective == "embedding" or not getattr(metrics.get(name), "of_models", False)
+        ]
     if not asked or isinstance(asked, str):
         raise AssayError(f"compare(metrics={asked!r}): must be a list of metrics, such as ['same_prediction', 'kl'].")
     found: list[Any] = []

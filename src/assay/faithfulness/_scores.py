@@ -1,10 +1,11 @@
 """Scores of one cell (subject x proxy x split): sums and counts a sequence, for every metric and kind."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,9 +13,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from assay._errors import AssayError
-from assay.engine import Engine, Proxy, Run, batches, device_scale, tensors
+from assay.engine import Answer, Engine, Proxy, batches, device_scale, tensors
 from assay.faithfulness._clean_pass import CleanPass
-from assay.faithfulness._metrics import Metric, Pair, Predictions, margins
+from assay.faithfulness._metrics import Metric, Pair, Predictions, ReverseKL, margins
 from assay.tasks import UNSCORED, Split, Task
 
 ALL = "all"
@@ -58,24 +59,40 @@ class Column(NamedTuple):
 
 @dataclass(frozen=True)
 class Scores:
-    """Per sequence and column: the sum of the metric over predictions, and how many predictions there were."""
+    """Per sequence and column: the sum of the metric over predictions, and how many predictions there were.
+
+    `skipped` says why a metric was not measured (its counts are 0). `largest` is the largest absolute difference of a
+    logit from the subject's at any scored position (of embeddings: of an entry); 0 only if not one differs. `kept` has,
+    by metric, its value at every scored prediction, where they are kept: sequence after sequence, in float32.
+    """
 
     columns: tuple[Column, ...]
     sums: Float[np.ndarray, "sequence column"]
     counts: Int[np.ndarray, "sequence column"]
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    largest: float = math.nan
+    kept: Mapping[str, Float[np.ndarray, " prediction"]] = field(default_factory=dict)
 
     def write(self, path: Path) -> None:
         """Write to an .npz file."""
-        columns = json.dumps([list(column) for column in self.columns])
+        about = json.dumps({"columns": [list(column) for column in self.columns], "skipped": dict(self.skipped)})
         with path.open("wb") as file:
-            np.savez_compressed(file, columns=np.array(columns), sums=self.sums, counts=self.counts)
+            kept: dict[str, Any] = {f"{_KEPT}{name}": values for name, values in self.kept.items()}
+            np.savez_compressed(
+                file, about=np.array(about), sums=self.sums, counts=self.counts, largest=np.array(self.largest), **kept
+            )
 
     @classmethod
     def read(cls, path: Path) -> "Scores":
         """Read what `write` wrote."""
         with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
-            columns = tuple(Column(*column) for column in json.loads(str(data["columns"])))
-            return cls(columns, data["sums"], data["counts"])
+            about = json.loads(str(data["about"]))
+            columns = tuple(Column(*column) for column in about["columns"])
+            kept = {name.removeprefix(_KEPT): data[name] for name in data.files if name.startswith(_KEPT)}
+            return cls(columns, data["sums"], data["counts"], about["skipped"], float(data["largest"]), kept)
+
+
+_KEPT = "kept_"
 
 
 class NotFiniteError(ArithmeticError):
@@ -115,7 +132,10 @@ class _Grouping:
     def scores(
         self, values: Mapping[str, np.ndarray], by_layer: Mapping[int, np.ndarray], margin: np.ndarray, batch: Split
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Sums and counts (sequence, column) of a batch; `margin` is the subject's at every position."""
+        """Sums and counts (sequence, column) of a batch; `margin` is the subject's at every position.
+
+        A metric that is not among `values` was not measured, and counts nothing.
+        """
         rows = len(batch)
         sums = np.zeros((rows, len(self.columns)))
         counts = np.zeros((rows, len(self.columns)), dtype=np.int64)
@@ -138,6 +158,8 @@ class _Grouping:
         sure = np.searchsorted(MARGIN_EDGES, margin[scored], side="right") - 1
         layer_values = {layer: numbers[scored] for layer, numbers in by_layer.items()}
         for metric in self.metrics:
+            if metric.name not in values:
+                continue
             numbers = values[metric.name][scored]
             answered = ~self.undetermined[kind] if metric.needs_answer else np.ones(len(kind), dtype=bool)
             for index, name in enumerate((ALL, *self.kinds)):
@@ -169,32 +191,63 @@ def score(
     split: Split,
     metrics: Sequence[Metric],
     *,
-    clean_pass: Callable[[Engine, Tensor, Tensor], CleanPass] = CleanPass,
+    keep: Collection[str] = (),
+    clean_pass: Callable[..., CleanPass] = CleanPass,
 ) -> dict[str, Scores | NotFiniteError]:
-    """Scores of several proxies of one subject on one split.
+    """Scores of several proxies of one subject on one split; of the metrics in `keep`, every prediction's value, too.
 
     The subject's own pass, made by `clean_pass`, is shared by all of them, and a proxy resumes from its first
     simplified layer. A proxy whose logits are not finite gets the error instead of scores; for a subject AssayError
     is raised.
     """
+    attention = any(map(_needs_attention, metrics))
     grouping = _Grouping(task, split, metrics, engine.layers)
     shape = (len(split), len(grouping.columns))
     found: dict[str, Scores | NotFiniteError] = {
-        name: Scores(tuple(grouping.columns), np.zeros(shape), np.zeros(shape, dtype=np.int64)) for name in proxies
+        name: Scores(tuple(grouping.columns), np.zeros(shape), np.zeros(shape, dtype=np.int64), {}, 0.0)
+        for name in proxies
+    }
+    kept = {
+        (name, metric.name): np.zeros(split.kinds.shape, dtype=np.float32)
+        for name in proxies
+        for metric in metrics
+        if metric.name in keep
     }
     with engine.ready():
         for index, batch in batches(engine, split):
             tokens, valid = tensors(batch, engine.subject.device)
-            judged = _Batch(engine, task, split.name, metrics, batch, clean_pass(engine, tokens, valid))
+            shared = clean_pass(engine, tokens, valid, attention=attention)
+            judged = _Batch(engine, task, split.name, metrics, batch, shared)
             finite = {name: proxy for name, proxy in proxies.items() if not isinstance(found[name], NotFiniteError)}
-            for some in _groups(list(finite), judged.clean.held, device_scale(tokens.device)):
-                for name, measured in judged.of({name: finite[name] for name in some}).items():
-                    current = found[name]
-                    if isinstance(measured, NotFiniteError):
-                        found[name] = measured
-                    elif isinstance(current, Scores):
-                        current.sums[index], current.counts[index] = grouping.scores(*measured, judged.margin, batch)
+            for name, measured in judged.of(finite):
+                current = found[name]
+                if isinstance(measured, NotFiniteError):
+                    found[name] = measured
+                elif isinstance(current, Scores):
+                    own = grouping.scores(measured.values, measured.by_layer, judged.margin, batch)
+                    current.sums[index], current.counts[index] = own
+                    skipped, largest = {**current.skipped, **measured.skipped}, max(current.largest, measured.largest)
+                    found[name] = replace(current, skipped=skipped, largest=largest)
+                    for metric in set(keep) & set(measured.values):
+                        kept[name, metric][index, : batch.kinds.shape[1]] = measured.values[metric]
+    for (name, metric), values in kept.items():
+        scores = found[name]
+        if isinstance(scores, Scores) and metric not in scores.skipped:
+            found[name] = replace(scores, kept={**scores.kept, metric: values[split.kinds != UNSCORED]})
     return found
+
+
+@dataclass
+class _Measured:
+    """The metrics of a proxy at every position of a batch, and its attention's divergence by layer.
+
+    `skipped` says why a metric is not there, `largest` is the largest difference of a logit.
+    """
+
+    values: dict[str, np.ndarray]
+    by_layer: dict[int, np.ndarray]
+    skipped: dict[str, str]
+    largest: float = 0.0
 
 
 class _Batch:
@@ -204,74 +257,93 @@ class _Batch:
         self, engine: Engine, task: Task, split: str, metrics: Sequence[Metric], batch: Split, shared: CleanPass
     ) -> None:
         self.engine, self.task, self.split, self.metrics, self.shared = engine, task, split, metrics, shared
-        self.clean = shared.clean
         self.kind_of = torch.from_numpy(batch.kinds).to(engine.subject.device)
         targets = np.roll(batch.tokens, -1, axis=1) if batch.targets is None else batch.targets
         self.targets = torch.from_numpy(targets).to(engine.subject.device)
         self.margin = np.zeros(batch.tokens.shape)
-        self._attention = any(getattr(metric, "needs_attention", True) for metric in metrics)
+        self._scale = device_scale(self.kind_of.device)
 
-    def of(
-        self, proxies: Mapping[str, Proxy]
-    ) -> dict[str, tuple[dict[str, np.ndarray], dict[int, np.ndarray]] | NotFiniteError]:
-        """For every proxy, the metrics at every position, by name, and its attention's divergence, by layer."""
-        names = list(proxies)
-        runs = {
-            names[number]: (run, divergence)
-            for number, run, divergence in self.shared.of(list(proxies.values()), attention=self._attention)
-        }
-        values = {name: {metric.name: np.zeros(self.margin.shape) for metric in self.metrics} for name in runs}
+    def of(self, proxies: Mapping[str, Proxy]) -> Iterator[tuple[str, _Measured | NotFiniteError]]:
+        """Name and measurements of every proxy; as many are held at the same time as there is room for."""
+        names, held = list(proxies), 0
+        given: dict[str, Answer] = {}
+        needed = any(map(_needs_attention, self.metrics))
+        for number, answer in self.shared.answers(list(proxies.values()), attention=needed):
+            if given and held + answer.held > self._scale * NUMBERS_HELD:
+                yield from self._of(given)
+                given, held = {}, 0
+            given[names[number]] = answer
+            held += answer.held
+            del answer
+        yield from self._of(given)
+
+    def _of(self, given: Mapping[str, Answer]) -> Iterator[tuple[str, _Measured | NotFiniteError]]:
+        found = {name: self._empty(answer) for name, answer in given.items()}
         broken: dict[str, NotFiniteError] = {}
-        logits_held = LOGITS_HELD * device_scale(self.kind_of.device)
-        for positions in _chunks(self.kind_of != UNSCORED, self.engine.subject.vocabulary, logits_held):
+        for positions in _chunks(self.kind_of != UNSCORED, self.engine.subject.vocabulary, self._scale * LOGITS_HELD):
             chosen = positions.cpu().numpy()
-            subject = self._predictions(self.clean, positions)
+            subject = self._predictions(self.engine.logits(self.shared.run, positions), positions)
             if subject is None:
                 raise AssayError(
                     f"the subject {self.engine.subject.name!r} gives logits that are not finite numbers on split "
                     f"{self.split!r}; it cannot be judged (in half precision, try float32)."
                 )
             self.margin[:, chosen] = margins(subject.logits, self.kind_of[:, positions], self.task.kinds).cpu().numpy()
-            for name, (run, divergence) in runs.items():
-                measured = self._measured(subject, run, divergence, positions)
-                if measured is None:
+            for name, answer in given.items():
+                if not self._measure(found[name], name, subject, answer, positions):
                     broken[name] = NotFiniteError(f"{name} gives logits that are not finite numbers on {self.split}")
-                    continue
-                for metric, numbers in measured.items():
-                    values[name][metric][:, chosen] = numbers
-        return {
-            name: broken.get(name) or (values[name], {layer: rows.cpu().numpy() for layer, rows in divergence.items()})
-            for name, (_, divergence) in runs.items()
-        }
+        for name, measured in found.items():
+            yield name, broken.get(name, measured)
 
-    def _measured(
-        self, subject: Predictions, run: Run, divergence: Mapping[int, Tensor], positions: Tensor
-    ) -> dict[str, np.ndarray] | None:
-        """The metrics at some positions; None if the proxy's logits are not finite. Its logits end here."""
-        proxy = self._predictions(run, positions)
+    def _empty(self, answer: Answer) -> _Measured:
+        """Where the measurements of a proxy go; those that it cannot have are skipped."""
+        skipped, by_layer = {}, {}
+        if isinstance(answer.attention, str):
+            skipped = {metric.name: answer.attention for metric in self.metrics if _needs_attention(metric)}
+        else:
+            by_layer = {layer: rows.cpu().numpy() for layer, rows in answer.attention.items()}
+        values = {metric.name: np.zeros(self.margin.shape) for metric in self.metrics if metric.name not in skipped}
+        return _Measured(values, by_layer, skipped)
+
+    def _measure(self, into: _Measured, name: str, subject: Predictions, answer: Answer, positions: Tensor) -> bool:
+        """Take the metrics at some positions; False if the proxy's logits are not finite. Its logits end here."""
+        logits = answer.logits(positions)
+        if logits.shape != subject.logits.shape:
+            raise AssayError(
+                f"{name}: it gives {logits.shape[-1]} logits for every token and the subject "
+                f"{self.engine.subject.name!r} gives {subject.logits.shape[-1]}; they have to be of one vocabulary."
+            )
+        proxy = self._predictions(logits, positions)
         if proxy is None:
-            return None
-        rows = {layer: rows[:, positions] for layer, rows in divergence.items()}
-        pair = Pair(subject, proxy, self.targets[:, positions], rows)
-        return {metric.name: metric(pair).cpu().numpy() for metric in self.metrics}
+            return False
+        scored = self.kind_of[:, positions] != UNSCORED
+        if not torch.equal(subject.logits, proxy.logits):
+            difference = (subject.logits - proxy.logits).abs_().amax(dim=-1)[scored]
+            into.largest = max(into.largest, float(difference.max()))
+        attention = {} if isinstance(answer.attention, str) else answer.attention
+        rows = {layer: rows[:, positions] for layer, rows in attention.items()}
+        both_ways = any(metric.name == ReverseKL.name for metric in self.metrics)
+        pair = Pair(subject, proxy, self.targets[:, positions], rows, both_ways=both_ways)
+        chosen = positions.cpu().numpy()
+        for metric in self.metrics:
+            if metric.name in into.values:
+                into.values[metric.name][:, chosen] = metric(pair).cpu().numpy()
+        return True
 
-    def _predictions(self, run: Run, positions: Tensor) -> Predictions | None:
-        """What a run predicts at some positions; None if logits that are scored are not finite."""
+    def _predictions(self, logits: Tensor, positions: Tensor) -> Predictions | None:
+        """What is predicted at some positions; None if logits that are scored are not finite."""
         here = self.kind_of[:, positions]
-        logits = self.engine.logits(run, positions)
         return Predictions(logits, here, self.task.kinds) if _finite(logits, here != UNSCORED) else None
+
+
+def _needs_attention(metric: Metric) -> bool:
+    """Whether a metric has to see attention; one that does not say may."""
+    return bool(getattr(metric, "needs_attention", True))
 
 
 def _finite(logits: Tensor, scored: Tensor) -> bool:
     """Whether the logits of all scored positions are finite (their sums are then, and only then)."""
     return bool(torch.isfinite(logits.sum(dim=-1, dtype=torch.float32)[scored]).all())
-
-
-def _groups(names: Sequence[str], held: int, scale: int) -> Iterator[Sequence[str]]:
-    """The proxies in groups whose runs are held at the same time (one at least)."""
-    size = max(1, scale * NUMBERS_HELD // held)
-    for start in range(0, len(names), size):
-        yield names[start : start + size]
 
 
 def _chunks(scored: Bool[Tensor, "batch position"], vocabulary: int, held: int) -> Iterator[Int[Tensor, " chosen"]]:

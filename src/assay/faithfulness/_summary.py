@@ -15,6 +15,7 @@ from threadpoolctl import threadpool_limits
 
 from assay.faithfulness._cells import REFITTED, Candidate
 from assay.faithfulness._metrics import Metric
+from assay.faithfulness._of_models import MODEL_COLUMNS, model_rows
 from assay.faithfulness._scores import ALL, MARGIN, Column, NotFiniteError, Scores
 from assay.faithfulness._statistics import (
     CHANGE_OF_RATE,
@@ -33,6 +34,7 @@ from assay.faithfulness._statistics import (
     matched_gaps,
     share_recovered,
 )
+from assay.simplify import is_whole
 from assay.subjects import Subject
 from assay.tasks import Kind, Split, sequence_hashes
 
@@ -51,12 +53,15 @@ def bounds_of(metric: Metric) -> Bounds:
 
 
 class Summary(NamedTuple):
-    """Results (a row a split, metric, kind, feature and bin), gaps (a row a shift, metric and kind), and what stands
-    beside the controls (a row a proxy and split)."""
+    """Results (a row a split, metric, kind, feature and bin), gaps (a row a shift, metric and kind), what stands beside
+    the controls (a row a proxy and split), the largest difference of a logit, by proxy and site and by split, and what
+    is said of whole models (a row a proxy, split and kind)."""
 
     results: pd.DataFrame
     gaps: pd.DataFrame
     controls: pd.DataFrame
+    largest: Mapping[tuple[str, str], Mapping[str, float]]
+    models: pd.DataFrame
 
 
 @dataclass(frozen=True)
@@ -97,21 +102,13 @@ def summarise(
 ) -> Summary:
     """Estimates, gaps and comparisons with controls of all candidates; `primary` is the metric and kind of verdicts."""
     iid = next(name for name, split in splits.items() if split.role == "iid")
-    undetermined = {kind.name for kind in kinds if not kind.determined}
     way = _Way(
         by_name={metric.name: metric for metric in judged},
-        pairs=[
-            (metric.name, kind)
-            for metric in judged
-            for kind in (ALL, *(kind.name for kind in kinds))
-            if not (metric.needs_answer and kind in undetermined)
-        ],
+        pairs=_pairs(judged, kinds),
         weights={name: weights_of(split, seed=seed, resamples=resamples) for name, split in splits.items()},
         level=level,
     )
-    again_of: dict[str, list[Candidate]] = {}
-    for item in candidates:
-        again_of.setdefault(f"{item.name} at {item.site}", []).append(item)
+    again_of = _draws_of(candidates)
 
     def measured(item: Candidate, trained: bool) -> tuple[dict[str, _Measured], list[dict[str, Any]]]:
         """A candidate on every split on which it was judged, and the rows of that."""
@@ -122,8 +119,8 @@ def summarise(
         for name in splits:
             if (members[0], item.key, name) not in found:
                 continue
-            redraws = again_of[f"{item.name} at {item.site}"]
-            scores = [[found[number, one.key, name] for one in redraws] for number in members]
+            draws_of_it = again_of[item.of_all_draws]
+            scores = [[found[number, one.key, name] for one in draws_of_it] for number in members]
             failed = [cell for cell in chain(*scores) if isinstance(cell, NotFiniteError)]
             if failed:
                 rows += _unmeasured({**base, "split": name}, way, str(failed[0]))
@@ -136,6 +133,7 @@ def summarise(
     results: list[dict[str, Any]] = []
     gaps: list[dict[str, Any]] = []
     beside: list[dict[str, Any]] = []
+    largest: dict[tuple[str, str], dict[str, float]] = {}
     for trained in sorted({variant.trained for variant in variants}, reverse=True):
         # What was measured of a candidate is dropped with its last gap: a long run does not fit in memory. Of its
         # controls only the primary column is kept, for the comparisons with them.
@@ -145,6 +143,10 @@ def summarise(
             if item.refitted or item.redraw or (item.is_control and not trained):
                 continue
             own, rows[item.key] = measured(item, trained)
+            if not trained and not own:  # what replaces a model whole is not judged on a shuffled copy
+                continue
+            if trained:
+                largest[item.name, item.site] = {name: cell.largest for name, cell in own.items()}
             columns[item.key] = {name: cell.column(primary) for name, cell in own.items()}
             again: dict[str, _Measured] = {}
             other = by_key.get(f"{item.name}{REFITTED} at {item.site}")
@@ -164,8 +166,52 @@ def summarise(
     for _, family in frame[~frame["is_control"].astype(bool)].groupby(["trained", "metric", "kind"], sort=False):
         frame.loc[family.index, "p_holm"] = holm(family["p"].tolist())
     return Summary(
-        pd.DataFrame(results), _beside(frame, candidates), pd.DataFrame(beside, columns=list(_CONTROL_COLUMNS))
+        pd.DataFrame(results),
+        _beside(frame, candidates),
+        pd.DataFrame(beside, columns=list(_CONTROL_COLUMNS)),
+        largest,
+        pd.DataFrame(_of_models(variants, candidates, splits, kinds, way, found), columns=list(MODEL_COLUMNS)),
     )
+
+
+def _of_models(  # noqa: PLR0917
+    variants: Sequence[Subject],
+    candidates: Sequence[Candidate],
+    splits: Mapping[str, Split],
+    kinds: Sequence[Kind],
+    way: _Way,
+    found: Mapping[tuple[int, str, str], Scores | NotFiniteError],
+) -> Iterator[dict[str, Any]]:
+    """What is said of whole models beside means."""
+    seeds = [number for number, variant in enumerate(variants) if variant.trained]
+    for item in candidates:
+        if item.is_control or not is_whole(item.simplification):
+            continue
+        for name, split in splits.items():
+            cells = [found[seed, item.key, name] for seed in seeds]
+            scores = [cell for cell in cells if isinstance(cell, Scores)]
+            if len(scores) == len(cells):
+                base = {"proxy": item.name, "site": item.site}
+                yield from model_rows(base, scores, split, kinds, weights=way.weights[name], level=way.level)
+
+
+def _pairs(judged: Sequence[Metric], kinds: Sequence[Kind]) -> list[tuple[str, str]]:
+    """Every metric on every kind on which it has a meaning."""
+    undetermined = {kind.name for kind in kinds if not kind.determined}
+    return [
+        (metric.name, kind)
+        for metric in judged
+        for kind in (ALL, *(kind.name for kind in kinds))
+        if not (metric.needs_answer and kind in undetermined)
+    ]
+
+
+def _draws_of(candidates: Sequence[Candidate]) -> dict[str, list[Candidate]]:
+    """The candidates by the name that all draws of a control share."""
+    found: dict[str, list[Candidate]] = {}
+    for item in candidates:
+        found.setdefault(item.of_all_draws, []).append(item)
+    return found
 
 
 _GAP_COLUMNS = (
@@ -229,6 +275,8 @@ class _Measured:
     limits: Estimates
     draws: Draws
     seeds: int
+    skipped: Mapping[str, str]
+    largest: float
 
     @classmethod
     def of(cls, cells: Sequence[Sequence[Scores]], way: _Way, split: str) -> "_Measured":
@@ -264,6 +312,8 @@ class _Measured:
             limits=estimate(drawn, level=way.level, nonnegative=~negative),
             draws=drawn.select([place[pair] for pair in way.pairs]),
             seeds=len(cells),
+            skipped=cells[0][0].skipped,
+            largest=max(cell.largest for cell in chain(*cells)),
         )
 
     def column(self, pair: tuple[str, str]) -> _Column:
@@ -440,7 +490,9 @@ def _rows(base: Mapping[str, Any], measured: _Measured, way: _Way) -> list[dict[
         if column.feature and predictions[index] == 0:
             continue
         reason = None
-        if predictions[index] == 0:
+        if column.metric in measured.skipped:
+            reason = f"skipped: {measured.skipped[column.metric]}"
+        elif predictions[index] == 0:
             reason = "no such prediction in this split"
         elif limits.how[index] == "none":
             reason = "fewer than two sequences: no interval"

@@ -1,15 +1,16 @@
 """One line of judgement on each proxy."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import pandas as pd
 
+from assay._errors import AssayError, unknown_name
 from assay.faithfulness._statistics import NO_MARGIN
 
-Judgement = Literal["illusion", "gap", "unfaithful", "inconclusive", "vacuous", "faithful"]
+Judgement = Literal["illusion", "gap", "unfaithful", "inconclusive", "vacuous", "faithful", "identical"]
 """All judgements, the gravest first."""
 
 JUDGEMENTS: tuple[Judgement, ...] = get_args(Judgement)
@@ -22,6 +23,9 @@ All rules look at the primary metric (`same_prediction`, unless another was chos
 share of sequences with the same nearest neighbour) on the primary kind, and at whole confidence intervals, never at
 points alone.
 
+0. **identical**: not one logit differs from the subject's, at any scored position of any split. There, nothing was
+   changed, and no interval is needed; of other inputs it says nothing. Where logits differ by no more than they do when
+   nothing is changed (another order of the arithmetic), the line says so, and the rules below apply.
 1. **unfaithful**: the upper limit on `iid` is below `min_agreement`.
 2. **inconclusive**: the interval on `iid` contains `min_agreement`, or there is none; or changing nothing flips more
    than `max_gap` of the predictions (the noise floor), so that nothing can be told.
@@ -91,7 +95,7 @@ class Verdict:
     @property
     def why(self) -> str:
         """The numbers and notes behind the judgement, in words."""
-        if math.isnan(self.agreement):
+        if math.isnan(self.agreement) or self.judgement == "identical":
             return " ".join(self.notes)
         limits = f"[{in_percent(self.low)}, {in_percent(self.high)}]"
         text = f"Agrees with the subject on {in_percent(self.agreement)} {limits} in distribution"
@@ -110,6 +114,33 @@ class Verdict:
 
     def __str__(self) -> str:
         return f"{self.where}: {self.judgement.upper()}. {self.why}"
+
+
+def check_shares(who: str, **values: float | None) -> None:
+    """Raise AssayError unless every value is a share in [0, 1]; infinite ones and NaN are none."""
+    for name, value in values.items():
+        if value is None or not 0 <= value <= 1:
+            raise AssayError(f"{who}({name}={value}): must be a share between 0 and 1.")
+
+
+Required = Literal["faithful", "identical"]
+"""What may be required of a verdict."""
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """What every proxy has to be: faithful (or identical), or identical. Raises AssayError for anything else."""
+
+    judgement: str = "faithful"
+
+    def __post_init__(self) -> None:
+        if self.judgement not in get_args(Required):
+            raise unknown_name("judgement to require", self.judgement, get_args(Required))
+
+    def failing(self, verdicts: Sequence[Verdict]) -> list[Verdict]:
+        """The verdicts that are not what is required."""
+        enough = {"identical"} if self.judgement == "identical" else {"faithful", "identical"}
+        return [verdict for verdict in verdicts if verdict.judgement not in enough]
 
 
 def _points(low: float, high: float) -> str:
@@ -162,6 +193,26 @@ def sequences_needed(
 
 
 @dataclass(frozen=True)
+class Difference:
+    """The largest absolute difference of a logit on any split (NaN: not measured), and that of changing nothing."""
+
+    largest: float
+    noise: float
+
+    @property
+    def note(self) -> str | None:
+        """What the size of the difference says by itself."""
+        if self.largest == 0:
+            return "Not one logit differs at any position that was judged: there, nothing was changed."
+        if self.largest <= self.noise:
+            return (
+                f"No logit differs by more than {self.largest:.1e}, which is within numerical noise: the order of the "
+                f"arithmetic changes up to {self.noise:.1e}."
+            )
+        return None
+
+
+@dataclass(frozen=True)
 class Bar:
     """What is asked of a proxy: agreement in distribution, the largest gap, at which level, above which noise floor."""
 
@@ -180,6 +231,7 @@ def judge(
     site: str,
     bar: Bar,
     sizes: Mapping[str, int],
+    difference: Difference,
 ) -> Verdict:
     """Apply the rules (see `RULES`) to one proxy.
 
@@ -191,13 +243,15 @@ def judge(
     measured = gaps[gaps["gap"].notna()].sort_values("gap", ascending=False, kind="stable")
     worst = measured.iloc[0] if len(measured) else None
     better = measured[measured["high"] < 0]
-    notes = []
+    notes = [] if difference.note is None else [difference.note]
     if len(better):
         notes.append(f"More faithful under {', '.join(better['split'])} than in distribution.")
     standing = standing_of_agreement(low, high, bar.min_agreement)
     needed: list[int | None] = []
     judgement: Judgement = "inconclusive"
-    if math.isnan(low):
+    if difference.largest == 0:
+        judgement = "identical"
+    elif math.isnan(low):
         notes.append(f"Nothing to go by in distribution: {agreement['reason'] or 'no interval'}.")
     elif bar.noise > bar.max_gap:
         notes.append(
@@ -215,7 +269,7 @@ def judge(
     else:
         judgement, worst, more, needed = _by_gaps(measured, gaps, bar, sizes, agreement=value)
         notes += more
-    vacuous = list(_vacuous(controls, bar))
+    vacuous = [] if judgement == "identical" else list(_vacuous(controls, bar))
     if judgement == "faithful" and vacuous:
         judgement = "vacuous"
     notes += vacuous

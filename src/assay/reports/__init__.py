@@ -2,6 +2,7 @@
 
 from assay.reports._figures import figures
 from assay.reports._illustrations import Chart, Illustrations, KeyCloud, SentenceView, Series, TableView, TextView
+from assay.reports._junit import write_junit
 from assay.reports._page import environment, picture, write_figures, write_page
 from assay.reports._style import PALETTE, style, to_png, to_svg
 from assay.reports._tables import (
@@ -13,6 +14,7 @@ from assay.reports._tables import (
     terminal,
     terminal_table,
     write_markdown,
+    write_tables,
 )
 
 __all__ = [
@@ -38,6 +40,8 @@ __all__ = [
     "to_png",
     "to_svg",
     "write_figures",
+    "write_junit",
     "write_markdown",
     "write_page",
+    "write_tables",
 ]

@@ -1,6 +1,7 @@
 """The HTML page: one file, no scripts, no network."""
 
 import base64
+import hashlib
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -38,6 +39,10 @@ from assay.subjects import write_atomically
 
 _RASTER = ("keys-", "sentence-")
 """Figures with many marks are smaller as PNG."""
+
+
+_LONG = 120
+"""Letters of a file's name; file systems take 255 bytes, of which suffixes and temporary files need some."""
 
 
 class Picture(NamedTuple):
@@ -144,7 +149,12 @@ def write_figures(comparison: Comparison, folder: Path, illustrations: Illustrat
     for name, _, figure in figures(comparison, illustrations or Illustrations()):
         svg, png = to_svg(figure), to_png(figure)
         for suffix, data in (("svg", svg.encode()), ("png", png)):
-            path = folder / f"{name}.{suffix}"
+            path = folder / f"{_file_name(name)}.{suffix}"
             write_atomically(path, lambda temporary, data=data: temporary.write_bytes(data))  # type: ignore[misc]
             paths.append(path)
     return paths
+
+
+def _file_name(name: str) -> str:
+    """A figure's name as that of a file; one that names a site of many parts is cut, and told apart by its hash."""
+    return name if len(name) <= _LONG else f"{name[:_LONG]}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"

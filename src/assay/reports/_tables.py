@@ -23,6 +23,7 @@ JUDGEMENT_STYLE: dict[Judgement, str] = {
     "inconclusive": "cyan",
     "vacuous": "blue",
     "faithful": "green",
+    "identical": "bold cyan",
 }
 
 MEANING: dict[Judgement, str] = {
@@ -32,6 +33,7 @@ MEANING: dict[Judgement, str] = {
     "inconclusive": "is not decided; its line says about how many sequences would decide",
     "vacuous": "would be faithful, but its control agrees as much or the site hardly matters: that explains nothing",
     "faithful": "holds in distribution and under every shift that was measured, and is better than its control",
+    "identical": "not one logit differs from the subject's at any position that was judged",
 }
 """What each judgement says, in a few words."""
 
@@ -460,8 +462,20 @@ def write_markdown(comparison: Comparison, path: Path, illustrations: Illustrati
 
     A file that does not exist is made; one without marks is refused with an AssayError, and left as it is.
     """
-    own = "".join(map(markdown_table, illustrations.tables)) if illustrations else ""
-    block = f"{_BEGIN}\n{markdown(comparison)}{own}{_END}"
+    _write_between_marks(path, markdown(comparison) + _in_markdown(illustrations.tables if illustrations else ()))
+
+
+def write_tables(tables: Sequence[TableView], path: Path) -> None:
+    """Write the tables of a study into a Markdown file, as `write_markdown` does."""
+    _write_between_marks(path, _in_markdown(tables))
+
+
+def _in_markdown(tables: Sequence[TableView]) -> str:
+    return "".join(map(markdown_table, tables))
+
+
+def _write_between_marks(path: Path, content: str) -> None:
+    block = f"{_BEGIN}\n{content}{_END}"
     text = f"{block}\n"
     if path.exists():
         old = path.read_text(encoding="utf-8")

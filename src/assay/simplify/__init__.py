@@ -8,7 +8,7 @@ from assay.simplify._bits import RepresentationBits, representation_bits
 from assay.simplify._controls import Identity, MeanAblation, RandomPerturbation, RandomProjection, UniformAttention
 from assay.simplify._kmeans import KMeans
 from assay.simplify._one_hot import OneHotAttention
-from assay.simplify._protocol import Simplification, applied, label, simplifications
+from assay.simplify._protocol import Simplification, applied, is_whole, label, learns, simplifications
 from assay.simplify._svd import SVD
 
 simplifications.register("svd", SVD)
@@ -31,7 +31,9 @@ __all__ = [
     "Simplification",
     "UniformAttention",
     "applied",
+    "is_whole",
     "label",
+    "learns",
     "representation_bits",
     "simplifications",
 ]

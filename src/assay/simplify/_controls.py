@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from assay._errors import AssayError
-from assay.engine import ATTENTION, Edit, Head, PatternEdit, Place, Proxy, Samples, VectorEdit
-from assay.simplify._protocol import Simplification, applied, check_positive, label, proxy_of, vector_edit
+from assay.engine import ATTENTION, Edit, EditedSubject, Head, PatternEdit, Place, Samples, VectorEdit
+from assay.simplify._protocol import Simplification, applied, check_positive, heads_of, label, proxy_of, vector_proxy
 from assay.simplify._subspace import Subspace, check_rank
 from assay.subjects import Subject
 
@@ -21,14 +21,15 @@ from assay.subjects import Subject
 class RandomProjection:
     """Project each head's queries and keys, or another stream, on a random subspace of `rank`: what SVD has to beat.
 
-    Queries and keys share the subspace, as in a joint SVD. It depends on `seed` and the place alone, not on data.
+    All streams of a place share the subspace, as queries and keys do in a joint SVD (one a width, where widths differ).
+    It depends on `seed` and the place alone, not on data.
     One draw may be lucky: as a control it is drawn several times (`redrawn`), and its interval has their spread.
     """
 
     rank: int
     seed: int = 0
-    subspaces_: dict[Place, Subspace] | None = field(default=None, init=False, repr=False, compare=False)
-    streams_: tuple[str, ...] = field(default=(), init=False, repr=False, compare=False)
+    subspaces_: dict[Place, tuple[Subspace, ...]] | None = field(default=None, init=False, repr=False, compare=False)
+    streams_: dict[Place, tuple[str, ...]] | None = field(default=None, init=False, repr=False, compare=False)
 
     streams: ClassVar[tuple[str, ...]] = ("queries",)
     any_stream: ClassVar[bool] = True
@@ -37,26 +38,26 @@ class RandomProjection:
         """Draw the subspace of each place; the samples only tell the width."""
         check_positive(self, rank=self.rank)
         self.subspaces_ = None
-        found: dict[Place, Subspace] = {}
+        found: dict[Place, tuple[Subspace, ...]] = {}
         for place in samples.places:
-            width = samples.of(place)[0].shape[-1]
-            check_rank(self.rank, width, label(self))
-            number = place.head if isinstance(place, Head) else 999
-            generator = torch.Generator().manual_seed((self.seed * 1_000 + place.layer) * 1_000 + number)
-            gaussian = torch.randn(width, width, generator=generator, dtype=torch.float64)
-            basis, _ = torch.linalg.qr(gaussian)
-            found[place] = Subspace(basis[:, : self.rank], torch.zeros(width, dtype=torch.float64))
-        self.subspaces_, self.streams_ = found, samples.streams
+            streams = samples.streams_of(place)
+            widths = [vectors.shape[-1] for vectors in samples.of(place)]
+            widths += widths[:1] * (len(streams) - len(widths))  # of queries and keys, one tells the width of both
+            found[place] = tuple(self._subspace(place, width) for width in widths)
+        self.subspaces_, self.streams_ = found, {place: samples.streams_of(place) for place in samples.places}
         return self
 
-    def apply(self, subject: Subject) -> Proxy:
+    def _subspace(self, place: Place, width: int) -> Subspace:
+        check_rank(self.rank, width, label(self))
+        number = place.head if isinstance(place, Head) else 999
+        generator = torch.Generator().manual_seed((self.seed * 1_000 + place.layer) * 1_000 + number)
+        gaussian = torch.randn(width, width, generator=generator, dtype=torch.float64)
+        basis, _ = torch.linalg.qr(gaussian)
+        return Subspace(basis[:, : self.rank], torch.zeros(width, dtype=torch.float64))
+
+    def apply(self, subject: Subject) -> EditedSubject:
         """The subject with randomly projected vectors at the fitted places."""
-        found = self.subspaces_ or {}
-
-        def edit(place: Place) -> Edit:
-            return vector_edit(place, self.streams_, [found[place].projection()] * len(self.streams_))
-
-        return proxy_of(self, subject, tuple(found) or None, edit)
+        return vector_proxy(self, subject, self.subspaces_, self.streams_, Subspace.projection)
 
     def redrawn(self, number: int) -> "RandomProjection":
         """The same control drawn again: the `number`-th other subspace."""
@@ -76,10 +77,10 @@ class UniformAttention:
 
     def fit(self, samples: Samples) -> "UniformAttention":
         """Note the heads."""
-        self.heads_ = samples.places
+        self.heads_ = heads_of(self, samples)
         return self
 
-    def apply(self, subject: Subject) -> Proxy:
+    def apply(self, subject: Subject) -> EditedSubject:
         """The subject with uniform attention at the fitted heads."""
 
         def uniform(
@@ -98,11 +99,11 @@ class UniformAttention:
 class MeanAblation:
     """Replace every vector by its mean over the train split: what clustering of a stream has to beat.
 
-    The field's mean ablation, at one place and stream; every token gets the same vector.
+    The field's mean ablation, at each place and stream; every token gets the same vector.
     """
 
     means_: dict[Place, tuple[Tensor, ...]] | None = field(default=None, init=False, repr=False, compare=False)
-    streams_: tuple[str, ...] = field(default=(), init=False, repr=False, compare=False)
+    streams_: dict[Place, tuple[str, ...]] | None = field(default=None, init=False, repr=False, compare=False)
 
     streams: ClassVar[tuple[str, ...]] = ATTENTION
     any_stream: ClassVar[bool] = True
@@ -112,26 +113,22 @@ class MeanAblation:
         self.means_ = {
             place: tuple(vectors.double().mean(dim=0) for vectors in samples.of(place)) for place in samples.places
         }
-        self.streams_ = samples.streams
+        self.streams_ = {place: samples.streams_of(place) for place in samples.places}
         return self
 
-    def apply(self, subject: Subject) -> Proxy:
+    def apply(self, subject: Subject) -> EditedSubject:
         """The subject with mean vectors at the fitted places."""
-        found = self.means_ or {}
-
-        def constant(mean: Float[Tensor, " width"]) -> VectorEdit:
-            def replace(vectors: Float[Tensor, "batch position width"]) -> Float[Tensor, "batch position width"]:
-                return mean.to(vectors).expand_as(vectors)
-
-            return replace
-
-        def edit(place: Place) -> Edit:
-            return vector_edit(place, self.streams_, list(map(constant, found[place])))
-
-        return proxy_of(self, subject, tuple(found) or None, edit)
+        return vector_proxy(self, subject, self.means_, self.streams_, _constant)
 
     def control(self) -> None:
         """None: this is a control."""
+
+
+def _constant(mean: Float[Tensor, " width"]) -> VectorEdit:
+    def replace(vectors: Float[Tensor, "batch position width"]) -> Float[Tensor, "batch position width"]:
+        return mean.to(vectors).expand_as(vectors)
+
+    return replace
 
 
 def _unchanged(vectors: Float[Tensor, "batch position width"]) -> Float[Tensor, "batch position width"]:
@@ -142,26 +139,28 @@ def _unchanged(vectors: Float[Tensor, "batch position width"]) -> Float[Tensor, 
 class Identity:
     """Change nothing, through all the machinery: its distance from the subject is numerical noise."""
 
-    places_: tuple[Place, ...] | None = field(default=None, init=False, repr=False, compare=False)
-    streams_: tuple[str, ...] = field(default=(), init=False, repr=False, compare=False)
+    streams_: dict[Place, tuple[str, ...]] | None = field(default=None, init=False, repr=False, compare=False)
 
     streams: ClassVar[tuple[str, ...]] = ()
     any_stream: ClassVar[bool] = True
 
     def fit(self, samples: Samples) -> "Identity":
         """Note the places."""
-        self.places_, self.streams_ = samples.places, samples.streams
+        self.streams_ = {place: samples.streams_of(place) for place in samples.places}
         return self
 
-    def apply(self, subject: Subject) -> Proxy:
+    def apply(self, subject: Subject) -> EditedSubject:
         """The subject with edits that give back what they get, at the fitted places."""
+        found = self.streams_ or {}
 
         def edit(place: Place) -> Edit:
-            if self.streams_ == ATTENTION:
-                return Edit(place, queries=_unchanged, keys=_unchanged, pattern=lambda pattern, _: pattern)
-            return vector_edit(place, self.streams_, [_unchanged] * len(self.streams_))
+            streams = found[place]
+            functions: dict[str, Any] = dict.fromkeys(streams, _unchanged)
+            if set(ATTENTION) <= set(streams):
+                functions["pattern"] = lambda pattern, _: pattern
+            return Edit(place, **functions)
 
-        return proxy_of(self, subject, self.places_, edit)
+        return proxy_of(self, subject, tuple(found) or None, edit)
 
     def control(self) -> None:
         """None: this is a control."""
@@ -262,11 +261,17 @@ class RandomPerturbation:
         self.fitted_ = fitted
         return self
 
-    def apply(self, subject: Subject) -> Proxy:
+    def apply(self, subject: Subject) -> EditedSubject:
         """The subject with vectors and patterns moved at random."""
         if self.fitted_ is None:
             raise AssayError(f"{label(self)} has not been fitted; call fit(samples) before apply(subject).")
-        return Proxy(subject, [self._instead_of(edit) for edit in applied(self.fitted_, subject).edits])
+        moved = applied(self.fitted_, subject)
+        if not isinstance(moved, EditedSubject):
+            raise AssayError(
+                f"{label(self)}: {label(self.of)} makes no edits of the subject, so nothing says what to move; a "
+                "recipe of another kind has a perturbation() of its own, or says whole = True."
+            )
+        return EditedSubject(subject, [self._instead_of(edit) for edit in moved.edits])
 
     def _instead_of(self, edit: Edit) -> Edit:
         where, *streams = fields(edit)

@@ -9,9 +9,9 @@ from sklearn.cluster import KMeans as ScikitKMeans
 from torch import Tensor
 
 from assay._errors import AssayError
-from assay.engine import Edit, Place, Proxy, Samples, VectorEdit
+from assay.engine import EditedSubject, Place, Samples, VectorEdit
 from assay.simplify._controls import UniformAttention
-from assay.simplify._protocol import check_positive, label, proxy_of, vector_edit
+from assay.simplify._protocol import check_positive, label, vector_proxy
 from assay.subjects import Subject
 
 
@@ -35,7 +35,7 @@ ENOUGH, PER_CLUSTER = 10_000, 512
 class KMeans:
     """Replace each head's queries and keys by the nearest of `clusters` centres, found apart for queries and keys.
 
-    At a site that names another stream, the vectors of that stream are replaced.
+    At a site that names other streams, the vectors of those are replaced, with centres of their own each.
 
     Lloyd's algorithm from a k-means++ start, the best of `restarts` by inertia; scikit-learn does the clustering.
     Of more than `ENOUGH` samples, or `PER_CLUSTER` a cluster, as many drawn from `seed` are used: more lower the
@@ -50,7 +50,7 @@ class KMeans:
     restarts: int = 1
     seed: int = 0
     centres_: dict[Place, tuple[Tensor, ...]] | None = field(default=None, init=False, repr=False, compare=False)
-    streams_: tuple[str, ...] = field(default=(), init=False, repr=False, compare=False)
+    streams_: dict[Place, tuple[str, ...]] | None = field(default=None, init=False, repr=False, compare=False)
 
     streams: ClassVar[tuple[str, ...]] = ("queries", "keys")
     caution: ClassVar[str] = (
@@ -64,7 +64,7 @@ class KMeans:
         check_positive(self, clusters=self.clusters, restarts=self.restarts)
         self.centres_ = None
         self.centres_ = {place: tuple(map(self._centres, samples.of(place))) for place in samples.places}
-        self.streams_ = samples.streams
+        self.streams_ = {place: samples.streams_of(place) for place in samples.places}
         return self
 
     def _centres(self, samples: Float[Tensor, "sample width"]) -> Float[Tensor, "cluster width"]:
@@ -82,14 +82,9 @@ class KMeans:
         model = ScikitKMeans(self.clusters, n_init=self.restarts, random_state=self.seed)
         return torch.from_numpy(model.fit(used.numpy()).cluster_centers_)
 
-    def apply(self, subject: Subject) -> Proxy:
+    def apply(self, subject: Subject) -> EditedSubject:
         """The subject with clustered vectors at the fitted places."""
-        found = self.centres_ or {}
-
-        def edit(place: Place) -> Edit:
-            return vector_edit(place, self.streams_, list(map(_nearest, found[place])))
-
-        return proxy_of(self, subject, tuple(found) or None, edit)
+        return vector_proxy(self, subject, self.centres_, self.streams_, _nearest)
 
     def control(self) -> UniformAttention:
         """Attention without information."""

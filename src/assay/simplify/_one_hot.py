@@ -7,9 +7,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from assay.engine import Edit, Place, Proxy, Samples
+from assay.engine import Edit, EditedSubject, Place, Samples
 from assay.simplify._controls import UniformAttention
-from assay.simplify._protocol import proxy_of
+from assay.simplify._protocol import heads_of, proxy_of
 from assay.subjects import Subject
 
 
@@ -26,10 +26,10 @@ class OneHotAttention:
 
     def fit(self, samples: Samples) -> "OneHotAttention":
         """Note the heads."""
-        self.heads_ = samples.places
+        self.heads_ = heads_of(self, samples)
         return self
 
-    def apply(self, subject: Subject) -> Proxy:
+    def apply(self, subject: Subject) -> EditedSubject:
         """The subject with one-hot attention at the fitted heads."""
 
         def harden(

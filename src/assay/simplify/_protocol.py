@@ -1,8 +1,8 @@
 """What a simplification is."""
 
 import inspect
-from collections.abc import Callable, Sequence
-from typing import ClassVar, Protocol, runtime_checkable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from assay._errors import AssayError
 from assay._fingerprint import NotHashableError, fingerprint
 from assay._registry import Registry
-from assay.engine import Edit, Place, Proxy, Samples, VectorEdit, check_proxy
+from assay.engine import ATTENTION, Edit, EditedSubject, Place, Proxy, Samples, VectorEdit, check_proxy
 from assay.subjects import Subject
 
 
@@ -20,7 +20,8 @@ class Simplification(Protocol):
 
     The estimator contract: `__init__` only stores its parameters, under their own names; `fit` learns from the train
     split's samples, keeps what it learned in attributes that end in `_`, forgets what an earlier `fit` learned, and
-    returns self; `apply` makes a proxy of the subject that it was fitted on, simplified at every head of the samples.
+    returns self; `apply` makes a proxy of the subject that it was fitted on, simplified at every head of the samples:
+    edits of the subject, or anything else that answers as the subject does (`assay.engine.Proxy`).
 
     `streams` names what `fit` needs to see of each head: "queries" and "keys" for both, nothing for a recipe that
     does not depend on data. `control` gives a simplification that knows nothing of the data and removes as much, or
@@ -28,10 +29,17 @@ class Simplification(Protocol):
     these members is a simplification. `assay.testing.check_simplification` tells whether it keeps the contract.
 
     A recipe for vectors of any kind says so with a class attribute `any_stream = True`: then it may be used at sites
-    that name a stream (`all.values`, `layer2.mlp`), and acts on `samples.streams` at `samples.places`, for which
-    `samples.of(place)` has the vectors. A control that is drawn at random has `redrawn(number)`, which gives it with
-    another draw: then it is judged several times. `caution`, a sentence, stands in the warnings of every comparison
-    that judges the recipe.
+    that name a stream (`all.values`, `layer2.mlp`) or several (`layer1.head0+layer2.mlp`), is fitted once for all of
+    them, and acts at each of `samples.places` on `samples.streams_of(place)`, of which `samples.of(place)` has the
+    vectors. A control that is drawn at random has `redrawn(number)`, which gives it with another draw: then it is
+    judged several times. `caution`, a sentence, stands in the warnings of every comparison that judges the recipe.
+
+    A recipe that replaces the model as a whole says `whole = True`: it is judged once, whatever the sites. If it learns
+    from data beyond the vectors of `streams` (from `samples.split`, by running `samples.subject`), it says
+    `learns = True`. `perturbation()` gives the control that changes as much at random, where the general one
+    (`RandomPerturbation`, which moves vectors and patterns) cannot. `title` is how it is called, where its parameters
+    would not tell, and `describe()` gives what the record is to keep of it. `check(subject, splits)` raises
+    AssayError, before any work, for a subject or a split that it cannot stand for.
     """
 
     streams: ClassVar[tuple[str, ...]]
@@ -53,6 +61,16 @@ simplifications = Registry("assay.simplifications", "simplification")
 """All simplifications by the name used on the command line (`svd:rank=8`)."""
 
 
+def learns(simplification: Simplification) -> bool:
+    """Whether `fit` takes anything from data, so that there is something to fit again."""
+    return bool(getattr(simplification, "learns", bool(simplification.streams)))
+
+
+def is_whole(simplification: Simplification) -> bool:
+    """Whether it replaces the model as a whole, so that it has no site."""
+    return bool(getattr(simplification, "whole", False))
+
+
 _LONG = 60
 """Letters from which on a parameter is written by its hash."""
 
@@ -60,9 +78,13 @@ _LONG = 60
 def label(simplification: object) -> str:
     """How a simplification is written in Python, with the parameters that differ from their defaults.
 
-    It stays short: an array or tensor is written with its type, shape and the start of its hash, a torch module with
-    that of its weights, and so is whatever else takes more than a few words. Two that differ may thus have one label.
+    It is the recipe's own `title`, where it has one. It stays short: an array or tensor is written with its type, shape
+    and the start of its hash, a torch module with that of its weights, and so is whatever else takes more than a few
+    words. Two that differ may thus have one label.
     """
+    title: str | None = getattr(simplification, "title", None)
+    if title is not None:
+        return title
     parts = []
     for name, parameter in inspect.signature(type(simplification)).parameters.items():
         value = getattr(simplification, name)
@@ -120,16 +142,45 @@ def _state(model: nn.Module) -> list[tuple[int, int]]:
 
 def proxy_of(
     simplification: object, subject: Subject, places: tuple[Place, ...] | None, edit: Callable[[Place], Edit]
-) -> Proxy:
+) -> EditedSubject:
     """A proxy from one edit a fitted place. Raises AssayError if nothing has been fitted."""
     if places is None:
         raise AssayError(f"{label(simplification)} has not been fitted; call fit(samples) before apply(subject).")
-    return Proxy(subject, [edit(place) for place in places])
+    return EditedSubject(subject, [edit(place) for place in places])
 
 
-def vector_edit(place: Place, streams: Sequence[str], functions: Sequence[VectorEdit]) -> Edit:
-    """An edit of some streams of a place, a function each."""
-    return Edit(place, **dict(zip(streams, functions, strict=True)))  # type: ignore[arg-type]
+_Learned = TypeVar("_Learned")
+
+
+def vector_proxy(
+    simplification: object,
+    subject: Subject,
+    learned: Mapping[Place, Sequence[_Learned]] | None,
+    streams: Mapping[Place, Sequence[str]] | None,
+    function: Callable[[_Learned], VectorEdit],
+) -> EditedSubject:
+    """A proxy whose every stream is changed by a function of what was learned of it, a thing a stream of a place.
+
+    Raises AssayError if nothing has been fitted.
+    """
+    found, meant = learned or {}, streams or {}
+
+    def edit(place: Place) -> Edit:
+        functions: dict[str, Any] = dict(zip(meant[place], map(function, found[place]), strict=True))
+        return Edit(place, **functions)
+
+    return proxy_of(simplification, subject, tuple(found) or None, edit)
+
+
+def heads_of(simplification: object, samples: Samples) -> tuple[Place, ...]:
+    """The places of the samples. Raises AssayError unless attention is meant at each."""
+    for place in samples.places:
+        if samples.streams_of(place) != ATTENTION:
+            raise AssayError(
+                f"{label(simplification)} is about attention and cannot act on the {samples.streams_of(place)[0]} of "
+                f"{place}; give it heads, at a site without a stream."
+            )
+    return samples.places
 
 
 def check_positive(simplification: object, **values: object) -> None:

@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from assay.engine import Edit, Place, Proxy, Samples
+from assay.engine import ATTENTION, EditedSubject, Place, Samples
 from assay.simplify._controls import RandomProjection
-from assay.simplify._protocol import check_positive, label, proxy_of, vector_edit
+from assay.simplify._protocol import check_positive, label, vector_proxy
 from assay.simplify._subspace import Subspace, check_rank
 from assay.subjects import Subject
 
@@ -41,7 +41,8 @@ class SVD:
 
     `rank` directions are kept, between 1 and the head's width. With `joint`, queries and keys share one basis, that
     of the matrix made of both; otherwise each has its own (then the score sees the product of two projections, and
-    needs more directions for the same error). With `centred`, the mean is taken off before and added after.
+    needs more directions for the same error). Every other stream has a basis of its own. With `centred`, the mean is
+    taken off before and added after.
 
     Source: arXiv 2312.03656, where keys and queries of about 1,000 training sequences are joined in one matrix and
     projected on its top singular vectors; the defaults follow that reading, centring is not specified there.
@@ -52,7 +53,7 @@ class SVD:
     joint: bool = True
     centred: bool = False
     subspaces_: dict[Place, tuple[Subspace, ...]] | None = field(default=None, init=False, repr=False, compare=False)
-    streams_: tuple[str, ...] = field(default=(), init=False, repr=False, compare=False)
+    streams_: dict[Place, tuple[str, ...]] | None = field(default=None, init=False, repr=False, compare=False)
 
     streams: ClassVar[tuple[str, ...]] = ("queries", "keys")
     any_stream: ClassVar[bool] = True
@@ -63,24 +64,24 @@ class SVD:
         self.subspaces_ = None
         found: dict[Place, tuple[Subspace, ...]] = {}
         for place in samples.places:
-            vectors = samples.of(place)
-            check_rank(self.rank, vectors[0].shape[-1], label(self))
-            if self.joint:
-                shared = leading_subspace(*vectors, rank=self.rank, centred=self.centred)
-                found[place] = (shared,) * len(vectors)
-            else:
-                found[place] = tuple(leading_subspace(one, rank=self.rank, centred=self.centred) for one in vectors)
-        self.subspaces_, self.streams_ = found, samples.streams
+            streams, vectors = samples.streams_of(place), samples.of(place)
+            for one in vectors:
+                check_rank(self.rank, one.shape[-1], label(self))
+            by_stream = dict(zip(streams, vectors, strict=True))
+            groups: list[tuple[str, ...]] = [(stream,) for stream in streams]
+            if self.joint and set(ATTENTION) <= set(streams):
+                groups = [ATTENTION, *((stream,) for stream in streams if stream not in ATTENTION)]
+            subspaces: dict[str, Subspace] = {}
+            for group in groups:
+                own = (by_stream[stream] for stream in group)
+                subspaces |= dict.fromkeys(group, leading_subspace(*own, rank=self.rank, centred=self.centred))
+            found[place] = tuple(subspaces[stream] for stream in streams)
+        self.subspaces_, self.streams_ = found, {place: samples.streams_of(place) for place in samples.places}
         return self
 
-    def apply(self, subject: Subject) -> Proxy:
+    def apply(self, subject: Subject) -> EditedSubject:
         """The subject with projected vectors at the fitted places."""
-        found = self.subspaces_ or {}
-
-        def edit(place: Place) -> Edit:
-            return vector_edit(place, self.streams_, [subspace.projection() for subspace in found[place]])
-
-        return proxy_of(self, subject, tuple(found) or None, edit)
+        return vector_proxy(self, subject, self.subspaces_, self.streams_, Subspace.projection)
 
     def control(self) -> RandomProjection:
         """A random subspace of the same rank."""

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from assay.engine import Engine, Proxy, tensors
+from assay.engine import EditedSubject, Engine, tensors
 from assay.faithfulness import ALL, Comparison, rank_correlation
 from assay.reports import Chart, SentenceView, Series, TableView, TextView, limits, percent, point_limits, points
 from assay.simplify import Simplification, label, representation_bits
@@ -37,7 +37,7 @@ def _splits(comparison: Comparison) -> list[str]:
 
 
 def _own(comparison: Comparison) -> list[tuple[str, str]]:
-    """Proxy and site of what is judged, without the controls."""
+    """EditedSubject and site of what is judged, without the controls."""
     return [(proxy.proxy, proxy.site) for proxy in comparison.record.proxies if not proxy.is_control]
 
 
@@ -441,7 +441,7 @@ def _character(token: str) -> str:
 
 
 def function_view(  # noqa: PLR0917
-    engine: Engine, task: Code, one: Split, proxy: Proxy, name: str, site: str
+    engine: Engine, task: Code, one: Split, proxy: EditedSubject, name: str, site: str
 ) -> TextView:
     """One function with every character marked by how far the proxy departs when it predicts it."""
     tokens, valid = tensors(one, engine.subject.device)
@@ -464,7 +464,7 @@ def function_view(  # noqa: PLR0917
     )
 
 
-def telling_function(engine: Engine, split: Split, proxy: Proxy, characters: int = 200) -> Split:
+def telling_function(engine: Engine, split: Split, proxy: EditedSubject, characters: int = 200) -> Split:
     """Of the first functions of a split, the one with the median share of changed predictions among those that fit."""
     found = []
     for index in range(min(len(split), 20)):
@@ -479,7 +479,7 @@ def telling_function(engine: Engine, split: Split, proxy: Proxy, characters: int
 
 
 def attention_views(  # noqa: PLR0917
-    engine: Engine, task: Code, splits: Sequence[Split], head: str, proxy: Proxy, name: str
+    engine: Engine, task: Code, splits: Sequence[Split], head: str, proxy: EditedSubject, name: str
 ) -> Iterator[SentenceView]:
     """The attention of one head, of the subject and of the proxy, on the beginning of one function of each split."""
     place = engine.site(head).places[0]

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+from assay.engine import BLOCK_STREAMS
 from assay.studies._census import SECONDS, USES, Row, Use, architectures, census
 from assay.subjects import write_atomically
 
@@ -55,7 +56,7 @@ def markdown(rows: Sequence[Row]) -> str:
         layers, streams = "", ""
         if best is not None:
             layers = f"{best.details['layers']}"
-            streams = ", ".join(stream for stream in best.details["streams"] if stream in ("mlp", "residual"))
+            streams = ", ".join(stream for stream in best.details["streams"] if stream in BLOCK_STREAMS)
         lines.append(f"| {name} | {' | '.join(cells)} | {layers} | {streams} |")
     lines += ["", "## Why not", "", "| architecture | use | status | reason |", "|---|---|---|---|"]
     lines += [
@@ -82,8 +83,8 @@ _EXPLANATION = (
     "",
     "- *identity parity*: edits that give back what they get, at every head and block and in every stream, change",
     "  no output;",
-    "- *full-rank parity*: neither does an SVD at full width, of queries and keys, values, head outputs, MLPs and",
-    "  residual streams;",
+    "- *full-rank parity*: neither does an SVD at full width, of queries and keys, values, head outputs, and streams",
+    "  of blocks (MLPs, the residual stream before and after, what attention adds);",
     "- *edit takes effect*: an edit of any of these in any layer changes the outputs, at one head it changes that",
     "  head alone, and a causal model stays causal under it;",
     "- *resume from layer*: a run that resumes at any layer equals the whole run;",

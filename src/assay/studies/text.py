@@ -5,8 +5,9 @@ from pathlib import Path
 
 from assay._errors import AssayError
 from assay.faithfulness import Comparison, Step, Workers, compare
-from assay.reports import write_figures, write_page
+from assay.reports import Illustrations, write_figures, write_page
 from assay.simplify import Simplification
+from assay.studies.two_models import views
 from assay.subjects import Subject
 from assay.tasks import Text, TextSource
 
@@ -16,13 +17,13 @@ MAX_LENGTH = 256
 
 def task_of(
     subject: Subject,
-    fit: TextSource,
+    fit: TextSource | None,
     splits: Mapping[str, TextSource],
     *,
     text_field: str = "text",
     max_length: int | None = None,
 ) -> Text:
-    """The task of a subject and text: `fit` to fit on, `splits["iid"]`, and every other split a shift.
+    """The task of a subject and text: `fit` to fit on (None: nothing is), `splits["iid"]`, and every other a shift.
 
     Raises AssayError if the subject has no tokenizer, there is no split `iid`, a file is not there, a name is taken, or
     `max_length` (default: 256, or the subject's positions if those are fewer) is more than its positions.
@@ -38,7 +39,7 @@ def task_of(
             f"the splits are {', '.join(splits) or 'none'}; exactly one must be called iid: text like that of fit, but "
             "held out (--split iid=FILE)."
         )
-    for name, source in {"fit": fit, **splits}.items():
+    for name, source in {**({} if fit is None else {"fit": fit}), **splits}.items():
         is_file = isinstance(source, Path) or (isinstance(source, str) and not source.startswith("hub:"))
         if is_file and not Path(str(source)).is_file():
             raise AssayError(f"{name}: there is no file {str(source)!r}.")
@@ -69,13 +70,16 @@ def run(
     controls: bool = True,
     primary_metric: str | None = None,
     primary_kind: str | None = None,
+    min_agreement: float = 0.95,
+    max_gap: float = 0.02,
     overwrite: bool = False,
     workers: Workers = Workers(),
     progress: Callable[[Step], None] = lambda step: None,
-) -> Comparison:
+) -> tuple[Comparison, Illustrations]:
     """Judge simplifications of a subject on its text and leave a run folder with figures and a page.
 
-    See `assay.compare` for the arguments and errors. A run that was stopped goes on where it was.
+    See `assay.compare` for the arguments and errors. A run that was stopped goes on where it was. Gives the comparison,
+    and what the page shows beside it of other models.
     """
     comparison = compare(
         subject,
@@ -87,12 +91,16 @@ def run(
         controls=controls,
         primary_metric=primary_metric,
         primary_kind=primary_kind,
+        min_agreement=min_agreement,
+        max_gap=max_gap,
         folder=folder,
         overwrite=overwrite,
         workers=workers,
         progress=progress,
     )
     progress(Step(1, 1, "figures"))
-    write_figures(comparison, folder / "figures")
-    write_page(comparison, folder / "report.html")
-    return comparison
+    shown = views(comparison, subject, task, simplifications, sequences)
+    shown.save(folder)
+    write_figures(comparison, folder / "figures", shown)
+    write_page(comparison, folder / "report.html", shown)
+    return comparison, shown

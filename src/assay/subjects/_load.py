@@ -147,6 +147,14 @@ def load(
     return _read(str(name), str(name), how)
 
 
+def takes_base(name: str | Path) -> bool:
+    """Whether a name is that of an adapter or a GGUF file: what `load` takes a `base` for."""
+    path = Path(name)
+    if path.is_file():
+        return True
+    return str(name) not in shipped() and is_adapter(path if path.is_dir() else str(name))
+
+
 @dataclass(frozen=True)
 class _How:
     """The arguments of `load`."""

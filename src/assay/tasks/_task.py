@@ -133,7 +133,7 @@ class Split:
 
 @runtime_checkable
 class Task(Protocol):
-    """A source of sequences with named splits: `train` to fit on, `iid`, and any number of shifts.
+    """A source of sequences with named splits: `train` to fit on (none, where nothing is fitted), `iid`, and shifts.
 
     An object with these members is a task; nothing is to be inherited.
     """
@@ -160,7 +160,7 @@ class Task(Protocol):
 
     @property
     def split_names(self) -> tuple[str, ...]:
-        """The splits in the order in which they are shown; the first is the train split."""
+        """The splits in the order in which they are shown; first the train split, where there is one."""
         ...
 
     def split(self, name: str, sequences: int) -> Split:

@@ -81,7 +81,8 @@ class Text:
 
     Each of `train`, `iid` and the values of `shifts` is a source of sequences: a list of strings or anything else that
     gives strings in an order (it is read once), a file (`.txt`, `.jsonl`, `.jsonl.gz`, `.parquet`; `text_field` names
-    the field with the text) or `hub:NAME`, a dataset of the Hugging Face hub: see `TextSource`. Blank lines are passed
+    the field with the text) or `hub:NAME`, a dataset of the Hugging Face hub: see `TextSource`. `train` may be None
+    where nothing is fitted: models that are compared as they are. Blank lines are passed
     over; longer sequences are cut to `max_length` tokens, and those in which there is nothing to predict are left out.
     Sequences are used in order. Splits that share sequences, token for token, are warned about as they are made, and
     two with the very same ones are refused.
@@ -103,7 +104,7 @@ class Text:
     | grouping | classes of the predicted token |
     |---|---|
     | repetition | `repeated`, if it stands earlier in the sequence (masked: anywhere else in it, unmasked), or `new` |
-    | frequency | its share of the tokens of the first 5,000 sequences of the train split, in five bands |
+    | frequency | its share of the tokens of the first 5,000 sequences of the train split (or `iid`), in five bands |
     | class | word start, word continuation, digit, punctuation, whitespace, special (`assay.tasks.CLASSES`) |
     | induction | whether the token before it occurred earlier in the sequence (masked: both of them unmasked) |
     | your own | `groups` |
@@ -120,7 +121,7 @@ class Text:
     """
 
     tokenizer: PreTrainedTokenizerBase
-    train: TextSource
+    train: TextSource | None
     iid: TextSource
     shifts: Mapping[str, TextSource]
     max_length: int = 256
@@ -149,7 +150,8 @@ class Text:
         if self.prompt and self.objective != "embedding":
             raise AssayError(f"Text(prompt={self.prompt!r}): a prompt is for embeddings; leave it out.")
         for name in ("train", "iid"):
-            object.__setattr__(self, name, settled(getattr(self, name), name))
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, settled(getattr(self, name), name))
         object.__setattr__(self, "shifts", {name: settled(source, name) for name, source in self.shifts.items()})
         object.__setattr__(self, "groups", tuple(self.groups))
         names = [*_BUILT_IN, *(group.name for group in self.groups)]
@@ -184,7 +186,7 @@ class Text:
         where = "earlier" if self.objective == "causal" else "elsewhere"
         return {
             _REPETITION: _Grouping(f"whether the predicted token stands {where} in the sequence", ("repeated", "new")),
-            "frequency": _Grouping("share of the predicted token in the train split", _BAND_LABELS),
+            "frequency": _Grouping(f"share of the predicted token in the {self.split_names[0]} split", _BAND_LABELS),
             "class": _Grouping("class of the predicted token", CLASSES),
             "induction": _Grouping("the token before the predicted one", _INDUCTION_LABELS),
             **{group.name: _Grouping(f"{group.name} of the predicted token", group.labels) for group in self.groups},
@@ -198,8 +200,12 @@ class Text:
 
     @property
     def split_names(self) -> tuple[str, ...]:
-        """train, iid and the shifts."""
-        return ("train", "iid", *self.shifts)
+        """train, where there is one, iid and the shifts."""
+        return tuple(self._sources)
+
+    @property
+    def _sources(self) -> dict[str, TextSource]:
+        return {**({} if self.train is None else {"train": self.train}), "iid": self.iid, **self.shifts}
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
@@ -221,13 +227,13 @@ class Text:
         )
 
     def _lines(self, name: str) -> Iterator[str]:
-        return lines({"train": self.train, "iid": self.iid, **self.shifts}[name], self.text_field, name)
+        return lines(self._sources[name], self.text_field, name)
 
     @cached_property
     def _shares(self) -> dict[int, float]:
-        """The share of each token among those of the first sequences of the train split."""
+        """The share of each token among those of the first sequences of the train split, or of iid without one."""
         counts: Counter[int] = Counter()
-        texts = islice(self._lines("train"), COUNTED)
+        texts = islice(self._lines(self.split_names[0]), COUNTED)
         while batch := list(islice(texts, 256)):
             found: Any = self.tokenizer(batch, truncation=True, max_length=self.max_length)
             for ids in found["input_ids"]:
@@ -371,7 +377,6 @@ class Text:
 
     def describe(self) -> dict[str, object]:
         """Parameters and, of every split's source, a hash of its content or its name; plain values only."""
-        sources = {"train": self.train, "iid": self.iid, **self.shifts}
         masking = {"mask_share": self.mask_share, "seed": self.seed} if self.objective == "masked" else {}
         prompting = {"prompt": self.prompt} if self.objective == "embedding" else {}
         return {
@@ -383,5 +388,5 @@ class Text:
             "groups": [group.name for group in self.groups],
             "primary": self.primary,
             "vocabulary_sha256": self._vocabulary_sha256,
-            **{f"{name}_source": fingerprint(source) for name, source in sources.items()},
+            **{f"{name}_source": fingerprint(source) for name, source in self._sources.items()},
         }

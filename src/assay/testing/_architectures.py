@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from assay._errors import AssayError
-from assay.engine import Block, Edit, Engine, Head, Run, collect
+from assay.engine import BLOCK_STREAMS, Block, Edit, Engine, Head, Run, collect
 from assay.engine._attention import using
 from assay.simplify import SVD
 from assay.subjects import Subject
@@ -93,12 +93,12 @@ class _Check:
 
     def support(self, ran: set[nn.Module]) -> Support:
         assert torch.isfinite(self.clean.logits[self.valid.bool()]).all(), f"{self.name}: its outputs are not finite"
-        blocks = tuple(stream for stream in ("mlp", "residual") if self._offered(stream))
+        blocks = tuple(stream for stream in BLOCK_STREAMS if self._offered(stream))
         identity, as_loaded = self._identity(blocks)
         self._full_rank(blocks)
         for layer in range(self.engine.layers):
             self._effect(layer, blocks)
-            self._resume(layer)
+            self._resume(layer, blocks)
         self._one_head()
         self._causality()
         self._parts()
@@ -169,7 +169,7 @@ class _Check:
             )
 
     def _layers(self, stream: str) -> list[int]:
-        of_blocks = stream in ("mlp", "residual")
+        of_blocks = stream in BLOCK_STREAMS
         return [block.layer for block in self.engine.blocks] if of_blocks else list(range(self.engine.layers))
 
     def _effect(self, layer: int, blocks: tuple[str, ...]) -> None:
@@ -186,13 +186,18 @@ class _Check:
     def changed(self, edited: Tensor, what: str) -> None:
         assert self.difference(edited, self.clean.logits) > 10 * self.tolerance, f"{self.name}: {what}"
 
-    def _resume(self, layer: int) -> None:
+    def _resume(self, layer: int, blocks: tuple[str, ...]) -> None:
         last = self.engine.heads[-1]
         first = next(head for head in self.engine.heads if head.layer == layer)
         edits = [Edit(head, queries=_moved, values=_moved) for head in dict.fromkeys((first, last))]
         whole = self.run(edits).logits
         rest = self.run(edits, resume=self.clean).logits
         self.same(rest, whole, f"a run that resumes at layer {layer} differs from the whole run")
+        for stream in blocks if Block(layer) in self.engine.blocks else ():
+            own = [_edit(Block(layer), stream)]
+            rest, whole = (self.run(own, resume=known).logits for known in (self.clean, None))
+            what = f"a run that resumes from an edit of {stream} in layer {layer} differs from the whole run"
+            self.same(rest, whole, what)
 
     def _one_head(self) -> None:
         """An edit of one head changes what is read there as it should, and nothing of the layer's other heads."""

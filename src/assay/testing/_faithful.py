@@ -12,7 +12,7 @@ from assay.engine import Engine, Proxy, check_proxy
 from assay.faithfulness import ALL, CleanPass
 from assay.faithfulness._assess import Assessment, Finding, assess
 from assay.faithfulness._statistics import FEW
-from assay.faithfulness._verdicts import in_percent
+from assay.faithfulness._verdicts import check_shares, in_percent
 from assay.subjects import Subject
 from assay.tasks import UNSCORED, Feature, Kind, Split, Task
 from assay.testing._session import Session
@@ -84,9 +84,7 @@ def assert_faithful(
     subject gives numbers that are not finite.
     """
     __tracebackhide__ = True
-    for name, value in (("min_agreement", min_agreement), ("max_gap", max_gap)):
-        if not 0 <= value <= 1:
-            raise AssayError(f"assert_faithful({name}={value}): must be a share between 0 and 1.")
+    check_shares("assert_faithful", min_agreement=min_agreement, max_gap=max_gap)
     if not 0 < level < 1:
         raise AssayError(f"assert_faithful(level={level}): must be between 0 and 1, for example 0.95.")
     for name, number in (("resamples", resamples), ("sequences", _SEQUENCES if sequences is None else sequences)):
@@ -130,8 +128,8 @@ class _GivenSplits:
         if isinstance(given, Task):
             if task is not None:
                 raise AssayError("assert_faithful(task=...): only for a list of splits; splits= is a task already.")
-            names = given.split_names[1:]
-            found = [given.split(name, _SEQUENCES if sequences is None else sequences) for name in names]
+            count = _SEQUENCES if sequences is None else sequences
+            found = [split for name in given.split_names if (split := given.split(name, count)).role != "train"]
             task = given
         else:
             if not isinstance(given, Sequence) or not all(isinstance(item, Split) for item in given):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from assay._errors import AssayError
-from assay.engine import Engine, Proxy, collect
+from assay.engine import Engine, Named, Proxy, collect
 from assay.faithfulness import CleanPass
 from assay.simplify import Simplification, applied
 from assay.subjects import Subject, load
@@ -54,7 +54,7 @@ class Session:
         simplification: Simplification,
         train: Task | Split,
         *,
-        site: str = "all",
+        site: Named = "all",
         sequences: int = 1_000,
     ) -> Proxy:
         """The subject simplified at a site, as `assay.compare` makes it: fitted on the train split.
@@ -65,7 +65,7 @@ class Session:
         engine = self.engine(subject)
         where = engine.site(site)
         split = train.first(sequences) if isinstance(train, Split) else train.split(train.split_names[0], sequences)
-        samples = collect(engine, split, where.streams if where.explicit else simplification.streams)
+        samples = collect(engine, split, where.read if where.explicit else simplification.streams)
         return applied(copy.deepcopy(simplification).fit(samples.at(where)), subject)
 
     def engine(self, subject: Subject) -> Engine:
@@ -76,13 +76,13 @@ class Session:
             self._engines[key] = Engine(subject)
         return self._engines[key]
 
-    def clean_pass(self, engine: Engine, tokens: Tensor, valid: Tensor) -> CleanPass:
+    def clean_pass(self, engine: Engine, tokens: Tensor, valid: Tensor, *, attention: bool = True) -> CleanPass:
         """The pass of an engine of this session on a batch, kept for the next proxy."""
         digest = hashlib.sha256()
         for tensor in (tokens, valid):
             digest.update(repr(tuple(tensor.shape)).encode() + tensor.cpu().numpy().tobytes())
-        key = (id(engine), digest.digest())
-        return self._passes.get(key) or self._passes.put(key, CleanPass(engine, tokens, valid))
+        key = (id(engine), digest.digest(), attention)
+        return self._passes.get(key) or self._passes.put(key, CleanPass(engine, tokens, valid, attention=attention))
 
     def clear(self) -> None:
         """Forget everything."""

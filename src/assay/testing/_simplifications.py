@@ -3,18 +3,31 @@
 import copy
 import inspect
 from collections.abc import Callable
+from dataclasses import fields
 
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from assay._errors import AssayError
-from assay.engine import Engine, Proxy, Samples, Site, check_proxy, collect
-from assay.simplify import Simplification, label
+from assay.engine import EditedSubject, Engine, Proxy, Samples, Site, check_proxy, collect
+from assay.faithfulness import CleanPass
+from assay.simplify import Simplification, is_whole, label, learns
 from assay.subjects import Subject
 from assay.tasks import Split
 
 _VOCABULARY = 23
 _WIDTH = 8
+
+_SITES = (
+    "all.values",
+    "layer1.outputs",
+    "all.mlp",
+    "layer1.residual",
+    "all.attention",
+    "layer1.after",
+    "embeddings",
+    "layer0.head1+layer0.mlp+layer1.head0.values+layer1.head1.queries",
+)
 
 TOLERANCE = 1e-5
 """Largest difference of a logit that counts as none; the small models are in float64."""
@@ -26,10 +39,13 @@ def check_simplification(make: Callable[[], Simplification]) -> None:
         check_simplification(lambda: MyMethod(rank=2))
 
     On a small GPT-2 and a small Llama with grouped queries: parameters are only stored; `fit` returns self, learns
-    the same from the same samples, and forgets what it learned before; `apply` before `fit` is refused; `apply` gives a
-    `Proxy` of the subject, which is left as it was; the proxy is causal, does not depend on padding or on the batch,
-    follows dtype and device; with a parameter `rank` equal to the width, nothing changes; with `any_stream`, likewise
-    at values, outputs, MLPs and the residual stream. Raises AssertionError that names the first rule broken.
+    the same from the same samples, and forgets what it learned before; `apply` before `fit` is refused (unless the
+    recipe replaces the model and learns nothing); `apply` gives a `Proxy` of the subject, which is left as it was; the
+    proxy is causal, answers a batch that the subject has seen as it does when it is called, does not depend on padding
+    or on the batch, follows dtype and device; with a parameter `rank` equal to the width (of a head, or of the model
+    for a recipe that replaces it), nothing changes; with `any_stream`, likewise at values, outputs, streams of blocks
+    and embeddings, and every stream is edited where a site names several. Raises AssertionError that names the first
+    rule broken.
     """
     for subject in (_gpt2(), _llama()):
         _check(make, subject)
@@ -43,12 +59,13 @@ def _check(make: Callable[[], Simplification], subject: Subject) -> None:
     assert not learned, f"{name}: has learned attributes before fit: {learned}"
     for key in inspect.signature(type(fresh)).parameters:
         assert hasattr(fresh, key), f"{name}: parameter {key!r} is not stored under its own name"
-    try:
-        make().apply(subject)
-    except AssayError:
-        pass
-    else:
-        raise AssertionError(f"{name}: apply before fit must raise AssayError")
+    if learns(fresh) or not is_whole(fresh):
+        try:
+            make().apply(subject)
+        except AssayError:
+            pass
+        else:
+            raise AssertionError(f"{name}: apply before fit must raise AssayError")
 
     engine = Engine(subject)
     split, other = _sequences(0), _sequences(1)
@@ -73,9 +90,12 @@ def _check(make: Callable[[], Simplification], subject: Subject) -> None:
     _same(twice.fit(samples).apply(subject)(tokens), logits, f"{name}: fit does not forget an earlier fit")
     _same(copy.deepcopy(fitted).apply(subject)(tokens), logits, f"{name}: a copy behaves differently")
 
+    clean = CleanPass(engine, tokens, torch.ones_like(tokens))
+    for _, answer in clean.answers([proxy]):
+        _same(answer.logits(slice(None)), logits, f"{name}: the proxy answers differently on a batch that was seen")
     _check_input_independence(proxy, tokens, logits, name)
     _check_full_rank(make, subject, samples, tokens, name)
-    for site in ("all.values", "layer1.outputs", "all.mlp", "layer1.residual") if _any_stream(fresh) else ():
+    for site in _SITES if _any_stream(fresh) else ():
         _check_site(make, engine, engine.site(site), split=split, tokens=tokens, name=name)
     single = Subject(copy.deepcopy(subject.model).float(), None, subject.name)
     assert fitted.apply(single)(tokens).dtype == torch.float32, f"{name}: the proxy does not follow the subject's dtype"
@@ -103,13 +123,19 @@ def _check_site(
 ) -> None:
     """At a site that names a stream."""
     where = f"{name} at {site.name}"
-    samples = collect(engine, split, site.streams).at(site)
+    samples = collect(engine, split, site.read).at(site)
     proxy = make().fit(samples).apply(engine.subject)
-    assert {edit.place for edit in proxy.edits} == set(site.places), f"{where}: not every place is edited"
+    assert isinstance(proxy, EditedSubject), f"{where}: gives a {type(proxy).__name__}, not edits of the site"
+    edited = {edit.place: {item.name for item in fields(edit)[1:] if getattr(edit, item.name)} for edit in proxy.edits}
+    assert set(edited) == set(site.places), f"{where}: not every place is edited"
+    for place, streams in edited.items():
+        missing = set(site.streams_of(place)) - streams
+        assert not missing, f"{where}: {', '.join(sorted(missing))} of {place} is not edited"
     _check_input_independence(proxy, tokens, proxy(tokens), where)
     whole = make()
-    if hasattr(whole, "rank"):
-        whole.rank = samples.of(site.places[0])[0].shape[-1]
+    widths = {vectors.shape[-1] for place in site.places for vectors in samples.of(place)}
+    if hasattr(whole, "rank") and len(widths) == 1:
+        whole.rank = widths.pop()
         proxy = whole.fit(samples).apply(engine.subject)
         _same(proxy(tokens), engine.subject(tokens), f"{where}: full rank changes predictions")
 
@@ -119,7 +145,7 @@ def _check_full_rank(
 ) -> None:
     whole = make()
     if hasattr(whole, "rank"):
-        whole.rank = _WIDTH
+        whole.rank = subject.model.config.hidden_size if is_whole(whole) else _WIDTH
         _same(whole.fit(samples).apply(subject)(tokens), subject(tokens), f"{name}: full rank changes predictions")
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from assay._errors import AssayError
-from assay.engine import Engine, Head, collect
+from assay.engine import ATTENTION, Engine, Head, collect
 from assay.proofs._certificate import PatternRecord, ProjectionRecord, ProxyRecord, ScoresRecord, SubspaceRecord
 from assay.proofs._exact import ExactMatrix
 from assay.proofs._operations import Operations
@@ -86,6 +86,8 @@ def proxy_record(subject: Subject, weights: Weights, against: Proxy | Simplifica
         found = (fitted.subspaces_ or {}).get(_HEAD)
         if found is None:
             raise AssayError(f"{label(against)} was fitted at other heads; fit it on samples of {_HEAD}.")
+        if (fitted.streams_ or {}).get(_HEAD, ATTENTION) != ATTENTION:
+            raise AssayError(f"{label(against)} was fitted on other streams than queries and keys; fit it on those.")
         of_queries, of_keys = found if isinstance(found, tuple) else (found, found)
         if len(of_queries.basis) != weights.head:
             raise AssayError(

@@ -1,0 +1,45 @@
+"""Verdicts as a JUnit file, which CI services show beside other tests."""
+
+from pathlib import Path
+from xml.etree import ElementTree
+
+from assay.faithfulness import Comparison, Requirement
+from assay.subjects import write_atomically
+
+
+def write_junit(comparison: Comparison, path: Path, requirement: Requirement) -> Path:
+    """Write one test a proxy and site, which fails where its verdict is not what is required; gives the path."""
+    verdicts = comparison.verdicts()
+    failing = requirement.failing(verdicts)
+    suite = ElementTree.Element(
+        "testsuite",
+        name="assay",
+        tests=str(len(verdicts)),
+        failures=str(len(failing)),
+        errors="0",
+        skipped="0",
+        time=str(comparison.record.seconds),
+        timestamp=comparison.record.created,
+    )
+    for verdict in verdicts:
+        case = ElementTree.SubElement(
+            suite, "testcase", classname=f"assay.{comparison.record.subjects[0]['name']}", name=verdict.where
+        )
+        if verdict in failing:
+            failure = ElementTree.SubElement(
+                case,
+                "failure",
+                type=verdict.judgement,
+                message=f"required {requirement.judgement}, found {verdict.judgement}",
+            )
+            failure.text = _printable(str(verdict))
+        ElementTree.SubElement(case, "system-out").text = _printable(str(verdict))
+    content = ElementTree.tostring(suite, encoding="utf-8", xml_declaration=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda into: into.write_bytes(content))
+    return path
+
+
+def _printable(text: str) -> str:
+    """Text without the characters that XML cannot hold."""
+    return "".join(letter if letter.isprintable() or letter in "\n\t" else "?" for letter in text)
