@@ -22,6 +22,8 @@ pytest.importorskip("accelerate", reason="transformers reads GGUF files with the
 
 F32, F16, Q8_0, Q4_0 = (gguf.GGMLQuantizationType[name] for name in ("F32", "F16", "Q8_0", "Q4_0"))
 TOKENS = torch.randint(0, 256, (3, 20), generator=torch.Generator().manual_seed(0))
+OF_BLOCK = [f"attn_{part}" for part in ("q", "k", "v", "output", "norm")]
+OF_BLOCK += [f"ffn_{part}" for part in ("gate", "up", "down", "norm")]
 TEXT = ["the cat sat on the mat", "a dog and a cat", "naïve café 1 + 23 = 24", "\tif x:\n\t\treturn x"] * 3
 
 
@@ -198,6 +200,13 @@ def test_without_an_output_layer_the_embedding_is_one(tmp_path):
 def test_a_tensor_that_is_not_used_is_refused_by_name(tmp_path, name):
     path = write(tmp_path / "mine.gguf", llama(), also={name: np.ones(64)})
     with pytest.raises(AssayError, match=rf"1 tensors that LlamaForCausalLM does not use .*\({name}\).*give base="):
+        load(path)
+
+
+def test_blocks_that_are_not_there_are_refused(tmp_path):
+    """Before a model of that many is made: a damaged number may be a million."""
+    path = write(tmp_path / "mine.gguf", llama(), without=[f"blk.1.{name}.weight" for name in OF_BLOCK])
+    with pytest.raises(AssayError, match="2 blocks, but holds 1"):
         load(path)
 
 

@@ -3,6 +3,7 @@
 import copy
 import importlib.util
 import math
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import redirect_stderr
@@ -86,6 +87,12 @@ class GgufFile:
         return default if field is None else field.contents()
 
     @property
+    def blocks(self) -> int:
+        """The number of blocks, as its tensors are named."""
+        found = (re.search(r"\bblk\.(\d+)\.", name) for name in self.names)
+        return max((int(one[1]) + 1 for one in found if one), default=0)
+
+    @property
     def names(self) -> set[str]:
         """The names of its tensors."""
         return {tensor.name for tensor in self._reader.tensors}
@@ -155,6 +162,11 @@ def read_gguf(
 
 def _configuration(file: GgufFile, empty: str, base: Subject | None) -> PreTrainedConfig:
     config: PreTrainedConfig = AutoConfig.from_pretrained(empty, gguf_file=str(file.path))
+    said = file.said(f"{file.architecture}.block_count", 0)
+    if isinstance(said, int) and said > file.blocks:
+        raise AssayError(
+            f"{file.name!r} says that it has {said} blocks, but holds {file.blocks}; fetch or convert it again."
+        )
     if base is not None:
         if base.model.config.model_type != config.model_type:
             raise AssayError(
