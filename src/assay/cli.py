@@ -491,7 +491,8 @@ def compare_text(
         list[str] | None,
         typer.Option(
             "--with",
-            help="Another model to judge in MODEL's place: a folder, a name, a .gguf file or an adapter, repeated.",
+            help="Another model to judge in MODEL's place, repeated: a folder, a name, a .gguf file, an adapter, or "
+            "what assay store wrote.",
         ),
     ] = None,
     same_tokenizer: Annotated[
@@ -627,6 +628,40 @@ def compare_text(
         raise typer.Exit(3)
 
 
+@app.command("store")
+def store_text(
+    model: Annotated[str, typer.Argument(help="A folder, a Hugging Face name, a .gguf file, or a shipped model.")],
+    split: Annotated[list[str], typer.Option(help="NAME=FILE, repeated, as in the comparison to come.")],
+    out_folder: Annotated[Path, typer.Option("--out", help="Folder of the store; an unfinished one goes on.")],
+    form: Annotated[str, typer.Option(help="16-bit codes, or float32.")] = "16-bit",
+    text_field: Annotated[str, typer.Option(help="Field with the text, where the files have fields.")] = "text",
+    max_length: Annotated[int | None, typer.Option(min=2, help="Tokens a sequence (default at most 256).")] = None,
+    sequences: Annotated[int, typer.Option(min=2, help="Sequences a split.")] = 300,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16 (default: the checkpoint's).")] = None,
+    device: Device = "cpu",
+) -> None:
+    """Keep a model's log-probabilities on text, to be judged later (--with FOLDER) without the model in memory."""
+    from assay.models import store_model  # noqa: PLC0415  (keeps --help fast)
+    from assay.studies import text  # noqa: PLC0415
+    from assay.subjects import load, resolve_device, resolve_dtype  # noqa: PLC0415
+
+    splits = _argument("split", lambda: _splits(split))
+    device = _argument("device", lambda: resolve_device(device))
+    precision = None if dtype is None else _argument("dtype", lambda: resolve_dtype(dtype))
+    subject = _argument("model", lambda: load(model, device=device, dtype=precision))
+    task = _argument("split", lambda: text.task_of(subject, None, splits, text_field=text_field, max_length=max_length))
+    with _progress() as bar:
+        line = bar.add_task("starting", total=None)
+        store_model(
+            subject,
+            [task.split(name, sequences) for name in task.split_names],
+            out_folder,
+            form=form,
+            progress=lambda name, done, total: bar.update(line, description=name, completed=done, total=total),
+        )
+    out.print(f"The log-probabilities are in {escape(str(out_folder))}", soft_wrap=True)
+
+
 def _shares(**values: float) -> dict[str, float]:
     """Options that are shares in [0, 1]; another number is a wrong call."""
     for name, value in values.items():
@@ -638,15 +673,17 @@ def _shares(**values: float) -> dict[str, float]:
 
 def _others(names: Sequence[str], subject: Any, same_tokenizer: bool) -> list[Any]:
     """The models of `--with`, loaded; adapters on the subject."""
-    from assay.models import OtherModel  # noqa: PLC0415
+    from assay.models import OtherModel, StoredModel, is_stored  # noqa: PLC0415
     from assay.subjects import takes_base  # noqa: PLC0415
 
-    bases = [subject if takes_base(name) else None for name in names]
-    found = [
-        OtherModel(name, base=base, same_tokenizer=same_tokenizer) for name, base in zip(names, bases, strict=True)
-    ]
-    for other in found:
+    found: list[Any] = []
+    for name in names:
+        if is_stored(name):
+            found.append(StoredModel(name))
+            continue
+        other = OtherModel(name, base=subject if takes_base(name) else None, same_tokenizer=same_tokenizer)
         other.other()
+        found.append(other)
     return found
 
 
