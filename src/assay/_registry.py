@@ -4,23 +4,30 @@ A package adds its own through an entry point of the matching group, and needs n
 
     [project.entry-points."assay.simplifications"]
     my-method = "my_package:MyMethod"
+
+On the command line a class can be taken from a file as well, without any package: `my_file.py:MyMethod(rank=4)`.
 """
 
 import inspect
 from ast import literal_eval
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from assay._errors import AssayError, unknown_name
+from assay._from_file import FromFile, from_file
 
 
 class Registry:
-    """Factories by name, ours and those of entry points of `group`; a name is taken once."""
+    """Factories by name, ours and those of entry points of `group`; a name is taken once.
 
-    def __init__(self, group: str, noun: str) -> None:
+    `members` are what an object of a user's own class needs to have.
+    """
+
+    def __init__(self, group: str, noun: str, members: Sequence[str] = ()) -> None:
         self.group = group
         self.noun = noun
+        self.members = tuple(members)
         self._own: dict[str, Callable[..., Any]] = {}
 
     def register(self, name: str, factory: Callable[..., Any]) -> None:
@@ -69,8 +76,12 @@ class Registry:
     def build(self, specification: str) -> Any:
         """Make an object from text: `"svd:rank=8,joint=False"` is `SVD(rank=8, joint=False)`.
 
-        Raises AssayError if the name is unknown or the parameters do not fit it.
+        `"path/to/file.py:Mine(rank=8)"` is made by a class of that file. Raises AssayError if the name is unknown, the
+        parameters do not fit it, or the file has no such class.
         """
+        own = from_file(specification)
+        if own is not None:
+            return self._own_made(specification, own)
         name, _, rest = specification.partition(":")
         factory = self.get(name.strip())
         signature = inspect.signature(factory)
@@ -85,8 +96,34 @@ class Registry:
                 keywords[key.strip()] = literal_eval(text)
             except (ValueError, SyntaxError):
                 keywords[key.strip()] = text
-        try:
-            signature.bind(**keywords)
-        except TypeError as error:
-            raise AssayError(f"{specification!r}: {error}; its parameters are {name}{signature}.") from None
+        _bind(specification, name, signature, (), keywords)
         return factory(**keywords)
+
+    def _own_made(self, specification: str, own: FromFile) -> Any:
+        """An object of somebody's own class."""
+        name = own.made.__name__
+        _bind(specification, name, inspect.signature(own.made), own.arguments, own.keywords)
+        try:
+            made = own.made(*own.arguments, **own.keywords)
+        except AssayError:
+            raise
+        except Exception as error:  # code of others may raise anything
+            what = " ".join(str(error).split())
+            raise AssayError(f"{specification!r} cannot be made: {type(error).__name__}: {what}.") from error
+        missing = [member for member in self.members if not hasattr(made, member)]
+        if missing:
+            raise AssayError(
+                f"{specification!r}: {name} is no {self.noun}; it has no {', '.join(missing)}, and needs "
+                f"{', '.join(self.members)}."
+            )
+        return made
+
+
+def _bind(
+    specification: str, name: str, signature: inspect.Signature, arguments: Sequence[Any], keywords: Mapping[str, Any]
+) -> None:
+    """Raise AssayError unless parameters fit."""
+    try:
+        signature.bind(*arguments, **keywords)
+    except TypeError as error:
+        raise AssayError(f"{specification!r}: {error}; its parameters are {name}{signature}.") from None

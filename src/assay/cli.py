@@ -485,7 +485,10 @@ def compare_text(
         typer.Option(help="Text to fit on: .txt, .jsonl(.gz), .parquet, or hub:NAME; not needed for --with alone."),
     ] = None,
     simplify: Annotated[
-        list[str] | None, typer.Option(help="Such as svd:rank=8 or one-hot, repeated; see assay list.")
+        list[str] | None,
+        typer.Option(
+            help="Such as svd:rank=8, one-hot (see assay list), or your class: file.py:Name(rank=4); repeated."
+        ),
     ] = None,
     others: Annotated[
         list[str] | None,

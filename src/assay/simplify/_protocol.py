@@ -57,7 +57,7 @@ class Simplification(Protocol):
         ...
 
 
-simplifications = Registry("assay.simplifications", "simplification")
+simplifications = Registry("assay.simplifications", "simplification", ("streams", "fit", "apply", "control"))
 """All simplifications by the name used on the command line (`svd:rank=8`)."""
 
 
