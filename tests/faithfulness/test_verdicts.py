@@ -473,7 +473,7 @@ def told(subject, *proxies, noise=0.0, chance=None, resamples=300, **settings_):
                         ablation=None, perturbation=None)
             for one in proxies
         ),
-        settings={"controls": True, **options},
+        settings={"controls": True, "min_agreement": 0.95, "max_gap": 0.02, **options},
         noise_floor=NoiseFloor(logit_difference=0, logit_difference_as_loaded=0, flipped=noise, sequences=1),
     )  # fmt: skip
     return Comparison(record, results, gaps, controls, lambda: iter(()))
