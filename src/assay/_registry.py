@@ -11,7 +11,7 @@ On the command line a class can be taken from a file as well, without any packag
 import inspect
 from ast import literal_eval
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import entry_points
 from typing import Any
 
 from assay._errors import AssayError, unknown_name
@@ -38,8 +38,9 @@ class Registry:
             )
         self._own[name] = factory
 
-    def _outside(self) -> dict[str, EntryPoint]:
-        found: dict[str, EntryPoint] = {}
+    def _outside(self) -> dict[str, Any]:
+        """The entry points of the group by name; where importlib_metadata is in use they are of its class."""
+        found: dict[str, Any] = {}
         for entry in entry_points(group=self.group):
             other = found.setdefault(entry.name, entry)
             if other.value != entry.value:

@@ -352,6 +352,65 @@ def run_code(
     _print_run(comparison, shown, folder)
 
 
+@run_app.command("compressed")
+def run_compressed(
+    full: Annotated[
+        bool, typer.Option("--full", help="Five Dyck seeds, pruning and low ranks, more sequences: an hour on a CPU.")
+    ] = False,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="dyck, code-python, code-java, encoder or smollm2 (slow), repeated (default the first two)."),
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Functions for code-java: a CodeSearchNet file or folder, hub:NAME, or a folder.")
+    ] = None,
+    sequences: Annotated[int | None, typer.Option(min=2, help="Sequences a split.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Also write the tables as Markdown to this file.")] = None,
+    device: Device = "cpu",
+    jobs: Jobs = 1,
+    dask: Dask = None,
+    out_folder: OutFolder = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Judge compressed copies of models: rounded, pruned, of low rank, and a table of n-grams in their place."""
+    from assay.faithfulness import Workers  # noqa: PLC0415  (keeps --help fast)
+    from assay.reports import terminal_table, write_tables  # noqa: PLC0415
+    from assay.studies import compressed  # noqa: PLC0415
+    from assay.subjects import resolve_device  # noqa: PLC0415
+
+    workers = _argument("jobs", lambda: Workers(jobs, dask))
+    device = _argument("device", lambda: resolve_device(device))
+    _argument("only", lambda: compressed.check_parts(only or (), data))
+    folder = out_folder or _default_folder("compressed")
+    with _progress() as bar:
+        line = bar.add_task("starting", total=None)
+        done, shown = compressed.run(
+            folder,
+            everything=full,
+            only=only or (),
+            data=data,
+            device=device,
+            sequences=sequences,
+            overwrite=overwrite,
+            workers=workers,
+            progress=_follow(bar, line),
+        )
+    if markdown is not None:
+        write_tables(shown.tables, markdown)
+    if as_json:
+        tables = {table.title: [table.headings, *table.rows] for table in shown.tables}
+        parts = {one.part.name: _summary(one.comparison, one.folder) for one in done}
+        print(json.dumps({"folder": str(folder), "tables": tables, "parts": parts}, indent=2))
+        return
+    for table in shown.tables:
+        if not table.quiet:
+            out.print(terminal_table(table), "")
+    for one in done:
+        out.print(f"{escape(one.part.name)}: {escape(str(one.folder / 'report.html'))}", soft_wrap=True)
+    _say_where(folder)
+
+
 @run_app.command("max-of-k")
 def run_max_of_k(
     out_folder: Annotated[Path | None, typer.Option("--out", help="Run folder.", file_okay=False)] = None,
@@ -433,7 +492,11 @@ def compare_text(
     ] = None,
     others: Annotated[
         list[str] | None,
-        typer.Option("--with", help="Another model to judge in MODEL's place: a folder or a name, repeated."),
+        typer.Option(
+            "--with",
+            help="Another model to judge in MODEL's place, repeated: a folder, a name, a .gguf file, an adapter, or "
+            "what assay store wrote.",
+        ),
     ] = None,
     same_tokenizer: Annotated[
         bool, typer.Option("--same-tokenizer", help="Models of --with without a tokenizer have that of MODEL.")
@@ -527,7 +590,7 @@ def compare_text(
             trust_remote_code=trust_remote_code,
         ),
     )
-    recipes += _argument("with", lambda: _others(others or (), same_tokenizer))
+    recipes += _argument("with", lambda: _others(others or (), subject, same_tokenizer))
     engine = Engine(subject)
     _argument("sites", lambda: engine.sites(sites or ["all"]))
     task = _argument("split", lambda: text.task_of(subject, fit, splits, text_field=text_field, max_length=max_length))
@@ -568,6 +631,40 @@ def compare_text(
         raise typer.Exit(3)
 
 
+@app.command("store")
+def store_text(
+    model: Annotated[str, typer.Argument(help="A folder, a Hugging Face name, a .gguf file, or a shipped model.")],
+    split: Annotated[list[str], typer.Option(help="NAME=FILE, repeated, as in the comparison to come.")],
+    out_folder: Annotated[Path, typer.Option("--out", help="Folder of the store; an unfinished one goes on.")],
+    form: Annotated[str, typer.Option(help="16-bit codes, or float32.")] = "16-bit",
+    text_field: Annotated[str, typer.Option(help="Field with the text, where the files have fields.")] = "text",
+    max_length: Annotated[int | None, typer.Option(min=2, help="Tokens a sequence (default at most 256).")] = None,
+    sequences: Annotated[int, typer.Option(min=2, help="Sequences a split.")] = 300,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16 (default: the checkpoint's).")] = None,
+    device: Device = "cpu",
+) -> None:
+    """Keep a model's log-probabilities on text, to be judged later (--with FOLDER) without the model in memory."""
+    from assay.models import store_model  # noqa: PLC0415  (keeps --help fast)
+    from assay.studies import text  # noqa: PLC0415
+    from assay.subjects import load, resolve_device, resolve_dtype  # noqa: PLC0415
+
+    splits = _argument("split", lambda: _splits(split))
+    device = _argument("device", lambda: resolve_device(device))
+    precision = None if dtype is None else _argument("dtype", lambda: resolve_dtype(dtype))
+    subject = _argument("model", lambda: load(model, device=device, dtype=precision))
+    task = _argument("split", lambda: text.task_of(subject, None, splits, text_field=text_field, max_length=max_length))
+    with _progress() as bar:
+        line = bar.add_task("starting", total=None)
+        store_model(
+            subject,
+            [task.split(name, sequences) for name in task.split_names],
+            out_folder,
+            form=form,
+            progress=lambda name, done, total: bar.update(line, description=name, completed=done, total=total),
+        )
+    out.print(f"The log-probabilities are in {escape(str(out_folder))}", soft_wrap=True)
+
+
 def _shares(**values: float) -> dict[str, float]:
     """Options that are shares in [0, 1]; another number is a wrong call."""
     for name, value in values.items():
@@ -577,13 +674,19 @@ def _shares(**values: float) -> dict[str, float]:
     return values
 
 
-def _others(names: Sequence[str], same_tokenizer: bool) -> list[Any]:
-    """The models of `--with`, loaded."""
-    from assay.models import OtherModel  # noqa: PLC0415
+def _others(names: Sequence[str], subject: Any, same_tokenizer: bool) -> list[Any]:
+    """The models of `--with`, loaded; adapters on the subject."""
+    from assay.models import OtherModel, StoredModel, is_stored  # noqa: PLC0415
+    from assay.subjects import takes_base  # noqa: PLC0415
 
-    found = [OtherModel(name, same_tokenizer=same_tokenizer) for name in names]
-    for other in found:
+    found: list[Any] = []
+    for name in names:
+        if is_stored(name):
+            found.append(StoredModel(name))
+            continue
+        other = OtherModel(name, base=subject if takes_base(name) else None, same_tokenizer=same_tokenizer)
         other.other()
+        found.append(other)
     return found
 
 

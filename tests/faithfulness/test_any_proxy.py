@@ -152,6 +152,17 @@ def test_attention_is_the_same_where_the_subjects_is_made_again(subject, other, 
     np.testing.assert_allclose(sums(again, "attention_jsd")[0], sums(kept, "attention_jsd")[0], rtol=1e-4)
 
 
+def test_attention_that_cannot_be_cut_alike_is_skipped(subject, other, task, judged, monkeypatch):
+    """As of a rounded model whose numbers are so large that rows by themselves differ from all together."""
+    monkeypatch.setattr("assay.faithfulness._clean_pass.ROWS", 3)
+    whole = WholeModel(other)
+    whole._engine = Engine(other)
+    whole._engine._rows_agree = False
+    found = score(Engine(subject), {"it": whole}, task, task.split("iid", 12), judged)["it"]
+    assert "cannot be computed a few rows at a time" in found.skipped["attention_jsd"]
+    assert sums(found, "kl")[0].sum() > 0
+
+
 @pytest.mark.parametrize("rows", [3, 64])
 def test_a_copy_differs_in_not_one_bit(subject, task, judged, monkeypatch, rows):
     """Also in parts of a few rows; a copy that is called, not read, has other kernels and may differ by rounding."""

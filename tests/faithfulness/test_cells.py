@@ -71,9 +71,9 @@ def scored(monkeypatch):
 
     keys, score_split = [], _compare.score_split
 
-    def watched(engine, proxies, *rest):
+    def watched(engine, proxies, *rest, **options):
         keys.extend(proxies)
-        return score_split(engine, proxies, *rest)
+        return score_split(engine, proxies, *rest, **options)
 
     monkeypatch.setattr(_compare, "score_split", watched)
     return keys

@@ -186,4 +186,7 @@ def test_what_is_no_metric_is_refused():
     assert isinstance(Near(1.0), Metric)
     with pytest.raises(AssayError, match="is no metric for this"):
         resolve_metrics("causal", ["kl", SamePrediction])
-    assert [metric.name for metric in resolve_metrics("causal")] == list(metrics)
+    of_models = {name for name in metrics if getattr(metrics.get(name), "of_models", False)}
+    assert of_models >= {"kl_reverse", "flip_to_wrong", "flip_to_right", "first_five"}
+    assert [metric.name for metric in resolve_metrics("causal")] == [name for name in metrics if name not in of_models]
+    assert [metric.name for metric in resolve_metrics("causal", of_models=True)] == list(metrics)

@@ -456,7 +456,7 @@ def told(subject, *proxies, noise=0.0, chance=None, resamples=300, **settings_):
                 np.column_stack((all_.sum(axis=1), all_)),
             )
     options = {"seed": 0, "resamples": resamples, "level": 0.95, **settings_}
-    results, gaps, controls, _ = summarise(
+    results, gaps, controls, *_ = summarise(
         [METRIC], (), [subject], candidates, primary=(METRIC.name, ALL), splits=splits, found=found, **options
     )
     record = Record(

@@ -213,6 +213,13 @@ def test_config_of_an_unknown_architecture_is_refused(folder):
         load(folder)
 
 
+def test_config_that_contradicts_itself_is_refused(folder):
+    config = {"model_type": "llama", "hidden_size": 30, "num_attention_heads": 4, "architectures": ["LlamaForCausalLM"]}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(AssayError, match=r"could not read .*30.* is not a multiple"):
+        load(folder)
+
+
 def test_config_that_is_no_json_is_refused(folder):
     (folder / "config.json").write_text("{")
     with pytest.raises(AssayError, match=r"could not read .* as a model"):

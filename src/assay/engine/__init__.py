@@ -3,7 +3,17 @@
 from assay.engine._attention import Edit, PatternEdit, VectorEdit
 from assay.engine._engine import Engine
 from assay.engine._places import ATTENTION, BLOCK_STREAMS, HEAD_STREAMS, Block, Head, Named, Place, Site
-from assay.engine._proxy import Answer, Clean, EditedSubject, Proxy, Watch, WholeModel, answers, check_proxy
+from assay.engine._proxy import (
+    NO_ATTENTION,
+    Answer,
+    Clean,
+    EditedSubject,
+    Proxy,
+    Watch,
+    WholeModel,
+    answers,
+    check_proxy,
+)
 from assay.engine._run import Run
 from assay.engine._samples import Samples, batches, collect, device_scale, tensors
 from assay.engine._together import run_together, shared
@@ -12,6 +22,7 @@ __all__ = [
     "ATTENTION",
     "BLOCK_STREAMS",
     "HEAD_STREAMS",
+    "NO_ATTENTION",
     "Answer",
     "Block",
     "Clean",

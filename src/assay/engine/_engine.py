@@ -570,6 +570,11 @@ class Engine:
         return {layer: tuple(edits) for layer, edits in found.items()}
 
     @property
+    def by_rows(self) -> bool:
+        """Whether attention computed for a few queries at a time is that of all together, as a probe found."""
+        return self._rows_agree
+
+    @property
     def modules(self) -> list[nn.Module]:
         """The Transformer blocks, in order: one for each of `blocks`."""
         return [self._blocks[block.layer] for block in self.blocks]

@@ -290,6 +290,8 @@ def _other_attention(engine: Engine, other: Engine) -> str | None:
         return f"the attention of a {kind.__name__} is not compared with that of a {own.__name__}"
     if (other.heads, other.widths) != (engine.heads, engine.widths):
         return "the other model has other heads than the subject"
+    if other.by_rows != engine.by_rows:
+        return "one of the two models' attention cannot be computed a few rows at a time, and the other's can"
     return None
 
 

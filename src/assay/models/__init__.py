@@ -18,6 +18,7 @@ from assay.models._other import OtherModel
 from assay.models._prune import PruneWeights
 from assay.models._round import RoundWeights
 from assay.models._store import SelfKL, Store, StoreWriter
+from assay.models._stored import StoredModel, is_stored, store_model
 
 __all__ = [
     "Breaks",
@@ -35,10 +36,13 @@ __all__ = [
     "SelfKL",
     "Store",
     "StoreWriter",
+    "StoredModel",
     "WeightBits",
     "breaks",
     "counting",
+    "is_stored",
     "scored_by_llama_cpp",
+    "store_model",
     "through_llama_cpp",
     "weight_bits",
     "write_llama_cpp",

@@ -24,10 +24,11 @@ _PROBED = 8
 class OtherModel:
     """Another model as a proxy of the subject: is it still the same model, on this text and elsewhere?
 
-    `model` is whatever `assay.load` reads (a folder, a name on the hub, a shipped model), a `Subject`, or a Hugging
-    Face model that is in memory already. It is run whole, by its own code, on the subject's tokens, and judged as any
-    other proxy: there is nothing to fit, no control, and no refit. `name` is what it is called in the results (default:
-    the folder's or the model's own). `dtype` is what it is computed in (default: as it was saved).
+    `model` is whatever `assay.load` reads (a folder, also with quantized weights, a name on the hub, a shipped model, a
+    GGUF file, an adapter of peft), a `Subject`, or a Hugging Face model that is in memory already. It is run whole, by
+    its own code, on the subject's tokens, and judged as any other proxy: there is nothing to fit, no control, and no
+    refit. `name` is what it is called in the results (default: the folder's or the model's own). `dtype` is what it is
+    computed in (default: as it was saved). `base` goes with an adapter or a GGUF file (see `assay.load`).
 
     The two have to be asked the same (`objective`) and to mean the same by every token. Tokenizers are compared token
     by token, and on text; a model without a tokenizer is refused for text unless `same_tokenizer` says that it has the
@@ -42,6 +43,7 @@ class OtherModel:
     model: str | Path | Subject | PreTrainedModel
     name: str | None = None
     dtype: torch.dtype | None = None
+    base: Subject | None = None
     same_tokenizer: bool = False
     loaded_: Subject | None = field(default=None, init=False, repr=False, compare=False)
     extra_: int = field(default=0, init=False, repr=False, compare=False)
@@ -91,7 +93,7 @@ class OtherModel:
 
     def _load(self) -> Subject:
         if isinstance(self.model, str | Path):
-            return load(self.model, dtype=self.dtype)
+            return load(self.model, dtype=self.dtype, base=self.base)
         found = self.model if isinstance(self.model, Subject) else Subject(self.model, None, self.title)
         if self.dtype not in (None, found.model.dtype):
             raise AssayError(

@@ -14,6 +14,7 @@ from assay.reports._tables import (
     terminal,
     terminal_table,
     write_markdown,
+    write_tables,
 )
 
 __all__ = [
@@ -42,4 +43,5 @@ __all__ = [
     "write_junit",
     "write_markdown",
     "write_page",
+    "write_tables",
 ]

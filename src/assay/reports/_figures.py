@@ -70,7 +70,8 @@ def figures(comparison: Comparison, illustrations: Illustrations) -> Iterator[tu
                         f"where it reaches furthest; simplified at {site}. Bands: confidence intervals.",
                         agreement_by_feature(comparison, site, feature.name),
                     )
-            if "attention_jsd" in _metrics(comparison):
+            # Skipped for other models whose attention is not laid out as the subject's.
+            if _rows(comparison, site, "attention_jsd", feature="layer")["estimate"].notna().any():
                 yield (
                     f"attention-by-layer-{site}",
                     f"Jensen-Shannon divergence of attention (nats; ln 2 = 0.69 at most) by layer, in distribution; "

@@ -462,8 +462,20 @@ def write_markdown(comparison: Comparison, path: Path, illustrations: Illustrati
 
     A file that does not exist is made; one without marks is refused with an AssayError, and left as it is.
     """
-    own = "".join(map(markdown_table, illustrations.tables)) if illustrations else ""
-    block = f"{_BEGIN}\n{markdown(comparison)}{own}{_END}"
+    _write_between_marks(path, markdown(comparison) + _in_markdown(illustrations.tables if illustrations else ()))
+
+
+def write_tables(tables: Sequence[TableView], path: Path) -> None:
+    """Write the tables of a study into a Markdown file, as `write_markdown` does."""
+    _write_between_marks(path, _in_markdown(tables))
+
+
+def _in_markdown(tables: Sequence[TableView]) -> str:
+    return "".join(map(markdown_table, tables))
+
+
+def _write_between_marks(path: Path, content: str) -> None:
+    block = f"{_BEGIN}\n{content}{_END}"
     text = f"{block}\n"
     if path.exists():
         old = path.read_text(encoding="utf-8")

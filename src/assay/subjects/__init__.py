@@ -1,6 +1,6 @@
 """Who is tested: any Hugging Face model, and the reference models that Assay trains and ships."""
 
-from assay.subjects._load import DTYPES, check_seed, load, resolve_device, resolve_dtype, save, shipped
+from assay.subjects._load import DTYPES, check_seed, load, resolve_device, resolve_dtype, save, shipped, takes_base
 from assay.subjects._max_of_k import (
     LINEAR_MAX_BATCH,
     LINEAR_MAX_RECIPE,
@@ -73,6 +73,7 @@ __all__ = [
     "resolve_pooling",
     "save",
     "shipped",
+    "takes_base",
     "train",
     "write_atomically",
 ]

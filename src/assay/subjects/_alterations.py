@@ -61,7 +61,7 @@ def _found(model: nn.Module) -> Iterator[tuple[str, Any]]:
                     continue
                 yield f"{words} {_called(hook)} on {where}", hook
         for method, other in vars(module).items():
-            if callable(other) and callable(getattr(type(module), method, None)):
+            if method != "extra_repr" and callable(other) and callable(getattr(type(module), method, None)):
                 yield f"{method} of {where} replaced by {_called(other)}", other
         for parameter, chain in getattr(module, "parametrizations", {}).items():
             names = ", ".join(type(one).__name__ for one in chain)

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.quantizers import AutoHfQuantizer
 
 from assay._errors import AssayError
 from assay.subjects._objective import WHAT
@@ -29,20 +28,6 @@ def prefer_plain_attention(config: PreTrainedConfig) -> None:
         part = getattr(config, key, None)
         if isinstance(part, PreTrainedConfig):
             prefer_plain_attention(part)
-
-
-def check_quantization(config: PreTrainedConfig, name: str) -> None:
-    """Raise AssayError for quantized weights that transformers would read as if they were not.
-
-    Raises ValueError, as transformers does, where the configuration does not say how they are quantized.
-    """
-    said = getattr(config, "quantization_config", None)
-    said = said or getattr(config.get_text_config(decoder=True), "quantization_config", None)
-    if said and not AutoHfQuantizer.supports_quant_method(said):
-        raise AssayError(
-            f"the weights of {name!r} are quantized by {said['quant_method']!r}, which this version of transformers "
-            "does not know and would skip; save the model dequantized, or install a version that knows it."
-        )
 
 
 def check_loaded(model: PreTrainedModel, found: Mapping[str, Any], name: str, objective: Objective) -> None:

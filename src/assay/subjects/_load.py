@@ -3,23 +3,24 @@
 import copy
 import difflib
 import json
-import pickle
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
-from safetensors import SafetensorError
+from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
 
 from assay._errors import AssayError, unknown_name
-from assay.subjects._checkpoint import check_loaded, check_quantization, prefer_plain_attention
+from assay.subjects._adapter import is_adapter, merge, named_base, require_peft
+from assay.subjects._checkpoint import check_loaded, prefer_plain_attention
+from assay.subjects._gguf import read_gguf
 from assay.subjects._objective import WHAT, Pooling, auto_class, objective_of, resolve_objective, resolve_pooling
-from assay.subjects._sentences import Use, file_of, is_sentence_transformer, read_use
+from assay.subjects._quantized import check_quantization, describe_quantized, quantization, without_scales
+from assay.subjects._reading import UNREADABLE, quiet, reason
+from assay.subjects._sentences import Use, is_sentence_transformer, read_use
 from assay.subjects._subject import Subject
 from assay.subjects._train import write_atomically
 from assay.tasks import Objective
@@ -54,9 +55,9 @@ def resolve_device(device: str) -> str:
     try:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+        why = str(error).splitlines()[0]
         raise AssayError(
-            f"device {device!r} cannot be used ({reason}); use 'cpu', 'auto' or a device that torch sees."
+            f"device {device!r} cannot be used ({why}); use 'cpu', 'auto' or a device that torch sees."
         ) from None
     return device
 
@@ -82,12 +83,27 @@ def load(
     prompt: str | None = None,
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
+    base: Subject | str | Path | None = None,
 ) -> Subject:
     """Load a subject.
 
-    `name` is a shipped reference model (`"dyck-20-10"`, trained from `seed`), a folder made by `save_pretrained`, or
-    a name on the Hugging Face hub. `device` may be `"auto"`; `dtype` defaults to that of the training record (the
-    shipped models are computed with in float32, also where they are stored in float16), else to that of the checkpoint.
+    `name` is a shipped reference model (`"dyck-20-10"`, trained from `seed`), a folder made by `save_pretrained`, a
+    name on the Hugging Face hub, a GGUF file, or an adapter of peft (a folder or a name). `device` may be `"auto"`;
+    `dtype` defaults to that of the training record (the shipped models are computed with in float32, also where they
+    are stored in float16), else to that of the checkpoint or the adapter's base, and for a GGUF file to float32.
+
+    A GGUF file is dequantized, so that only the rounding of its weights is judged: llama.cpp rounds activations, too.
+    Its configuration and tokenizer are those that it holds. If it does not hold all of them, `base` is the model that
+    it was made from (a subject, or what `load` takes for one): its configuration is used where it is of the same type
+    and does not contradict the file, and its tokenizer where that of the file cannot be read and has the same tokens.
+
+    An adapter is merged into a copy of the base that it names, or of `base`, if that has the same shapes. Its tokenizer
+    is the one in its folder, else the base's.
+
+    Quantized weights (`quantization_config` in config.json) are read and computed with by the package that they are of,
+    except that on a CPU 4-bit weights of bitsandbytes are multiplied in the dtype that their configuration asks for.
+
+    The subject's `record` tells what a GGUF file, an adapter or quantized weights were read from.
 
     `objective` is what the model is asked: "causal" (the next token), "masked" (tokens under masks) or "embedding"
     (one vector a sequence). By default it is what the architecture that the configuration names is for; a folder of
@@ -99,17 +115,18 @@ def load(
     is nothing else, by torch.load with weights_only, which runs no code. Code that comes with a model is run only if
     `trust_remote_code` is given; read it before.
 
-    Raises AssayError if there is no such model, seed or device; if it cannot be read as what it is asked for; if it is
-    an adapter, or an encoder that is used in a way that Assay does not have; if weights are missing, not finite, left
-    over (heads of other tasks may be) or quantized in a way that cannot be read; if the tokenizer is broken; or if, on
-    two tokens, the model fails, gives numbers that are not finite or, as a causal one, sees the future.
+    Raises AssayError if there is no such model, seed or device; if a package to read it is missing; if it cannot be
+    read as what it is asked for; if it is an encoder that is used in a way that Assay does not have, or an adapter that
+    does not fit its base; if weights are missing, not finite, left over (heads of other tasks may be) or quantized in a
+    way that cannot be read; if the tokenizer is broken; or if, on two tokens, the model fails, gives numbers that are
+    not finite or, as a causal one, sees the future.
     """
     device = resolve_device(device)
     if objective is not None:
         resolve_objective(objective)
     if pooling is not None:
         resolve_pooling(pooling)
-    how = _How(device, dtype, objective, pooling, prompt, allow_pickle, trust_remote_code)
+    how = _How(device, dtype, objective, pooling, prompt, allow_pickle, trust_remote_code, base)
     known = shipped()
     if str(name) in known:
         check_seed(str(name), seed)
@@ -118,11 +135,24 @@ def load(
     path = Path(name)
     if path.is_dir():
         return _read(path, path.name, how)
+    if path.is_file():
+        return _read_file(path, how)
     if difflib.get_close_matches(str(name), known, cutoff=0.7):
         raise unknown_name("reference model", str(name), known)
-    if path.is_absolute() or str(name).startswith("."):
-        raise AssayError(f"there is no folder {str(name)!r}; give a folder made by save_pretrained, or a model's name.")
+    if path.is_absolute() or str(name).startswith(".") or path.suffix == ".gguf":
+        raise AssayError(
+            f"there is no folder or file {str(name)!r}; give a folder made by save_pretrained, a GGUF file, or a "
+            "model's name."
+        )
     return _read(str(name), str(name), how)
+
+
+def takes_base(name: str | Path) -> bool:
+    """Whether a name is that of an adapter or a GGUF file: what `load` takes a `base` for."""
+    path = Path(name)
+    if path.is_file():
+        return True
+    return str(name) not in shipped() and is_adapter(path if path.is_dir() else str(name))
 
 
 @dataclass(frozen=True)
@@ -136,32 +166,7 @@ class _How:
     prompt: str | None
     allow_pickle: bool
     trust_remote_code: bool
-
-
-@contextmanager
-def _quiet(quiet: bool) -> Iterator[None]:
-    """Without transformers' reports of what it loaded, which is checked here; `quiet`: without progress bars, too.
-
-    These have nothing to say about local files.
-    """
-    shown, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    if quiet:
-        transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if shown:
-            transformers_logging.enable_progress_bar()
-
-
-def _reason(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
-
-
-_UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError, pickle.UnpicklingError)
+    base: Subject | str | Path | None
 
 
 def _read(source: str | Path, name: str, how: _How) -> Subject:
@@ -172,15 +177,20 @@ def _read(source: str | Path, name: str, how: _How) -> Subject:
         except ValueError as error:
             raise AssayError(f"{source / _RECORD} is damaged ({error}); remove it or restore it.") from None
     what = "a model" if how.objective is None else WHAT[how.objective]
-    _refuse_adapter(source, name)
+    if is_adapter(source):
+        return _read_adapter(source, name, how)
+    if how.base is not None:
+        raise AssayError(f"load(base=...): {name!r} is a whole model; base is for adapters and GGUF files.")
+    _refuse_gguf_inside(source, name)
     try:
-        with _quiet(isinstance(source, Path)):
+        with quiet(bars=isinstance(source, str)):
             config: PreTrainedConfig = AutoConfig.from_pretrained(source, trust_remote_code=how.trust_remote_code)
             objective = how.objective or _guess(config, source, name)
             what = WHAT[objective]
             if not how.allow_pickle:
                 _refuse_pickle(source, name)
-            check_quantization(config, name)
+            said = quantization(config)
+            check_quantization(said, name)
             prefer_plain_attention(config)
             found: Any = auto_class(objective, config).from_pretrained(
                 source,
@@ -191,23 +201,21 @@ def _read(source: str | Path, name: str, how: _How) -> Subject:
                 dtype=how.dtype or record.get("dtype") or "auto",
                 ignore_mismatched_sizes=True,  # check_loaded refuses them by name
                 output_loading_info=True,
+                **({"device_map": {"": how.device}} if said else {}),
             )
             model: PreTrainedModel = found[0]
             info = found[1]
             if objective == "embedding":
                 info |= {"missing_keys": _without_pooler(model, set(info["missing_keys"]))}
+            info |= {"missing_keys": without_scales(said, model, set(info["missing_keys"]))}
             check_loaded(model, info, name, objective)
-    except _UNREADABLE as error:
+            if said:
+                record = {**record, "quantization": describe_quantized(said, model, name)}
+    except UNREADABLE as error:
         raise _unreadable(source, name, what, error) from None
-    if objective != "embedding":
-        for option, given in (("pooling", how.pooling), ("prompt", how.prompt)):
-            if given is not None:
-                raise AssayError(f"load({option}={given!r}): {name!r} is {what}; {option} is for embeddings.")
-    broken = [key for key, value in model.state_dict().items() if not torch.isfinite(value).all()]
-    if broken:
-        raise AssayError(f"{name!r} has weights that are not finite ({broken[0]}); it cannot be judged.")
-    torch.nn.Module.to(model, how.device)
-    use = read_use(source, pooling=how.pooling, prompt=how.prompt) if objective == "embedding" else Use()
+    use = Use()
+    if objective == "embedding":
+        use = read_use(source, pooling=how.pooling, prompt=how.prompt)
     tokenizer = _tokenizer(source, name, how.trust_remote_code)
     if tokenizer is not None:
         use.prepare(tokenizer, name)
@@ -221,12 +229,75 @@ def _read(source: str | Path, name: str, how: _How) -> Subject:
         pooling=use.pooling,
         prompt=use.prompt,
     )
+    return _checked(subject, how)
+
+
+def _read_file(path: Path, how: _How) -> Subject:
+    """The subject of a GGUF file."""
+    with path.open("rb") as file:
+        if file.read(4) != b"GGUF":
+            raise AssayError(
+                f"{str(path)!r} is a file, but no GGUF file; give one, or the folder that save_pretrained wrote."
+            )
+    found = read_gguf(path, path.stem, objective=how.objective, dtype=how.dtype, base=_base(how))
+    if found.objective == "embedding":
+        found = replace(found, pooling=how.pooling or "mean", prompt=how.prompt or "")
+    return _checked(found, how)
+
+
+def _read_adapter(source: str | Path, name: str, how: _How) -> Subject:
+    """The subject that an adapter makes of its base."""
+    require_peft(name)
+    base = _base(how) or load(
+        named_base(source, name),
+        dtype=how.dtype,
+        objective=how.objective,
+        pooling=how.pooling,
+        prompt=how.prompt,
+        allow_pickle=how.allow_pickle,
+        trust_remote_code=how.trust_remote_code,
+    )
+    if how.objective not in (None, base.objective):
+        raise AssayError(f"load(objective={how.objective!r}): the base {base.name!r} of {name!r} is {base.objective}.")
+    found = merge(source, name, base, dtype=how.dtype, allow_pickle=how.allow_pickle)
+    own = _tokenizer(source, name, how.trust_remote_code)
+    found = replace(
+        found,
+        tokenizer=own or base.tokenizer,
+        pooling=how.pooling or base.pooling,
+        prompt=base.prompt if how.prompt is None else how.prompt,
+    )
+    return _checked(found, how)
+
+
+def _base(how: _How) -> Subject | None:
+    """The base that was given, loaded if it was only named."""
+    if how.base is None or isinstance(how.base, Subject):
+        return how.base
+    return load(how.base, allow_pickle=how.allow_pickle, trust_remote_code=how.trust_remote_code)
+
+
+def _checked(subject: Subject, how: _How) -> Subject:
+    """The subject on its device. Raises AssayError for weights or logits that cannot be judged, or options unused."""
+    if subject.objective != "embedding":
+        for option, given in (("pooling", how.pooling), ("prompt", how.prompt)):
+            if given is not None:
+                what = "a model" if subject.objective is None else WHAT[subject.objective]
+                raise AssayError(f"load({option}={given!r}): {subject.name!r} is {what}; {option} is for embeddings.")
+    broken = [key for key, value in subject.tensors() if not _finite(value)]
+    if broken:
+        raise AssayError(f"{subject.name!r} has weights that are not finite ({broken[0]}); it cannot be judged.")
+    subject.to(how.device)
     _check_forward(subject)
     return subject
 
 
+def _finite(tensor: Tensor) -> bool:
+    return bool(torch.isfinite(tensor if tensor.element_size() > 1 else tensor.float()).all())  # float8 has no isfinite
+
+
 def _unreadable(source: str | Path, name: str, what: str, error: Exception) -> AssayError:
-    reason = _reason(error)
+    why = reason(error)
     if "trust_remote_code" in str(error):
         return AssayError(
             f"{name!r} comes with code of its own, which is not run unless you ask for it: read the code, then give "
@@ -234,16 +305,16 @@ def _unreadable(source: str | Path, name: str, what: str, error: Exception) -> A
         )
     if isinstance(error, ImportError):
         return AssayError(
-            f"could not load {name!r} as {what}: a package is missing ({reason}). Install it, or save the model so "
+            f"could not load {name!r} as {what}: a package is missing ({why}). Install it, or save the model so "
             "that it needs none (quantized weights: model.dequantize())."
         )
     if isinstance(source, str):
         return AssayError(
-            f"could not load {source!r} from the Hugging Face hub as {what} ({reason}); give a name of the hub, a "
+            f"could not load {source!r} from the Hugging Face hub as {what} ({why}); give a name of the hub, a "
             f"folder, or a shipped model: {', '.join(shipped())}."
         )
     return AssayError(
-        f"could not read {name!r} as {what} ({reason}); the folder must hold config.json and model.safetensors, as "
+        f"could not read {name!r} as {what} ({why}); the folder must hold config.json and model.safetensors, as "
         "save_pretrained writes them, of an architecture that can be asked for that (objective=, --objective)."
     )
 
@@ -262,13 +333,12 @@ def _guess(config: PreTrainedConfig, source: str | Path, name: str) -> Objective
     return found
 
 
-def _refuse_adapter(source: str | Path, name: str) -> None:
-    """An adapter is only a part of a model, and without peft transformers passes it over."""
-    if file_of(source, "adapter_config.json") is not None:
-        raise AssayError(
-            f"{name!r} holds an adapter (adapter_config.json), which is part of a model only; load it with peft, merge "
-            "it (model.merge_and_unload()), save the whole and give that."
-        )
+def _refuse_gguf_inside(source: str | Path, name: str) -> None:
+    """A folder of GGUF files alone does not tell which is meant."""
+    if isinstance(source, Path) and not (source / "config.json").exists():
+        files = sorted(str(path) for path in source.glob("*.gguf"))
+        if files:
+            raise AssayError(f"{name!r} is a folder of GGUF files; give one of them: {', '.join(files)}.")
 
 
 def _refuse_pickle(source: str | Path, name: str) -> None:
@@ -297,7 +367,7 @@ def _check_forward(subject: Subject) -> None:
         tokens = torch.tensor([[0, 0], [0, subject.vocabulary - 1]], device=subject.device)
         logits = subject(tokens)
     except (RuntimeError, ValueError, IndexError, TypeError, AttributeError) as error:
-        raise AssayError(f"{subject.name!r} cannot be run on two tokens ({_reason(error)}).") from None
+        raise AssayError(f"{subject.name!r} cannot be run on two tokens ({reason(error)}).") from None
     if not torch.isfinite(logits).all():
         raise AssayError(
             f"{subject.name!r} gives logits that are not finite numbers; it cannot be judged (in half precision, try "
@@ -324,7 +394,7 @@ def _tokenizer(source: str | Path, name: str, trust_remote_code: bool) -> PreTra
     except Exception as error:  # tokenizers raises nothing more special
         if has_files or not isinstance(error, OSError | ValueError | KeyError):
             raise AssayError(
-                f"the tokenizer of {name!r} cannot be read ({_reason(error)}); restore its files, or remove them to "
+                f"the tokenizer of {name!r} cannot be read ({reason(error)}); restore its files, or remove them to "
                 "load the model without one."
             ) from None
         return None
@@ -341,7 +411,7 @@ def save(subject: Subject, folder: Path, *, stored: torch.dtype | None = None) -
     if stored is not None:
         model = copy.deepcopy(model)
         torch.nn.Module.to(model, stored)
-    with _quiet(True):
+    with quiet():
         model.save_pretrained(folder)
     if subject.tokenizer is not None:
         subject.tokenizer.save_pretrained(folder)

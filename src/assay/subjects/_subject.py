@@ -3,33 +3,40 @@
 import copy
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from html import escape
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from assay._fingerprint import NotHashableError, fingerprint_or_reason
 from assay.subjects._alterations import alterations, behaviour
 from assay.subjects._objective import Pooling, objective_of, resolve_objective, resolve_pooling
+from assay.subjects._quantized import keep_as_stored
 from assay.tasks import Objective
+
+_OF_SOURCE = ("source", "gguf", "adapter", "quantization")
+"""Entries of a record that tell what a model's weights were before they were read."""
 
 
 @dataclass(frozen=True, repr=False)
 class Subject:
     """A Hugging Face model with its tokenizer and a name.
 
-    `seed` is the training seed where it is known, `record` the training record of a reference model (empty
-    otherwise), `trained` is False for a copy with shuffled weights. `objective` is what the model is asked (default:
-    what its class is for). `pooling` is how an encoder's embedding is made of its tokens' vectors, and `prompt` the
-    text that stands before every sequence when it is used; other objectives do not use them.
+    `seed` is the training seed where it is known, `record` the training record of a reference model, and what a GGUF
+    file, an adapter or quantized weights were read from (empty otherwise), `trained` is False for a copy with shuffled
+    weights. `objective` is what the model is asked (default: what its class is for). `pooling` is how an encoder's
+    embedding is made of its tokens' vectors, and `prompt` the text that stands before every sequence when it is used;
+    other objectives do not use them.
 
     The model is put into evaluation mode (`model.eval()`, in place): in training, dropout makes it another at every
-    call.
+    call. Weights of 4 bits are kept as they were stored (`keep_as_stored`).
     """
 
     model: PreTrainedModel
@@ -47,8 +54,8 @@ class Subject:
         resolve_pooling(self.pooling)
         object.__setattr__(self, "objective", resolve_objective(found))
         self.model.eval()
+        keep_as_stored(self.model)
 
-    @torch.inference_mode()
     def __call__(
         self, tokens: Int[Tensor, "batch position"], valid: Int[Tensor, "batch position"] | None = None
     ) -> Float[Tensor, "batch position vocabulary"]:
@@ -58,9 +65,16 @@ class Subject:
         """
         mask = torch.ones_like(tokens) if valid is None else valid
         without_cache = {"use_cache": False} if getattr(self.model.config, "use_cache", False) else {}
-        output = self.model(input_ids=tokens, attention_mask=mask, **without_cache)
-        logits: Tensor = output.last_hidden_state if self.objective == "embedding" else output.logits
-        return logits
+        with self._without_gradients():
+            output = self.model(input_ids=tokens, attention_mask=mask, **without_cache)
+            logits: Tensor = output.last_hidden_state if self.objective == "embedding" else output.logits
+            return logits
+
+    @cached_property
+    def _without_gradients(self) -> type[torch.inference_mode | torch.no_grad]:
+        """Inference mode is faster, but some quantized weights (quanto's of 4 bits) cannot be used in it."""
+        plain = all(type(weight) is torch.nn.Parameter for weight in self.model.parameters())
+        return torch.inference_mode if plain else torch.no_grad
 
     @property
     def device(self) -> torch.device:
@@ -70,7 +84,7 @@ class Subject:
     @property
     def parameters(self) -> int:
         """The number of parameters."""
-        return sum(parameter.numel() for parameter in self.model.parameters())
+        return self.model.num_parameters()
 
     @property
     def vocabulary(self) -> int:
@@ -104,11 +118,16 @@ class Subject:
                 return int(limit) - module.padding_idx - 1
         return int(limit)
 
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """All weights with their names, in the order of these; of quantized ones, the plain tensors in them."""
+        for name, tensor in sorted(self.model.state_dict().items()):
+            yield from _plain(name, tensor)
+
     @property
     def weights_sha256(self) -> str:
         """A hash of all weights: names, shapes, dtypes and bytes."""
         digest = hashlib.sha256()
-        for name, tensor in sorted(self.model.state_dict().items()):
+        for name, tensor in self.tensors():
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
@@ -141,19 +160,25 @@ class Subject:
 
         What was learned is gone, and every matrix keeps its norm, so that the model reacts to a change of its attention
         or its vectors as strongly as one can without structure. (Fresh weights do not do that: their attention hardly
-        moves a prediction, and any simplification of it agrees.) Vectors, such as biases and norms, are left.
+        moves a prediction, and any simplification of it agrees.) Vectors, such as biases and norms, are left. Of
+        quantized weights the codes are shuffled, and the scales left.
         """
         model = copy.deepcopy(self.model)
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for parameter in model.parameters():
-                if parameter.dim() >= 2:
-                    order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)
-                    parameter.copy_(parameter.flatten()[order].view_as(parameter))
+                for name, tensor in _plain("", parameter):
+                    if tensor.dim() >= 2 and not (name and tensor.is_floating_point()):
+                        order = torch.randperm(tensor.numel(), generator=generator).to(tensor.device)
+                        tensor.copy_(tensor.flatten()[order].view_as(tensor))
         return replace(self, model=model.eval(), seed=seed, record={}, trained=False)
 
     def describe(self) -> dict[str, Any]:
-        """What a record keeps of the subject; plain values only. `hooks` are its alterations, where it has any."""
+        """What a record keeps of the subject; plain values only.
+
+        `source`, `gguf`, `adapter` and `quantization` tell what the weights were read from, `hooks` are its
+        alterations, where there are any.
+        """
         hooks = self.alterations
         return {
             "name": self.name,
@@ -167,6 +192,7 @@ class Subject:
             "device": str(self.device),
             "weights_sha256": self.weights_sha256,
             "config_sha256": self.config_sha256,
+            **{key: self.record[key] for key in _OF_SOURCE if key in self.record},
             **({"hooks": list(hooks)} if hooks else {}),
         }
 
@@ -181,3 +207,11 @@ class Subject:
             for key, value in self.describe().items()
         )
         return f"<table>{rows}</table>"
+
+
+def _plain(name: str, tensor: Any) -> Iterator[tuple[str, Tensor]]:
+    if is_traceable_wrapper_subclass(tensor):
+        for part in tensor.__tensor_flatten__()[0]:
+            yield from _plain(f"{name}.{part}", getattr(tensor, part))
+    else:
+        yield name, tensor
