@@ -3,7 +3,8 @@
 import torch
 
 import assay
-from assay.engine import Edit, EditedSubject
+from assay.engine import Edit
+from assay.simplify import SimplifiedSubject
 
 
 class Rounded:
@@ -35,7 +36,7 @@ class Rounded:
             Edit(place, **{stream: self._rounding(*extremes) for stream, extremes in found.items()})
             for place, found in self.ranges_.items()
         ]
-        return EditedSubject(subject, edits)
+        return SimplifiedSubject(subject, edits, self)
 
     def _rounding(self, low, high):
         levels = self.levels

@@ -27,6 +27,7 @@ from .simplify import OneHotAttention as OneHotAttention
 from .simplify import RandomPerturbation as RandomPerturbation
 from .simplify import RandomProjection as RandomProjection
 from .simplify import UniformAttention as UniformAttention
+from .simplify import load_proxy as load_proxy
 from .subjects import Subject as Subject
 from .subjects import load as load
 

@@ -74,6 +74,12 @@ class Registry:
             return factory
         raise unknown_name(self.noun, name, self)
 
+    def name_of(self, factory: type) -> str | None:
+        """The name under which a class is known; None if it is not."""
+        own = next((name for name, known in self._own.items() if known is factory), None)
+        named = (entry for entry in self._outside().values() if entry.attr == factory.__qualname__)
+        return own or next((entry.name for entry in named if self.get(entry.name) is factory), None)
+
     def build(self, specification: str) -> Any:
         """Make an object from text: `"svd:rank=8,joint=False"` is `SVD(rank=8, joint=False)`.
 

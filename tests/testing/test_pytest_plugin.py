@@ -80,7 +80,7 @@ def test_a_users_tests(pytester, run):
     result.stdout.fnmatch_lines(
         [
             ">*assert_faithful(subject, proxy, splits, session=assay_session)",
-            "E*AssertionError: NOT FAITHFUL: EditedSubject(Subject('dyck-20-10'*layer1.head0)",
+            "E*AssertionError: NOT FAITHFUL: SimplifiedSubject(Subject('dyck-20-10'*layer1.head0)",
             "E*fails*iid, all*agrees on *% *predictions in 200 sequences",
             "E*AssertionError: NOT DECIDED (too little data to tell)*",
         ]

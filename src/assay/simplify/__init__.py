@@ -9,6 +9,8 @@ from assay.simplify._controls import Identity, MeanAblation, RandomPerturbation,
 from assay.simplify._kmeans import KMeans
 from assay.simplify._one_hot import OneHotAttention
 from assay.simplify._protocol import Simplification, applied, is_whole, label, learns, simplifications
+from assay.simplify._proxy import Origin, SimplifiedSubject
+from assay.simplify._saved import load_proxy
 from assay.simplify._svd import SVD
 
 simplifications.register("svd", SVD)
@@ -25,15 +27,18 @@ __all__ = [
     "KMeans",
     "MeanAblation",
     "OneHotAttention",
+    "Origin",
     "RandomPerturbation",
     "RandomProjection",
     "RepresentationBits",
     "Simplification",
+    "SimplifiedSubject",
     "UniformAttention",
     "applied",
     "is_whole",
     "label",
     "learns",
+    "load_proxy",
     "representation_bits",
     "simplifications",
 ]

@@ -13,6 +13,7 @@ from torch.nn.functional import one_hot
 from assay._errors import AssayError
 from assay.engine import ATTENTION, Edit, EditedSubject, Head, PatternEdit, Place, Samples, VectorEdit
 from assay.simplify._protocol import Simplification, applied, check_positive, heads_of, label, proxy_of, vector_proxy
+from assay.simplify._proxy import SimplifiedSubject
 from assay.simplify._subspace import Subspace, check_rank
 from assay.subjects import Subject
 
@@ -55,7 +56,7 @@ class RandomProjection:
         basis, _ = torch.linalg.qr(gaussian)
         return Subspace(basis[:, : self.rank], torch.zeros(width, dtype=torch.float64))
 
-    def apply(self, subject: Subject) -> EditedSubject:
+    def apply(self, subject: Subject) -> SimplifiedSubject:
         """The subject with randomly projected vectors at the fitted places."""
         return vector_proxy(self, subject, self.subspaces_, self.streams_, Subspace.projection)
 
@@ -80,7 +81,7 @@ class UniformAttention:
         self.heads_ = heads_of(self, samples)
         return self
 
-    def apply(self, subject: Subject) -> EditedSubject:
+    def apply(self, subject: Subject) -> SimplifiedSubject:
         """The subject with uniform attention at the fitted heads."""
 
         def uniform(
@@ -116,7 +117,7 @@ class MeanAblation:
         self.streams_ = {place: samples.streams_of(place) for place in samples.places}
         return self
 
-    def apply(self, subject: Subject) -> EditedSubject:
+    def apply(self, subject: Subject) -> SimplifiedSubject:
         """The subject with mean vectors at the fitted places."""
         return vector_proxy(self, subject, self.means_, self.streams_, _constant)
 
@@ -149,7 +150,7 @@ class Identity:
         self.streams_ = {place: samples.streams_of(place) for place in samples.places}
         return self
 
-    def apply(self, subject: Subject) -> EditedSubject:
+    def apply(self, subject: Subject) -> SimplifiedSubject:
         """The subject with edits that give back what they get, at the fitted places."""
         found = self.streams_ or {}
 
@@ -261,7 +262,7 @@ class RandomPerturbation:
         self.fitted_ = fitted
         return self
 
-    def apply(self, subject: Subject) -> EditedSubject:
+    def apply(self, subject: Subject) -> SimplifiedSubject:
         """The subject with vectors and patterns moved at random."""
         if self.fitted_ is None:
             raise AssayError(f"{label(self)} has not been fitted; call fit(samples) before apply(subject).")
@@ -271,7 +272,7 @@ class RandomPerturbation:
                 f"{label(self)}: {label(self.of)} makes no edits of the subject, so nothing says what to move; a "
                 "recipe of another kind has a perturbation() of its own, or says whole = True."
             )
-        return EditedSubject(subject, [self._instead_of(edit) for edit in moved.edits])
+        return SimplifiedSubject(subject, [self._instead_of(edit) for edit in moved.edits], self)
 
     def _instead_of(self, edit: Edit) -> Edit:
         where, *streams = fields(edit)

@@ -9,9 +9,10 @@ from sklearn.cluster import KMeans as ScikitKMeans
 from torch import Tensor
 
 from assay._errors import AssayError
-from assay.engine import EditedSubject, Place, Samples, VectorEdit
+from assay.engine import Place, Samples, VectorEdit
 from assay.simplify._controls import UniformAttention
 from assay.simplify._protocol import check_positive, label, vector_proxy
+from assay.simplify._proxy import SimplifiedSubject
 from assay.subjects import Subject
 
 
@@ -82,7 +83,7 @@ class KMeans:
         model = ScikitKMeans(self.clusters, n_init=self.restarts, random_state=self.seed)
         return torch.from_numpy(model.fit(used.numpy()).cluster_centers_)
 
-    def apply(self, subject: Subject) -> EditedSubject:
+    def apply(self, subject: Subject) -> SimplifiedSubject:
         """The subject with clustered vectors at the fitted places."""
         return vector_proxy(self, subject, self.centres_, self.streams_, _nearest)
 

@@ -7,9 +7,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from assay.engine import Edit, EditedSubject, Place, Samples
+from assay.engine import Edit, Place, Samples
 from assay.simplify._controls import UniformAttention
 from assay.simplify._protocol import heads_of, proxy_of
+from assay.simplify._proxy import SimplifiedSubject
 from assay.subjects import Subject
 
 
@@ -29,7 +30,7 @@ class OneHotAttention:
         self.heads_ = heads_of(self, samples)
         return self
 
-    def apply(self, subject: Subject) -> EditedSubject:
+    def apply(self, subject: Subject) -> SimplifiedSubject:
         """The subject with one-hot attention at the fitted heads."""
 
         def harden(

@@ -11,6 +11,7 @@ from assay._errors import AssayError
 from assay._fingerprint import NotHashableError, fingerprint
 from assay._registry import Registry
 from assay.engine import ATTENTION, Edit, EditedSubject, Place, Proxy, Samples, VectorEdit, check_proxy
+from assay.simplify._proxy import SimplifiedSubject
 from assay.subjects import Subject
 
 
@@ -21,7 +22,8 @@ class Simplification(Protocol):
     The estimator contract: `__init__` only stores its parameters, under their own names; `fit` learns from the train
     split's samples, keeps what it learned in attributes that end in `_`, forgets what an earlier `fit` learned, and
     returns self; `apply` makes a proxy of the subject that it was fitted on, simplified at every head of the samples:
-    edits of the subject, or anything else that answers as the subject does (`assay.engine.Proxy`).
+    edits of the subject, or anything else that answers as the subject does (`assay.engine.Proxy`). Edits are given as
+    `SimplifiedSubject(subject, edits, self)`, which can be saved.
 
     `streams` names what `fit` needs to see of each head: "queries" and "keys" for both, nothing for a recipe that
     does not depend on data. `control` gives a simplification that knows nothing of the data and removes as much, or
@@ -124,14 +126,17 @@ def _start_of_hash(value: object) -> str:
 
 
 def applied(simplification: Simplification, subject: Subject) -> Proxy:
-    """`simplification.apply(subject)`. Raises AssayError unless that is a proxy of the subject, left as it was."""
+    """`simplification.apply(subject)`, which knows then what made it.
+
+    Raises AssayError unless that is a proxy of the subject, left as it was.
+    """
     before = _state(subject.model)
     proxy = simplification.apply(subject)
     what = f"{label(simplification)}.apply(subject)"
     check_proxy(proxy, subject, what)
     if _state(subject.model) != before:
         raise AssayError(f"{what} changes the weights of {subject!r} itself; leave them, and give edits.")
-    return proxy
+    return SimplifiedSubject(proxy.subject, proxy.edits, simplification) if type(proxy) is EditedSubject else proxy
 
 
 def _state(model: nn.Module) -> list[tuple[int, int]]:
@@ -142,11 +147,11 @@ def _state(model: nn.Module) -> list[tuple[int, int]]:
 
 def proxy_of(
     simplification: object, subject: Subject, places: tuple[Place, ...] | None, edit: Callable[[Place], Edit]
-) -> EditedSubject:
+) -> SimplifiedSubject:
     """A proxy from one edit a fitted place. Raises AssayError if nothing has been fitted."""
     if places is None:
         raise AssayError(f"{label(simplification)} has not been fitted; call fit(samples) before apply(subject).")
-    return EditedSubject(subject, [edit(place) for place in places])
+    return SimplifiedSubject(subject, [edit(place) for place in places], simplification)
 
 
 _Learned = TypeVar("_Learned")
@@ -158,7 +163,7 @@ def vector_proxy(
     learned: Mapping[Place, Sequence[_Learned]] | None,
     streams: Mapping[Place, Sequence[str]] | None,
     function: Callable[[_Learned], VectorEdit],
-) -> EditedSubject:
+) -> SimplifiedSubject:
     """A proxy whose every stream is changed by a function of what was learned of it, a thing a stream of a place.
 
     Raises AssayError if nothing has been fitted.

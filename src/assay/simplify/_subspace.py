@@ -16,6 +16,10 @@ class Subspace:
     basis: Float[Tensor, "width rank"]
     mean: Float[Tensor, " width"]
 
+    def __post_init__(self) -> None:
+        # Products round differently in another memory layout, and a saved basis comes back in this one.
+        object.__setattr__(self, "basis", self.basis.contiguous())
+
     def projection(self) -> VectorEdit:
         """Map every vector to the nearest point of the subspace, in the dtype and on the device of the vector."""
 

@@ -7,9 +7,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from assay.engine import ATTENTION, EditedSubject, Place, Samples
+from assay.engine import ATTENTION, Place, Samples
 from assay.simplify._controls import RandomProjection
 from assay.simplify._protocol import check_positive, label, vector_proxy
+from assay.simplify._proxy import SimplifiedSubject
 from assay.simplify._subspace import Subspace, check_rank
 from assay.subjects import Subject
 
@@ -79,7 +80,7 @@ class SVD:
         self.subspaces_, self.streams_ = found, {place: samples.streams_of(place) for place in samples.places}
         return self
 
-    def apply(self, subject: Subject) -> EditedSubject:
+    def apply(self, subject: Subject) -> SimplifiedSubject:
         """The subject with projected vectors at the fitted places."""
         return vector_proxy(self, subject, self.subspaces_, self.streams_, Subspace.projection)
 
