@@ -129,7 +129,7 @@ def test_json_lines_by_any_name(tokenizer, tmp_path, suffix, zipped, start_and_e
     path = tmp_path / f"a{suffix}{zipped}"
     start, end = start_and_end
     content = start + as_json(LINES, end)
-    path.write_bytes(gzip.compress(content) if zipped else content)
+    path.write_bytes(gzip.compress(content, mtime=0) if zipped else content)
     assert tokens(tokenizer, path) == EXPECTED
 
 
@@ -158,7 +158,10 @@ def test_two_files_written_one_after_the_other_have_two_marks(tokenizer, tmp_pat
 
 def test_functions_are_found_under_every_name(tmp_path):
     row = {"whole_func_string": "def f():\r    return 1", "language": "python", "repository_name": "r"}
-    contents = {"a.ndjson": json.dumps(row).encode(), "b.jsonlines.gz": gzip.compress(BOM + json.dumps(row).encode())}
+    contents = {
+        "a.ndjson": json.dumps(row).encode(),
+        "b.jsonlines.gz": gzip.compress(BOM + json.dumps(row).encode(), mtime=0),
+    }
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
     source = source_of(tmp_path, "python")

@@ -235,7 +235,7 @@ def sources(tmp_path_factory):
     rows = "\n".join(json.dumps({"id": number, "body": line}) for number, line in enumerate(lines)) + "\n\n"
     (folder / "a.txt").write_text("\n\n".join(lines), encoding="utf-8")
     (folder / "a.jsonl").write_text(rows, encoding="utf-8")
-    (folder / "a.jsonl.gz").write_bytes(gzip.compress(rows.encode()))
+    (folder / "a.jsonl.gz").write_bytes(gzip.compress(rows.encode(), mtime=0))
     pd.DataFrame({"body": [*lines, None], "id": range(4)}).to_parquet(folder / "a.parquet")
     return folder
 
@@ -279,7 +279,7 @@ def test_a_dataset_of_the_hub_needs_the_extra(wordpiece, monkeypatch):
         ("d.jsonl", b'{"text": 3}\n', "no text but of type int"),
         ("e.jsonl", b'{"text": "\\ud800"}\n', "not Unicode text"),
         ("f.jsonl.gz", b"no gzip", "cannot be read to their end"),
-        ("g.jsonl.gz", gzip.compress(b'{"text": "the cat"}\n' * 999)[:-9], "cannot be read to their end"),
+        ("g.jsonl.gz", gzip.compress(b'{"text": "the cat"}\n' * 999, mtime=0)[:-9], "cannot be read to their end"),
         ("h.parquet", b"PAR1 no parquet", "cannot be read as Parquet"),
         ("i.csv", b"text\nthe cat\n", "give a .txt, .jsonl"),
         ("j.txt", b"the\0cat\n", "NUL bytes"),
