@@ -362,14 +362,15 @@ def enough(done: Sequence[Done]) -> TableView:
         ]
         rows.append([
             (one.part.name, ""),
-            (str(min(on_iid)) if on_iid else "more", ""),
-            (str(min(elsewhere)) if elsewhere else "more", ""),
+            (str(min(on_iid)) if on_iid else "none shown", ""),
+            (str(min(elsewhere)) if elsewhere else "none shown", ""),
             (", ".join(shift.replace("_", " ") for shift in shifts), ""),
         ])  # fmt: skip
     return TableView(
         title=f"Bits that are enough for {100 * asked:g}% agreement",
         note=f"The fewest bits of rounding (of {', '.join(map(str, BITS))}) whose lower limit of agreement is at least "
-        f"{100 * asked:g}%: on text like that it was made on, and under every shift.",
+        f"{100 * asked:g}%: on text like that it was made on, and under every shift. None shown: more sequences, or "
+        "more bits, are needed.",
         headings=["model", "in distribution", "under every shift", "shifts"],
         rows=rows,
     )
