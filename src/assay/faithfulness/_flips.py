@@ -1,16 +1,15 @@
-"""Whether a model's flips (right to wrong, wrong to right) go one way: tests with whole sequences as the unit.
+"""Whether a model's flips (right to wrong, wrong to right) go one way: a test with whole sequences as the unit.
 
 Flips of one sequence are not independent, and McNemar's test of all flips together, which takes them as if they were,
 finds a difference far too often where there is none. Here a sequence has d, by how much its flips from right to wrong
-outnumber those from wrong to right, and the tests are of the sum of d, which is the difference of the two accuracies in
+outnumber those from wrong to right, and the test is of the sum of d, which is the difference of the two accuracies in
 predictions. Copies of a sequence are no new evidence: their d is to be summed first.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float, Int
-from scipy import stats
+from jaxtyping import Int
 
 EXACT = 12
 """Up to so many sequences with d ≠ 0 all signs are enumerated."""
@@ -42,12 +41,3 @@ def sign_flip_test(
     for size, count in zip(*np.unique(sizes, return_counts=True), strict=True):
         totals += size * (2 * rng.binomial(count, 0.5, draws) - count)
     return float((1 + (np.abs(totals) >= observed).sum()) / (1 + draws))
-
-
-def normal_flip_test(differences_by_sequence: Int[np.ndarray, " sequence"] | Sequence[int]) -> float:
-    """The same p-value, two-sided, by z = Σd / √Σd² and the normal distribution: for p below 1/1,000, which draws
-    cannot tell. 1 if nothing flips. Source: the modified Obuchowski test of Yang, Sun and Hardin (2010, Biometrical
-    Journal 52)."""
-    found: Float[np.ndarray, " sequence"] = np.asarray(differences_by_sequence, dtype=np.float64)
-    squares = float((found**2).sum())
-    return float(2 * stats.norm.sf(abs(found.sum()) / np.sqrt(squares))) if squares else 1.0

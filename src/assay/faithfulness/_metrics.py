@@ -267,9 +267,14 @@ def _kl(p: Tensor, subject: Tensor, proxy: Tensor) -> Tensor:
     found = expm1(change).sub_(change).mul_(p).sum(dim=-1).log1p()
     far = change.amax(dim=-1) > FAR
     if bool(far.any()):
-        of_subject, of_proxy = (logits[far].to(_widest(far)).log_softmax(dim=-1) for logits in (subject, proxy))
-        found[far] = (of_subject.exp() * (of_subject - of_proxy)).sum(dim=-1).to(found.dtype)
+        found[far] = _kl_as_defined(subject[far], proxy[far]).to(found.dtype)
     return found.clamp(min=0)
+
+
+def _kl_as_defined(subject: Tensor, proxy: Tensor) -> Tensor:
+    """KL of rows of logits in the widest numbers, for models far apart."""
+    log_p, log_q = (logits.to(_widest(logits)).log_softmax(dim=-1) for logits in (subject, proxy))
+    return (log_p.exp() * (log_p - log_q)).sum(dim=-1)
 
 
 class JSDivergence:
@@ -353,8 +358,8 @@ def _kl_both_ways(subject: Tensor, proxy: Tensor, log_sum: Tensor, log_sum_of_pr
     found = torch.stack((forward, backward), dim=-1)
     far = -ratio.amin(dim=-1) > FAR
     if bool(far.any()):
-        log_p, log_q = (logits[far].to(_widest(far)).log_softmax(dim=-1) for logits in (subject, proxy))
-        exact = [(one.exp() * (one - other)).sum(dim=-1) for one, other in ((log_p, log_q), (log_q, log_p))]
+        of_rows = subject[far], proxy[far]
+        exact = (_kl_as_defined(*of_rows), _kl_as_defined(*of_rows[::-1]))
         found[far] = torch.stack(exact, dim=-1).to(found.dtype)
     return found.clamp(min=0)
 

@@ -1,7 +1,7 @@
 """Other models as proxies, recipes on weights, and where models and their stored log-probabilities come from."""
 
 from assay.models._bits import WeightBits, weight_bits
-from assay.models._breaks import Breaks, breaks
+from assay.models._breaks import LARGE, Breaks, breaks
 from assay.models._controls import NoiseWeights, RandomFactors, RandomMask
 from assay.models._llama_cpp import (
     Counted,
@@ -21,6 +21,7 @@ from assay.models._store import SelfKL, Store, StoreWriter
 from assay.models._stored import StoredModel, is_stored, store_model
 
 __all__ = [
+    "LARGE",
     "Breaks",
     "Counted",
     "Counts",

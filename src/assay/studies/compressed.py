@@ -305,7 +305,7 @@ def agreement(done: Done) -> TableView:
         rows=[
             [
                 (label(recipe), ""),
-                (f"{done.bits[label(recipe)]:.1f}", ""),
+                (f"{bits:.1f}" if (bits := done.bits[label(recipe)]) >= 0.1 else f"{bits:.1g}", ""),
                 *(
                     (_percent(value), f"{_percent(low)} to {_percent(high)}")
                     for value, low, high in (rates[label(recipe), split] for split in splits)

@@ -10,7 +10,7 @@ import torch
 from assay._errors import AssayError
 from assay.engine import Proxy, tensors
 from assay.faithfulness import ALL, Comparison
-from assay.models import Breaks, OtherModel, breaks
+from assay.models import LARGE, Breaks, OtherModel, breaks
 from assay.reports import Illustrations, TableView, TextView
 from assay.simplify import Simplification, label
 from assay.subjects import Subject
@@ -159,6 +159,9 @@ def _broken(subject: Subject, others: Mapping[str, OtherModel], splits: Mapping[
             "that a block that differs stands out; accumulated: how far the residual stream has come from the "
             f"subject's by then. On {BROKEN_ON} sequences a split."
         )
+        for where, one in found.items():
+            if one.first_large is not None:
+                note += f" On {where} the stream is off by more than {100 * LARGE:g}% from block {one.first_large} on."
         if first.reason is not None:
             note += f" Skipped: {first.reason}."
         yield TableView(

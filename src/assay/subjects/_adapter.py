@@ -78,7 +78,7 @@ def merge(source: str | Path, name: str, base: Subject, *, dtype: torch.dtype | 
             warnings.simplefilter("ignore")  # what they say is checked here
             config = PeftConfig.from_pretrained(str(source))
             if config.is_prompt_learning or config.is_adaption_prompt:
-                raise NotImplementedError("it adds tokens or layers, not weights")
+                raise ValueError("it adds tokens or layers, not weights")
             config.inference_mode = True
             tuned = PeftModel(model, config)
             found = tuned.load_adapter(str(source), "default", torch_device=str(base.device))
