@@ -210,6 +210,18 @@ def forged_text(data, folder):
         assert holds(json.loads(text), subject)
 
 
+@pytest.mark.parametrize("side", ["queries", "keys"])
+@pytest.mark.parametrize("part", ["mean", "basis"])
+@pytest.mark.parametrize("change", [lambda rows: rows[1:], lambda rows: [*rows, rows[0]], lambda rows: []],
+                         ids=["one less", "one more", "none"])  # fmt: skip
+def test_a_projection_of_another_width_is_refused_on_both_sides(tmp_path, side, part, change):
+    """The mean of keys moves no attention, but it stands in the record that the statement is of."""
+    subject, content = next(one for one in bases() if (one[1].get("proxy") or {}).get("kind") == "projection")
+    content = copy_of(content)
+    content["proxy"][side][part] = change(content["proxy"][side][part])
+    assert not verified(json.dumps(sealed(content)), subject, tmp_path)
+
+
 @settings(max_examples=400, deadline=timedelta(seconds=60), suppress_health_check=QUIET)
 @given(data=st.data())
 def test_any_change_of_the_content_is_true_or_refused_in_one_line(tmp_path_factory, data):

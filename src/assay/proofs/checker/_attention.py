@@ -103,9 +103,10 @@ def _table(values: list[list[float]], rows: int) -> Any:
 def _project(states: Any, subspace: Mapping[str, Any], one: Any, *, shifted: bool) -> Any:
     """mean + (state - mean) B Bᵀ for every row, or state B Bᵀ if not `shifted`."""
     basis = _table(subspace["basis"], states.ncols())
+    # Of a mean that is not used, too: what it says is part of the statement.
+    require(len(subspace["mean"]) == states.ncols(), "the proxy does not fit the model")
     if not shifted:
         return states * basis * basis.transpose()
-    require(len(subspace["mean"]) == states.ncols(), "the proxy does not fit the model")
     mean = one * _arb(np.array([subspace["mean"]]))
     return mean + (states - mean) * basis * basis.transpose()
 
