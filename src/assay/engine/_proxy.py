@@ -14,6 +14,7 @@ from assay.engine._engine import Engine
 from assay.engine._run import Run
 from assay.engine._together import run_together, shared
 from assay.subjects import Subject
+from assay.tasks import Split
 
 Divergences = Mapping[int, Float[Tensor, "batch query"]]
 """How far a proxy's attention rows are from the subject's, by layer, in nats, averaged over heads."""
@@ -72,6 +73,11 @@ class Clean(Protocol):
     @property
     def valid(self) -> Int[Tensor, "batch position"]:
         """1 at tokens, 0 at padding."""
+        ...
+
+    @property
+    def batch(self) -> Split | None:
+        """The batch as the task gave it, for proxies that need more than tokens; None where only those are known."""
         ...
 
     @property

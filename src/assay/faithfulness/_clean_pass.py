@@ -13,6 +13,7 @@ from torch import Tensor
 
 from assay.engine import Answer, Engine, Proxy, Run, answers
 from assay.faithfulness._by_numpy import log_
+from assay.tasks import Split
 
 ROWS = 64
 """Queries a block."""
@@ -58,14 +59,20 @@ class CleanPass:
             self._patterns[layer, rows.start] = pattern
 
     def answers(
-        self, proxies: Sequence[Proxy], *, attention: bool = True, together: int | None = None
+        self,
+        proxies: Sequence[Proxy],
+        *,
+        attention: bool = True,
+        together: int | None = None,
+        batch: Split | None = None,
     ) -> Iterator[tuple[int, Answer]]:
         """Number and answer of each proxy, with the divergence of every layer: 0 below the first edited.
 
         Up to `together` proxies share a batch, by default as many as pay. Without `attention` no divergence is
-        measured.
+        measured. `batch` has the sequences with what else belongs to them, such as counterfactuals.
         """
-        return answers(proxies, _Asked(self, attention=attention, together=together if self._kept else 1))
+        asked = _Asked(self, attention=attention, together=together if self._kept else 1, batch=batch)
+        return answers(proxies, asked)
 
     def watch(self, copies: int) -> "_Watch":
         """Compares attention rows with the subject's, for so many proxies in one batch."""
@@ -79,6 +86,7 @@ class _Asked:
     passed: CleanPass
     attention: bool
     together: int | None
+    batch: Split | None
 
     @property
     def rows(self) -> int:

@@ -502,8 +502,7 @@ def _chance(task: Task, split: Split, kind: str) -> float | None:
     kinds = [kind.name for kind in task.kinds]
     determined = {kind.name for kind in task.kinds if kind.determined}
     asked = [kinds.index(name) for name in (kinds if kind == ALL else [kind]) if name in determined]
-    targets = np.roll(split.tokens, -1, axis=1) if split.targets is None else split.targets
-    answers = targets[np.isin(split.kinds, asked)]
+    answers = split.right[np.isin(split.kinds, asked)]
     return float(np.bincount(answers).max() / len(answers)) if len(answers) else None
 
 
@@ -636,9 +635,10 @@ def _check_tokens(subject: Subject, split: Split) -> None:
 
 def _split_hash(split: Split) -> str:
     digest = hashlib.sha256()
-    targets = () if split.targets is None else (split.targets,)
+    optional = (split.targets, split.counterfactuals, split.answers, split.foils)
+    given = (array for array in optional if array is not None)
     features = (split.features[name] for name in sorted(split.features))
-    for array in (split.tokens, split.lengths, split.kinds, *targets, *features):
+    for array in (split.tokens, split.lengths, split.kinds, *given, *features):
         digest.update(np.ascontiguousarray(array.astype(np.int64)).tobytes())
     return digest.hexdigest()
 

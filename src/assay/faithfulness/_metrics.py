@@ -121,7 +121,8 @@ class Pair:
     """Subject and proxy on the same batch: what a metric sees.
 
     `targets[b, t]` is the token after position t. `attention[layer]` is the divergence of that layer's attention rows
-    (batch, position), see `attention_divergence`. `both_ways` says that KL is asked for in both directions.
+    (batch, position), see `attention_divergence`. `both_ways` says that KL is asked for in both directions. `answers`
+    and `foils` are those of a split of pairs (`Split.answers`), None elsewhere.
     """
 
     def __init__(
@@ -132,12 +133,15 @@ class Pair:
         attention: Mapping[int, Tensor],
         *,
         both_ways: bool = False,
+        answers: Int[Tensor, "batch position"] | None = None,
+        foils: Int[Tensor, "batch position *foil"] | None = None,
     ) -> None:
         self.subject = subject
         self.proxy = proxy
         self.targets = targets
         self.attention = attention
         self.both_ways = both_ways
+        self.answers, self.foils = answers, foils
 
     @cached_property
     def divergences(self) -> Float[Tensor, "batch position 2"]:

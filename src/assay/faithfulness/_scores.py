@@ -258,8 +258,12 @@ class _Batch:
     ) -> None:
         self.engine, self.task, self.split, self.metrics, self.shared = engine, task, split, metrics, shared
         self.kind_of = torch.from_numpy(batch.kinds).to(engine.subject.device)
-        targets = np.roll(batch.tokens, -1, axis=1) if batch.targets is None else batch.targets
-        self.targets = torch.from_numpy(targets).to(engine.subject.device)
+        self.batch = batch
+        device = engine.subject.device
+        self.targets = torch.from_numpy(batch.right.clip(min=0)).to(device)
+        self.answers, self.foils = (
+            None if tokens is None else torch.from_numpy(tokens).to(device) for tokens in (batch.answers, batch.foils)
+        )
         self.margin = np.zeros(batch.tokens.shape)
         self._scale = device_scale(self.kind_of.device)
 
@@ -268,7 +272,7 @@ class _Batch:
         names, held = list(proxies), 0
         given: dict[str, Answer] = {}
         needed = any(map(_needs_attention, self.metrics))
-        for number, answer in self.shared.answers(list(proxies.values()), attention=needed):
+        for number, answer in self.shared.answers(list(proxies.values()), attention=needed, batch=self.batch):
             if given and held + answer.held > self._scale * NUMBERS_HELD:
                 yield from self._of(given)
                 given, held = {}, 0
@@ -323,7 +327,16 @@ class _Batch:
         attention = {} if isinstance(answer.attention, str) else answer.attention
         rows = {layer: rows[:, positions] for layer, rows in attention.items()}
         both_ways = any(metric.name == ReverseKL.name for metric in self.metrics)
-        pair = Pair(subject, proxy, self.targets[:, positions], rows, both_ways=both_ways)
+        answers, foils = (None if tokens is None else tokens[:, positions] for tokens in (self.answers, self.foils))
+        pair = Pair(
+            subject,
+            proxy,
+            self.targets[:, positions],
+            rows,
+            both_ways=both_ways,
+            answers=answers,
+            foils=foils,
+        )
         chosen = positions.cpu().numpy()
         for metric in self.metrics:
             if metric.name in into.values:

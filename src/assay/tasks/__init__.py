@@ -20,7 +20,7 @@ from assay.tasks._overlap import (
     warn_of_overlaps,
 )
 from assay.tasks._pieces import CLASSES
-from assay.tasks._task import UNSCORED, Feature, Kind, Objective, Role, Split, Task
+from assay.tasks._task import NO_TOKEN, UNSCORED, Feature, Kind, Objective, Role, Split, Task
 from assay.tasks._text import Group, Text
 from assay.tasks._tokenizer import SPECIALS, code_vocabulary, token_names, vocabulary_sha256
 
@@ -36,6 +36,7 @@ __all__ = [
     "CLASSES",
     "KINDS",
     "LANGUAGES",
+    "NO_TOKEN",
     "PARTS",
     "SPECIALS",
     "UNSCORED",

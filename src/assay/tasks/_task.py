@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -16,6 +16,9 @@ Objective = Literal["causal", "masked", "embedding"]
 
 UNSCORED = -1
 """In `Split.kinds`: no prediction is scored at this position."""
+
+NO_TOKEN = -1
+"""In `Split.answers` and `Split.foils`: there is none."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,12 @@ class Split:
     `names` are what the vocabulary behind the tokens calls those that occur (others may be among them): a subject whose
     tokenizer calls one of them something else is refused. None where the tokens have no names. `prompt` is the text
     with which every sequence begins by intention; None where that is not known.
+
+    A split of pairs has `counterfactuals`, `answers` and `foils`, all or none of them. A counterfactual (sequence,
+    position) is the same sequence with one thing changed: as long, and different at or before every scored position.
+    `answers` (sequence, position) are the tokens that are right where a prediction is scored, and `NO_TOKEN` elsewhere;
+    `foils` (sequence, position) or (sequence, position, foil) those that the counterfactual makes right, `NO_TOKEN`
+    elsewhere and where there are fewer. AssayError, with the row, if these do not hold.
     """
 
     name: str
@@ -85,10 +94,14 @@ class Split:
     targets: Int[np.ndarray, "sequence position"] | None = None
     names: Mapping[int, str] | None = None
     prompt: str | None = None
+    counterfactuals: Int[np.ndarray, "sequence position"] | None = None
+    answers: Int[np.ndarray, "sequence position"] | None = None
+    foils: Int[np.ndarray, "sequence position *foil"] | None = None
 
     def __post_init__(self) -> None:
         if len(self.tokens) == 0:
             raise AssayError(f"split {self.name!r} has no sequences; every split needs at least one.")
+        self._check_pairs()
         if (self.targets is not None) != (self.objective == "masked"):
             raise AssayError(f"split {self.name!r}: targets belong to the objective 'masked', and it needs them.")
         if self.objective == "embedding":
@@ -99,8 +112,43 @@ class Split:
                     "for embeddings every sequence must be different."
                 )
 
+    def _check_pairs(self) -> None:
+        given = (self.counterfactuals, self.answers, self.foils)
+        if all(part is None for part in given):
+            return
+        who = f"split {self.name!r}"
+        if self.counterfactuals is None or self.answers is None or self.foils is None:
+            raise AssayError(f"{who}: pairs need counterfactuals, answers and foils; give all three, or none.")
+        if self.objective != "causal":
+            raise AssayError(f"{who}: pairs are for the objective 'causal', not {self.objective!r}.")
+        shape = self.tokens.shape
+        if self.counterfactuals.shape != shape or self.answers.shape != shape or self.foils.shape[:2] != shape:
+            raise AssayError(
+                f"{who}: counterfactuals {self.counterfactuals.shape}, answers {self.answers.shape} and foils "
+                f"{self.foils.shape} have to be as the tokens, {shape} (foils may have one axis more)."
+            )
+        foils = self.foils.reshape(*shape, -1)
+        scored, answers = self.kinds != UNSCORED, self.answers[..., None]
+        differs = np.logical_or.accumulate((self.counterfactuals != self.tokens) & self.valid, axis=1)
+        for wrong, what in (
+            ((self.answers != NO_TOKEN) != scored, "has an answer where no prediction is scored, or none where one is"),
+            (
+                (foils != NO_TOKEN).any(axis=-1) != scored,
+                "has a foil where no prediction is scored, or none where one is",
+            ),
+            (scored & (foils == answers).any(axis=-1), "has a foil that is the answer"),
+            (scored & ~differs, "does not differ from its counterfactual at or before a scored position"),
+        ):
+            if wrong.any():
+                raise AssayError(f"{who}: row {int(wrong.any(axis=1).argmax())} {what}.")
+
     def __len__(self) -> int:
         return len(self.tokens)
+
+    @property
+    def has_pairs(self) -> bool:
+        """Whether every sequence has a counterfactual."""
+        return self.counterfactuals is not None
 
     @property
     def valid(self) -> Bool[np.ndarray, "sequence position"]:
@@ -109,21 +157,36 @@ class Split:
 
     @property
     def occurring(self) -> Int[np.ndarray, " token"]:
-        """The tokens that occur, ascending: those that are shown, padding left out, and those asked for under masks."""
+        """The tokens that occur, ascending: of pairs both sides, with what is asked for, without padding."""
         shown = self.tokens[self.valid]
-        asked = () if self.targets is None else (self.targets[self.kinds != UNSCORED],)
+        asked = [] if self.targets is None else [self.targets[self.kinds != UNSCORED]]
+        asked += [] if self.counterfactuals is None else [self.counterfactuals[self.valid]]
+        asked += [part[part != NO_TOKEN] for part in (self.answers, self.foils) if part is not None]
         return np.unique(np.concatenate((shown, *asked)))
+
+    @property
+    def right(self) -> Int[np.ndarray, "sequence position"]:
+        """The right token of every prediction, where one is scored: the answer, the one masked, or the next token."""
+        for given in (self.answers, self.targets):
+            if given is not None:
+                return given
+        return np.roll(self.tokens, -1, axis=1)
 
     def take(self, index: Int[np.ndarray, " chosen"]) -> "Split":
         """The chosen sequences, cut to the longest of them."""
         width = int(self.lengths[index].max())
+        optional: dict[str, Any] = {
+            name: None if values is None else values[index, :width]
+            for name in ("targets", "counterfactuals", "answers", "foils")
+            for values in (getattr(self, name),)
+        }
         return replace(
             self,
             tokens=self.tokens[index, :width],
             lengths=self.lengths[index],
             kinds=self.kinds[index, :width],
             features={name: values[index, :width] for name, values in self.features.items()},
-            targets=None if self.targets is None else self.targets[index, :width],
+            **optional,
         )
 
     def first(self, count: int) -> "Split":
