@@ -1,3 +1,4 @@
+from . import circuits as circuits
 from . import engine as engine
 from . import faithfulness as faithfulness
 from . import models as models
@@ -8,6 +9,7 @@ from . import subjects as subjects
 from . import tasks as tasks
 from . import testing as testing
 from ._errors import AssayError as AssayError
+from .circuits import Circuit as Circuit
 from .faithfulness import Comparison as Comparison
 from .faithfulness import Verdict as Verdict
 from .faithfulness import Workers as Workers

@@ -16,6 +16,7 @@ from assay.engine._proxy import (
 )
 from assay.engine._run import Run
 from assay.engine._samples import Samples, batches, collect, device_scale, tensors
+from assay.engine._tail import instead
 from assay.engine._together import run_together, shared
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "check_proxy",
     "collect",
     "device_scale",
+    "instead",
     "run_together",
     "shared",
     "tensors",

@@ -457,6 +457,15 @@ class Engine:
             raise AssayError(f"{self.subject.name!r} made another number of attention masks than before.")
         return run
 
+    def plainly(self, tokens: Int[Tensor, "batch position"], valid: Int[Tensor, "batch position"] | None = None) -> Run:
+        """A pass of the model's own code with whatever hooks stand on its modules, logits left to `logits()`."""
+        run = Run(logits=torch.empty(0, 0, 0), _tokens=tokens, _valid=valid)
+        if self._tail is None:
+            run.logits = self.subject(tokens, valid)
+        else:
+            run._body = self._tail.body(tokens, valid)
+        return run
+
     def run_from(self, clean: Run, **options: Any) -> Run:
         """A run that resumes from `clean`, on its tokens; `options` are those of `run`."""
         assert clean._tokens is not None
@@ -545,7 +554,7 @@ class Engine:
     def _giving(self, stream: str, layer: int) -> nn.Module:
         """The module that gives back a stream of a block."""
         if stream == "mlp":
-            return self._mlp(layer)
+            return self.mlp(layer)
         return self._blocks[layer] if stream == "after" else self._attending[layer]
 
     def logits(self, run: Run, positions: slice | Int[Tensor, " chosen"]) -> Float[Tensor, "batch chosen vocabulary"]:
@@ -575,6 +584,16 @@ class Engine:
         return self._rows_agree
 
     @property
+    def attentions(self) -> tuple[nn.Module, ...]:
+        """The attention modules, layer by layer."""
+        return self._modules
+
+    @property
+    def resumes(self) -> bool:
+        """Whether blocks can be left out of a pass, as a probe found."""
+        return self._resumes
+
+    @property
     def modules(self) -> list[nn.Module]:
         """The Transformer blocks, in order: one for each of `blocks`."""
         return [self._blocks[block.layer] for block in self.blocks]
@@ -592,7 +611,7 @@ class Engine:
             blocks.append(modules[above or name])
         return blocks
 
-    def _mlp(self, layer: int) -> nn.Module:
+    def mlp(self, layer: int) -> nn.Module:
         """The module whose output a block adds to the residual stream after attention.
 
         Raises AssayError if there is none, or several side by side.

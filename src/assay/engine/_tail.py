@@ -12,11 +12,16 @@ from assay.engine._attention import Plan
 from assay.subjects import Subject
 
 
-@contextmanager
-def given(module: nn.Module, output: Any) -> Iterator[None]:
+def given(module: nn.Module, output: Any) -> AbstractContextManager[None]:
     """Within the block, a module gives back what is known already instead of computing it."""
+    return instead(module, lambda *inputs, **options: output)
+
+
+@contextmanager
+def instead(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Within the block, a module computes something else."""
     before = {"forward": module.forward} if "forward" in vars(module) else {}
-    vars(module)["forward"] = lambda *inputs, **options: output
+    vars(module)["forward"] = forward
     try:
         yield
     finally:

@@ -41,7 +41,7 @@ from assay.faithfulness._scores import ALL, NotFiniteError, Scores
 from assay.faithfulness._summary import sequence_tables, summarise
 from assay.faithfulness._verdicts import check_shares
 from assay.faithfulness._workers import Workers
-from assay.simplify import RandomPerturbation, Simplification, applied, is_whole, label, learns
+from assay.simplify import RandomPerturbation, Simplification, applied, copies_model, is_whole, label, learns
 from assay.subjects import Subject, pool
 from assay.tasks import UNSCORED, Split, Task, check_differ, count_copies, token_names
 
@@ -693,13 +693,13 @@ def _judge(  # noqa: PLR0917
 
 
 def _held_together(fitted: Mapping[str, Simplification], parameters: int) -> Iterator[list[str]]:
-    """The keys of what is judged in one go: of whole models as many as are held at a time, at least one."""
+    """The keys of what is judged in one go: of copies of the model as many as are held at a time, at least one."""
+    copies = [key for key, simplification in fitted.items() if copies_model(simplification)]
+    whole = [key for key, simplification in fitted.items() if is_whole(simplification) and key not in copies]
     edits = [key for key, simplification in fitted.items() if not is_whole(simplification)]
-    if edits:
-        yield edits
-    whole = [key for key, simplification in fitted.items() if is_whole(simplification)]
+    yield from (keys for keys in (edits, whole) if keys)
     size = max(1, PARAMETERS_HELD // parameters)
-    yield from (whole[start : start + size] for start in range(0, len(whole), size))
+    yield from (copies[start : start + size] for start in range(0, len(copies), size))
 
 
 def noise_floor(engine: Engine, task: Task, split: Split) -> NoiseFloor:

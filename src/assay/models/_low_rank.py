@@ -19,10 +19,9 @@ from assay.models._weights import (
     learned_of,
     linears,
     over_inputs,
-    source_of,
     with_weights,
 )
-from assay.simplify import label
+from assay.simplify import label, source_of
 from assay.subjects import Subject
 from assay.tasks import Split
 

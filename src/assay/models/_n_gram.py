@@ -11,8 +11,7 @@ from torch import Tensor
 
 from assay._errors import AssayError
 from assay.engine import Answer, Clean, Samples
-from assay.models._weights import source_of
-from assay.simplify import label
+from assay.simplify import label, source_of
 from assay.simplify._protocol import check_positive
 from assay.subjects import Subject
 from assay.tasks import Split

@@ -19,10 +19,9 @@ from assay.models._weights import (
     linears,
     over_inputs,
     removed,
-    source_of,
     with_weights,
 )
-from assay.simplify import label
+from assay.simplify import label, source_of
 from assay.subjects import Subject
 from assay.tasks import Split
 

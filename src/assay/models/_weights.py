@@ -14,10 +14,9 @@ from transformers.pytorch_utils import Conv1D
 
 from assay._errors import AssayError
 from assay.engine import Engine, Samples, WholeModel, batches, tensors
-from assay.simplify import Simplification, label
+from assay.simplify import Simplification, label, source_of
 from assay.simplify._protocol import check_positive
 from assay.subjects import Subject
-from assay.tasks import Split
 
 WHAT_STAYS = (
     "Recipes on weights change the linear weights of the blocks only (nn.Linear and Conv1D): embeddings, norms, biases "
@@ -133,16 +132,6 @@ def learned_of(recipe: Simplification, found: Mapping[str, Learned] | None, line
             "to."
         )
     return found[linear.name]
-
-
-def source_of(recipe: Simplification, samples: Samples) -> tuple[Subject, Split]:
-    """The subject and the split that samples are of. Raises AssayError if they do not say."""
-    if samples.subject is None or samples.split is None:
-        raise AssayError(
-            f"{label(recipe)} is fitted on the subject itself and its sequences, which these samples do not hold; "
-            "take samples from assay.engine.collect(engine, split, ())."
-        )
-    return samples.subject, samples.split
 
 
 def over_inputs(

@@ -8,7 +8,16 @@ from assay.simplify._bits import RepresentationBits, representation_bits
 from assay.simplify._controls import Identity, MeanAblation, RandomPerturbation, RandomProjection, UniformAttention
 from assay.simplify._kmeans import KMeans
 from assay.simplify._one_hot import OneHotAttention
-from assay.simplify._protocol import Simplification, applied, is_whole, label, learns, simplifications
+from assay.simplify._protocol import (
+    Simplification,
+    applied,
+    copies_model,
+    is_whole,
+    label,
+    learns,
+    simplifications,
+    source_of,
+)
 from assay.simplify._proxy import Origin, SimplifiedSubject
 from assay.simplify._saved import load_proxy
 from assay.simplify._svd import SVD
@@ -35,10 +44,12 @@ __all__ = [
     "SimplifiedSubject",
     "UniformAttention",
     "applied",
+    "copies_model",
     "is_whole",
     "label",
     "learns",
     "load_proxy",
     "representation_bits",
     "simplifications",
+    "source_of",
 ]

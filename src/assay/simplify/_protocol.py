@@ -13,6 +13,7 @@ from assay._registry import Registry
 from assay.engine import ATTENTION, Edit, EditedSubject, Place, Proxy, Samples, VectorEdit, check_proxy
 from assay.simplify._proxy import SimplifiedSubject
 from assay.subjects import Subject
+from assay.tasks import Split
 
 
 @runtime_checkable
@@ -36,7 +37,8 @@ class Simplification(Protocol):
     vectors. A control that is drawn at random has `redrawn(number)`, which gives it with another draw: then it is
     judged several times. `caution`, a sentence, stands in the warnings of every comparison that judges the recipe.
 
-    A recipe that replaces the model as a whole says `whole = True`: it is judged once, whatever the sites. If it learns
+    A recipe that replaces the model as a whole says `whole = True`: it is judged once, whatever the sites (and
+    `copies = False` if its proxy holds no weights of its own). If it learns
     from data beyond the vectors of `streams` (from `samples.split`, by running `samples.subject`), it says
     `learns = True`. `perturbation()` gives the control that changes as much at random, where the general one
     (`RandomPerturbation`, which moves vectors and patterns) cannot. `title` is how it is called, where its parameters
@@ -71,6 +73,11 @@ def learns(simplification: Simplification) -> bool:
 def is_whole(simplification: Simplification) -> bool:
     """Whether it replaces the model as a whole, so that it has no site."""
     return bool(getattr(simplification, "whole", False))
+
+
+def copies_model(simplification: Simplification) -> bool:
+    """Whether its proxy holds a model of its own, so that few of them fit into memory at a time."""
+    return is_whole(simplification) and bool(getattr(simplification, "copies", True))
 
 
 _LONG = 60
@@ -193,3 +200,13 @@ def check_positive(simplification: object, **values: object) -> None:
     for name, value in values.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise AssayError(f"{label(simplification)}: {name} must be a whole number of at least 1.")
+
+
+def source_of(simplification: object, samples: Samples) -> tuple[Subject, Split]:
+    """The subject and the split that samples are of. Raises AssayError if they do not say."""
+    if samples.subject is None or samples.split is None:
+        raise AssayError(
+            f"{label(simplification)} is fitted on the subject itself and its sequences, which these samples do not "
+            "hold; take samples from assay.engine.collect(engine, split, ())."
+        )
+    return samples.subject, samples.split

@@ -1,0 +1,35 @@
+"""Circuits: which edges of a subject's computation make its answer on pairs of inputs, found or given, and judged.
+
+One file a discovery method; one line here registers it, and an entry point of `assay.discoveries` adds an outsider's.
+"""
+
+from assay.circuits._attribution import EdgeAttribution, IntegratedEdgeAttribution
+from assay.circuits._circuit import AllAblated, Circuit, CircuitProxy, RandomCircuit
+from assay.circuits._exact import ExactEdges, ExactNodes
+from assay.circuits._graph import Edge, Graph
+from assay.circuits._problem import Ablation, Batch, Discovery, Measure, Problem, Reference, discoveries
+
+discoveries.register("eap", EdgeAttribution)
+discoveries.register("eap-ig", IntegratedEdgeAttribution)
+discoveries.register("exact", ExactEdges)
+discoveries.register("exact-nodes", ExactNodes)
+
+__all__ = [
+    "Ablation",
+    "AllAblated",
+    "Batch",
+    "Circuit",
+    "CircuitProxy",
+    "Discovery",
+    "Edge",
+    "EdgeAttribution",
+    "ExactEdges",
+    "ExactNodes",
+    "Graph",
+    "IntegratedEdgeAttribution",
+    "Measure",
+    "Problem",
+    "RandomCircuit",
+    "Reference",
+    "discoveries",
+]

@@ -1,0 +1,479 @@
+"""A circuit as a simplification: found on pairs of the train split, or given, and judged as any other."""
+
+import math
+import weakref
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal, get_args
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from assay._errors import AssayError, unknown_name
+from assay._fingerprint import fingerprint_or_reason
+from assay.circuits._graph import Edge, Graph, shuffled
+from assay.circuits._problem import Ablation, Batch, Discovery, Measure, Problem, Reference, by_name
+from assay.circuits._run import rows_at_a_time, run_circuit, wiring_of
+from assay.engine import Answer, Clean, Engine, Run, Samples
+from assay.simplify import label, source_of
+from assay.subjects import Subject
+from assay.tasks import Split
+
+Rank = Literal["absolute", "helpful"]
+Level = Literal["edges", "heads"]
+
+LEAST_PAIRS = 30
+"""Pairs below which nothing is discovered: a mean over fewer is no mean."""
+
+LEAST_IMAGES = 20
+"""Distinct images of a circuit under permutations of heads below which random paths are the control."""
+
+NO_ATTENTION = "the heads of a circuit read several streams at once, so that their attention is none of the subject's"
+
+
+@dataclass
+class Circuit:
+    """The claim that on such inputs the subject's answer is made by these edges: all others carry something else.
+
+    `edges` is how many to find on the train split's pairs, or which they are (`"layer1.head2 -> layer3.mlp"`; then
+    nothing is discovered). They are those with the largest scores by `method` (a name, such as "eap-ig", "eap" or
+    "exact", or an object with its parameters), by absolute value, or with `rank="helpful"` those whose ablation lowers
+    m most. With `level="heads"` senders are ranked by the sum of their edges' scores and taken with all edges out of
+    them, as long as they fit. Edges on no path from the embeddings to the logits explain nothing and are taken out
+    again: the circuit has `pruned_` edges. Ablated edges carry what `ablation` says; `measure` is what discovery looks
+    at; `name` is how a circuit of given edges is called.
+
+    After `fit`: `scores_` (sender, receiver), `edges_` the circuit before pruning in order of rank, `baseline_` the
+    mean of m for the subject and with all edges ablated, `graph_`, `reference_`.
+
+    Raises AssayError if there are fewer than 30 pairs to find it on, if ablating everything is not shown to change m
+    ("nothing to explain"), for a number of edges that the graph does not have, and for a method that does not go with
+    the ablation or the measure. Sources: see the methods; pruning and edges before pruning as in EAP-IG (arXiv
+    2403.17806).
+    """
+
+    edges: int | Sequence[str]
+    method: "str | Discovery" = "eap-ig"
+    ablation: Ablation = "counterfactual"
+    measure: Measure = "logit_difference"
+    rank: Rank = "absolute"
+    level: Level = "edges"
+    name: str = ""
+    scores_: Float[np.ndarray, "sender receiver"] | None = field(default=None, init=False, repr=False, compare=False)
+    kept_: Bool[np.ndarray, "sender receiver"] | None = field(default=None, init=False, repr=False, compare=False)
+    graph_: Graph | None = field(default=None, init=False, repr=False, compare=False)
+    reference_: Reference | None = field(default=None, init=False, repr=False, compare=False)
+    baseline_: tuple[float, float] | None = field(default=None, init=False, repr=False, compare=False)
+
+    streams: ClassVar[tuple[str, ...]] = ()
+    whole: ClassVar[bool] = True
+    copies: ClassVar[bool] = False
+
+    @property
+    def title(self) -> str | None:
+        """How a given circuit is called: its edges are too many to be written out."""
+        if isinstance(self.edges, int):
+            return None
+        ablation = "" if self.ablation == "counterfactual" else f", ablation={self.ablation!r}"
+        return f"Circuit({self.name or 'given'}, {len(self.edges)} edges{ablation})"
+
+    @property
+    def learns(self) -> bool:
+        """Whether there is anything to fit: edges, or what ablated ones carry."""
+        return isinstance(self.edges, int) or Reference.learns(self.ablation)
+
+    @property
+    def edges_(self) -> tuple[Edge, ...]:
+        """The edges before pruning, the best first where they were found."""
+        graph, kept = self._fitted()
+        if self.scores_ is None:
+            return graph.edges(kept)
+        values = self._ranks(self.scores_)
+        places = np.argwhere(kept)
+        order = np.argsort(-values[kept], kind="stable")
+        return tuple(Edge(graph.senders[s], graph.receivers[r]) for s, r in places[order])
+
+    @property
+    def pruned_(self) -> int:
+        """How many edges are on paths from the embeddings to the logits."""
+        graph, kept = self._fitted()
+        return int(graph.pruned(kept).sum())
+
+    @property
+    def bits_(self) -> float:
+        """Bits that state the circuit: which k of N edges, log2 C(N, k), and 32 a number that ablated edges carry."""
+        graph, kept = self._fitted()
+        assert self.reference_ is not None
+        count, size = int(graph.pruned(kept).sum()), graph.size
+        choices = math.lgamma(size + 1) - math.lgamma(count + 1) - math.lgamma(size - count + 1)
+        return choices / math.log(2) + 32 * self.reference_.numbers
+
+    def check(self, subject: Subject, splits: Sequence[Split]) -> None:
+        """Raise AssayError, before any work, for a subject, splits or parameters that it cannot be made for."""
+        self._check_parameters()
+        graph = wiring_of(Engine(subject)).graph
+        if isinstance(self.edges, int):
+            self._check_size(graph)
+        else:
+            graph.matrix(self.edges)
+        for split in splits:
+            fits = split.role == "train"
+            if not split.has_pairs and (self.ablation == "counterfactual" or (fits and isinstance(self.edges, int))):
+                raise AssayError(
+                    f"{label(self)}: split {split.name!r} has no pairs (counterfactuals, answers, foils); give a task "
+                    "of pairs, such as assay.tasks.Pairs"
+                    + (" or use ablation='mean'." if self.ablation == "counterfactual" and not fits else ".")
+                )
+            if fits and isinstance(self.edges, int) and len(split) < LEAST_PAIRS:
+                raise AssayError(
+                    f"{label(self)}: split {split.name!r} has {len(split)} pairs; to find a circuit give at least "
+                    f"{LEAST_PAIRS}."
+                )
+
+    def fit(self, samples: Samples) -> "Circuit":
+        """Find the edges on the pairs of the split, and what ablated edges carry."""
+        subject, split = source_of(self, samples)
+        self.check(subject, [replace(split, role="train")])
+        engine = Engine(subject)
+        self.graph_ = wiring_of(engine).graph
+        self.reference_ = Reference.fitted(engine, self.ablation, split)
+        self.scores_ = self.baseline_ = None
+        if not isinstance(self.edges, int):
+            self.kept_ = self.graph_.matrix(self.edges)
+            return self
+        problem = Problem(engine, split, self.reference_, self.measure)
+        self.scores_, self.baseline_ = _known(problem, by_name(self.method))
+        self.kept_ = self._chosen(self.graph_, self.scores_)
+        return self
+
+    def apply(self, subject: Subject) -> "CircuitProxy":
+        """The subject with every edge outside the circuit ablated."""
+        if self.kept_ is None and not self.learns:
+            engine = Engine(subject)
+            self.graph_ = wiring_of(engine).graph
+            assert not isinstance(self.edges, int)
+            self.kept_ = self.graph_.matrix(self.edges)
+            self.reference_ = Reference.fitted(engine, self.ablation, None)
+        graph, kept = self._fitted()
+        assert self.reference_ is not None
+        return CircuitProxy(subject, graph, kept, self.reference_, self)
+
+    def control(self) -> "RandomCircuit":
+        """A circuit of the same size and shape that forgets which heads it is made of."""
+        return RandomCircuit(self)
+
+    def ablated(self) -> "AllAblated":
+        """The subject with every edge ablated."""
+        return AllAblated(self.ablation)
+
+    def _fitted(self) -> tuple[Graph, Bool[np.ndarray, "sender receiver"]]:
+        if self.graph_ is None or self.kept_ is None:
+            raise AssayError(f"{label(self)} has not been fitted; call fit(samples) before apply(subject).")
+        return self.graph_, self.kept_
+
+    def _ranks(self, scores: Float[np.ndarray, "sender receiver"]) -> Float[np.ndarray, "sender receiver"]:
+        """By what edges are ranked, the largest first. Ablating what helps lowers a logit difference and raises KL."""
+        if self.rank == "absolute":
+            return np.abs(scores)
+        return scores if self.measure == "kl" else -scores
+
+    def _chosen(
+        self, graph: Graph, scores: Float[np.ndarray, "sender receiver"]
+    ) -> Bool[np.ndarray, "sender receiver"]:
+        assert isinstance(self.edges, int)
+        kept = np.zeros(graph.shape, dtype=bool)
+        if self.level == "edges":
+            places = np.argwhere(graph.exists)
+            order = np.argsort(-self._ranks(scores)[graph.exists], kind="stable")[: self.edges]
+            kept[tuple(places[order].T)] = True
+            return kept
+        totals = self._ranks(np.nansum(scores, axis=1))
+        left = self.edges
+        for sender in np.argsort(-totals, kind="stable"):
+            out = graph.exists[sender]
+            if out.sum() <= left:
+                kept[sender] = out
+                left -= int(out.sum())
+        return kept
+
+    def _check_parameters(self) -> None:
+        for name, value, known in (
+            ("ablation", self.ablation, get_args(Ablation)),
+            ("measure", self.measure, get_args(Measure)),
+            ("rank", self.rank, get_args(Rank)),
+            ("level", self.level, get_args(Level)),
+        ):
+            if value not in known:
+                raise unknown_name(name, value, known)
+        by_name(self.method)
+        if isinstance(self.edges, str | bool) or (isinstance(self.edges, Sequence) and not self.edges):
+            raise AssayError(
+                f"Circuit(edges={self.edges!r}): give how many edges, or a list such as ['embeddings -> logits']."
+            )
+
+    def _check_size(self, graph: Graph) -> None:
+        if isinstance(self.edges, int) and not 1 <= self.edges <= graph.size:
+            raise AssayError(f"{label(self)}: the graph has {graph.size:,} edges; edges must be 1 to {graph.size}.")
+
+
+@dataclass
+class RandomCircuit:
+    """The control of a circuit: as many edges in the same shape, between heads drawn at random.
+
+    It is the circuit's image under a random permutation of the heads of every layer, their places as senders and
+    receivers moved together, so that size, profile over layers and paths stay. (Edges drawn evenly are no control:
+    hardly any would be on a path.) Where there are fewer than 20 images, random paths from the embeddings to the logits
+    are drawn until there are as many edges as the circuit has on paths.
+    """
+
+    of: Circuit
+    seed: int = 0
+    fitted_: Circuit | None = field(default=None, init=False, repr=False, compare=False)
+    kept_: Bool[np.ndarray, "sender receiver"] | None = field(default=None, init=False, repr=False, compare=False)
+
+    streams: ClassVar[tuple[str, ...]] = ()
+    whole: ClassVar[bool] = True
+    copies: ClassVar[bool] = False
+
+    @property
+    def title(self) -> str:
+        """How it is called: after its circuit."""
+        return f"RandomCircuit({label(self.of)})"
+
+    @property
+    def learns(self) -> bool:
+        """Whether there is anything to fit."""
+        return self.of.learns
+
+    def check(self, subject: Subject, splits: Sequence[Split]) -> None:
+        """As its circuit does."""
+        self.of.check(subject, splits)
+
+    def redrawn(self, number: int) -> "RandomCircuit":
+        """The same control with another draw."""
+        return RandomCircuit(self.of, self.seed + number)
+
+    def fit(self, samples: Samples) -> "RandomCircuit":
+        """Draw it."""
+        self.fitted_ = self.of.fit(samples)
+        graph, kept = self.fitted_._fitted()
+        rng = np.random.default_rng(self.seed)
+        share = graph.heads // graph.groups
+        images = (math.factorial(graph.groups) * math.factorial(share) ** graph.groups) ** graph.layers
+        if images >= LEAST_IMAGES:
+            self.kept_ = shuffled(graph, kept, rng)
+        else:
+            self.kept_ = random_paths(graph, int(graph.pruned(kept).sum()), rng)
+        return self
+
+    def apply(self, subject: Subject) -> "CircuitProxy":
+        """The subject with every edge outside the random circuit ablated."""
+        if self.fitted_ is None or self.kept_ is None or self.fitted_.reference_ is None:
+            raise AssayError(f"{label(self)} has not been fitted; call fit(samples) before apply(subject).")
+        graph, _ = self.fitted_._fitted()
+        return CircuitProxy(subject, graph, self.kept_, self.fitted_.reference_, self)
+
+    def control(self) -> None:
+        """None: it is a control."""
+
+
+@dataclass
+class AllAblated:
+    """The subject with every edge ablated: what a circuit that explains nothing does."""
+
+    ablation: Ablation = "counterfactual"
+    fitted_: Circuit | None = field(default=None, init=False, repr=False, compare=False)
+    reference_: Reference | None = field(default=None, init=False, repr=False, compare=False)
+
+    streams: ClassVar[tuple[str, ...]] = ()
+    whole: ClassVar[bool] = True
+    copies: ClassVar[bool] = False
+
+    @property
+    def learns(self) -> bool:
+        """Whether there is anything to fit."""
+        return Reference.learns(self.ablation)
+
+    def fit(self, samples: Samples) -> "AllAblated":
+        """Find what ablated edges carry."""
+        subject, split = source_of(self, samples)
+        self.reference_ = Reference.fitted(Engine(subject), self.ablation, split)
+        return self
+
+    def apply(self, subject: Subject) -> "CircuitProxy":
+        """The subject with every edge ablated."""
+        if self.reference_ is None and self.learns:
+            raise AssayError(f"{label(self)} has not been fitted; call fit(samples) before apply(subject).")
+        engine = Engine(subject)
+        reference = self.reference_ or Reference.fitted(engine, self.ablation, None)
+        graph = wiring_of(engine).graph
+        return CircuitProxy(subject, graph, np.zeros(graph.shape, dtype=bool), reference, self)
+
+    def control(self) -> None:
+        """None: it is a control."""
+
+
+class CircuitProxy:
+    """A subject in which every edge outside a circuit is ablated. Attention is not compared with the subject's."""
+
+    def __init__(
+        self,
+        subject: Subject,
+        graph: Graph,
+        kept: Bool[np.ndarray, "sender receiver"],
+        reference: Reference,
+        simplification: Any,
+    ) -> None:
+        self.subject, self.graph, self.reference, self.simplification = subject, graph, reference, simplification
+        self.kept = kept
+        self.pruned = graph.pruned(kept)
+        self._engine: Engine | None = None
+
+    def __call__(
+        self, tokens: Int[Tensor, "batch position"], valid: Int[Tensor, "batch position"] | None = None
+    ) -> Float[Tensor, "batch position vocabulary"]:
+        """Logits of every position; `valid` is 1 at tokens and 0 at padding (default: no padding).
+
+        Raises AssayError under counterfactual ablation, which needs pairs: call `on_pairs`.
+        """
+        given = torch.ones_like(tokens) if valid is None else valid
+        return self._logits(tokens, given, None)
+
+    def on_pairs(
+        self,
+        tokens: Int[Tensor, "batch position"],
+        counterfactuals: Int[Tensor, "batch position"],
+        valid: Int[Tensor, "batch position"] | None = None,
+    ) -> Float[Tensor, "batch position vocabulary"]:
+        """Logits of every position, with the counterfactual of every sequence."""
+        return self._logits(tokens, torch.ones_like(tokens) if valid is None else valid, counterfactuals)
+
+    def _logits(self, tokens: Tensor, valid: Tensor, counterfactuals: Tensor | None) -> Tensor:
+        engine = self._own_engine()
+        found = _runs(engine, [self], _plain(tokens, valid, counterfactuals))
+        return torch.cat([engine.logits(run, slice(None)) for run in next(found)])
+
+    def _own_engine(self) -> Engine:
+        if self._engine is None:
+            self._engine = Engine(self.subject)
+        return self._engine
+
+    def answer(self, clean: Clean) -> Answer:
+        """The answer on the batch of `clean`."""
+        return next(answer for _, answer in self.answer_together([self], clean))
+
+    @classmethod
+    def answer_together(cls, proxies: Sequence["CircuitProxy"], clean: Clean) -> Iterator[tuple[int, Answer]]:
+        """Number and answer of each; the counterfactuals are run once for all of one ablation."""
+        counterfactuals = None if clean.batch is None else clean.batch.counterfactuals
+        given = None
+        if counterfactuals is not None:
+            given = torch.from_numpy(counterfactuals.astype(np.int64)).to(clean.tokens.device)
+        batch = _plain(clean.tokens, clean.valid, given)
+        groups: dict[tuple[int, int], list[int]] = {}
+        for number, proxy in enumerate(proxies):
+            reference = proxy.reference
+            whose = id(proxy.subject.model)
+            groups.setdefault((whose, 0 if reference.means is None else id(reference.means)), []).append(number)
+        for numbers in groups.values():
+            own = [proxies[number] for number in numbers]
+            same = own[0].subject.model is clean.engine.subject.model
+            engine = clean.engine if same else own[0]._own_engine()
+            for number, runs in zip(numbers, _runs(engine, own, batch), strict=True):
+                yield number, _answer(engine, runs)
+
+    def __repr__(self) -> str:
+        kept, pruned = int(self.kept.sum()), int(self.pruned.sum())
+        return f"CircuitProxy({self.subject!r}, {pruned} of {self.graph.size:,} edges ({kept} before pruning))"
+
+
+def _answer(engine: Engine, runs: list[Run]) -> Answer:
+    def logits(positions: slice | Int[Tensor, " chosen"]) -> Float[Tensor, "batch chosen vocabulary"]:
+        return torch.cat([engine.logits(run, positions) for run in runs])
+
+    return Answer(logits, NO_ATTENTION, sum(run.held for run in runs))
+
+
+def _plain(tokens: Tensor, valid: Tensor, counterfactuals: Tensor | None) -> Batch:
+    """A batch of which nothing is scored."""
+    nothing = tokens.new_zeros(0)
+    return Batch(np.arange(len(tokens)), tokens, valid, counterfactuals, nothing, nothing, nothing, nothing[:, None])
+
+
+def _runs(engine: Engine, proxies: Sequence[CircuitProxy], batch: Batch) -> Iterator[list[Run]]:
+    """The runs of each of some proxies of one reference on a batch, cut into pieces that have room."""
+    wiring = wiring_of(engine)
+    trace = proxies[0].reference.trace(wiring, batch)
+    element = torch.finfo(engine.subject.model.dtype).bits // 8
+    for proxy in proxies:
+        senders = int(proxy.pruned.any(axis=1).sum())
+        size = rows_at_a_time(wiring, max(1, senders), batch.tokens.shape[1], element)
+        pieces = [slice(start, start + size) for start in range(0, len(batch.tokens), size)]
+        yield [
+            run_circuit(engine, wiring, proxy.pruned, trace.rows(rows), batch.tokens[rows], batch.valid[rows])
+            for rows in pieces
+        ]
+
+
+_SCORES: "weakref.WeakKeyDictionary[nn.Module, dict[tuple[object, ...], tuple[np.ndarray, tuple[float, float]]]]" = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def _known(problem: Problem, method: Discovery) -> tuple[np.ndarray, tuple[float, float]]:
+    """Scores and mean baselines, from before if they were found: a sweep over sizes is one discovery.
+
+    Raises AssayError unless ablating everything changes m: its 99% interval has to exclude 0.
+    """
+    model = problem.engine.subject.model
+    weights = tuple((tensor.data_ptr(), tensor._version) for tensor in model.parameters() if not tensor.is_inference())
+    found = fingerprint_or_reason(method)
+    key = (weights, problem.sha256, found, problem.reference.ablation, problem.measure)
+    known = _SCORES.setdefault(model, {})
+    if key not in known or not isinstance(found, str):
+        subject, ablated = problem.baseline
+        change = subject - ablated
+        error = float(change.std(ddof=1)) / math.sqrt(len(change))
+        if not abs(float(change.mean())) > 2.576 * error:
+            raise AssayError(
+                f"nothing to explain on split {problem.split.name!r}: ablating every edge "
+                f"({problem.reference.ablation}) changes the mean logit difference of answer and foils by "
+                f"{change.mean():.3g} with a standard error of {error:.2g}; give pairs whose counterfactual changes "
+                "the subject's answer."
+            )
+        check = getattr(method, "check", None)
+        if check is not None:
+            check(problem)
+        known[key] = method.scores(problem), (float(subject.mean()), float(ablated.mean()))
+    scores, baseline = known[key]
+    return scores.copy(), baseline
+
+
+def random_paths(graph: Graph, size: int, rng: np.random.Generator) -> Bool[np.ndarray, "sender receiver"]:
+    """Edges of random paths from the embeddings to the logits, as many as asked for.
+
+    A path is drawn backwards from the logits, each time a sender that is heard there, and then one of the receivers of
+    that sender. Where the last path would bring too many edges, others are tried; after 1,000 in vain it is taken.
+    """
+    receivers: dict[int, list[int]] = {}
+    for receiver, fed in enumerate(graph.heads_of):
+        for sender in fed:
+            receivers.setdefault(sender, []).append(receiver)
+    kept = np.zeros(graph.shape, dtype=bool)
+    tries = 0
+    while (left := size - int(kept.sum())) > 0:
+        path = np.zeros_like(kept)
+        receiver = graph.logits
+        while True:
+            sender = int(rng.integers(graph.heard[receiver]))
+            path[sender, receiver] = True
+            if sender == 0:
+                break
+            receiver = int(rng.choice(receivers[sender]))
+        tries += 1
+        if int((path & ~kept).sum()) <= left or tries > 1_000:
+            kept |= path
+            tries = 0
+    return kept

@@ -1,0 +1,237 @@
+"""Edge patching: the effect of every edge, measured."""
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from assay._errors import AssayError
+from assay.circuits._attribution import IntegratedEdgeAttribution
+from assay.circuits._problem import Batch, Problem
+from assay.circuits._run import Trace, differences, first_of, traced
+from assay.circuits._wiring import Layer, with_first
+from assay.engine import instead
+
+SCREEN = 2_000
+"""Edges above which `ExactEdges` looks only at those that EAP-IG finds likely: beyond, every edge takes too long."""
+
+TOKENS = 4_096
+"""Tokens of patched runs that share a batch on a CPU; 16 times as many elsewhere."""
+
+
+@dataclass
+class ExactEdges:
+    """Patching, edge by edge: m with one edge ablated and all else as in the subject, less m of the subject.
+
+    Runs resume from the receiver's layer, senders side by side in a batch. In a graph of more than `screen` edges, only
+    the `screen` edges with the largest scores by EAP-IG are measured, and the others keep score 0. Single edges miss
+    what is redundant: where either of two edges is enough, both score 0.
+
+    Source: activation patching of single edges, as in Conmy et al., arXiv 2304.14997, section 3.
+    """
+
+    screen: int = SCREEN
+
+    def check(self, problem: Problem) -> None:
+        """Raise AssayError unless `screen` is a whole number of at least 1."""
+        if not isinstance(self.screen, int) or isinstance(self.screen, bool) or self.screen < 1:
+            raise AssayError(f"screen={self.screen!r}: must be a whole number of at least 1.")
+
+    def scores(self, problem: Problem) -> Float[np.ndarray, "sender receiver"]:
+        """The score of every edge, in the units of m; NaN where there is none, 0 where the screen left it out."""
+        self.check(problem)
+        graph = problem.wiring.graph
+        chosen = graph.exists
+        if graph.size > self.screen:
+            steps = _screen_of(problem).scores(problem)
+            order = np.argsort(-np.abs(steps[graph.exists]), kind="stable")[: self.screen]
+            chosen = np.zeros(graph.shape, dtype=bool)
+            chosen[tuple(np.argwhere(graph.exists)[order].T)] = True
+        found = np.where(graph.exists, 0.0, np.nan)
+        for batch in problem.batches():
+            found += _Patched(problem, batch).edges(chosen)
+        return found / len(problem.split)
+
+
+def _screen_of(problem: Problem) -> IntegratedEdgeAttribution:
+    if problem.reference.ablation != "counterfactual":
+        raise AssayError(
+            f"method 'exact' with ablation={problem.reference.ablation!r} on {problem.wiring.graph.size:,} edges: "
+            "every edge would take too long, and the screen by EAP-IG needs counterfactuals; use "
+            "ablation='counterfactual', or give ExactEdges(screen=...) at least as many edges as there are."
+        )
+    return IntegratedEdgeAttribution()
+
+
+@dataclass
+class ExactNodes:
+    """Patching, sender by sender: m with all edges out of one sender ablated, less m of the subject.
+
+    A sender's score is spread evenly over the edges out of it, so that they sum to it: made for circuits of whole heads
+    (`level="heads"`).
+    """
+
+    def check(self, problem: Problem) -> None:
+        """Nothing is refused."""
+
+    def scores(self, problem: Problem) -> Float[np.ndarray, "sender receiver"]:
+        """The score of every edge, in the units of m; NaN where there is none."""
+        graph = problem.wiring.graph
+        found = np.zeros(len(graph.senders))
+        for batch in problem.batches():
+            found += _Patched(problem, batch).nodes()
+        share = found / len(problem.split) / graph.exists.sum(axis=1)
+        return np.where(graph.exists, share[:, None], np.nan)
+
+
+class _Patched:
+    """Runs of the subject on one batch with something patched in: from a layer on, several patches side by side."""
+
+    def __init__(self, problem: Problem, batch: Batch) -> None:
+        self.problem, self.batch, self.wiring = problem, batch, problem.wiring
+        self.trace = traced(self.wiring, batch.tokens, batch.valid)
+        self.reference: Trace = problem.trace(batch)
+        self.more = differences(self.wiring, self.reference, self.trace)
+        with torch.inference_mode():
+            self.clean = self.wiring.norm.module(self.trace.final)
+            self.value = self._values(self.clean, 1)[0]
+        scale = 1 if batch.tokens.device.type == "cpu" else 16
+        self.together = max(1, scale * TOKENS // batch.tokens.numel())
+
+    def _values(self, hidden: Tensor, count: int) -> list[float]:
+        """m, summed over pairs, of each of `count` equal parts of a batch of final hidden states."""
+        several = self.batch.repeated(count)
+        values = self.problem.value(hidden, several, self.clean.repeat(count, 1, 1))
+        found: list[float] = values.double().view(count, -1).sum(dim=1).tolist()
+        return found
+
+    def _chunks(self, senders: Sequence[int]) -> Iterator[list[int]]:
+        for start in range(0, len(senders), self.together):
+            yield list(senders[start : start + self.together])
+
+    def edges(self, chosen: np.ndarray) -> Float[np.ndarray, "sender receiver"]:
+        """What ablating each chosen edge changes, summed over pairs."""
+        graph = self.wiring.graph
+        found = np.zeros(graph.shape)
+        for number, layer in enumerate(self.wiring.layers):
+            reading = range(graph.reading(number).start, graph.reading(number).stop)
+            for senders in self._chunks(np.flatnonzero(chosen[:, reading].any(axis=1)).tolist()):
+                normed = self._normed(layer.norm.module, self.trace.attention_input[number], senders)
+                for receiver in reading:
+                    mine = [place for place, sender in enumerate(senders) if chosen[sender, receiver]]
+                    if mine:
+                        values = self._from(
+                            number, len(mine), self._projecting(layer, receiver - reading[0], normed[mine])
+                        )
+                        found[[senders[place] for place in mine], receiver] = np.array(values) - self.value
+            mlp = graph.mlp(number)
+            for senders in self._chunks(np.flatnonzero(chosen[:, mlp]).tolist()):
+                normed = self._normed(layer.mlp_norm.module, self.trace.mlp_input[number], senders)
+                values = self._from(number, len(senders), functools.partial(_entering, layer.entry, normed))
+                found[senders, mlp] = np.array(values) - self.value
+        for senders in self._chunks(np.flatnonzero(chosen[:, graph.logits]).tolist()):
+            hidden = self._normed(self.wiring.norm.module, self.trace.final, senders)
+            with torch.inference_mode():
+                values = self._values(hidden.flatten(0, 1), len(senders))
+            found[senders, graph.logits] = np.array(values) - self.value
+        return found
+
+    def nodes(self) -> Float[np.ndarray, " sender"]:
+        """What ablating each sender everywhere changes, summed over pairs."""
+        graph = self.wiring.graph
+        found = np.zeros(len(graph.senders))
+        stream = self.reference.embeddings.expand_as(self.trace.embeddings)
+        found[0] = self._from(0, 1, functools.partial(_entering, self.wiring.blocks[0], stream))[0] - self.value
+        for number, layer in enumerate(self.wiring.layers):
+            for heads in self._chunks(range(graph.heads)):
+                put = functools.partial(self._as_reference, layer, number, heads)
+                values = self._from(number, len(heads), put)
+                found[[graph.sender(number, head) for head in heads]] = np.array(values) - self.value
+            added = self.reference.mlp[number].expand_as(self.trace.mlp[number]) / layer.mlp_scale
+            (value,) = self._from(number, 1, functools.partial(_giving, layer.mlp, added))
+            found[graph.sender(number)] = value - self.value
+        return found
+
+    def _normed(self, norm: nn.Module, stream: Tensor, senders: Sequence[int]) -> Tensor:
+        """A norm of the residual stream in which one sender each is ablated: (sender, pair, position, width)."""
+        with torch.inference_mode():
+            found: Tensor = norm(stream + self.more[list(senders)])
+            return found
+
+    def _projecting(self, layer: Layer, receiver: int, normed: Tensor) -> Callable[[ExitStack], None]:
+        """Puts in place what one receiver of attention projects from other inputs."""
+        owners = [(stream, place) for stream in range(3) for place in range(len(layer.streams[stream].columns))]
+        stream, receiver = owners[receiver]
+        place = layer.streams[stream]
+        weight, bias = layer.weight(stream)[receiver], layer.bias(stream)
+        with torch.inference_mode():
+            values = torch.nn.functional.linear(normed, weight, None if bias is None else bias[receiver])
+        columns = place.columns[receiver]
+
+        def hook(_: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+            found = output.clone()
+            found[..., columns.to(found.device)] = values.reshape(*found.shape[:-1], -1)
+            return found
+
+        module = layer.projections[place.projection]
+        return functools.partial(_hooked, module, hook)
+
+    def _as_reference(self, layer: Layer, number: int, heads: Sequence[int], stack: ExitStack) -> None:
+        """Until the stack is closed, each part of a batch has one head give what it gave in the reference."""
+        own = self.reference.heads[number].unflatten(-1, (self.wiring.graph.heads, -1))
+        size = len(self.batch.tokens)
+
+        def hook(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+            found = inputs[0].clone()
+            parts = found.view(len(heads), size, self.batch.tokens.shape[1], self.wiring.graph.heads, -1)
+            for place, head in enumerate(heads):
+                parts[place, :, :, head] = own[:, :, head]
+            return (found, *inputs[1:])
+
+        stack.callback(layer.output.register_forward_pre_hook(hook).remove)
+
+    def _from(self, number: int, count: int, put: Callable[[ExitStack], None]) -> list[float]:
+        """m of `count` runs side by side from a layer on, with something put in place, summed over pairs."""
+        several = self.batch.repeated(count)
+        with ExitStack() as stack, torch.inference_mode():
+            if number and self.wiring.resumes:
+                stream = self.trace.attention_input[number].repeat(count, 1, 1)
+                for layer, block in zip(self.wiring.layers[:number], self.wiring.blocks, strict=False):
+                    given = with_first(layer.block_gives, stream)
+                    stack.enter_context(instead(block, lambda *_, given=given, **__: given))
+            put(stack)
+            return self._values(self.wiring.hidden(several.tokens, several.valid), count)
+
+
+def _hooked(module: nn.Module, hook: Callable[..., Any], stack: ExitStack) -> None:
+    stack.callback(module.register_forward_hook(hook).remove)
+
+
+def _entering(entry: nn.Module, normed: Tensor, stack: ExitStack) -> None:
+    """Until the stack is closed, a module takes in something else."""
+
+    def hook(_: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        own = first_of(inputs, options)
+        given = normed.reshape(own.shape)
+        if inputs:
+            return (given, *inputs[1:]), options
+        return inputs, {**options, next(name for name in options if options[name] is own): given}
+
+    stack.callback(entry.register_forward_pre_hook(hook, with_kwargs=True).remove)
+
+
+def _giving(module: nn.Module, added: Tensor, stack: ExitStack) -> None:
+    """Until the stack is closed, a module gives something else."""
+
+    def hook(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+        first = output[0] if isinstance(output, tuple) else output
+        given = added.reshape(first.shape)
+        return (given, *output[1:]) if isinstance(output, tuple) else given
+
+    stack.callback(module.register_forward_hook(hook).remove)

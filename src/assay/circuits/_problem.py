@@ -1,0 +1,284 @@
+"""What a circuit is to explain: pairs of a subject, how well they are told apart, and what ablated edges carry."""
+
+import functools
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Literal, Protocol, get_args, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from assay._errors import AssayError, unknown_name
+from assay._registry import Registry
+from assay.circuits._run import Trace, constant, rows_at_a_time, traced, wiring_of
+from assay.circuits._wiring import Wiring
+from assay.engine import Engine, batches, tensors
+from assay.tasks import NO_TOKEN, Split
+
+Ablation = Literal["counterfactual", "mean", "position", "zero"]
+"""What an ablated edge carries: what its sender writes in the counterfactual's run, position by position; its mean over
+the train split, or the mean at each position there; or nothing."""
+
+Measure = Literal["logit_difference", "kl"]
+"""What discovery asks of a circuit: the answer's logit less that of the foils, or KL(subject || circuit) in nats."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some pairs: `tokens`, `valid`, `counterfactuals` (pair, position), and what is scored.
+
+    `rows` and `positions` say where predictions are scored, `answers` (scored,) and `foils` (scored, foil) which tokens
+    are meant; `NO_TOKEN` fills foils up.
+    """
+
+    index: Int[np.ndarray, " pair"]
+    tokens: Int[Tensor, "pair position"]
+    valid: Int[Tensor, "pair position"]
+    counterfactuals: Int[Tensor, "pair position"] | None
+    rows: Int[Tensor, " scored"]
+    positions: Int[Tensor, " scored"]
+    answers: Int[Tensor, " scored"]
+    foils: Int[Tensor, "scored foil"]
+
+    @classmethod
+    def of(cls, split: Split, index: Int[np.ndarray, " pair"], device: torch.device) -> "Batch":
+        """That of some sequences of a split, on a device."""
+        tokens, valid = tensors(split, device)
+        found = None
+        answers, foils = torch.empty(0, dtype=torch.long), torch.empty((0, 1), dtype=torch.long)
+        places = torch.from_numpy(np.argwhere(split.kinds >= 0))
+        if split.counterfactuals is not None and split.answers is not None and split.foils is not None:
+            found = torch.from_numpy(split.counterfactuals.astype(np.int64)).to(device)
+            where = places.T.tolist()
+            answers = torch.from_numpy(split.answers[where[0], where[1]].astype(np.int64))
+            foils = torch.from_numpy(split.foils.reshape(*split.tokens.shape, -1)[where[0], where[1]].astype(np.int64))
+        rows, positions = places.to(device).T
+        return cls(index, tokens, valid, found, rows, positions, answers.to(device), foils.to(device))
+
+    def repeated(self, count: int) -> "Batch":
+        """The same pairs `count` times over, all of the first before all of the second."""
+        size = len(self.tokens)
+        shift = torch.arange(count, device=self.rows.device).repeat_interleave(len(self.rows)) * size
+        return replace(
+            self,
+            index=np.tile(self.index, count),
+            tokens=self.tokens.repeat(count, 1),
+            valid=self.valid.repeat(count, 1),
+            counterfactuals=None if self.counterfactuals is None else self.counterfactuals.repeat(count, 1),
+            rows=self.rows.repeat(count) + shift,
+            positions=self.positions.repeat(count),
+            answers=self.answers.repeat(count),
+            foils=self.foils.repeat(count, 1),
+        )
+
+    def by_pair(self, values: Float[Tensor, " scored"]) -> Float[Tensor, " pair"]:
+        """The sum over the scored predictions of every pair."""
+        return values.new_zeros(len(self.tokens)).index_add(0, self.rows, values)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What ablated edges carry, `ablation` by name; `means` are those of the train split, where they are needed."""
+
+    ablation: Ablation
+    means: Trace | None = None
+
+    @classmethod
+    def fitted(cls, engine: Engine, ablation: Ablation, split: Split | None) -> "Reference":
+        """That of an ablation, with what means take from the train split."""
+        if ablation not in get_args(Ablation):
+            raise unknown_name("ablation", ablation, get_args(Ablation))
+        wiring = wiring_of(engine)
+        if ablation == "counterfactual":
+            return cls(ablation)
+        if ablation == "zero":
+            return cls(ablation, constant(wiring, _zeros(engine, wiring)))
+        assert split is not None
+        return cls(ablation, constant(wiring, _means(engine, wiring, split, by_position=ablation == "position")))
+
+    @staticmethod
+    def learns(ablation: Ablation) -> bool:
+        """Whether an ablation takes anything from data."""
+        return ablation in ("mean", "position")
+
+    def trace(self, wiring: Wiring, batch: Batch) -> Trace:
+        """What ablated edges carry on a batch. Raises AssayError where that is not known."""
+        if self.means is None:
+            if batch.counterfactuals is None:
+                raise AssayError(
+                    "a circuit with ablation='counterfactual' needs pairs, and these sequences have no "
+                    "counterfactuals; give a task of pairs, or use ablation='mean'."
+                )
+            return traced(wiring, batch.counterfactuals, batch.valid)
+        known, asked = self.means.embeddings.shape[1], batch.tokens.shape[1]
+        if self.ablation != "position":
+            return self.means
+        if known < asked:
+            raise AssayError(
+                f"a circuit with ablation='position' has means of positions 0 to {known - 1} and was asked for "
+                f"position {asked - 1}; fit it on sequences as long, or use ablation='mean'."
+            )
+        return self.means.first(asked)
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers the reference has that are no part of the data."""
+        if self.means is None or self.ablation == "zero":
+            return 0
+        parts = (self.means.embeddings, *self.means.heads.values(), *self.means.mlp.values())
+        return sum(part.numel() for part in parts)
+
+
+def _zeros(engine: Engine, wiring: Wiring) -> Trace:
+    """Senders that write nothing."""
+    subject = engine.subject
+    nothing = torch.zeros(1, 1, wiring.width, dtype=subject.model.dtype, device=subject.device)
+    inputs = {number: len(layer.output_weight) for number, layer in enumerate(wiring.layers)}
+    heads = {number: nothing.new_zeros(1, 1, size) for number, size in inputs.items()}
+    return Trace(nothing, heads, dict.fromkeys(inputs, nothing))
+
+
+def _means(engine: Engine, wiring: Wiring, split: Split, *, by_position: bool) -> Trace:
+    """What senders write on average over the valid positions of a split, by position or over all."""
+    width = split.tokens.shape[1] if by_position else 1
+    sums: Trace | None = None
+    count = torch.zeros(1, width, 1, dtype=torch.float64)
+    for _, part in batches(engine, split):
+        tokens, valid = tensors(part, engine.subject.device)
+        trace = traced(wiring, tokens, valid)
+        weight = valid[..., None].double()
+        total = functools.partial(_summed, weight=weight, width=width, by_position=by_position)
+        sums = trace.senders_only(total) if sums is None else sums.plus(trace.senders_only(total))
+        count += total(torch.ones_like(weight)).cpu()
+    assert sums is not None
+    dtype = engine.subject.model.dtype
+    return sums.senders_only(lambda tensor: (tensor / count.to(tensor.device)).to(dtype))
+
+
+def _summed(tensor: Tensor, *, weight: Tensor, width: int, by_position: bool) -> Tensor:
+    """The sum over sequences, and over positions unless they are told apart, in float64: (1, width, …)."""
+    found = (tensor.double() * weight).sum(dim=0, keepdim=True)
+    if not by_position:
+        return found.sum(dim=1, keepdim=True)
+    return torch.nn.functional.pad(found, (0, 0, 0, width - found.shape[1]))
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Pairs of a subject that a circuit is to explain: what a discovery method gets.
+
+    m, what is explained, is the mean over pairs of the sum over a pair's scored predictions of the logit of the answer
+    less the mean logit of its foils (`measure="logit_difference"`), or of KL(subject || circuit) in nats (`"kl"`).
+    """
+
+    engine: Engine
+    split: Split
+    reference: Reference
+    measure: Measure = "logit_difference"
+
+    @cached_property
+    def wiring(self) -> Wiring:
+        """How the subject's residual stream is written and read."""
+        return wiring_of(self.engine)
+
+    def batches(self, senders: int | None = None, *, rows: int | None = None) -> Iterator[Batch]:
+        """The pairs, as many at a time as what so many senders write (default: all of them) has room for.
+
+        At most `rows` at a time. Nothing may depend on how they are cut.
+        """
+        count = len(self.wiring.graph.senders) if senders is None else senders
+        element = torch.finfo(self.engine.subject.model.dtype).bits // 8
+        for index, part in batches(self.engine, self.split):
+            room = rows_at_a_time(self.wiring, count, part.tokens.shape[1], element)
+            room = room if rows is None else min(rows, room)
+            for start in range(0, len(part), room):
+                chosen = np.arange(start, min(start + room, len(part)))
+                yield Batch.of(part.take(chosen), index[chosen], self.engine.subject.device)
+
+    def trace(self, batch: Batch) -> Trace:
+        """What ablated edges carry on a batch."""
+        return self.reference.trace(self.wiring, batch)
+
+    def value(
+        self, hidden: Float[Tensor, "pair position width"], batch: Batch, clean: Tensor | None = None
+    ) -> Float[Tensor, " pair"]:
+        """m of every pair from final hidden states; KL needs those of the subject, `clean`."""
+        here = hidden[batch.rows, batch.positions]
+        if self.measure == "kl":
+            assert clean is not None
+            log_p, log_q = (
+                (self.wiring.head(states) * self.wiring.logit_scale).double().log_softmax(dim=-1)
+                for states in (clean[batch.rows, batch.positions], here)
+            )
+            return batch.by_pair((log_p.exp() * (log_p - log_q)).sum(dim=-1))
+        return batch.by_pair(logit_differences(self.wiring, here, batch))
+
+    @cached_property
+    def baseline(self) -> tuple[Float[np.ndarray, " pair"], Float[np.ndarray, " pair"]]:
+        """The logit difference of every pair for the subject, and with all edges ablated."""
+        found = np.zeros((2, len(self.split)))
+        for batch in self.batches(1):
+            trace = self.trace(batch)
+            with torch.inference_mode():
+                whole = self.wiring.hidden(batch.tokens, batch.valid)
+                last = self.wiring.norm.module(trace.final).expand_as(whole)
+                for row, hidden in enumerate((whole, last)):
+                    here = logit_differences(self.wiring, hidden[batch.rows, batch.positions], batch)
+                    found[row, batch.index] = batch.by_pair(here).cpu().numpy()
+        return found[0], found[1]
+
+    @cached_property
+    def sha256(self) -> str:
+        """A hash of the pairs."""
+        digest = hashlib.sha256()
+        for array in (self.split.tokens, self.split.lengths, self.split.kinds, self.split.counterfactuals):
+            if array is not None:
+                digest.update(repr(array.shape).encode() + np.ascontiguousarray(array.astype(np.int64)).tobytes())
+        for array in (self.split.answers, self.split.foils):
+            if array is not None:
+                digest.update(repr(array.shape).encode() + np.ascontiguousarray(array.astype(np.int64)).tobytes())
+        return digest.hexdigest()
+
+
+def logit_differences(wiring: Wiring, hidden: Float[Tensor, "scored width"], batch: Batch) -> Float[Tensor, " scored"]:
+    """The logit of the answer less the mean of its foils', at every scored prediction."""
+    known = batch.foils != NO_TOKEN
+    tokens = torch.cat((batch.answers[:, None], batch.foils.clamp(min=0)), dim=1)
+    logits = wiring.logits_of(hidden, tokens)
+    foils = (logits[:, 1:] * known).sum(dim=1) / known.sum(dim=1)
+    found: Tensor = logits[:, 0] - foils
+    return found
+
+
+@runtime_checkable
+class Discovery(Protocol):
+    """A method that says how much each edge matters.
+
+    `scores` gives, for every edge (sender, receiver), by how much m changes when the edge is ablated, a mean over pairs
+    (an estimate, as a rule); NaN where there is no edge. Negative: the edge helps. Nothing may depend on how pairs are
+    cut into batches. `check(problem)` raises AssayError for an ablation or a measure that it cannot work with.
+    """
+
+    def scores(self, problem: Problem) -> Float[np.ndarray, "sender receiver"]:
+        """The score of every edge."""
+        ...
+
+
+discoveries = Registry("assay.discoveries", "discovery method", ("scores",))
+"""All discovery methods by name (`Circuit(method="eap-ig")`)."""
+
+
+def by_name(method: "str | Discovery") -> Discovery:
+    """A discovery method by name, with its defaults, or as it is."""
+    if isinstance(method, str):
+        make: Callable[[], Discovery] = discoveries.get(method)
+        return make()
+    if not isinstance(method, Discovery) or isinstance(method, type):
+        raise AssayError(
+            f"method={method!r}: give a name ({', '.join(discoveries)}) or an object with scores(problem)."
+        )
+    return method

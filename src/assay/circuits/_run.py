@@ -1,0 +1,400 @@
+"""A subject in which every edge outside a circuit carries something else: one pass for all edges."""
+
+import functools
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from assay._errors import AssayError
+from assay.circuits._wiring import NEAR, Layer, Norm, Wiring, frozen, with_first
+from assay.engine import Engine, Run, instead
+
+BUDGET = 256_000_000
+"""Bytes of what senders add that a pass holds at a time, on a CPU."""
+
+
+@dataclass
+class Trace:
+    """What every sender wrote in a pass, and what entered the norms, in shapes (batch or 1, position or 1, …).
+
+    `embeddings` (…, width) enters the first block. By layer: `heads` (…, heads x width of a value), what the output
+    projection takes in; `mlp` (…, width), what the MLP adds; `attention_input` and `mlp_input`, the residual stream at
+    the norms before them; `projected`, what the projections gave. `final` is the residual stream at the last norm.
+    """
+
+    embeddings: Tensor = field(default_factory=lambda: torch.empty(0))
+    heads: dict[int, Tensor] = field(default_factory=dict)
+    mlp: dict[int, Tensor] = field(default_factory=dict)
+    attention_input: dict[int, Tensor] = field(default_factory=dict)
+    mlp_input: dict[int, Tensor] = field(default_factory=dict)
+    projected: dict[int, dict[int, Tensor]] = field(default_factory=dict)
+    final: Tensor = field(default_factory=lambda: torch.empty(0))
+
+    def rows(self, chosen: slice) -> "Trace":
+        """That of a part of the batch; what is the same for all sequences stays whole."""
+
+        def cut(tensor: Tensor) -> Tensor:
+            return tensor if len(tensor) == 1 else tensor[chosen]
+
+        return self._each(cut)
+
+    def detached(self) -> "Trace":
+        """That without gradients."""
+        return self._each(Tensor.detach)
+
+    def first(self, positions: int) -> "Trace":
+        """That of the first positions."""
+        return self._each(lambda tensor: tensor[:, :positions])
+
+    def senders_only(self, function: Callable[[Tensor], Tensor]) -> "Trace":
+        """A function of what every sender writes; what entered the norms is left out."""
+        return Trace(
+            function(self.embeddings),
+            {layer: function(tensor) for layer, tensor in self.heads.items()},
+            {layer: function(tensor) for layer, tensor in self.mlp.items()},
+        )
+
+    def plus(self, other: "Trace") -> "Trace":
+        """The sum of what senders write in two traces."""
+        return Trace(
+            self.embeddings + other.embeddings,
+            {layer: tensor + other.heads[layer] for layer, tensor in self.heads.items()},
+            {layer: tensor + other.mlp[layer] for layer, tensor in self.mlp.items()},
+        )
+
+    def _each(self, function: Callable[[Tensor], Tensor]) -> "Trace":
+        return Trace(
+            function(self.embeddings),
+            **{
+                name: {layer: function(tensor) for layer, tensor in getattr(self, name).items()}
+                for name in ("heads", "mlp", "attention_input", "mlp_input")
+            },
+            projected={
+                layer: {place: function(tensor) for place, tensor in given.items()}
+                for layer, given in self.projected.items()
+            },
+            final=function(self.final),
+        )
+
+
+def traced(wiring: Wiring, tokens: Int[Tensor, "batch position"], valid: Int[Tensor, "batch position"]) -> Trace:
+    """The trace of the subject's own pass on some tokens."""
+    trace = Trace()
+    with ExitStack() as stack, torch.inference_mode():
+        keep(stack, wiring, trace, tokens.shape)
+        wiring.hidden(tokens, valid)
+    return trace
+
+
+def keep(stack: ExitStack, wiring: Wiring, trace: Trace, shape: torch.Size) -> None:
+    """Until the stack is closed, a pass on tokens of a shape puts its trace into `trace`."""
+
+    def entering(module: nn.Module, put: Callable[[Tensor], None]) -> None:
+        def hook(_: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
+            put(first_of(inputs, options).reshape(*shape, -1))
+
+        stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
+
+    def leaving(module: nn.Module, put: Callable[[Tensor], None]) -> None:
+        def hook(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+            found: Tensor = output[0] if isinstance(output, tuple) else output
+            put(found.reshape(*shape, -1))
+
+        stack.callback(module.register_forward_hook(hook).remove)
+
+    entering(wiring.blocks[0], functools.partial(setattr, trace, "embeddings"))
+    entering(wiring.norm.module, functools.partial(setattr, trace, "final"))
+    for number, layer in enumerate(wiring.layers):
+        entering(layer.output, functools.partial(trace.heads.__setitem__, number))
+        entering(layer.norm.module, functools.partial(trace.attention_input.__setitem__, number))
+        entering(layer.mlp_norm.module, functools.partial(trace.mlp_input.__setitem__, number))
+        trace.projected[number] = {}
+        for place, module in enumerate(layer.projections):
+            leaving(module, functools.partial(trace.projected[number].__setitem__, place))
+        leaving(layer.mlp, functools.partial(_scaled_into, trace.mlp, number, layer.mlp_scale))
+
+
+def _scaled_into(into: dict[int, Tensor], number: int, scale: float, found: Tensor) -> None:
+    into[number] = found if scale == 1 else found * scale
+
+
+def constant(wiring: Wiring, trace: Trace) -> Trace:
+    """The trace of a run that never was: its senders write what `trace` says, and the norms take in their sums."""
+    stream = trace.embeddings
+    found = replace(trace, attention_input={}, mlp_input={}, projected={})
+    for number, layer in enumerate(wiring.layers):
+        found.attention_input[number] = stream
+        normed = _apply(layer.norm, stream)
+        with torch.inference_mode():
+            found.projected[number] = {place: module(normed) for place, module in enumerate(layer.projections)}
+        attended = stream + trace.heads[number] @ layer.output_weight
+        if layer.output_bias is not None:
+            attended = attended + layer.output_bias
+        found.mlp_input[number] = stream if wiring.graph.parallel else attended
+        stream = attended + trace.mlp[number]
+    found.final = stream
+    return found
+
+
+def differences(
+    wiring: Wiring, trace: Trace, reference: Trace, senders: Sequence[int] | None = None
+) -> Float[Tensor, "sender batch position width"]:
+    """What every sender (or those given, ascending) writes more in one trace than in the other."""
+    graph = wiring.graph
+    chosen = range(len(graph.senders)) if senders is None else senders
+    place = {sender: index for index, sender in enumerate(chosen)}
+    first = trace.embeddings - reference.embeddings
+    found = first.new_empty((len(place), *first.shape))
+    if 0 in place:
+        found[place[0]] = first
+    for number, layer in enumerate(wiring.layers):
+        heads = [head for head in range(graph.heads) if graph.sender(number, head) in place]
+        if heads:
+            change = trace.heads[number] - reference.heads[number]
+            _write_heads(graph.heads, layer, change, heads, found, place[graph.sender(number, heads[0])])
+        if graph.sender(number) in place:
+            found[place[graph.sender(number)]] = trace.mlp[number] - reference.mlp[number]
+    return found
+
+
+def _write_heads(  # noqa: PLR0917
+    count: int, layer: Layer, change: Tensor, heads: Sequence[int], into: Tensor, start: int
+) -> None:
+    """What each of some heads adds, from how their outputs changed (batch, position, heads x width)."""
+    weight = layer.output_weight.unflatten(0, (count, -1))
+    parts = change.unflatten(-1, (count, -1))
+    rows = into[start : start + len(heads)].flatten(1, 2)
+    for place, head in enumerate(heads):
+        torch.mm(parts[:, :, head].flatten(0, 1), weight[head], out=rows[place])
+
+
+def run_circuit(  # noqa: PLR0917
+    engine: Engine,
+    wiring: Wiring,
+    kept: Bool[np.ndarray, "sender receiver"],
+    reference: Trace,
+    tokens: Int[Tensor, "batch position"],
+    valid: Int[Tensor, "batch position"],
+) -> Run:
+    """A pass in which every edge outside `kept` carries what its sender wrote in `reference`.
+
+    A receiver takes in x'_r plus the sum, over the edges that it keeps, of what their senders write more than in the
+    reference. Senders that nobody hears are not computed: give it edges on paths (`Graph.pruned`). The result has no
+    logits; `engine.logits` makes them.
+    """
+    return _Pass(wiring, kept, reference, tokens).run(engine, tokens, valid)
+
+
+class _Pass:
+    """What one pass of a circuit keeps: what its senders write more than in the reference, as it becomes known."""
+
+    def __init__(
+        self, wiring: Wiring, kept: Bool[np.ndarray, "sender receiver"], reference: Trace, tokens: Tensor
+    ) -> None:
+        self.wiring, self.graph, self.reference = wiring, wiring.graph, reference
+        self.shape = tokens.shape
+        self.senders = np.flatnonzero(kept.any(axis=1))
+        self.kept = torch.from_numpy(kept[self.senders].T.astype(np.float32))
+        self.place = {int(sender): index for index, sender in enumerate(self.senders)}
+        self.more = torch.empty(0)
+
+    def run(self, engine: Engine, tokens: Tensor, valid: Tensor) -> Run:
+        layers = self.wiring.layers
+        with ExitStack() as stack, torch.inference_mode():
+            first = self.wiring.blocks[0].register_forward_pre_hook(self._begin, with_kwargs=True)
+            stack.callback(first.remove)
+            for number, layer in enumerate(layers):
+                self._attend(stack, number, layer)
+                self._think(stack, number, layer)
+            final = self.wiring.norm.module
+            own = final.forward
+            stack.enter_context(
+                instead(final, lambda *_, **__: own(self._input(self.graph.logits, self.reference.final)))
+            )
+            return engine.plainly(tokens, valid)
+
+    def _begin(self, _: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
+        stream: Tensor = first_of(inputs, options).reshape(*self.shape, self.wiring.width)
+        self.more = stream.new_empty((len(self.senders), *stream.shape))
+        self.kept = self.kept.to(stream)
+        if 0 in self.place:
+            self.more[self.place[0]] = stream - self.reference.embeddings
+
+    def _input(self, receiver: int, reference: Tensor) -> Tensor:
+        """What a receiver takes in."""
+        return self._inputs(self.kept[receiver : receiver + 1], reference)[0]
+
+    def _inputs(self, kept: Tensor, reference: Tensor) -> Float[Tensor, "group batch position width"]:
+        """What receivers take in that keep some senders each, (group, sender)."""
+        heard = int(kept.any(dim=0).nonzero()[-1]) + 1 if bool(kept.any()) else 0
+        sums = (kept[:, :heard] @ self.more[:heard].flatten(1)).view(len(kept), *self.more.shape[1:])
+        return sums + reference
+
+    def _attend(self, stack: ExitStack, number: int, layer: Layer) -> None:
+        """Attention of a layer on what its receivers take in; left out where none of its heads is heard."""
+        heads = [head for head in range(self.graph.heads) if self.graph.sender(number, head) in self.place]
+        if not heads:
+            zeros = self._like(layer.attention_gives)
+            stack.enter_context(instead(layer.attention, lambda *_, **__: zeros))
+            return
+        projected: dict[int, Tensor] = {}
+
+        def project(place: int) -> Any:
+            def forward(given: Tensor, *_: Any) -> Tensor:
+                if not projected:
+                    projected.update(enumerate(self._projected(number, layer)))
+                found = projected[place]
+                return found.reshape(*given.shape[:-1], found.shape[-1])
+
+            return forward
+
+        for place, module in enumerate(layer.projections):
+            stack.enter_context(instead(module, project(place)))
+
+        def give(outputs: Tensor, *_: Any) -> Tensor:
+            own = outputs.reshape(*self.shape, -1)
+            change = own - self.reference.heads[number]
+            start = self.place[self.graph.sender(number, heads[0])]
+            _write_heads(self.graph.heads, layer, change, heads, self.more, start)
+            return outputs.new_zeros(()).expand(*outputs.shape[:-1], self.wiring.width)
+
+        stack.enter_context(instead(layer.output, give))
+
+    def _projected(self, number: int, layer: Layer) -> list[Tensor]:
+        """What the projections give, receiver by receiver; where nothing is kept, what they gave in the reference."""
+        given = self.reference.projected[number]
+        found = [given[place].expand(*self.shape, -1).clone() for place in range(len(given))]
+        start = self.graph.reading(number).start
+        rows = self.kept[self.graph.reading(number)]
+        asked = rows.any(dim=1).nonzero()[:, 0]
+        if not len(asked):
+            return found
+        groups, which = torch.unique(rows[asked], dim=0, return_inverse=True)
+        inputs = layer.norm.module(self._inputs(groups, self.reference.attention_input[number]))
+        first = 0
+        for stream, place in enumerate(layer.streams):
+            count = len(place.columns)
+            mine = ((asked >= first) & (asked < first + count)).nonzero()[:, 0]
+            for group in which[mine].unique().tolist():
+                chosen = asked[mine[which[mine] == group]] - first
+                weight = layer.weight(stream)[chosen].flatten(0, 1)
+                bias = layer.bias(stream)
+                values = torch.nn.functional.linear(
+                    inputs[group], weight, None if bias is None else bias[chosen].flatten()
+                )
+                found[place.projection][..., place.columns.to(values.device)[chosen].flatten()] = values
+            first += count
+        assert start + first == self.graph.mlp(number)
+        return found
+
+    def _think(self, stack: ExitStack, number: int, layer: Layer) -> None:
+        """The MLP of a layer on what it takes in; left out where it is not heard."""
+        sender = self.graph.sender(number)
+        heard = sender in self.place
+
+        def enter(given: Tensor) -> Tensor:
+            found: Tensor = layer.mlp_norm.module(self._input(self.graph.mlp(number), self.reference.mlp_input[number]))
+            return found.reshape(given.shape)
+
+        def before(_: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
+            if inputs:
+                return (enter(inputs[0]), *inputs[1:]), options
+            name = next(iter(options))
+            return inputs, {**options, name: enter(options[name])}
+
+        def after(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+            added: Tensor = output[0] if isinstance(output, tuple) else output
+            added = added.reshape(*self.shape, -1)
+            added = added if layer.mlp_scale == 1 else added * layer.mlp_scale
+            torch.sub(added, self.reference.mlp[number], out=self.more[self.place[sender]])
+
+        if heard:
+            stack.callback(layer.entry.register_forward_pre_hook(before, with_kwargs=True).remove)
+            stack.callback(layer.mlp.register_forward_hook(after).remove)
+        else:
+            zeros = self._like(layer.mlp_gives)
+            stack.enter_context(instead(layer.mlp, lambda given, *_, **__: with_first(zeros, _zeros(given, zeros))))
+
+    def _like(self, output: Any) -> Any:
+        """What a module gives in form, with zeros in it."""
+        first = output[0] if isinstance(output, tuple) else output
+        zeros = first.new_zeros(()).expand(*self.shape, first.shape[-1])
+        return with_first(output, zeros)
+
+
+def _zeros(given: Tensor, like: Any) -> Tensor:
+    """Zeros of a module's own width, for as many vectors as it was given."""
+    first: Tensor = like[0] if isinstance(like, tuple) else like
+    return first.new_zeros(()).expand(*given.shape[:-1], first.shape[-1])
+
+
+def first_of(inputs: tuple[Any, ...], options: Mapping[str, Any]) -> Tensor:
+    found: Tensor = inputs[0] if inputs else next(value for value in options.values() if isinstance(value, Tensor))
+    return found
+
+
+def _apply(norm: Norm, stream: Tensor) -> Tensor:
+    with torch.inference_mode():
+        found: Tensor = norm.module(stream)
+    return found
+
+
+def rows_at_a_time(wiring: Wiring, senders: int, positions: int, element: int) -> int:
+    """How many sequences a pass may take for what so many senders write to fit into `BUDGET`."""
+    return max(1, BUDGET // max(1, senders * positions * wiring.width * element))
+
+
+_KNOWN: "weakref.WeakKeyDictionary[nn.Module, tuple[object, Wiring]]" = weakref.WeakKeyDictionary()
+
+
+def wiring_of(engine: Engine) -> Wiring:
+    """The wiring of an engine's subject, known from before unless its weights have changed.
+
+    Raises AssayError, as `Wiring.of` does, and if the circuit of all edges is not the subject or that of none not its
+    counterfactual run, to `NEAR` of the spread of the logits.
+    """
+    model = engine.subject.model
+    now = (
+        engine.subject.objective,
+        *((tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for tensor in model.parameters()),
+    )
+    known = _KNOWN.get(model)
+    if known is None or known[0] != now:
+        with frozen(model):
+            wiring = Wiring.of(engine)
+            _check(engine, wiring)
+        known = now, wiring
+        _KNOWN[model] = known
+    return known[1]
+
+
+def _check(engine: Engine, wiring: Wiring) -> None:
+    generator = torch.Generator().manual_seed(1)
+    tokens, others = (
+        torch.randint(engine.subject.vocabulary, (1, min(5, engine.subject.positions or 5)), generator=generator).to(
+            engine.subject.device
+        )
+        for _ in range(2)
+    )
+    valid = torch.ones_like(tokens)
+    reference = traced(wiring, others, valid)
+    for kept, on, what in (
+        (wiring.graph.exists, tokens, "all edges does not give the subject's logits"),
+        (np.zeros_like(wiring.graph.exists), others, "no edges does not give those of the counterfactual run"),
+    ):
+        run = run_circuit(engine, wiring, kept, reference, tokens, valid)
+        found, expected = engine.logits(run, slice(None)), engine.subject(on, valid)
+        off = float((found - expected).abs().max() / expected.std())
+        if not off <= (NEAR if expected.dtype in (torch.float32, torch.float64) else 0.05):
+            who = f"{type(engine.subject.model).__name__} ({engine.subject.name!r})"
+            raise AssayError(
+                f"{who}: circuits of edges cannot be run in this architecture: a circuit of {what} "
+                f"(off by {off:.1e} of their spread)."
+            )

@@ -1,0 +1,576 @@
+"""Where a decoder's residual stream is written and read: found in one pass, and checked by number."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from assay._errors import AssayError
+from assay.circuits._graph import Graph
+from assay.engine import Engine
+from assay.subjects import Subject
+
+NEAR = 1e-4
+"""How far sums may be off, as a share of the spread of what they have to be."""
+
+STREAMS = ("queries", "keys", "values")
+
+_LINEAR = (nn.Linear, Conv1D)
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A norm of vectors x (…, width): y = weight · x̂ + bias, with x̂ = (x - mean x) / σ if `centred`, else x / σ.
+
+    `weight` is None where the module is no such norm; then its derivative is taken by autograd.
+    """
+
+    module: nn.Module
+    centred: bool
+    weight: Tensor | None
+    eps: float
+
+    @classmethod
+    def of(cls, module: nn.Module, width: int) -> "Norm":
+        """The norm that a module computes, found by trying what it could be."""
+        given: Tensor | None = getattr(module, "weight", None)
+        reference = next((tensor for tensor in module.parameters()), torch.empty(0))
+        generator = torch.Generator().manual_seed(0)
+        x = (3 * torch.randn(4, width, generator=generator) + 1).to(reference)
+        with torch.no_grad():
+            found = module(x)
+            added: Tensor | None = getattr(module, "bias", None)
+            bias = 0.0 if added is None else added
+            ones = torch.ones(width, dtype=x.dtype, device=x.device)
+            weights = [ones] if given is None else [given.detach(), 1 + given.detach()]
+            eps = next((float(v) for n in _EPS if isinstance(v := getattr(module, n, None), int | float)), 0.0)
+            for centred in (True, False):
+                for weight in weights:
+                    norm = cls(module, centred, weight, eps)
+                    guess = weight * norm.unit(x)[0] + bias
+                    if bool((guess - found).abs().amax() <= 1e-5 * found.abs().amax()):
+                        return norm
+        return cls(module, centred=False, weight=None, eps=0.0)
+
+    def unit(self, x: Float[Tensor, "*rows width"]) -> tuple[Float[Tensor, "*rows width"], Float[Tensor, "*rows 1"]]:
+        """x̂, and 1 / σ."""
+        centre = x - x.mean(dim=-1, keepdim=True) if self.centred else x
+        inverse = (centre.square().mean(dim=-1, keepdim=True) + self.eps).rsqrt()
+        return centre * inverse, inverse
+
+    def pulled_back(
+        self, x: Float[Tensor, "row width"], gradients: Float[Tensor, "receiver row width"]
+    ) -> Float[Tensor, "receiver row width"]:
+        """Gradients with respect to x from those with respect to y, by autograd."""
+        with torch.inference_mode(mode=False), torch.enable_grad():
+            copies = x.detach().clone().expand(len(gradients), *x.shape).clone().requires_grad_(True)
+            return torch.autograd.grad(self.module(copies), copies, gradients.clone())[0]
+
+
+_EPS = ("eps", "variance_epsilon", "epsilon")
+
+
+@dataclass(frozen=True)
+class Stream:
+    """The queries, keys or values of a layer: which columns of a projection's output they are."""
+
+    projection: int
+    columns: Int[Tensor, "count width"]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The modules of one block that read and write the residual stream.
+
+    `projections` read `norm`; what `output` gives is added, `scale` times; `entry` is what reads `mlp_norm` and `mlp`
+    what gives back what the MLP adds, `mlp_scale` times (one module, as a rule). What the block, `attention` and
+    `mlp` gave in a pass tells in which form they give it, so that they can be left out.
+    """
+
+    attention: nn.Module
+    norm: Norm
+    projections: tuple[nn.Module, ...]
+    streams: tuple[Stream, Stream, Stream]
+    output: nn.Module
+    scale: float
+    mlp_norm: Norm
+    entry: nn.Module
+    mlp: nn.Module
+    mlp_scale: float
+    block_gives: Any
+    attention_gives: Any
+    mlp_gives: Any
+
+    def weight(self, stream: int) -> Float[Tensor, "count width model"]:
+        """The weights of a stream's heads or groups, an output a row."""
+        place = self.streams[stream]
+        return _rows(self.projections[place.projection], place.columns)
+
+    def bias(self, stream: int) -> Float[Tensor, "count width"] | None:
+        """Their biases."""
+        place = self.streams[stream]
+        bias: Tensor | None = self.projections[place.projection].bias  # type: ignore[assignment]
+        return None if bias is None else bias.detach()[place.columns.to(bias.device)]
+
+    @cached_property
+    def output_weight(self) -> Float[Tensor, "inputs model"]:
+        """The output projection, scaled: what an input of it adds to the residual stream."""
+        stored: Tensor = self.output.weight.detach()  # type: ignore[operator]
+        weight = stored if isinstance(self.output, Conv1D) else stored.T
+        return weight if self.scale == 1 else weight * self.scale
+
+    @property
+    def output_bias(self) -> Float[Tensor, " model"] | None:
+        """What the output projection adds whatever its input, scaled."""
+        bias: Tensor | None = getattr(self.output, "bias", None)
+        return None if bias is None else bias.detach() * self.scale
+
+
+def _rows(module: nn.Module, columns: Int[Tensor, "count width"]) -> Float[Tensor, "count width model"]:
+    weight: Tensor = module.weight.detach()  # type: ignore[operator]
+    outputs_first = weight.T if isinstance(module, Conv1D) else weight
+    found: Tensor = outputs_first[columns.to(weight.device)]
+    return found
+
+
+@dataclass
+class _Seen:
+    """What a module took and gave in a pass, and when it ended."""
+
+    name: str
+    module: nn.Module
+    taken: Tensor | None
+    given: Tensor | None
+    whole: Any
+    calls: int = 1
+
+
+@dataclass(frozen=True)
+class Wiring:
+    """How the residual stream of one subject is written and read.
+
+    `blocks` are its blocks, `norm` the one before the unembedding `head`, whose logits are taken `logit_scale` times,
+    `base` everything up to there. With `resumes`, blocks can be left out of a pass. The model itself is not held.
+    """
+
+    graph: Graph
+    width: int
+    blocks: tuple[nn.Module, ...]
+    layers: tuple[Layer, ...]
+    norm: Norm
+    base: nn.Module
+    head: nn.Module
+    logit_scale: float
+    resumes: bool
+    cached: bool
+
+    @classmethod
+    def of(cls, engine: Engine) -> "Wiring":
+        """That of an engine's subject.
+
+        Raises AssayError, with the class and the check that failed, for an architecture in which the residual stream
+        is not the sum of its senders, or whose parts were not found.
+        """
+        return _Search(engine).found()
+
+    def logits_of(
+        self, hidden: Float[Tensor, "row width"], chosen: Int[Tensor, "row token"]
+    ) -> Float[Tensor, "row token"]:
+        """The logits of a few tokens a row, from final hidden states."""
+        head: Any = self.head
+        found = torch.einsum("rw,rtw->rt", hidden, head.weight[chosen])
+        if getattr(head, "bias", None) is not None:
+            found = found + head.bias[chosen]
+        return found * self.logit_scale
+
+    def hidden(
+        self, tokens: Int[Tensor, "batch position"], valid: Int[Tensor, "batch position"]
+    ) -> Float[Tensor, "batch position width"]:
+        """The final hidden states, by the model's own code; with gradients where something asks for them."""
+        without_cache = {"use_cache": False} if self.cached else {}
+        found: Tensor = self.base(input_ids=tokens, attention_mask=valid, **without_cache)[0]
+        return found
+
+
+class _Search:
+    """Finds the wiring of one subject in a pass on a few tokens."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine, self.subject = engine, engine.subject
+        self.tokens = _some_tokens(self.subject)
+        self.heads = 0
+
+    def found(self) -> Wiring:
+        """The wiring. Raises AssayError, as `Wiring.of` says."""
+        engine, model = self.engine, self.subject.model
+        if self.subject.objective != "causal":
+            self._refuse(f"it is asked for the objective {self.subject.objective!r}, and edges are for causal decoders")
+        if model.base_model is model:
+            self._refuse("it has no body apart from its unembedding")
+        if len({str(parameter.device) for parameter in model.parameters()}) > 1:
+            self._refuse("its weights are on several devices")
+        seen, heads = self._watched()
+        counts = {len(widths) for widths in heads.values()}
+        if len(counts) > 1:
+            self._refuse("its layers have different numbers of heads")
+        (self.heads,) = counts
+        self.width = _size(seen[engine.modules[0]].taken)
+        found = [self._layer(seen, layer) for layer in range(engine.layers)]
+        layers = tuple(layer for layer, _, _ in found)
+        groups, parallel = {one for _, one, _ in found}, {one for _, _, one in found}
+        if len(groups) > 1 or len(parallel) > 1:
+            self._refuse("its layers are not all of one kind")
+        graph = Graph(engine.layers, self.heads, groups.pop(), parallel.pop())
+        self._check_streams(layers, graph.groups)
+        body = self._body(seen)
+        head, scale = self._head(seen, body)
+        return Wiring(
+            graph,
+            self.width,
+            tuple(engine.modules),
+            layers,
+            self._final_norm(seen, body),
+            body.module,
+            head,
+            scale,
+            engine.resumes,
+            bool(getattr(model.config, "use_cache", False)),
+        )
+
+    def _refuse(self, why: str) -> None:
+        who = f"{type(self.subject.model).__name__} ({self.subject.name!r})"
+        raise AssayError(f"{who}: circuits of edges cannot be found in this architecture: {why}.")
+
+    def _watched(self) -> tuple[dict[nn.Module, _Seen], dict[int, list[int]]]:
+        """What every module took and gave on a few tokens, in the order in which they ended; widths of the heads."""
+        seen: dict[nn.Module, _Seen] = {}
+
+        def note(name: str) -> Callable[..., None]:
+            def hook(module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any], output: Any) -> None:
+                first = next((value for value in (*inputs, *options.values()) if isinstance(value, Tensor)), None)
+                if module in seen:
+                    seen[module].calls += 1
+                    return
+                seen[module] = _Seen(name, module, first, _first(output), output)
+
+            return hook
+
+        with ExitStack() as stack:
+            for name, module in self.subject.model.named_modules():
+                stack.callback(module.register_forward_hook(note(name), with_kwargs=True).remove)
+            self.subject(self.tokens)
+        engine = self.engine
+        if len(engine.modules) != engine.layers or any(block not in seen for block in engine.modules):
+            self._refuse("its blocks and attention layers do not correspond one to one")
+        if any(seen[block].calls > 1 for block in engine.modules):
+            self._refuse("a block is used several times in a pass")
+        widths: dict[int, list[int]] = {}
+        for head in engine.heads:
+            widths.setdefault(head.layer, []).append(engine.widths[head.layer])
+        return seen, widths
+
+    def _layer(self, seen: dict[nn.Module, _Seen], number: int) -> tuple[Layer, int, bool]:
+        """The parts of one block, how many groups its keys have, and whether attention and MLP read one stream."""
+        block, attention = self.engine.modules[number], self.engine.attentions[number]
+        where = f"layer {number}"
+        entered = seen[block].taken
+        linear = [seen[module] for module in attention.modules() if module in seen and _is_linear(module)]
+        linear = sorted(linear, key=list(seen.values()).index)
+        if not linear or entered is None:
+            self._refuse(f"no linear projections were met in the attention of {where}")
+        read = linear[0].taken
+        projections = [one for one in linear if _same(one.taken, read)]
+        rest = [one for one in linear if one not in projections]
+        if len(projections) not in (1, 3) or len(rest) != 1 or any(one.calls > 1 for one in linear):
+            names = ", ".join(one.name.rpartition(".")[2] for one in linear)
+            self._refuse(f"the attention of {where} has the projections {names}, not queries, keys, values and output")
+        output = rest[0]
+        inside = set(attention.modules())
+        norm = self._giving(seen, block, read, inside, f"what the attention of {where} reads")
+        if not _same(norm.taken, entered):
+            self._refuse(f"what the norm before the attention of {where} takes in is not what enters its block")
+        mlp = seen.get(self.engine.mlp(number))
+        if mlp is None or mlp.given is None:
+            self._refuse(f"the MLP of {where} was not met")
+        assert mlp is not None
+        entry, mlp_norm = self._entry(seen, block, inside, mlp, where)
+        left = seen[block].given
+        attended, added = _wide(output.given, entered), _wide(mlp.given, entered)
+        x, between, after = _wide(entered, entered), _wide(mlp_norm.taken, entered), _wide(left, entered)
+        if _near(between, x):
+            scales = _coefficients(after - x, [attended, added])
+            parallel = True
+        else:
+            scales = _coefficients(between - x, [attended]) + _coefficients(after - between, [added])
+            parallel = False
+            self._check_sum(between, x + scales[0] * attended, f"the residual stream before the MLP of {where}")
+        self._check_sum(after, x + scales[0] * attended + scales[1] * added, f"what leaves {where}")
+        streams, groups = self._streams(projections, number)
+        one = Layer(
+            attention,
+            Norm.of(norm.module, self.width),
+            tuple(found.module for found in projections),
+            streams,
+            output.module,
+            scales[0],
+            Norm.of(mlp_norm.module, self.width),
+            entry.module,
+            mlp.module,
+            scales[1],
+            seen[block].whole,
+            seen[attention].whole,
+            mlp.whole,
+        )
+        return one, groups, parallel
+
+    def _giving(
+        self, seen: Mapping[nn.Module, _Seen], block: nn.Module, what: Tensor | None, without: set[nn.Module], text: str
+    ) -> _Seen:
+        """The module of a block that gives a tensor and did not take it: a norm."""
+        for module in block.modules():
+            one = seen.get(module)
+            if one is None or module in without or module is block or _same(one.taken, what):
+                continue
+            if _same(one.given, what) and not any(True for _ in module.children()):
+                return one
+        self._refuse(f"{text} is given by no norm (norms after the branches, or none)")
+        raise AssertionError
+
+    def _entry(
+        self, seen: Mapping[nn.Module, _Seen], block: nn.Module, inside: set[nn.Module], mlp: _Seen, where: str
+    ) -> tuple[_Seen, _Seen]:
+        """The module that reads the residual stream for the MLP, and the norm that it reads."""
+        leaves = [
+            one
+            for module in block.modules()
+            if (one := seen.get(module)) is not None
+            and module not in inside
+            and not any(True for _ in module.children())
+        ]
+        norms = [
+            one
+            for one in leaves
+            if not _is_linear(one.module) and not _same(one.taken, one.given) and _size(one.given) == self.width
+        ]
+        for entry in (mlp, *(one for one in leaves if _is_linear(one.module))) if mlp.calls == 1 else ():
+            for norm in norms:
+                if _same(norm.given, entry.taken):
+                    return entry, norm
+        self._refuse(f"what the MLP of {where} reads is given by no norm (norms after the branches, or none)")
+        raise AssertionError
+
+    def _check_sum(self, found: Tensor, expected: Tensor, what: str) -> None:
+        off = float((found - expected).abs().max() / (found.std() + 1e-30))
+        if not off <= NEAR:
+            self._refuse(f"{what} is not the sum of what was added to it (off by {off:.1e} of its spread)")
+
+    def _streams(self, projections: list[_Seen], number: int) -> tuple[tuple[Stream, Stream, Stream], int]:
+        """Which columns are whose, as it seems (`_check_streams` tells), and how many groups there are."""
+        width = self.engine.widths[number]
+        outputs = [_size(one.given) for one in projections]
+        if len(projections) == 3:
+            groups = outputs[1] // width
+            counts = (self.heads, groups, groups)
+            if groups * width != outputs[1] or outputs[0] != self.heads * width or self.heads % groups:
+                self._refuse(f"layer {number} has projections of widths {outputs} for {self.heads} heads of {width}")
+            found = tuple(Stream(place, torch.arange(outputs[place]).view(counts[place], -1)) for place in range(3))
+            return found, groups  # type: ignore[return-value]
+        rest = outputs[0] // width - self.heads
+        if outputs[0] % width or rest < 2 or rest % 2 or self.heads % (rest // 2):
+            self._refuse(f"layer {number} projects to {outputs[0]} numbers for {self.heads} heads of {width}")
+        groups = rest // 2
+        for layout in _layouts(self.heads, groups, width):
+            if self._feeds((projections[0].module,), layout, number, groups):
+                return layout, groups
+        self._refuse(f"how layer {number} splits its projection into queries, keys and values was not found")
+        raise AssertionError
+
+    def _check_streams(self, layers: tuple[Layer, ...], groups: int) -> None:
+        """Raise AssayError unless the columns of every head feed this head alone."""
+        for number, layer in enumerate(layers):
+            if not self._feeds(layer.projections, layer.streams, number, groups):
+                self._refuse(f"a part of the projections of layer {number} feeds other heads than its own")
+            self._check_outputs(number, layer)
+
+    def _feeds(
+        self, projections: tuple[nn.Module, ...], streams: tuple[Stream, Stream, Stream], number: int, groups: int
+    ) -> bool:
+        """Whether moving the columns of one head or group moves its queries, keys or values and no others.
+
+        A row of a batch each: first none is moved, then those of each head and group in turn.
+        """
+        share = self.heads // groups
+        owners = [(kind, place) for kind, stream in enumerate(streams) for place in range(len(stream.columns))]
+        tokens = self.tokens[:1].repeat(len(owners) + 1, 1)
+
+        def move(which: int) -> Callable[..., Tensor]:
+            def hook(_: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+                moved = output.clone()
+                for row, (kind, place) in enumerate(owners, start=1):
+                    if streams[kind].projection == which:
+                        columns = streams[kind].columns[place].to(output.device)
+                        rows = moved.view(len(tokens), -1, moved.shape[-1])[row]
+                        rows[:, columns] += torch.linspace(
+                            0.5, 1, len(columns), device=output.device, dtype=output.dtype
+                        )
+                return moved
+
+            return hook
+
+        with ExitStack() as stack:
+            for which, module in enumerate(projections):
+                stack.callback(module.register_forward_hook(move(which)).remove)
+            run = self.engine.run(tokens, read=STREAMS, logits=False)
+        for kind, name in enumerate(STREAMS):
+            states: Tensor = getattr(run, name)[number]
+            # Rows of a batch may differ in rounding; what was moved was moved by half or more.
+            changed = (states[1:] - states[:1]).abs().flatten(2).amax(dim=2) > 1e-3 * states.abs().max()
+            for row, (of, place) in enumerate(owners):
+                mine = range(place, place + 1) if kind == 0 else range(place * share, (place + 1) * share)
+                expected = torch.zeros(self.heads, dtype=torch.bool, device=changed.device)
+                if of == kind:
+                    expected[list(mine)] = True
+                if not torch.equal(changed[row], expected):
+                    return False
+        return True
+
+    def _check_outputs(self, number: int, layer: Layer) -> None:
+        """Raise AssayError unless the output projection takes in the heads' outputs, one behind the other."""
+        taken: list[Tensor] = []
+        hook = layer.output.register_forward_pre_hook(lambda _, inputs: taken.append(inputs[0].detach()))
+        try:
+            run = self.engine.run(self.tokens, read=("outputs",), logits=False)
+        finally:
+            hook.remove()
+        outputs = run.outputs[number].transpose(1, 2).flatten(2)
+        if taken[0].numel() != outputs.numel() or not _near(taken[0].reshape(outputs.shape), outputs):
+            self._refuse(f"the output projection of layer {number} takes in something else than the heads' outputs")
+
+    def _body(self, seen: Mapping[nn.Module, _Seen]) -> _Seen:
+        """Everything up to the final hidden states: the model's body, or what it calls in its place."""
+        model, last = self.subject.model, self.engine.modules[-1]
+        head = seen.get(model.get_output_embeddings())
+        for module in (model.base_model, *model.modules()):
+            one = seen.get(module)
+            inside = one is not None and module is not model and any(part is last for part in module.modules())
+            if one is not None and inside and head is not None and _same(one.given, head.taken):
+                return one
+        self._refuse("no body was found whose final hidden states a linear unembedding reads")
+        raise AssertionError
+
+    def _final_norm(self, seen: Mapping[nn.Module, _Seen], body: _Seen) -> Norm:
+        left = seen[self.engine.modules[-1]].given
+        blocks = {module for block in self.engine.modules for module in block.modules()}
+        for one in seen.values():
+            if one.module not in blocks and _same(one.taken, left) and _same(one.given, body.given):
+                return Norm.of(one.module, self.width)
+        self._refuse("no norm was found between the last block and the final hidden states")
+        raise AssertionError
+
+    def _head(self, seen: Mapping[nn.Module, _Seen], of_body: _Seen) -> tuple[nn.Module, float]:
+        """The unembedding and the scale of its logits."""
+        model = self.subject.model
+        head: Any = model.get_output_embeddings()
+        body, logits = of_body.given, seen[model].given
+        if body is None or logits is None or not isinstance(getattr(head, "weight", None), Tensor):
+            self._refuse("it has no linear unembedding")
+        with torch.no_grad():
+            plain = head(body)
+        whole, linear = _wide(logits, logits), _wide(plain, plain)
+        (scale,) = _coefficients(whole, [linear])
+        if not _near(whole, scale * linear):
+            self._refuse("its logits are not linear in the final hidden states (a soft cap)")
+        return head, scale
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Within the block no parameter asks for gradients, so that none of what they need is kept."""
+    asked = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in asked:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in asked:
+            parameter.requires_grad_(True)
+
+
+def with_first(output: Any, first: Tensor) -> Any:
+    """What a module gave, with another tensor as its first part, and nothing in the place of other tensors."""
+    if isinstance(output, tuple):
+        return (first, *(None if isinstance(part, Tensor) else part for part in output[1:]))
+    return first
+
+
+def _first(output: Any) -> Tensor | None:
+    found = output
+    while not isinstance(found, Tensor):
+        if isinstance(found, tuple | list) and found:
+            found = found[0]
+        elif isinstance(found, Mapping) and found:
+            found = next(iter(found.values()))
+        else:
+            return None
+    return found
+
+
+def _size(tensor: Tensor | None) -> int:
+    """How many numbers a vector has."""
+    return 0 if tensor is None else int(tensor.shape[-1])
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, _LINEAR) and type(module.weight) is nn.Parameter
+
+
+def _same(first: Tensor | None, second: Tensor | None) -> bool:
+    """Whether two tensors are the same memory, in whatever shape."""
+    if first is None or second is None or first.numel() != second.numel():
+        return False
+    return first.data_ptr() == second.data_ptr() and first.shape[-1] == second.shape[-1]
+
+
+def _wide(tensor: Tensor | None, like: Tensor | None) -> Tensor:
+    assert tensor is not None
+    assert like is not None
+    return tensor.reshape(like.shape).to("cpu", torch.float64)
+
+
+def _near(first: Tensor, second: Tensor) -> bool:
+    return float((first - second).abs().max()) <= NEAR * float(second.std() + 1e-30)
+
+
+def _coefficients(whole: Tensor, parts: list[Tensor]) -> list[float]:
+    """By how much each part has to be taken for their sum to be nearest to the whole; 1 where it is as good as that."""
+    matrix = torch.stack([part.flatten() for part in parts], dim=1)
+    found = torch.linalg.lstsq(matrix, whole.flatten()[:, None]).solution[:, 0].tolist()
+    return [1.0 if abs(value - 1) < 1e-5 else float(value) for value in found]
+
+
+def _some_tokens(subject: Subject) -> Int[Tensor, "2 position"]:
+    generator = torch.Generator().manual_seed(0)
+    longest = min(6, subject.positions or 6)
+    return torch.randint(subject.vocabulary, (2, longest), generator=generator).to(subject.device)
+
+
+def _layouts(heads: int, groups: int, width: int) -> Iterable[tuple[Stream, Stream, Stream]]:
+    """How one projection may hold queries, keys and values: one behind the other, or group by group."""
+    columns = torch.arange((heads + 2 * groups) * width).view(-1, width)
+    yield (
+        Stream(0, columns[:heads]),
+        Stream(0, columns[heads : heads + groups]),
+        Stream(0, columns[heads + groups :]),
+    )
+    by_group = columns.view(groups, heads // groups + 2, width)
+    yield (
+        Stream(0, by_group[:, :-2].reshape(heads, width)),
+        Stream(0, by_group[:, -2]),
+        Stream(0, by_group[:, -1]),
+    )
