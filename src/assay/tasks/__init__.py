@@ -5,12 +5,14 @@ One file a task. Knows nothing of models.
 
 from assay._registry import Registry
 from assay.tasks._code import Code
+from assay.tasks._code_pairs import InductionPairs
 from assay.tasks._dyck import Dyck
 from assay.tasks._dyck_pairs import DyckPairs
 from assay.tasks._functions import Folder, Found, Function, HubDataset, Interpreter, JsonLines, Source, source_of
 from assay.tasks._lexing import KINDS, LANGUAGES, PARTS
 from assay.tasks._lines import TextSource
 from assay.tasks._max_of_k import InputSet, MaxOfK
+from assay.tasks._max_of_k_pairs import MaxOfKPairs
 from assay.tasks._overlap import (
     Copies,
     Overlap,
@@ -33,7 +35,9 @@ tasks = Registry("assay.tasks", "task")
 tasks.register("code", Code.from_data)
 tasks.register("dyck", Dyck)
 tasks.register("dyck-pairs", DyckPairs.from_parameters)
+tasks.register("induction", InductionPairs.from_data)
 tasks.register("max-of-k", MaxOfK)
+tasks.register("max-of-k-pairs", MaxOfKPairs.from_parameters)
 tasks.register("pairs", Pairs.read)
 tasks.register("text", Text)
 
@@ -55,11 +59,13 @@ __all__ = [
     "Function",
     "Group",
     "HubDataset",
+    "InductionPairs",
     "InputSet",
     "Interpreter",
     "JsonLines",
     "Kind",
     "MaxOfK",
+    "MaxOfKPairs",
     "Objective",
     "Overlap",
     "Pair",

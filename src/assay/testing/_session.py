@@ -64,9 +64,8 @@ class Session:
         """
         engine = self.engine(subject)
         where = engine.site(site)
-        if not isinstance(train, Split):
-            train = bound(train, subject.tokenizer).split(train.split_names[0], sequences)
-        split = train.first(sequences)
+        task = bound(train, subject.tokenizer)
+        split: Split = task.first(sequences) if isinstance(task, Split) else task.split(task.split_names[0], sequences)
         samples = collect(engine, split, where.read if where.explicit else simplification.streams)
         return applied(copy.deepcopy(simplification).fit(samples.at(where)), subject)
 
