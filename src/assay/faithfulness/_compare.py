@@ -43,7 +43,7 @@ from assay.faithfulness._verdicts import check_shares
 from assay.faithfulness._workers import Workers
 from assay.simplify import RandomPerturbation, Simplification, applied, copies_model, is_whole, label, learns
 from assay.subjects import Subject, pool
-from assay.tasks import UNSCORED, Split, Task, check_differ, count_copies, token_names
+from assay.tasks import UNSCORED, Split, Task, bound, check_differ, count_copies, token_names
 
 NOISE_SEQUENCES = 100
 
@@ -124,6 +124,7 @@ def compare(
     subjects = [subject] if isinstance(subject, Subject) else list(subject)
     chosen = list(simplifications)
     _check_call(subjects, task, chosen, sites)
+    task = bound(task, subjects[0].tokenizer)
     _check_numbers(sequences=sequences, fit_sequences=fit_sequences, resamples=resamples)
     if not 0 < level < 1:
         raise AssayError(f"compare(level={level}): must be between 0 and 1, for example 0.95.")

@@ -5,11 +5,14 @@ One file a task. Knows nothing of models.
 
 from assay._registry import Registry
 from assay.tasks._code import Code
+from assay.tasks._code_pairs import InductionPairs
 from assay.tasks._dyck import Dyck
+from assay.tasks._dyck_pairs import DyckPairs
 from assay.tasks._functions import Folder, Found, Function, HubDataset, Interpreter, JsonLines, Source, source_of
 from assay.tasks._lexing import KINDS, LANGUAGES, PARTS
 from assay.tasks._lines import TextSource
 from assay.tasks._max_of_k import InputSet, MaxOfK
+from assay.tasks._max_of_k_pairs import MaxOfKPairs
 from assay.tasks._overlap import (
     Copies,
     Overlap,
@@ -19,6 +22,8 @@ from assay.tasks._overlap import (
     sequence_hashes,
     warn_of_overlaps,
 )
+from assay.tasks._pair_files import Pair
+from assay.tasks._pairs import Pairs, bound
 from assay.tasks._pieces import CLASSES
 from assay.tasks._task import NO_TOKEN, UNSCORED, Feature, Kind, Objective, Role, Split, Task
 from assay.tasks._text import Group, Text
@@ -29,7 +34,11 @@ tasks = Registry("assay.tasks", "task")
 
 tasks.register("code", Code.from_data)
 tasks.register("dyck", Dyck)
+tasks.register("dyck-pairs", DyckPairs.from_parameters)
+tasks.register("induction", InductionPairs.from_data)
 tasks.register("max-of-k", MaxOfK)
+tasks.register("max-of-k-pairs", MaxOfKPairs.from_parameters)
+tasks.register("pairs", Pairs.read)
 tasks.register("text", Text)
 
 __all__ = [
@@ -43,25 +52,31 @@ __all__ = [
     "Code",
     "Copies",
     "Dyck",
+    "DyckPairs",
     "Feature",
     "Folder",
     "Found",
     "Function",
     "Group",
     "HubDataset",
+    "InductionPairs",
     "InputSet",
     "Interpreter",
     "JsonLines",
     "Kind",
     "MaxOfK",
+    "MaxOfKPairs",
     "Objective",
     "Overlap",
+    "Pair",
+    "Pairs",
     "Role",
     "Source",
     "Split",
     "Task",
     "Text",
     "TextSource",
+    "bound",
     "check_differ",
     "code_vocabulary",
     "copies_among",

@@ -152,6 +152,10 @@ class Code:
     def _ids(self) -> dict[int, int]:
         return {ord(token): index for index, token in enumerate(self.vocabulary) if index >= len(SPECIALS)}
 
+    def id_of(self, character: str) -> int:
+        """The token of a character, `unknown_id` where the vocabulary has none."""
+        return self._ids.get(ord(character), UNKNOWN)
+
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """A Hugging Face tokenizer with the same ids: one token a character, START in front."""
         return character_tokenizer(self.vocabulary, self.context)
@@ -306,7 +310,7 @@ class Code:
         rows = []
         for function in functions:
             text, ends = self._window(function.text)
-            rows.append([START, *(self._ids.get(ord(c), UNKNOWN) for c in text), *([END] if ends else [])])
+            rows.append([START, *map(self.id_of, text), *([END] if ends else [])])
         lengths = np.array([len(row) for row in rows])
         tokens = np.full((len(rows), int(lengths.max())), PAD, dtype=np.int64)
         for row, values in zip(tokens, rows, strict=True):

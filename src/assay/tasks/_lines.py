@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from assay._errors import AssayError
-from assay.tasks._rows import hub_rows, is_json_lines, json_rows, parquet_rows
+from assay.tasks._rows import HUB, hub_parts, hub_rows, is_json_lines, json_rows, parquet_rows
 
 TextSource = str | Path | Iterable[str]
 """Sequences of text: a file, `hub:NAME` or the sequences themselves, such as a list or a column of a table.
@@ -19,7 +19,6 @@ both). A byte order mark is no part of the text. `hub:NAME`, `hub:NAME:SPLIT` an
 dataset of the Hugging Face hub, or a local copy of one (split `train` unless said otherwise).
 """
 
-_HUB = "hub:"
 _NOT_TEXT = (".json", ".csv", ".tsv", ".zip", ".gz", ".zst", ".bz2", ".xz")
 
 
@@ -55,7 +54,7 @@ def lines(source: TextSource, field: str, split: str) -> Iterator[str]:
     """
     if not isinstance(source, str | Path):
         found: Iterable[str] = source
-    elif str(source).startswith(_HUB):
+    elif str(source).startswith(HUB):
         found = _hub(str(source), field, split)
     else:
         found = _file(Path(source), field, split)
@@ -98,13 +97,12 @@ def _plain(path: Path, split: str) -> Iterator[str]:
 
 
 def _hub(source: str, field: str, split: str) -> Iterator[str]:
-    name, *rest = source.removeprefix(_HUB).split(":")
-    if not name or len(rest) > 2:
+    parts = hub_parts(source)
+    if parts is None:
         raise AssayError(
             f"split {split!r}: {source!r} must be hub:NAME, hub:NAME:SPLIT or hub:NAME:CONFIGURATION:SPLIT."
         )
-    part = rest[-1] if rest else "train"
-    for number, row in enumerate(hub_rows(name, rest[0] if len(rest) == 2 else None, part), start=1):
+    for number, row in enumerate(hub_rows(*parts), start=1):
         yield from _field(row, field, split, f"row {number} of {source!r}")
 
 
@@ -136,8 +134,8 @@ def _check_text(text: Any, what: str, split: str) -> None:
 
 def fingerprint(source: TextSource) -> str:
     """What tells a source from another in a record: the hash of its content, or the name of a dataset."""
-    if isinstance(source, str) and source.startswith(_HUB):
-        return source if not Path(source.removeprefix(_HUB)).is_absolute() else _HUB + Path(source).name
+    if isinstance(source, str) and source.startswith(HUB):
+        return source if not Path(source.removeprefix(HUB)).is_absolute() else HUB + Path(source).name
     digest = hashlib.sha256()
     if isinstance(source, str | Path):
         with Path(source).open("rb") as stream:

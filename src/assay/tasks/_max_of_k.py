@@ -131,17 +131,21 @@ class MaxOfK:
         """The parameters, as plain values."""
         return {"task": "max-of-k", "length": self.length, "vocabulary": self.vocabulary, "seed": self.seed}
 
+    @property
+    def high(self) -> int:
+        """The smallest token of the upper quarter of the vocabulary."""
+        return self.vocabulary - max(1, self.vocabulary // 4)
+
     def sample(self, rng: np.random.Generator, count: int) -> Int[np.ndarray, "count length"]:
         """Uniform sequences, without the answer."""
         return rng.integers(self.vocabulary, size=(count, self.length))
 
     def _draw(self, name: str, rng: np.random.Generator, count: int) -> np.ndarray:
         if name == "high_maximum":
-            floor = self.vocabulary - max(1, self.vocabulary // 4)
             kept: list[np.ndarray] = []
             while sum(map(len, kept)) < count:
                 drawn = self.sample(rng, 4 * count + 64)
-                kept.append(drawn[drawn.max(axis=1) >= floor])
+                kept.append(drawn[drawn.max(axis=1) >= self.high])
             return np.concatenate(kept)[:count]
         if name == "near_ties":
             maximum = rng.integers(self.vocabulary, size=(count, 1))

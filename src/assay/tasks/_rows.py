@@ -22,25 +22,34 @@ def is_json_lines(path: Path) -> bool:
 
 
 def json_rows(path: Path) -> Iterator[Mapping[str, Any] | str]:
-    """The object of every line of a file of JSON lines, gzipped if it ends in .gz, or the reason why a line has none.
+    """The object of every line of a file of JSON lines, or the reason why a line has none: see `json_lines`."""
+    return (row for _, row in json_lines(path))
+
+
+def json_lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
+    """The lines of a file of JSON lines, gzipped if it ends in .gz: number and object, or the reason why it has none.
 
     Lines end with LF, CR or both. Blank ones are passed over, and so is a byte order mark in front of a line. A file
     that cannot be read, or is cut short, ends with a reason.
     """
+    number = 0
     try:
         with gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb") as stream:
-            for line in (line for ended in stream for line in ended.splitlines()):
+            for number, line in enumerate((line for ended in stream for line in ended.splitlines()), start=1):
                 if line.strip():
-                    try:
-                        row = json.loads(line.decode("utf-8-sig"))
-                    except UnicodeDecodeError:
-                        yield "lines that are not UTF-8"
-                    except json.JSONDecodeError:
-                        yield "lines that are not JSON"
-                    else:
-                        yield row if isinstance(row, dict) else "lines that are not JSON objects"
+                    yield number, _object_of(line)
     except (EOFError, gzip.BadGzipFile, zlib.error, OSError):
-        yield "files that cannot be read to their end"
+        yield number + 1, "files that cannot be read to their end"
+
+
+def _object_of(line: bytes) -> Mapping[str, Any] | str:
+    try:
+        row = json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        return "lines that are not UTF-8"
+    except (ValueError, RecursionError):  # the first also for numbers of thousands of digits
+        return "lines that are not JSON"
+    return row if isinstance(row, dict) else "lines that are not JSON objects"
 
 
 def parquet_rows(path: Path) -> Iterator[Mapping[str, Any]]:
@@ -51,6 +60,21 @@ def parquet_rows(path: Path) -> Iterator[Mapping[str, Any]]:
                 yield from batch.to_pylist()
     except (OSError, pyarrow.ArrowException) as error:
         raise AssayError(f"{str(path)!r} cannot be read as Parquet ({_first_line(error)}).") from None
+
+
+HUB = "hub:"
+"""What the name of a dataset of the hub begins with, where a file could stand as well."""
+
+
+def hub_parts(source: str) -> tuple[str, str | None, str] | None:
+    """Name, configuration and split of `hub:NAME`, `hub:NAME:SPLIT` or `hub:NAME:CONFIGURATION:SPLIT`; None for others.
+
+    The split is `train` unless said otherwise.
+    """
+    name, *rest = source.removeprefix(HUB).split(":")
+    if not name or len(rest) > 2:
+        return None
+    return name, rest[0] if len(rest) == 2 else None, rest[-1] if rest else "train"
 
 
 def hub_rows(name: str, configuration: str | None, part: str) -> Iterable[Mapping[str, Any]]:

@@ -14,7 +14,7 @@ from assay.faithfulness._assess import Assessment, Finding, assess
 from assay.faithfulness._statistics import FEW
 from assay.faithfulness._verdicts import check_shares, in_percent
 from assay.subjects import Subject
-from assay.tasks import UNSCORED, Feature, Kind, Split, Task
+from assay.tasks import UNSCORED, Feature, Kind, Split, Task, bound
 from assay.testing._session import Session
 
 _SEQUENCES = 500
@@ -91,7 +91,7 @@ def assert_faithful(
         if number < 2:
             raise AssayError(f"assert_faithful({name}={number}): must be at least 2.")
     check_proxy(proxy, subject, "assert_faithful(proxy=...)")
-    judged = _GivenSplits(splits, task, sequences)
+    judged = _GivenSplits(bound(splits, subject.tokenizer), task, sequences)
     chosen = (judged.primary_kind,) if kinds is None else tuple(kinds)
     known = (ALL, *(kind.name for kind in judged.kinds))
     for kind in chosen:

@@ -13,7 +13,7 @@ from assay.engine import Engine, Named, Proxy, collect
 from assay.faithfulness import CleanPass
 from assay.simplify import Simplification, applied
 from assay.subjects import Subject, load
-from assay.tasks import Split, Task
+from assay.tasks import Split, Task, bound
 
 _Key = tuple[object, ...]
 
@@ -64,7 +64,8 @@ class Session:
         """
         engine = self.engine(subject)
         where = engine.site(site)
-        split = train.first(sequences) if isinstance(train, Split) else train.split(train.split_names[0], sequences)
+        task = bound(train, subject.tokenizer)
+        split: Split = task.first(sequences) if isinstance(task, Split) else task.split(task.split_names[0], sequences)
         samples = collect(engine, split, where.read if where.explicit else simplification.streams)
         return applied(copy.deepcopy(simplification).fit(samples.at(where)), subject)
 
