@@ -473,7 +473,7 @@ def random_paths(graph: Graph, size: int, rng: np.random.Generator) -> Bool[np.n
                 break
             receiver = int(rng.choice(receivers[sender]))
         tries += 1
-        if int((path & ~kept).sum()) <= left or tries > 1_000:
+        if 1 <= int((path & ~kept).sum()) <= left or tries > 1_000:
             kept |= path
             tries = 0
     return kept
