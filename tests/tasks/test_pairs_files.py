@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 import assay
@@ -115,9 +115,10 @@ def test_an_answer_that_is_one_token_only_behind_the_text() -> None:
     """Like SentencePiece: a text by itself gets a mark in front, so that ` Mary` alone is two tokens."""
     vocabulary = {token: index for index, token in enumerate(["<unk>", "▁", "▁saw", "▁met", "▁Mary", "▁John"])}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex("▁[A-Za-z]*"), "isolated")
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>")
-    assert len(tokenizer(" Mary", add_special_tokens=False)["input_ids"]) == 1
+    assert tokenizer(" Mary", add_special_tokens=False)["input_ids"] == [1, 4]
     split = (
         in_iid({"clean": "saw", "counterfactual": "met", "answer": " Mary", "foil": "John"})
         .bound_to(tokenizer)
