@@ -7,6 +7,7 @@ from assay.faithfulness._embeddings import Cosine, SameNeighbour, embedding_metr
 from assay.faithfulness._folder import claim
 from assay.faithfulness._heads import Correlation, head_scores, rank_correlation
 from assay.faithfulness._metrics import Metric, Pair, Predictions, attention_divergence, metrics
+from assay.faithfulness._metrics_of_pairs import LogitDeviation, LogitDifference, SubjectLogitDifference
 from assay.faithfulness._primary import resolve_metrics, resolve_primary
 from assay.faithfulness._scores import ALL, LAYER
 from assay.faithfulness._statistics import (
@@ -41,6 +42,8 @@ __all__ = [
     "Estimates",
     "FeatureRecord",
     "Judgement",
+    "LogitDeviation",
+    "LogitDifference",
     "Metric",
     "Pair",
     "Predictions",
@@ -48,6 +51,7 @@ __all__ = [
     "Requirement",
     "SameNeighbour",
     "Step",
+    "SubjectLogitDifference",
     "Verdict",
     "Weights",
     "Workers",
