@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pairs_by_chance import PairTask
 
@@ -46,6 +46,7 @@ def test_several_foils_count_by_their_mean_and_minus_one_is_none():
     assert found["logit_deviation"] == [4, 12, 0]
 
 
+@settings(max_examples=20, deadline=None)
 @given(
     st.lists(st.lists(st.floats(-20, 20, width=32), min_size=5, max_size=5), min_size=2, max_size=2),
     st.floats(-50, 50, width=16),
@@ -117,5 +118,6 @@ def test_a_comparison_without_pairs_has_none_of_them_and_refuses_to_be_asked(sub
     bare = PairTask(without=("train", "iid", "shorter"))
     comparison = assay.compare(subject, bare, [assay.SVD(rank=1)], **options)
     assert not set(NAMES) & {metric.name for metric in comparison.record.metrics}
+    assert comparison.effects().empty
     with pytest.raises(AssayError, match="logit_difference is about pairs, and no split has any"):
         assay.compare(subject, bare, [assay.SVD(rank=1)], metrics=["same_prediction", "logit_difference"], **options)

@@ -169,7 +169,7 @@ def compare(
     found = judging.found
 
     progress(Step(total, total, "intervals"))
-    results, gaps, beside, largest, of_models = summarise(
+    results, gaps, beside, largest, of_models, effects = summarise(
         judged,
         task.kinds,
         variants,
@@ -211,7 +211,7 @@ def compare(
         skipped=(*judging.failures, *judging.notes_on_cells, *_not_refitted(inputs), *_undetermined(task)),
     )
     comparison = Comparison(
-        record, results, gaps, beside, lambda: sequence_tables(variants, candidates, found), of_models
+        record, results, gaps, beside, lambda: sequence_tables(variants, candidates, found), of_models, effects
     )
     if folder is not None:
         comparison.save(folder)

@@ -8,7 +8,15 @@ from assay.simplify._bits import RepresentationBits, representation_bits
 from assay.simplify._controls import Identity, MeanAblation, RandomPerturbation, RandomProjection, UniformAttention
 from assay.simplify._kmeans import KMeans
 from assay.simplify._one_hot import OneHotAttention
-from assay.simplify._protocol import Simplification, applied, is_whole, label, learns, simplifications
+from assay.simplify._protocol import (
+    Simplification,
+    ablated_of,
+    applied,
+    is_whole,
+    label,
+    learns,
+    simplifications,
+)
 from assay.simplify._proxy import Origin, SimplifiedSubject
 from assay.simplify._saved import load_proxy
 from assay.simplify._svd import SVD
@@ -34,6 +42,7 @@ __all__ = [
     "Simplification",
     "SimplifiedSubject",
     "UniformAttention",
+    "ablated_of",
     "applied",
     "is_whole",
     "label",
