@@ -66,6 +66,18 @@ def test_without_controls_nothing_is_ablated(subject):
     assert found.effects().empty
 
 
+def test_verdicts_have_the_share_beside_them(found):
+    verdicts = {verdict.proxy: verdict for verdict in found.verdicts()}
+    one = verdicts["Between(share=0.9, under_shift=0.6)"]
+    assert one.ablation == "Between(share=0.0)"
+    assert (one.effect, one.effect_gap, one.shift) == (
+        pytest.approx(0.9, abs=1e-4),
+        pytest.approx(0.3, abs=2e-4),
+        "shorter",
+    )
+    assert "of the subject's effect on the answer beyond Between(share=0.0); 30.0 points less under shorter" in str(one)
+
+
 # -- the share of the effect ----------------------------------------------------------------------------------------
 
 

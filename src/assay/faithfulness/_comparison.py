@@ -328,7 +328,8 @@ class Comparison:
         for proxy in self.record.proxies:
             if not proxy.is_control:
                 own = (
-                    frame[(frame["proxy"] == proxy.proxy) & (frame["site"] == proxy.site)] for frame in (gaps, beside)
+                    frame[(frame["proxy"] == proxy.proxy) & (frame["site"] == proxy.site)]
+                    for frame in (gaps, beside, self._effects)
                 )
                 row = rows.loc[(proxy.proxy, proxy.site)]
                 verdicts.append(
@@ -337,6 +338,7 @@ class Comparison:
                         *own,
                         proxy=proxy.proxy,
                         site=proxy.site,
+                        ablation=proxy.ablation,
                         bar=bar,
                         sizes=sizes,
                         difference=self._difference(proxy),

@@ -29,7 +29,7 @@ JUDGEMENT_STYLE: dict[Judgement, str] = {
 MEANING: dict[Judgement, str] = {
     "illusion": "holds in distribution and not under a shift, beyond what harder inputs explain",
     "gap": "holds in distribution and less under a shift, whose inputs may just be harder; its line says what is known",
-    "unfaithful": "does not predict as the subject does even in distribution",
+    "unfaithful": "does not do what the subject does even in distribution",
     "inconclusive": "is not decided; its line says about how many sequences would decide",
     "vacuous": "would be faithful, but its control agrees as much or the site hardly matters: that explains nothing",
     "faithful": "holds in distribution and under every shift that was measured, and is better than its control",
