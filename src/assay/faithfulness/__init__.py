@@ -23,7 +23,7 @@ from assay.faithfulness._statistics import (
     gap,
     holm,
 )
-from assay.faithfulness._verdicts import JUDGEMENTS, RULES, Judgement, Requirement, Verdict
+from assay.faithfulness._verdicts import JUDGEMENTS, MEAN_ABLATION, RULES, Judgement, Requirement, Verdict
 from assay.faithfulness._workers import Workers
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "CHANGE_OF_RATE",
     "JUDGEMENTS",
     "LAYER",
+    "MEAN_ABLATION",
     "RATE",
     "RULES",
     "UNBOUNDED",
