@@ -7,6 +7,7 @@ from assay.faithfulness._embeddings import Cosine, SameNeighbour, embedding_metr
 from assay.faithfulness._folder import claim
 from assay.faithfulness._heads import Correlation, head_scores, rank_correlation
 from assay.faithfulness._metrics import Metric, Pair, Predictions, attention_divergence, metrics
+from assay.faithfulness._metrics_of_pairs import LogitDeviation, LogitDifference, SubjectLogitDifference
 from assay.faithfulness._primary import resolve_metrics, resolve_primary
 from assay.faithfulness._scores import ALL, LAYER
 from assay.faithfulness._statistics import (
@@ -22,7 +23,7 @@ from assay.faithfulness._statistics import (
     gap,
     holm,
 )
-from assay.faithfulness._verdicts import JUDGEMENTS, RULES, Judgement, Requirement, Verdict
+from assay.faithfulness._verdicts import JUDGEMENTS, MEAN_ABLATION, RULES, Judgement, Requirement, Verdict
 from assay.faithfulness._workers import Workers
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "CHANGE_OF_RATE",
     "JUDGEMENTS",
     "LAYER",
+    "MEAN_ABLATION",
     "RATE",
     "RULES",
     "UNBOUNDED",
@@ -41,6 +43,8 @@ __all__ = [
     "Estimates",
     "FeatureRecord",
     "Judgement",
+    "LogitDeviation",
+    "LogitDifference",
     "Metric",
     "Pair",
     "Predictions",
@@ -48,6 +52,7 @@ __all__ = [
     "Requirement",
     "SameNeighbour",
     "Step",
+    "SubjectLogitDifference",
     "Verdict",
     "Weights",
     "Workers",

@@ -104,10 +104,11 @@ def compare(
     simplification that learns from data is fitted once more on each shift's next `fit_sequences` sequences, those
     after the `sequences` that are judged (or what there is of them, at least 30), and judged on that shift alone.
 
-    `metrics` are those to compute, by name or as objects (default: all). Verdicts rest on `primary_metric`, a rate of
-    which more is better (default: "same_prediction", for embeddings "same_neighbour"), on predictions of `primary_kind`
-    (default: the task's; "all" for every one). They ask for an agreement of `min_agreement` in distribution and allow
-    `max_gap` less under a shift.
+    `metrics` are those to compute, by name or as objects (default: all that there are for such proxies and splits; a
+    metric of pairs is skipped on splits without). Verdicts rest on `primary_metric`, a rate of which more is better
+    (default: "same_prediction", for embeddings "same_neighbour"), on predictions of `primary_kind` (default: the
+    task's; "all" for every one). They ask for an agreement of `min_agreement` in distribution and allow `max_gap` less
+    under a shift.
 
     With a `folder`, each finished cell (subject x proxy x split) is kept there, and a run that was stopped goes on
     where it was; nothing is reused that was made under other settings. A folder with the finished run of another study
@@ -132,7 +133,12 @@ def compare(
     check_shares("compare", **bars)
     refit = refit and any(map(learns, chosen))
     inputs = _Inputs.of(task, sequences, fit_sequences, refit=refit)
-    judged = resolve_metrics(inputs.iid.objective, metrics, of_models=any(map(is_whole, chosen)))
+    judged = resolve_metrics(
+        inputs.iid.objective,
+        metrics,
+        of_models=any(map(is_whole, chosen)),
+        of_pairs=any(split.has_pairs for split in inputs.splits.values()),
+    )
     primary = resolve_primary(task, inputs.iid.objective, judged, primary_metric, primary_kind)
     for split in inputs.all:
         check_fits(subjects, split)
@@ -164,7 +170,7 @@ def compare(
     found = judging.found
 
     progress(Step(total, total, "intervals"))
-    results, gaps, beside, largest, of_models = summarise(
+    results, gaps, beside, largest, of_models, effects = summarise(
         judged,
         task.kinds,
         variants,
@@ -206,7 +212,7 @@ def compare(
         skipped=(*judging.failures, *judging.notes_on_cells, *_not_refitted(inputs), *_undetermined(task)),
     )
     comparison = Comparison(
-        record, results, gaps, beside, lambda: sequence_tables(variants, candidates, found), of_models
+        record, results, gaps, beside, lambda: sequence_tables(variants, candidates, found), of_models, effects
     )
     if folder is not None:
         comparison.save(folder)

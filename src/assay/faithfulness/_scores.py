@@ -15,7 +15,7 @@ from torch import Tensor
 from assay._errors import AssayError
 from assay.engine import Answer, Engine, Proxy, batches, device_scale, tensors
 from assay.faithfulness._clean_pass import CleanPass
-from assay.faithfulness._metrics import Metric, Pair, Predictions, ReverseKL, margins
+from assay.faithfulness._metrics import Metric, Pair, Predictions, ReverseKL, is_of_pairs, margins
 from assay.tasks import UNSCORED, Split, Task
 
 ALL = "all"
@@ -302,8 +302,11 @@ class _Batch:
     def _empty(self, answer: Answer) -> _Measured:
         """Where the measurements of a proxy go; those that it cannot have are skipped."""
         skipped, by_layer = {}, {}
+        if self.answers is None:
+            reason = f"{self.split} has no pairs"
+            skipped = {metric.name: reason for metric in self.metrics if is_of_pairs(metric)}
         if isinstance(answer.attention, str):
-            skipped = {metric.name: answer.attention for metric in self.metrics if _needs_attention(metric)}
+            skipped |= {metric.name: answer.attention for metric in self.metrics if _needs_attention(metric)}
         else:
             by_layer = {layer: rows.cpu().numpy() for layer, rows in answer.attention.items()}
         values = {metric.name: np.zeros(self.margin.shape) for metric in self.metrics if metric.name not in skipped}

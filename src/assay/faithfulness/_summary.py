@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from threadpoolctl import threadpool_limits
 
 from assay.faithfulness._cells import REFITTED, Candidate
+from assay.faithfulness._effects import EFFECT_COLUMNS, EFFECT_METRICS, OfPairs, effect_rows
 from assay.faithfulness._metrics import Metric
 from assay.faithfulness._of_models import MODEL_COLUMNS, model_rows
 from assay.faithfulness._scores import ALL, MARGIN, Column, NotFiniteError, Scores
@@ -54,14 +55,16 @@ def bounds_of(metric: Metric) -> Bounds:
 
 class Summary(NamedTuple):
     """Results (a row a split, metric, kind, feature and bin), gaps (a row a shift, metric and kind), what stands beside
-    the controls (a row a proxy and split), the largest difference of a logit, by proxy and site and by split, and what
-    is said of whole models (a row a proxy, split and kind)."""
+    the controls (a row a proxy and split), the largest difference of a logit, by proxy and site and by split, what is
+    said of whole models (a row a proxy, split and kind), and effects on the answer (a row a proxy and split of pairs).
+    """
 
     results: pd.DataFrame
     gaps: pd.DataFrame
     controls: pd.DataFrame
     largest: Mapping[tuple[str, str], Mapping[str, float]]
     models: pd.DataFrame
+    effects: pd.DataFrame
 
 
 @dataclass(frozen=True)
@@ -134,9 +137,10 @@ def summarise(
     gaps: list[dict[str, Any]] = []
     beside: list[dict[str, Any]] = []
     largest: dict[tuple[str, str], dict[str, float]] = {}
+    of_pairs: dict[str, dict[str, OfPairs]] = {}
     for trained in sorted({variant.trained for variant in variants}, reverse=True):
-        # What was measured of a candidate is dropped with its last gap: a long run does not fit in memory. Of its
-        # controls only the primary column is kept, for the comparisons with them.
+        # What was measured of a candidate is dropped with its last gap: a long run does not fit in memory. Only the
+        # primary column and those of pairs are kept, for the comparisons with controls.
         rows: dict[str, list[dict[str, Any]]] = {}
         columns: dict[str, dict[str, _Column]] = {}
         for item in candidates:
@@ -147,6 +151,9 @@ def summarise(
                 continue
             if trained:
                 largest[item.name, item.site] = {name: cell.largest for name, cell in own.items()}
+                of_pairs[item.key] = {
+                    name: pairs for name, cell in own.items() if (pairs := cell.of_pairs(primary[1])) is not None
+                }
             columns[item.key] = {name: cell.column(primary) for name, cell in own.items()}
             again: dict[str, _Measured] = {}
             other = by_key.get(f"{item.name}{REFITTED} at {item.site}")
@@ -161,16 +168,13 @@ def summarise(
         if trained:
             proxies = [item for item in candidates if not item.is_control]
             beside += [row for item in proxies for row in _beside_controls(item, columns, way, primary, splits)]
-    frame = pd.DataFrame(gaps, columns=list(_GAP_COLUMNS))
-    frame["p_holm"] = np.nan
-    for _, family in frame[~frame["is_control"].astype(bool)].groupby(["trained", "metric", "kind"], sort=False):
-        frame.loc[family.index, "p_holm"] = holm(family["p"].tolist())
     return Summary(
         pd.DataFrame(results),
-        _beside(frame, candidates),
+        _beside(_adjusted(pd.DataFrame(gaps, columns=list(_GAP_COLUMNS))), candidates),
         pd.DataFrame(beside, columns=list(_CONTROL_COLUMNS)),
         largest,
         pd.DataFrame(_of_models(variants, candidates, splits, kinds, way, found), columns=list(MODEL_COLUMNS)),
+        pd.DataFrame(_effects(candidates, splits, of_pairs, way, iid), columns=list(EFFECT_COLUMNS)),
     )
 
 
@@ -193,6 +197,25 @@ def _of_models(  # noqa: PLR0917
             if len(scores) == len(cells):
                 base = {"proxy": item.name, "site": item.site}
                 yield from model_rows(base, scores, split, kinds, weights=way.weights[name], level=way.level)
+
+
+def _effects(
+    candidates: Sequence[Candidate],
+    splits: Mapping[str, Split],
+    of_pairs: Mapping[str, Mapping[str, OfPairs]],
+    way: _Way,
+    iid: str,
+) -> Iterator[dict[str, Any]]:
+    """The effects on the answer of all that has an ablation, on the splits of pairs, if they were measured."""
+    named = [name for name, split in splits.items() if split.has_pairs]
+    if not set(EFFECT_METRICS) <= set(way.by_name):
+        return
+    for item in candidates:
+        if item.ablation is not None and item.key in of_pairs:
+            base = {"proxy": item.name, "site": item.site, "is_control": item.is_control, "ablation": item.ablation}
+            ablated = of_pairs.get(f"{item.ablation} at {item.site}", {})
+            own = of_pairs[item.key]
+            yield from effect_rows(base, own, ablated, named, iid=iid, weights=way.weights, level=way.level)
 
 
 def _pairs(judged: Sequence[Metric], kinds: Sequence[Kind]) -> list[tuple[str, str]]:
@@ -238,6 +261,14 @@ def _base(subject: Subject, item: Candidate) -> dict[str, Any]:
         "site": item.site,
         "is_control": item.is_control,
     }
+
+
+def _adjusted(frame: pd.DataFrame) -> pd.DataFrame:
+    """The gaps with their p-values adjusted by Holm, controls apart, over all that has one metric, kind and subject."""
+    frame["p_holm"] = np.nan
+    for _, family in frame[~frame["is_control"].astype(bool)].groupby(["trained", "metric", "kind"], sort=False):
+        frame.loc[family.index, "p_holm"] = holm(family["p"].tolist())
+    return frame
 
 
 def _beside(frame: pd.DataFrame, candidates: Sequence[Candidate]) -> pd.DataFrame:
@@ -320,6 +351,14 @@ class _Measured:
         """One kind as a whole."""
         index = [self.place[pair]]
         return _Column(self.sums[..., index], self.counts[..., index])
+
+    def of_pairs(self, kind: str) -> OfPairs | None:
+        """The pairs of one kind; None where they were not measured."""
+        places = [place for metric in EFFECT_METRICS if (place := self.place.get((metric, kind))) is not None]
+        if len(places) < len(EFFECT_METRICS) or not self.skipped.keys().isdisjoint(EFFECT_METRICS):
+            return None
+        subject, proxy, deviation = (self.sums[..., place] for place in places)
+        return OfPairs(subject, proxy, deviation, self.counts[..., places[0]])
 
     def at(self, pairs: Sequence[tuple[str, str]]) -> tuple[np.ndarray, np.ndarray]:
         """Sums and counts of kinds as wholes, in the order of `pairs`."""
@@ -413,7 +452,7 @@ def _beside_controls(
     primary: tuple[str, str],
     splits: Mapping[str, Split],
 ) -> Iterator[dict[str, Any]]:
-    """A proxy beside its own control and the mean ablation of its site, on every split, sequences paired."""
+    """A proxy beside its own control and what ablates all that it could keep, on every split, sequences paired."""
     sign = 1.0 if way.by_name[primary[0]].higher_is_better else -1.0
     for split in splits:
         row: dict[str, Any] = dict.fromkeys(_CONTROL_COLUMNS, np.nan)
@@ -430,7 +469,7 @@ def _beside_controls(
             )
             found = estimate(difference, level=way.level, nonnegative=np.array([False]))
             row |= {name: column[0] for name, column in _limits("beyond_control", found).items()}
-        reason: str | None = "no mean ablation of this site was judged"
+        reason: str | None = "no ablation was judged"
         if own is not None and ablated is not None:
             whole = draws(ablated.sums, ablated.counts, way.weights[split], bounds=[bounds_of(way.by_name[primary[0]])])
             found = estimate(whole, level=way.level)
@@ -444,7 +483,7 @@ def _beside_controls(
                     way.weights[split],
                     level=way.level,
                 )
-                reason = "mean ablation of the site changes no prediction"
+                reason = f"{item.ablation} changes no prediction"
             else:
                 reason = "defined for rates of agreement"
             if share is not None:

@@ -10,6 +10,7 @@ from assay.simplify._kmeans import KMeans
 from assay.simplify._one_hot import OneHotAttention
 from assay.simplify._protocol import (
     Simplification,
+    ablated_of,
     applied,
     copies_model,
     is_whole,
@@ -43,6 +44,7 @@ __all__ = [
     "Simplification",
     "SimplifiedSubject",
     "UniformAttention",
+    "ablated_of",
     "applied",
     "copies_model",
     "is_whole",
