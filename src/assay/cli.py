@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -532,6 +533,12 @@ def compare_text(
     junit: Annotated[
         Path | None, typer.Option(help="With --require: also write the verdicts as a JUnit file.", dir_okay=False)
     ] = None,
+    counting: Annotated[
+        str | None, typer.Option(help="llama.cpp: count the models of --with as it does, too, beside Assay's numbers.")
+    ] = None,
+    context: Annotated[
+        int | None, typer.Option(min=3, help="With --counting: tokens a chunk, whose second half counts (default 512).")
+    ] = None,
     allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Read pytorch_model.bin, tensors only.")] = False,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run the code that comes with the model.")
@@ -548,9 +555,10 @@ def compare_text(
     """
     from assay.engine import Engine  # noqa: PLC0415  (keeps --help fast)
     from assay.faithfulness import Requirement, Workers, resolve_metrics, resolve_primary  # noqa: PLC0415
+    from assay.models import CONTEXT  # noqa: PLC0415
     from assay.reports import write_junit  # noqa: PLC0415
-    from assay.simplify import is_whole, learns, simplifications  # noqa: PLC0415
-    from assay.studies import text  # noqa: PLC0415
+    from assay.simplify import simplifications  # noqa: PLC0415
+    from assay.studies import counted, text  # noqa: PLC0415
     from assay.subjects import (  # noqa: PLC0415
         load,
         resolve_device,
@@ -564,13 +572,10 @@ def compare_text(
     requirement = _argument("require", lambda: Requirement(require or "faithful"))
     if junit is not None and require is None:
         raise typer.BadParameter("say what is required of the verdicts: --require faithful.", param_hint="--junit")
+    if context is not None and counting is None:
+        raise typer.BadParameter("chunks are what others count: --counting llama.cpp.", param_hint="--context")
     recipes = _argument("simplify", lambda: [simplifications.build(specification) for specification in simplify or ()])
-    if not recipes and not others:
-        raise typer.BadParameter("give what to judge: --simplify RECIPE, or --with MODEL.", param_hint="--simplify")
-    if fit is None and any(learns(recipe) or not is_whole(recipe) for recipe in recipes):
-        raise typer.BadParameter("recipes are fitted on text: --fit FILE.", param_hint="--fit")
-    if sites and all(map(is_whole, recipes)):
-        raise typer.BadParameter("what is judged replaces the model; sites are for its parts.", param_hint="--sites")
+    _check_asked(recipes, others or (), fit, sites or ())
     splits = _argument("split", lambda: _splits(split))
     device = _argument("device", lambda: resolve_device(device))
     precision = None if dtype is None else _argument("dtype", lambda: resolve_dtype(dtype))
@@ -597,6 +602,8 @@ def compare_text(
     basis = (task, subject.objective, resolve_metrics(subject.objective, of_models=bool(others)))
     _argument("primary-metric", lambda: resolve_primary(*basis, primary_metric, kind="all"))
     _argument("primary-kind", lambda: resolve_primary(*basis, primary_metric, primary_kind))
+    cut = partial(counted.chunks_of, subject, task, recipes, context=context or CONTEXT, chunks=sequences)
+    chunks = None if counting is None else _argument("counting", partial(cut, counting))
     folder = out_folder or _default_folder("compare")
     with _progress() as bar:
         line = bar.add_task("starting", total=None)
@@ -612,6 +619,7 @@ def compare_text(
             primary_metric=primary_metric,
             primary_kind=primary_kind,
             **bars,
+            chunks=chunks,
             overwrite=overwrite,
             workers=workers,
             progress=_follow(bar, line),
@@ -622,7 +630,9 @@ def compare_text(
     if as_json:
         required = None if require is None else {"judgement": require, **bars, "met": not failing}
         tables = {table.title: [table.headings, *table.rows] for table in shown.tables}
-        print(json.dumps({**_summary(comparison, folder), "tables": tables, "required": required}, indent=2))
+        counts = None if chunks is None else json.loads((folder / counted.COUNTS).read_bytes())
+        printed = {**_summary(comparison, folder), "tables": tables, "required": required, "counting": counts}
+        print(json.dumps(printed, indent=2))
     else:
         _print_run(comparison, shown, folder)
     for verdict in failing:
@@ -663,6 +673,18 @@ def store_text(
             progress=lambda name, done, total: bar.update(line, description=name, completed=done, total=total),
         )
     out.print(f"The log-probabilities are in {escape(str(out_folder))}", soft_wrap=True)
+
+
+def _check_asked(recipes: Sequence[Any], others: Sequence[str], fit: str | None, sites: Sequence[str]) -> None:
+    """What is judged, on what it is fitted and where: another combination is a wrong call."""
+    from assay.simplify import is_whole, learns  # noqa: PLC0415
+
+    if not recipes and not others:
+        raise typer.BadParameter("give what to judge: --simplify RECIPE, or --with MODEL.", param_hint="--simplify")
+    if fit is None and any(learns(recipe) or not is_whole(recipe) for recipe in recipes):
+        raise typer.BadParameter("recipes are fitted on text: --fit FILE.", param_hint="--fit")
+    if sites and all(map(is_whole, recipes)):
+        raise typer.BadParameter("what is judged replaces the model; sites are for its parts.", param_hint="--sites")
 
 
 def _shares(**values: float) -> dict[str, float]:
