@@ -26,12 +26,14 @@ class Answer:
 
     `logits` gives those of some positions, (batch, chosen, vocabulary), for a slice or an index of positions: whoever
     asks for a few at a time never holds them all. `attention` are the divergences of attention from the subject's, or
-    why there are none. `held` is how many numbers are kept to answer from.
+    why there are none. `held` is how many numbers are kept to answer from. `kl_error` is the mean KL in nats that the
+    form of the answers makes by itself: of those that were stored, what rounding lost.
     """
 
     logits: Callable[[slice | Int[Tensor, " chosen"]], Float[Tensor, "batch chosen vocabulary"]]
     attention: Divergences | str
     held: int
+    kl_error: float = 0.0
 
 
 @runtime_checkable

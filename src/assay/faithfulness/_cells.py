@@ -326,7 +326,7 @@ def cell_name(
 _AFTER_CELLS = ("cli", "cli.py", "proofs", "reports", "studies", "testing")
 _AFTER_CELLS_HERE = (
     "_assess", "_cells", "_comparison", "_flips", "_folder", "_heads", "_of_models", "_quantiles", "_statistics",
-    "_summary", "_verdicts",
+    "_summary", "_told_apart", "_verdicts",
 )  # fmt: skip
 """Rooms, and files of this one, that only read finished cells: a change there leaves cells as they are."""
 
