@@ -506,6 +506,9 @@ def compare_text(
         list[str] | None,
         typer.Option(help="all (default), layer0.head1, layer2.mlp, all-heads …, repeated; A+B is one site."),
     ] = None,
+    positions: Annotated[
+        str, typer.Option(help="all, or scored: sites are changed only where predictions are scored.")
+    ] = "all",
     text_field: Annotated[str, typer.Option(help="Field with the text, where the files have fields.")] = "text",
     max_length: Annotated[int | None, typer.Option(min=2, help="Tokens a sequence (default at most 256).")] = None,
     sequences: Annotated[int, typer.Option(min=2, help="Sequences a split.")] = 300,
@@ -575,7 +578,7 @@ def compare_text(
     if context is not None and counting is None:
         raise typer.BadParameter("chunks are what others count: --counting llama.cpp.", param_hint="--context")
     recipes = _argument("simplify", lambda: [simplifications.build(specification) for specification in simplify or ()])
-    _check_asked(recipes, others or (), fit, sites or ())
+    _check_asked(recipes, others or (), fit, sites or (), positions)
     splits = _argument("split", lambda: _splits(split))
     device = _argument("device", lambda: resolve_device(device))
     precision = None if dtype is None else _argument("dtype", lambda: resolve_dtype(dtype))
@@ -613,6 +616,7 @@ def compare_text(
             task,
             recipes,
             sites=sites or ["all"],
+            positions=positions,
             sequences=sequences,
             fit_sequences=fit_sequences,
             controls=controls,
@@ -675,8 +679,11 @@ def store_text(
     out.print(f"The log-probabilities are in {escape(str(out_folder))}", soft_wrap=True)
 
 
-def _check_asked(recipes: Sequence[Any], others: Sequence[str], fit: str | None, sites: Sequence[str]) -> None:
+def _check_asked(
+    recipes: Sequence[Any], others: Sequence[str], fit: str | None, sites: Sequence[str], positions: str
+) -> None:
     """What is judged, on what it is fitted and where: another combination is a wrong call."""
+    from assay.faithfulness import resolve_positions  # noqa: PLC0415
     from assay.simplify import is_whole, learns  # noqa: PLC0415
 
     if not recipes and not others:
@@ -685,6 +692,9 @@ def _check_asked(recipes: Sequence[Any], others: Sequence[str], fit: str | None,
         raise typer.BadParameter("recipes are fitted on text: --fit FILE.", param_hint="--fit")
     if sites and all(map(is_whole, recipes)):
         raise typer.BadParameter("what is judged replaces the model; sites are for its parts.", param_hint="--sites")
+    if _argument("positions", lambda: resolve_positions(positions)) == "scored" and all(map(is_whole, recipes)):
+        hint = "--positions"
+        raise typer.BadParameter("what is judged replaces the model; positions are for its parts.", param_hint=hint)
 
 
 def _shares(**values: float) -> dict[str, float]:

@@ -16,6 +16,7 @@ from assay.engine._proxy import (
 )
 from assay.engine._run import Run
 from assay.engine._samples import Samples, batches, collect, device_scale, tensors
+from assay.engine._scored import AtScored
 from assay.engine._together import run_together, shared
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "HEAD_STREAMS",
     "NO_ATTENTION",
     "Answer",
+    "AtScored",
     "Block",
     "Clean",
     "Edit",

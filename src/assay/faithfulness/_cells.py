@@ -297,6 +297,7 @@ def cell_name(
     fingerprints: Sequence[str],
     fitted_on: str,
     judged_on: str,
+    positions: str,
     seed: int,
 ) -> str:
     """The name of a cell: a hash of everything that its scores depend on.
@@ -316,6 +317,7 @@ def cell_name(
         "features": [repr(feature) for feature in task.features],
         "fingerprints": fingerprints,
         "site": [[str(place), *streams] for place, streams in item.at.streams.items()],
+        "positions": positions,
         "train": fitted_on if learns(item.simplification) else None,
         "split": judged_on,
         "seed": seed,

@@ -382,6 +382,8 @@ class Comparison:
             )
         if not record.settings["controls"]:
             yield "No controls were judged: whether agreement means anything here is not known."
+        if record.settings.get("positions") == "scored":
+            yield "Sites are changed at scored positions only: what simplifications do elsewhere is not judged."
         for split in record.splits:
             # What is only fitted on has no interval.
             if split.role != "train" and split.different < split.sequences:
