@@ -556,11 +556,11 @@ def compare_text(
 
     Exit status: 0 done, 1 the work failed, 2 the call was wrong, 3 a verdict is not what --require asks for.
     """
-    from assay.engine import Engine  # noqa: PLC0415  (keeps --help fast)
+    from assay.engine import engine_of  # noqa: PLC0415  (keeps --help fast)
     from assay.faithfulness import Requirement, Workers, resolve_metrics, resolve_primary  # noqa: PLC0415
     from assay.models import CONTEXT  # noqa: PLC0415
     from assay.reports import write_junit  # noqa: PLC0415
-    from assay.simplify import simplifications  # noqa: PLC0415
+    from assay.simplify import is_whole, simplifications  # noqa: PLC0415
     from assay.studies import counted, text  # noqa: PLC0415
     from assay.subjects import (  # noqa: PLC0415
         load,
@@ -599,7 +599,7 @@ def compare_text(
         ),
     )
     recipes += _argument("with", lambda: _others(others or (), subject, same_tokenizer))
-    engine = Engine(subject)
+    engine = engine_of(subject, parts=not all(map(is_whole, recipes)))
     _argument("sites", lambda: engine.sites(sites or ["all"]))
     task = _argument("split", lambda: text.task_of(subject, fit, splits, text_field=text_field, max_length=max_length))
     basis = (task, subject.objective, resolve_metrics(subject.objective, of_models=bool(others)))

@@ -3,6 +3,7 @@
 from assay.engine._attention import Edit, PatternEdit, VectorEdit
 from assay.engine._engine import Engine
 from assay.engine._places import ATTENTION, BLOCK_STREAMS, HEAD_STREAMS, Block, Head, Named, Place, Site
+from assay.engine._plain import PlainEngine, engine_of
 from assay.engine._proxy import (
     NO_ATTENTION,
     Answer,
@@ -35,6 +36,7 @@ __all__ = [
     "Named",
     "PatternEdit",
     "Place",
+    "PlainEngine",
     "Proxy",
     "Run",
     "Samples",
@@ -47,6 +49,7 @@ __all__ = [
     "check_proxy",
     "collect",
     "device_scale",
+    "engine_of",
     "run_together",
     "shared",
     "tensors",

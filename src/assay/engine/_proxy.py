@@ -293,6 +293,8 @@ def _other_attention(engine: Engine, other: Engine) -> str | None:
 
     Their heads have to correspond, and the subject's rows may have to be made again by the other's code.
     """
+    if engine.unreadable is not None:
+        return f"the subject's attention cannot be read: {engine.unreadable}"
     kind, own = type(other.subject.model), type(engine.subject.model)
     if kind is not own:
         return f"the attention of a {kind.__name__} is not compared with that of a {own.__name__}"

@@ -19,7 +19,7 @@ import torch
 
 from assay._errors import AssayError, unknown_name
 from assay._fingerprint import NotHashableError, fingerprint_or_reason
-from assay.engine import AtScored, EditedSubject, Engine, Named, Proxy, Samples, batches, collect, tensors
+from assay.engine import AtScored, EditedSubject, Engine, Named, Proxy, Samples, batches, collect, engine_of, tensors
 from assay.faithfulness._cells import DRAWS, Candidate, Cells, Found, candidates_of, cell_name
 from assay.faithfulness._comparison import (
     Comparison,
@@ -121,8 +121,9 @@ def compare(
     `workers` do the work: `Workers(jobs=4)` are four processes, `Workers(cluster="tcp://10.0.0.1:8786")` those of a
     Dask cluster. One that dies loses only what it was doing; where there are several GPUs, workers take turns.
 
-    Raises AssayError for bad arguments, a subject whose attention cannot be edited, or one that gives numbers that
-    are not finite.
+    A subject of an architecture whose attention cannot be edited is judged against what replaces it whole
+    (`OtherModel`), and attention is skipped. Raises AssayError for bad arguments, such a subject where its parts are to
+    be simplified, and one that gives numbers that are not finite.
     """
     started = time.monotonic()
     subjects = [subject] if isinstance(subject, Subject) else list(subject)
@@ -148,9 +149,9 @@ def compare(
 
     _check_recipes(chosen, subjects, inputs)
 
-    parts = not all(map(is_whole, chosen))
+    parts = _have_parts(chosen)
     variants = [*subjects, *([subjects[0].shuffled_copy()] if controls and parts else [])]
-    engines = [Engine(variant) for variant in variants]
+    engines = [engine_of(variant, parts=parts) for variant in variants]
     candidates = candidates_of(engines[0], chosen, sites, controls, refit)
     options: dict[str, Any] = {"seed": seed, "resamples": resamples, "level": level}
     settings = {
@@ -664,6 +665,11 @@ def _groups(items: Sequence[Candidate], workers: Workers, pieces: int) -> Iterat
         yield items[part * len(items) // parts : (part + 1) * len(items) // parts]
 
 
+def _have_parts(simplifications: Iterable[Simplification]) -> bool:
+    """Whether any acts on parts of the subject, so that these have to be found."""
+    return not all(map(is_whole, simplifications))
+
+
 def _placed(subject: Subject, place: int | None) -> Subject:
     """In a worker: the subject on the GPU that is this piece's turn, where there are several."""
     if place is None or subject.device.type != "cuda" or torch.cuda.device_count() < 2:
@@ -672,7 +678,7 @@ def _placed(subject: Subject, place: int | None) -> Subject:
 
 
 def _fit(subject: Subject, train: Split | None, items: Sequence[Candidate], place: int | None) -> list[Simplification]:
-    engine = Engine(_placed(subject, place))
+    engine = engine_of(_placed(subject, place), parts=_have_parts(item.simplification for item in items))
     streams = sorted({stream for item in items for stream in item.streams})
     samples = Samples(engine.heads, subject=subject) if train is None else collect(engine, train, streams)
     fits: dict[tuple[int, str], Simplification] = {}
@@ -699,7 +705,7 @@ def _judge(  # noqa: PLR0917
     positions: Positions,
     place: int | None,
 ) -> dict[str, Scores | NotFiniteError]:
-    engine = Engine(_placed(subject, place))
+    engine = engine_of(_placed(subject, place), parts=_have_parts(fitted.values()))
     found: dict[str, Scores | NotFiniteError] = {}
     for group in _held_together(fitted, engine.subject.parameters):
         proxies = {key: _acting(fitted[key], engine.subject, positions) for key in group}

@@ -117,8 +117,9 @@ class NoiseFloor(_Model):
     `logit_difference` is the largest absolute difference of a logit from the untouched subject under its own eager
     attention, computed by the same kernels; `logit_difference_as_loaded` from the subject as it was loaded, with its
     attention implementation and its own kernels, and `flipped` the share of predictions that differ from those, in
-    [0, 1]. Of embeddings these are the differences of an entry of the last hidden states, and the share of sequences
-    with another nearest neighbour.
+    [0, 1]. A subject whose attention cannot be read is compared with itself, each sequence alone and unpadded. Of
+    embeddings these are the differences of an entry of the last hidden states, and the share of sequences with another
+    nearest neighbour.
     """
 
     logit_difference: float

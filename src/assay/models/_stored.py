@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from assay._errors import AssayError
-from assay.engine import NO_ATTENTION, Answer, Clean, Engine, Samples, batches, tensors
+from assay.engine import NO_ATTENTION, Answer, Clean, Samples, batches, engine_of, tensors
 from assay.models._store import HEADER, Store, StoreWriter
 from assay.subjects import Subject
 from assay.tasks import UNSCORED, Split
@@ -43,7 +43,7 @@ def store_model(
     `form` is that of `StoreWriter`. A writer that was stopped goes on with what is missing. Returns the folder. Raises
     AssayError for embeddings, which have none, and as `StoreWriter` does.
     """
-    engine = Engine(subject)
+    engine = engine_of(subject, parts=False)
     for split in splits:
         if split.objective == "embedding":
             raise AssayError(f"split {split.name!r} asks for embeddings, which have no log-probabilities to store.")
