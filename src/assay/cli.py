@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -505,6 +506,9 @@ def compare_text(
         list[str] | None,
         typer.Option(help="all (default), layer0.head1, layer2.mlp, all-heads …, repeated; A+B is one site."),
     ] = None,
+    positions: Annotated[
+        str, typer.Option(help="all, or scored: sites are changed only where predictions are scored.")
+    ] = "all",
     text_field: Annotated[str, typer.Option(help="Field with the text, where the files have fields.")] = "text",
     max_length: Annotated[int | None, typer.Option(min=2, help="Tokens a sequence (default at most 256).")] = None,
     sequences: Annotated[int, typer.Option(min=2, help="Sequences a split.")] = 300,
@@ -532,6 +536,12 @@ def compare_text(
     junit: Annotated[
         Path | None, typer.Option(help="With --require: also write the verdicts as a JUnit file.", dir_okay=False)
     ] = None,
+    counting: Annotated[
+        str | None, typer.Option(help="llama.cpp: count the models of --with as it does, too, beside Assay's numbers.")
+    ] = None,
+    context: Annotated[
+        int | None, typer.Option(min=3, help="With --counting: tokens a chunk, whose second half counts (default 512).")
+    ] = None,
     allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Read pytorch_model.bin, tensors only.")] = False,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run the code that comes with the model.")
@@ -546,11 +556,12 @@ def compare_text(
 
     Exit status: 0 done, 1 the work failed, 2 the call was wrong, 3 a verdict is not what --require asks for.
     """
-    from assay.engine import Engine  # noqa: PLC0415  (keeps --help fast)
+    from assay.engine import engine_of  # noqa: PLC0415  (keeps --help fast)
     from assay.faithfulness import Requirement, Workers, resolve_metrics, resolve_primary  # noqa: PLC0415
+    from assay.models import CONTEXT  # noqa: PLC0415
     from assay.reports import write_junit  # noqa: PLC0415
-    from assay.simplify import is_whole, learns, simplifications  # noqa: PLC0415
-    from assay.studies import text  # noqa: PLC0415
+    from assay.simplify import is_whole, simplifications  # noqa: PLC0415
+    from assay.studies import counted, text  # noqa: PLC0415
     from assay.subjects import (  # noqa: PLC0415
         load,
         resolve_device,
@@ -564,13 +575,10 @@ def compare_text(
     requirement = _argument("require", lambda: Requirement(require or "faithful"))
     if junit is not None and require is None:
         raise typer.BadParameter("say what is required of the verdicts: --require faithful.", param_hint="--junit")
+    if context is not None and counting is None:
+        raise typer.BadParameter("chunks are what others count: --counting llama.cpp.", param_hint="--context")
     recipes = _argument("simplify", lambda: [simplifications.build(specification) for specification in simplify or ()])
-    if not recipes and not others:
-        raise typer.BadParameter("give what to judge: --simplify RECIPE, or --with MODEL.", param_hint="--simplify")
-    if fit is None and any(learns(recipe) or not is_whole(recipe) for recipe in recipes):
-        raise typer.BadParameter("recipes are fitted on text: --fit FILE.", param_hint="--fit")
-    if sites and all(map(is_whole, recipes)):
-        raise typer.BadParameter("what is judged replaces the model; sites are for its parts.", param_hint="--sites")
+    _check_asked(recipes, others or (), fit, sites or (), positions)
     splits = _argument("split", lambda: _splits(split))
     device = _argument("device", lambda: resolve_device(device))
     precision = None if dtype is None else _argument("dtype", lambda: resolve_dtype(dtype))
@@ -591,12 +599,14 @@ def compare_text(
         ),
     )
     recipes += _argument("with", lambda: _others(others or (), subject, same_tokenizer))
-    engine = Engine(subject)
+    engine = engine_of(subject, parts=not all(map(is_whole, recipes)))
     _argument("sites", lambda: engine.sites(sites or ["all"]))
     task = _argument("split", lambda: text.task_of(subject, fit, splits, text_field=text_field, max_length=max_length))
     basis = (task, subject.objective, resolve_metrics(subject.objective, of_models=bool(others)))
     _argument("primary-metric", lambda: resolve_primary(*basis, primary_metric, kind="all"))
     _argument("primary-kind", lambda: resolve_primary(*basis, primary_metric, primary_kind))
+    cut = partial(counted.chunks_of, subject, task, recipes, context=context or CONTEXT, chunks=sequences)
+    chunks = None if counting is None else _argument("counting", partial(cut, counting))
     folder = out_folder or _default_folder("compare")
     with _progress() as bar:
         line = bar.add_task("starting", total=None)
@@ -606,12 +616,14 @@ def compare_text(
             task,
             recipes,
             sites=sites or ["all"],
+            positions=positions,
             sequences=sequences,
             fit_sequences=fit_sequences,
             controls=controls,
             primary_metric=primary_metric,
             primary_kind=primary_kind,
             **bars,
+            chunks=chunks,
             overwrite=overwrite,
             workers=workers,
             progress=_follow(bar, line),
@@ -622,7 +634,9 @@ def compare_text(
     if as_json:
         required = None if require is None else {"judgement": require, **bars, "met": not failing}
         tables = {table.title: [table.headings, *table.rows] for table in shown.tables}
-        print(json.dumps({**_summary(comparison, folder), "tables": tables, "required": required}, indent=2))
+        counts = None if chunks is None else json.loads((folder / counted.COUNTS).read_bytes())
+        printed = {**_summary(comparison, folder), "tables": tables, "required": required, "counting": counts}
+        print(json.dumps(printed, indent=2))
     else:
         _print_run(comparison, shown, folder)
     for verdict in failing:
@@ -663,6 +677,24 @@ def store_text(
             progress=lambda name, done, total: bar.update(line, description=name, completed=done, total=total),
         )
     out.print(f"The log-probabilities are in {escape(str(out_folder))}", soft_wrap=True)
+
+
+def _check_asked(
+    recipes: Sequence[Any], others: Sequence[str], fit: str | None, sites: Sequence[str], positions: str
+) -> None:
+    """What is judged, on what it is fitted and where: another combination is a wrong call."""
+    from assay.faithfulness import resolve_positions  # noqa: PLC0415
+    from assay.simplify import is_whole, learns  # noqa: PLC0415
+
+    if not recipes and not others:
+        raise typer.BadParameter("give what to judge: --simplify RECIPE, or --with MODEL.", param_hint="--simplify")
+    if fit is None and any(learns(recipe) or not is_whole(recipe) for recipe in recipes):
+        raise typer.BadParameter("recipes are fitted on text: --fit FILE.", param_hint="--fit")
+    if sites and all(map(is_whole, recipes)):
+        raise typer.BadParameter("what is judged replaces the model; sites are for its parts.", param_hint="--sites")
+    if _argument("positions", lambda: resolve_positions(positions)) == "scored" and all(map(is_whole, recipes)):
+        hint = "--positions"
+        raise typer.BadParameter("what is judged replaces the model; positions are for its parts.", param_hint=hint)
 
 
 def _shares(**values: float) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """How a proxy is judged: metrics, statistics, comparison, verdicts."""
 
 from assay.faithfulness._clean_pass import CleanPass
-from assay.faithfulness._compare import Step, compare
+from assay.faithfulness._compare import Step, compare, resolve_positions
 from assay.faithfulness._comparison import Comparison, FeatureRecord, Record
 from assay.faithfulness._embeddings import Cosine, SameNeighbour, embedding_metrics
 from assay.faithfulness._folder import claim
@@ -69,5 +69,6 @@ __all__ = [
     "metrics",
     "rank_correlation",
     "resolve_metrics",
+    "resolve_positions",
     "resolve_primary",
 ]

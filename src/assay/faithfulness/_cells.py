@@ -310,6 +310,7 @@ def cell_name(
     fingerprints: Sequence[str],
     fitted_on: str,
     judged_on: str,
+    positions: str,
     seed: int,
 ) -> str:
     """The name of a cell: a hash of everything that its scores depend on.
@@ -329,6 +330,7 @@ def cell_name(
         "features": [repr(feature) for feature in task.features],
         "fingerprints": fingerprints,
         "site": [[str(place), *streams] for place, streams in item.at.streams.items()],
+        "positions": positions,
         "train": fitted_on if learns(item.simplification) else None,
         "split": judged_on,
         "seed": seed,
@@ -339,7 +341,7 @@ def cell_name(
 _AFTER_CELLS = ("cli", "cli.py", "proofs", "reports", "studies", "testing")
 _AFTER_CELLS_HERE = (
     "_assess", "_cells", "_comparison", "_effects", "_flips", "_folder", "_heads", "_of_models", "_quantiles",
-    "_statistics", "_summary", "_verdicts",
+    "_statistics", "_summary", "_told_apart", "_verdicts",
 )  # fmt: skip
 """Rooms, and files of this one, that only read finished cells: a change there leaves cells as they are."""
 

@@ -119,8 +119,9 @@ class NoiseFloor(_Model):
     `logit_difference` is the largest absolute difference of a logit from the untouched subject under its own eager
     attention, computed by the same kernels; `logit_difference_as_loaded` from the subject as it was loaded, with its
     attention implementation and its own kernels, and `flipped` the share of predictions that differ from those, in
-    [0, 1]. Of embeddings these are the differences of an entry of the last hidden states, and the share of sequences
-    with another nearest neighbour.
+    [0, 1]. A subject whose attention cannot be read is compared with itself, each sequence alone and unpadded. Of
+    embeddings these are the differences of an entry of the last hidden states, and the share of sequences with another
+    nearest neighbour.
     """
 
     logit_difference: float
@@ -413,6 +414,8 @@ class Comparison:
             )
         if not record.settings["controls"]:
             yield "No controls were judged: whether agreement means anything here is not known."
+        if record.settings.get("positions") == "scored":
+            yield "Sites are changed at scored positions only: what simplifications do elsewhere is not judged."
         for split in record.splits:
             # What is only fitted on has no interval.
             if split.role != "train" and split.different < split.sequences:

@@ -35,6 +35,7 @@ from assay.faithfulness._statistics import (
     matched_gaps,
     share_recovered,
 )
+from assay.faithfulness._told_apart import not_told_apart
 from assay.simplify import is_whole
 from assay.subjects import Subject
 from assay.tasks import Kind, Split, sequence_hashes
@@ -295,7 +296,8 @@ class _Measured:
 
     `limits` has an entry for each of `columns`, `draws` for each of the pairs; `strata[metric, kind]` are sums and
     counts (seed, sequence, bin). A control that was drawn several times counts each draw as a seed, where there is one
-    training seed; where there are more, a seed has the mean over its draws.
+    training seed; where there are more, a seed has the mean over its draws. What is not told apart from the error of
+    stored answers counts nothing, and `unsure[metric, kind]` says why.
     """
 
     columns: tuple[Column, ...]
@@ -307,6 +309,7 @@ class _Measured:
     draws: Draws
     seeds: int
     skipped: Mapping[str, str]
+    unsure: Mapping[tuple[str, str], str]
     largest: float
 
     @classmethod
@@ -319,11 +322,16 @@ class _Measured:
             sums, counts = sums[0], np.repeat(counts, sums.shape[1], axis=0)
         else:
             sums = sums.mean(axis=1)
+        unsure = not_told_apart(columns, sums, counts, max(cell.kl_error for cell in chain(*cells)))
         by_margin: dict[tuple[str, str], list[int]] = {}
         for index, column in enumerate(columns):
             if column.feature == MARGIN:
                 by_margin.setdefault((column.metric, column.kind), []).append(index)
                 by_margin.setdefault((column.metric, ALL), []).append(index)
+        for pair in unsure:
+            by_margin.pop(pair, None)
+            alone = columns.index(Column(*pair, "", 0))
+            sums[..., alone] = counts[..., alone] = 0
         rest = [index for index, column in enumerate(columns) if column.feature != MARGIN]
         kept = tuple(columns[index] for index in rest)
         place = {(column.metric, column.kind): i for i, column in enumerate(kept) if not column.feature}
@@ -344,6 +352,7 @@ class _Measured:
             draws=drawn.select([place[pair] for pair in way.pairs]),
             seeds=len(cells),
             skipped=cells[0][0].skipped,
+            unsure=unsure,
             largest=max(cell.largest for cell in chain(*cells)),
         )
 
@@ -388,9 +397,11 @@ def _gap_rows(
                    "degrees": values.degrees, "p": p_values}  # fmt: skip
         columns |= _per_sequence(on_iid, on_shift, way, names)
         weights = way.weights[names[0]], way.weights[names[1]]
-        places = [place for place, pair in enumerate(pairs) if pair in on_iid.strata and not base["is_control"]]
+        both = on_iid.strata.keys() & on_shift.strata.keys()
+        places = [place for place, pair in enumerate(pairs) if pair in both and not base["is_control"]]
         reason = "controls are not compared at equal margin" if base["is_control"] else NO_MARGIN
-        matched = [Matched.nothing(reason)] * len(pairs)
+        unsure = {**on_shift.unsure, **on_iid.unsure}
+        matched = [Matched.nothing(unsure.get(pair, reason)) for pair in pairs]
         compared = matched_gaps(
             [on_iid.strata[pairs[place]] for place in places],
             [on_shift.strata[pairs[place]] for place in places],
@@ -531,6 +542,8 @@ def _rows(base: Mapping[str, Any], measured: _Measured, way: _Way) -> list[dict[
         reason = None
         if column.metric in measured.skipped:
             reason = f"skipped: {measured.skipped[column.metric]}"
+        elif not column.feature and (column.metric, column.kind) in measured.unsure:
+            reason = f"skipped: {measured.unsure[column.metric, column.kind]}"
         elif predictions[index] == 0:
             reason = "no such prediction in this split"
         elif limits.how[index] == "none":
@@ -571,7 +584,12 @@ def sequence_tables(
         if isinstance(scores, NotFiniteError):
             continue
         item, variant = by_key[key], variants[number]
-        whole = [index for index, column in enumerate(scores.columns) if not column.feature]
+        unsure = not_told_apart(scores.columns, scores.sums[None], scores.counts[None], scores.kl_error)
+        whole = [
+            index
+            for index, column in enumerate(scores.columns)
+            if not column.feature and (column.metric, column.kind) not in unsure
+        ]
         column, sequence = np.nonzero(scores.counts[:, whole].T)
         counts = scores.counts[:, whole][sequence, column]
         size = len(column)
