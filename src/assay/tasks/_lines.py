@@ -67,7 +67,7 @@ def whole(source: TextSource, field: str, split: str) -> str:
 
     Raises AssayError, with the split's name, for what cannot be read as text.
     """
-    named = isinstance(source, str | Path) and not str(source).startswith(_HUB)
+    named = isinstance(source, str | Path) and not str(source).startswith(HUB)
     if named and _is_plain(path := Path(str(source))) and path.is_file():
         return "\n".join(_plain(path, split))
     return "\n".join(lines(source, field, split))
