@@ -104,7 +104,7 @@ def run(
         progress=progress,
     )
     progress(Step(1, 1, "figures"))
-    shown = views(comparison, subject, task, simplifications, sequences)
+    shown = views(comparison, subject, task, simplifications, sequences, fit_sequences)
     (folder / COUNTS).unlink(missing_ok=True)
     if chunks is not None:
         progress(Step(1, 1, "counting"))
