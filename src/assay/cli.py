@@ -129,6 +129,25 @@ def _print_run(comparison: Any, shown: Any, folder: Path) -> None:
     _say_where(folder)
 
 
+def _print_parts(done: Sequence[Any], shown: Any, folder: Path, *, markdown: Path | None, as_json: bool) -> None:
+    """What a study of several parts leaves: its tables, in the terminal and as Markdown, and where the pages are."""
+    from assay.reports import terminal_table, write_tables  # noqa: PLC0415
+
+    if markdown is not None:
+        write_tables(shown.tables, markdown)
+    if as_json:
+        tables = {table.title: [table.headings, *table.rows] for table in shown.tables}
+        parts = {one.part.name: _summary(one.comparison, one.folder) for one in done}
+        print(json.dumps({"folder": str(folder), "tables": tables, "parts": parts}, indent=2))
+        return
+    for table in shown.tables:
+        if not table.quiet:
+            out.print(terminal_table(table), "")
+    for one in done:
+        out.print(f"{escape(one.part.name)}: {escape(str(one.folder / 'report.html'))}", soft_wrap=True)
+    _say_where(folder)
+
+
 def _default_folder(study: str) -> Path:
     return Path("assay-runs") / f"{study}-{datetime.now():%Y%m%d-%H%M%S}"
 
@@ -376,7 +395,6 @@ def run_compressed(
 ) -> None:
     """Judge compressed copies of models: rounded, pruned, of low rank, and a table of n-grams in their place."""
     from assay.faithfulness import Workers  # noqa: PLC0415  (keeps --help fast)
-    from assay.reports import terminal_table, write_tables  # noqa: PLC0415
     from assay.studies import compressed  # noqa: PLC0415
     from assay.subjects import resolve_device  # noqa: PLC0415
 
@@ -397,19 +415,49 @@ def run_compressed(
             workers=workers,
             progress=_follow(bar, line),
         )
-    if markdown is not None:
-        write_tables(shown.tables, markdown)
-    if as_json:
-        tables = {table.title: [table.headings, *table.rows] for table in shown.tables}
-        parts = {one.part.name: _summary(one.comparison, one.folder) for one in done}
-        print(json.dumps({"folder": str(folder), "tables": tables, "parts": parts}, indent=2))
-        return
-    for table in shown.tables:
-        if not table.quiet:
-            out.print(terminal_table(table), "")
-    for one in done:
-        out.print(f"{escape(one.part.name)}: {escape(str(one.folder / 'report.html'))}", soft_wrap=True)
-    _say_where(folder)
+    _print_parts(done, shown, folder, markdown=markdown, as_json=as_json)
+
+
+@run_app.command("circuits")
+def run_circuits(
+    full: Annotated[
+        bool, typer.Option("--full", help="Five Dyck seeds, more methods, sizes and pairs: an hour on a CPU.")
+    ] = False,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="dyck, induction or smollm2 (slow), repeated (default the first two)."),
+    ] = None,
+    sequences: Annotated[int | None, typer.Option(min=2, help="Pairs a split.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Also write the tables as Markdown to this file.")] = None,
+    device: Device = "cpu",
+    jobs: Jobs = 1,
+    dask: Dask = None,
+    out_folder: OutFolder = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Find circuits on pairs, and judge them under shifts, beside random ones and those found there."""
+    from assay.faithfulness import Workers  # noqa: PLC0415  (keeps --help fast)
+    from assay.studies import circuits  # noqa: PLC0415
+    from assay.subjects import resolve_device  # noqa: PLC0415
+
+    workers = _argument("jobs", lambda: Workers(jobs, dask))
+    device = _argument("device", lambda: resolve_device(device))
+    _argument("only", lambda: circuits.check_parts(only or ()))
+    folder = out_folder or _default_folder("circuits")
+    with _progress() as bar:
+        line = bar.add_task("starting", total=None)
+        done, shown = circuits.run(
+            folder,
+            everything=full,
+            only=only or (),
+            device=device,
+            sequences=sequences,
+            overwrite=overwrite,
+            workers=workers,
+            progress=_follow(bar, line),
+        )
+    _print_parts(done, shown, folder, markdown=markdown, as_json=as_json)
 
 
 @run_app.command("max-of-k")
@@ -480,7 +528,15 @@ def train_max_of_k(
 @app.command("compare")
 def compare_text(
     model: Annotated[str, typer.Argument(help="A folder, a Hugging Face name, or a shipped model.")],
-    split: Annotated[list[str], typer.Option(help="NAME=FILE, repeated; one is iid, the others are shifts.")],
+    split: Annotated[
+        list[str] | None, typer.Option(help="NAME=FILE, repeated; one is iid, the others are shifts.")
+    ] = None,
+    pairs: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Pairs instead of text, for circuits: a file whose rows name their splits, or NAME=FILE, repeated."
+        ),
+    ] = None,
     fit: Annotated[
         str | None,
         typer.Option(help="Text to fit on: .txt, .jsonl(.gz), .parquet, or hub:NAME; not needed for --with alone."),
@@ -578,8 +634,9 @@ def compare_text(
     if context is not None and counting is None:
         raise typer.BadParameter("chunks are what others count: --counting llama.cpp.", param_hint="--context")
     recipes = _argument("simplify", lambda: [simplifications.build(specification) for specification in simplify or ()])
-    _check_asked(recipes, others or (), fit, sites or (), positions)
-    splits = _argument("split", lambda: _splits(split))
+    _check_asked(recipes, others or (), fit or pairs, sites or (), positions)
+    _check_source(split, pairs, (fit, max_length, counting))
+    splits = _argument("split", lambda: _splits(split or []))
     device = _argument("device", lambda: resolve_device(device))
     precision = None if dtype is None else _argument("dtype", lambda: resolve_dtype(dtype))
     asked = None if objective is None else _argument("objective", lambda: resolve_objective(objective))
@@ -601,7 +658,8 @@ def compare_text(
     recipes += _argument("with", lambda: _others(others or (), subject, same_tokenizer))
     engine = engine_of(subject, parts=not all(map(is_whole, recipes)))
     _argument("sites", lambda: engine.sites(sites or ["all"]))
-    task = _argument("split", lambda: text.task_of(subject, fit, splits, text_field=text_field, max_length=max_length))
+    make = partial(text.task_of, subject, fit, splits, text_field=text_field, max_length=max_length)
+    task = _argument("pairs", lambda: text.pairs_of(subject, pairs)) if pairs else _argument("split", make)
     basis = (task, subject.objective, resolve_metrics(subject.objective, of_models=bool(others)))
     _argument("primary-metric", lambda: resolve_primary(*basis, primary_metric, kind="all"))
     _argument("primary-kind", lambda: resolve_primary(*basis, primary_metric, primary_kind))
@@ -639,8 +697,13 @@ def compare_text(
         print(json.dumps(printed, indent=2))
     else:
         _print_run(comparison, shown, folder)
+    _exit_if(failing, require)
+
+
+def _exit_if(failing: Sequence[Any], required: str | None) -> None:
+    """Say which verdicts are not what is required, and leave with exit status 3 if there are any."""
     for verdict in failing:
-        err.print(f"[bold red]required {require}:[/] {escape(str(verdict))}", soft_wrap=True)
+        err.print(f"[bold red]required {required}:[/] {escape(str(verdict))}", soft_wrap=True)
     if failing:
         raise typer.Exit(3)
 
@@ -679,8 +742,20 @@ def store_text(
     out.print(f"The log-probabilities are in {escape(str(out_folder))}", soft_wrap=True)
 
 
+def _check_source(split: Sequence[str] | None, pairs: Sequence[str] | None, of_text: Sequence[object]) -> None:
+    """What is judged on: text, or pairs without what is for text; another combination is a wrong call."""
+    if pairs and (split or any(option is not None for option in of_text)):
+        raise typer.BadParameter(
+            "pairs have splits and lengths of their own; leave out what is for text (--split, --fit, --max-length, "
+            "--counting).",
+            param_hint="--pairs",
+        )
+    if not pairs and not split:
+        raise typer.BadParameter("give what to judge on: --split iid=FILE, or --pairs FILE.", param_hint="--split")
+
+
 def _check_asked(
-    recipes: Sequence[Any], others: Sequence[str], fit: str | None, sites: Sequence[str], positions: str
+    recipes: Sequence[Any], others: Sequence[str], fit: object, sites: Sequence[str], positions: str
 ) -> None:
     """What is judged, on what it is fitted and where: another combination is a wrong call."""
     from assay.faithfulness import resolve_positions  # noqa: PLC0415

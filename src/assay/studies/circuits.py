@@ -101,6 +101,7 @@ class Done:
     part: Part
     comparison: Comparison
     found: Sequence[Found]
+    folder: Path
 
 
 def check_parts(only: Sequence[str]) -> None:
@@ -184,7 +185,7 @@ def _judged(folder: Path, part: Part, overwrite: bool, workers: Workers, progres
         progress=lambda step: progress(Step(step.done, step.total, f"{part.name}: {step.text}")),
     )
     progress(Step(1, 1, f"{part.name}: circuits"))
-    return Done(part, comparison, list(_found(part, comparison)))
+    return Done(part, comparison, list(_found(part, comparison)), folder)
 
 
 def _found(part: Part, comparison: Comparison) -> Iterator[Found]:

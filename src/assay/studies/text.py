@@ -10,7 +10,7 @@ from assay.simplify import Simplification
 from assay.studies.counted import COUNTS, counted, counts_table, write_counts
 from assay.studies.two_models import views
 from assay.subjects import Subject
-from assay.tasks import Split, Text, TextSource
+from assay.tasks import Pairs, Split, Task, Text, TextSource
 
 MAX_LENGTH = 256
 """Tokens a sequence, where the model has positions for as many and nothing else is said."""
@@ -59,10 +59,32 @@ def task_of(
     )
 
 
+def pairs_of(subject: Subject, sources: Sequence[str]) -> Pairs:
+    """The task of files of pairs: one file, whose rows name their splits, or `NAME=FILE` for each split.
+
+    Raises AssayError as `Pairs.read` does, for two files that name no split, and for pairs that are none in the
+    subject's tokens, or in none of them.
+    """
+    named = dict(source.partition("=")[::2] for source in sources if "=" in source and not Path(source).is_file())
+    if len(named) == len(sources):
+        found = Pairs.read(named)
+    elif len(sources) == 1:
+        found = Pairs.read(sources[0])
+    else:
+        raise AssayError(
+            f"pairs {', '.join(sources)}: give one file, or NAME=FILE for each split (train=…, iid=…, and "
+            "shifts), each name once."
+        )
+    bound: Pairs = found if found.is_bound else found.bound_to(subject.tokenizer)
+    for name in bound.split_names:
+        bound.split(name, 1)
+    return bound
+
+
 def run(
     folder: Path,
     subject: Subject,
-    task: Text,
+    task: Task,
     simplifications: Sequence[Simplification],
     *,
     sites: Sequence[str] = ("all",),
