@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from assay.faithfulness import LAYER, Comparison, FeatureRecord
 from assay.reports._circuits import circuit_figure, heat_figure
@@ -180,6 +180,7 @@ def agreement_by_size(comparison: Comparison, site: str) -> Figure:
                     if len(value):
                         axes.axhline(float(value.iloc[0]), color=colour, linestyle=":", linewidth=1)
             axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
             axes.set_xticks(sizes, [str(size) for size in sizes])
             axes.set_xlabel("rank" if names[0].count("rank") else "clusters")
             axes.set_ylim(-0.02, 1.02)
@@ -441,6 +442,7 @@ def points_chart(chart: Chart) -> Figure:
         axes.grid(axis="x", visible=False)
     if chart.logarithmic:
         axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.set_xlabel(chart.x_label)
     axes.set_ylabel(chart.y_label)
     longest = max(len(str(entry.get_label())) for entry in entries)
