@@ -4,10 +4,11 @@ One file a discovery method; one line here registers it, and an entry point of `
 """
 
 from assay.circuits._attribution import EdgeAttribution, IntegratedEdgeAttribution
-from assay.circuits._circuit import AllAblated, Circuit, CircuitProxy, RandomCircuit
+from assay.circuits._circuit import AllAblated, Circuit, CircuitProxy, RandomCircuit, write_mib
 from assay.circuits._exact import ExactEdges, ExactNodes
 from assay.circuits._graph import Edge, Graph
 from assay.circuits._problem import Ablation, Batch, Discovery, Measure, Problem, Reference, discoveries
+from assay.circuits._stated import Found
 
 discoveries.register("eap", EdgeAttribution)
 discoveries.register("eap-ig", IntegratedEdgeAttribution)
@@ -25,6 +26,7 @@ __all__ = [
     "EdgeAttribution",
     "ExactEdges",
     "ExactNodes",
+    "Found",
     "Graph",
     "IntegratedEdgeAttribution",
     "Measure",
@@ -32,4 +34,5 @@ __all__ = [
     "RandomCircuit",
     "Reference",
     "discoveries",
+    "write_mib",
 ]

@@ -19,8 +19,8 @@ from assay.simplify._protocol import (
     simplifications,
     source_of,
 )
-from assay.simplify._proxy import Origin, SimplifiedSubject
-from assay.simplify._saved import load_proxy
+from assay.simplify._proxy import Origin, SavedProxy, SimplifiedSubject
+from assay.simplify._saved import load_proxy, save_proxy
 from assay.simplify._svd import SVD
 
 simplifications.register("svd", SVD)
@@ -41,6 +41,7 @@ __all__ = [
     "RandomPerturbation",
     "RandomProjection",
     "RepresentationBits",
+    "SavedProxy",
     "Simplification",
     "SimplifiedSubject",
     "UniformAttention",
@@ -52,6 +53,7 @@ __all__ = [
     "learns",
     "load_proxy",
     "representation_bits",
+    "save_proxy",
     "simplifications",
     "source_of",
 ]

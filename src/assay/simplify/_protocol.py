@@ -48,6 +48,10 @@ class Simplification(Protocol):
     `ablated()` gives the simplification in which everything is ablated that the recipe could keep (of a circuit: the
     empty one, with the same ablation), or None. It is judged as a control, and says in place of mean ablation of the
     site what there was to recover: what the recipe keeps is measured from there to the subject.
+
+    A recipe whose proxies are no edits can be saved if they offer `save` (`assay.simplify.SavedProxy`, by
+    `save_proxy`) and the class says how: `saved()` gives all that it holds in plain values, arrays and tensors, and
+    the class method `restored(saved)` makes it again.
     """
 
     streams: ClassVar[tuple[str, ...]]
