@@ -180,7 +180,6 @@ def agreement_by_size(comparison: Comparison, site: str) -> Figure:
                     if len(value):
                         axes.axhline(float(value.iloc[0]), color=colour, linestyle=":", linewidth=1)
             axes.set_xscale("log", base=2)
-        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
             axes.set_xticks(sizes, [str(size) for size in sizes])
             axes.set_xlabel("rank" if names[0].count("rank") else "clusters")
             axes.set_ylim(-0.02, 1.02)
