@@ -52,7 +52,7 @@ def _circuits(sizes: Sequence[int], methods: Sequence[str]) -> list[Circuit]:
 def dyck(*, everything: bool, device: str) -> Part:
     """Bracket matchers on far closing brackets: which opener was it? Five training seeds with `everything`."""
     seeds = shipped()["dyck-20-10"] if everything else (0,)
-    methods = ("exact", "eap-ig", "eap", "greedy") if everything else ("exact", "eap-ig")
+    methods = ("exact", "eap-ig", "eap", "greedy") if everything else ("exact", "eap-ig", "greedy")
     return Part(
         "dyck",
         [load("dyck-20-10", seed=seed, device=device) for seed in seeds],
