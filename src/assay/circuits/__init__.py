@@ -7,6 +7,7 @@ from assay.circuits._attribution import EdgeAttribution, IntegratedEdgeAttributi
 from assay.circuits._circuit import AllAblated, Circuit, CircuitProxy, RandomCircuit
 from assay.circuits._exact import ExactEdges, ExactNodes
 from assay.circuits._graph import Edge, Graph
+from assay.circuits._measured import divergences, measured, measured_by_pair
 from assay.circuits._problem import Ablation, Batch, Discovery, Measure, Problem, Reference, discoveries
 
 discoveries.register("eap", EdgeAttribution)
@@ -32,4 +33,7 @@ __all__ = [
     "RandomCircuit",
     "Reference",
     "discoveries",
+    "divergences",
+    "measured",
+    "measured_by_pair",
 ]

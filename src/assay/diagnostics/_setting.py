@@ -1,0 +1,96 @@
+"""What diagnostics of a circuit share: its pairs, the subject's effect on them, and numbers with limits."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from assay._errors import AssayError
+from assay.circuits import Circuit, Problem, RandomCircuit
+from assay.circuits._circuit import LEAST_PAIRS
+from assay.engine import Engine
+from assay.faithfulness import UNBOUNDED, Weights, draws, estimate
+from assay.faithfulness._statistics import smooth
+from assay.faithfulness._summary import weights_of
+from assay.subjects import Subject
+from assay.tasks import Split
+
+CLEAR = 0.99
+"""Shares of an effect are measured where this interval of the effect does not contain 0."""
+
+
+class Estimate(NamedTuple):
+    """A number with its confidence limits."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A circuit on the pairs of a split.
+
+    `kept` are its edges on paths; `subject` and `ablated` have m of every pair for the subject and with all edges
+    ablated. `weights` are those that `compare` gives the split's sequences: whatever is measured there is paired.
+    """
+
+    problem: Problem
+    kept: Bool[np.ndarray, "sender receiver"]
+    weights: Weights
+    subject: Float[np.ndarray, " pair"]
+    ablated: Float[np.ndarray, " pair"]
+
+    @classmethod
+    def of(
+        cls, circuit: Circuit | RandomCircuit, subject: Subject, split: Split, *, resamples: int, seed: int
+    ) -> "Setting":
+        """That of a fitted circuit.
+
+        Raises AssayError for a split without pairs or with fewer than 30 different ones, and where ablating every edge
+        is not shown to change m there.
+        """
+        if not split.has_pairs:
+            raise AssayError(
+                f"split {split.name!r} has no pairs (counterfactuals, answers, foils), so no circuit can be judged on "
+                "it; give a split of pairs, such as those of assay.tasks.Pairs."
+            )
+        weights = weights_of(split, seed=seed, resamples=resamples)
+        if weights.size < LEAST_PAIRS:
+            raise AssayError(
+                f"split {split.name!r} has only {weights.size} different pairs; to judge a circuit give at least "
+                f"{LEAST_PAIRS}."
+            )
+        proxy = circuit.apply(subject)
+        problem = Problem(Engine(subject), split, proxy.reference)
+        found = cls(problem, proxy.pruned, weights, *problem.baseline)
+        effect = found.mean(found.subject - found.ablated, level=CLEAR)
+        if not (effect.low > 0 or effect.high < 0):
+            raise AssayError(
+                f"nothing to explain on split {split.name!r}: ablating every edge ({proxy.reference.ablation}) changes "
+                f"the mean logit difference of answer and foils by {effect.value:.3g}, and the 99% interval "
+                f"[{effect.low:.3g}, {effect.high:.3g}] contains 0."
+            )
+        return found
+
+    def mean(self, values: Float[np.ndarray, " pair"], *, level: float) -> Estimate:
+        """The mean over pairs of a number without bounds."""
+        found = draws(values[None, :, None], np.ones((1, len(values), 1)), self.weights, bounds=[UNBOUNDED])
+        limits = estimate(found, level=level, nonnegative=False)
+        return Estimate(float(limits.value[0]), float(limits.low[0]), float(limits.high[0]))
+
+    def smooth(
+        self,
+        function: Callable[[Float[np.ndarray, "column ..."]], Float[np.ndarray, "..."]],
+        columns: Sequence[Float[np.ndarray, " pair"]],
+        *,
+        level: float,
+    ) -> Estimate:
+        """A smooth function of sums over pairs, such as a share of the effect."""
+        sums = np.stack(columns, axis=-1)[None]
+        return Estimate(*smooth(function, (sums, self.weights), level=level))
