@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from assay.circuits import Circuit, CircuitProxy, Reference
 from assay.engine import Engine, collect
 from assay.subjects import Subject
 from assay.tasks import Split
@@ -49,3 +50,22 @@ def pairs_of(subject, name="iid", *, count=60, length=5, seed=0):
 
 def fitted(circuit, subject, split):
     return circuit.fit(collect(Engine(subject), split, ()))
+
+
+def differences(logits, split):
+    """m of every pair, from logits."""
+    rows = np.arange(len(split.tokens))
+    last = logits[:, -1].numpy()
+    return last[rows, split.answers[:, -1]] - last[rows, split.foils[:, -1]]
+
+
+def logits_of(subject, split, kept):
+    """The logits of the circuit of a matrix of edges, by its proxy."""
+    graph = Circuit(edges=["embeddings -> logits"]).apply(subject).graph
+    proxy = CircuitProxy(subject, graph, kept, Reference("counterfactual"), None)
+    return proxy.on_pairs(torch.from_numpy(split.tokens), torch.from_numpy(split.counterfactuals))
+
+
+def m_of(subject, split, kept):
+    """m of every pair for the circuit of a matrix of edges, by its proxy."""
+    return differences(logits_of(subject, split, kept), split)

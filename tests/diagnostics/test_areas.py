@@ -3,18 +3,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from small_decoder import fitted, pairs_of
+from small_decoder import differences, fitted, pairs_of
 
 from assay import AssayError
 from assay.circuits import Circuit
 from assay.diagnostics import area_from_one, area_under, areas
-
-
-def differences(logits, split):
-    """m of every pair, from logits."""
-    rows = np.arange(len(split.tokens))
-    last = logits[:, -1].numpy()
-    return last[rows, split.answers[:, -1]] - last[rows, split.foils[:, -1]]
 
 
 def by_hand(decoder, split, circuit):
@@ -89,10 +82,10 @@ def test_differences_of_areas_are_paired(decoder, pairs, found):
 
 
 def test_bad_input_is_refused(decoder, pairs, found):
+    given = Circuit(edges=["embeddings -> logits"])
+    given.apply(decoder)
     with pytest.raises(AssayError, match="was given and not found"):
-        areas(Circuit(edges=["embeddings -> logits"]).of_size(2), decoder, pairs)
-    with pytest.raises(AssayError, match="unknown grid 'log'"):
-        areas(found, decoder, pairs, grid="log")
+        areas(given, decoder, pairs)
     with pytest.raises(AssayError, match="only 12 different pairs"):
         areas(found, decoder, pairs.first(12))
     shift = areas(found, decoder, pairs_of(decoder, "other"), resamples=20)

@@ -201,7 +201,7 @@ class Circuit:
         return self.graph_, self.kept_
 
     def _ranks(self, scores: Float[np.ndarray, "*item"]) -> Float[np.ndarray, "*item"]:
-        """By what edges or senders are ranked, the largest first. Ablating what helps lowers a logit difference and raises KL."""
+        """By what edges or senders are ranked, the largest first: ablating what helps lowers m and raises KL."""
         if self.rank == "absolute":
             return np.abs(scores)
         return scores if self.measure == "kl" else -scores

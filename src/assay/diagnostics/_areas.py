@@ -109,7 +109,7 @@ def areas(
         tuple(x),
         tuple(sizes),
         tuple(int(graph.pruned(mask).sum()) for mask in masks),
-        tuple(setting.smooth(_share, (column, columns[-1]), level=level) for column in columns[:-1]),
+        tuple(setting.share(column, columns[-1], level=level) for column in columns[:-1]),
         under,
         from_one,
         setting,
@@ -146,11 +146,6 @@ _AREAS: Mapping[Grid, tuple[Area, Area]] = {
 
 def _area(x: Float[np.ndarray, " size"], heights: Float[np.ndarray, "step ..."]) -> Float[np.ndarray, "..."]:
     found: np.ndarray = np.tensordot(np.diff(x), heights, axes=1)
-    return found
-
-
-def _share(sums: Float[np.ndarray, "column ..."]) -> Float[np.ndarray, "..."]:
-    found: np.ndarray = sums[0] / sums[1]
     return found
 
 

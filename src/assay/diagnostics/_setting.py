@@ -1,7 +1,7 @@
 """What diagnostics of a circuit share: its pairs, the subject's effect on them, and numbers with limits."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -78,6 +78,18 @@ class Setting:
             )
         return found
 
+    def part(self, split: Split, chosen: Bool[np.ndarray, " pair"]) -> "Setting":
+        """That of some of the pairs, with weights of their own."""
+        index = np.flatnonzero(chosen)
+        _, units = np.unique(self.weights.units[index], return_inverse=True)
+        return Setting(
+            replace(self.problem, split=split.take(index)),
+            self.kept,
+            replace(self.weights, units=units),
+            self.subject[index],
+            self.ablated[index],
+        )
+
     def mean(self, values: Float[np.ndarray, " pair"], *, level: float) -> Estimate:
         """The mean over pairs of a number without bounds."""
         found = draws(values[None, :, None], np.ones((1, len(values), 1)), self.weights, bounds=[UNBOUNDED])
@@ -94,3 +106,7 @@ class Setting:
         """A smooth function of sums over pairs, such as a share of the effect."""
         sums = np.stack(columns, axis=-1)[None]
         return Estimate(*smooth(function, (sums, self.weights), level=level))
+
+    def share(self, part: Float[np.ndarray, " pair"], whole: Float[np.ndarray, " pair"], *, level: float) -> Estimate:
+        """The mean of one number over that of another."""
+        return self.smooth(lambda sums: np.asarray(sums[0] / sums[1]), (part, whole), level=level)
