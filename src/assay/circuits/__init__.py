@@ -4,7 +4,7 @@ One file a discovery method; one line here registers it, and an entry point of `
 """
 
 from assay.circuits._attribution import EdgeAttribution, IntegratedEdgeAttribution
-from assay.circuits._circuit import AllAblated, Circuit, CircuitProxy, RandomCircuit
+from assay.circuits._circuit import LEAST_PAIRS, AllAblated, Circuit, CircuitProxy, RandomCircuit
 from assay.circuits._exact import ExactEdges, ExactNodes
 from assay.circuits._graph import Edge, Graph
 from assay.circuits._measured import divergences, measured, measured_by_pair
@@ -16,6 +16,7 @@ discoveries.register("exact", ExactEdges)
 discoveries.register("exact-nodes", ExactNodes)
 
 __all__ = [
+    "LEAST_PAIRS",
     "Ablation",
     "AllAblated",
     "Batch",

@@ -2,7 +2,9 @@
 
 from assay.diagnostics._areas import Areas, area_from_one, area_under, areas
 from assay.diagnostics._fidelity import RobustFidelity, robust_fidelity
+from assay.diagnostics._illusion import Part, SubspacePatch, subspace_patch
 from assay.diagnostics._knock_outs import Completeness, EdgeEffect, KnockOut, Minimality, completeness, minimality
+from assay.diagnostics._mlp_subspaces import aligned_subspace, mlp_patch
 from assay.diagnostics._overlap import Overlap, Stability, overlap, stability
 from assay.diagnostics._setting import Estimate
 
@@ -14,14 +16,19 @@ __all__ = [
     "KnockOut",
     "Minimality",
     "Overlap",
+    "Part",
     "RobustFidelity",
     "Stability",
+    "SubspacePatch",
+    "aligned_subspace",
     "area_from_one",
     "area_under",
     "areas",
     "completeness",
     "minimality",
+    "mlp_patch",
     "overlap",
     "robust_fidelity",
     "stability",
+    "subspace_patch",
 ]

@@ -228,4 +228,4 @@ def _p_above(
     if not error:
         return float(abs(value) <= bound)
     beyond = [(abs(value) - bound) / error, (abs(value) + bound) / error]
-    return float(min(1.0, stats.t.sf(beyond, count - 1).sum()))
+    return min(1.0, float(np.sum(stats.t.sf(beyond, count - 1))))

@@ -8,14 +8,15 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from assay._errors import AssayError
-from assay.circuits import Circuit, Problem, RandomCircuit
-from assay.circuits._circuit import LEAST_PAIRS
+from assay.circuits import LEAST_PAIRS, Circuit, Problem, RandomCircuit
 from assay.engine import Engine
 from assay.faithfulness import UNBOUNDED, Weights, draws, estimate
 from assay.faithfulness._statistics import smooth
 from assay.faithfulness._summary import weights_of
 from assay.subjects import Subject
 from assay.tasks import Split
+
+Function = Callable[[Float[np.ndarray, "column ..."]], Float[np.ndarray, "..."]]
 
 CLEAR = 0.99
 """Shares of an effect are measured where this interval of the effect does not contain 0."""
@@ -55,17 +56,8 @@ class Setting:
         Raises AssayError for a split without pairs or with fewer than 30 different ones, and where ablating every edge
         is not shown to change m there.
         """
-        if not split.has_pairs:
-            raise AssayError(
-                f"split {split.name!r} has no pairs (counterfactuals, answers, foils), so no circuit can be judged on "
-                "it; give a split of pairs, such as those of assay.tasks.Pairs."
-            )
         weights = weights_of(split, seed=seed, resamples=resamples)
-        if weights.size < LEAST_PAIRS:
-            raise AssayError(
-                f"split {split.name!r} has only {weights.size} different pairs; to judge a circuit give at least "
-                f"{LEAST_PAIRS}."
-            )
+        check_pairs(split, weights)
         proxy = circuit.apply(subject)
         problem = Problem(Engine(subject), split, proxy.reference)
         found = cls(problem, proxy.pruned, weights, *problem.baseline)
@@ -92,21 +84,46 @@ class Setting:
 
     def mean(self, values: Float[np.ndarray, " pair"], *, level: float) -> Estimate:
         """The mean over pairs of a number without bounds."""
-        found = draws(values[None, :, None], np.ones((1, len(values), 1)), self.weights, bounds=[UNBOUNDED])
-        limits = estimate(found, level=level, nonnegative=False)
-        return Estimate(float(limits.value[0]), float(limits.low[0]), float(limits.high[0]))
+        return mean_of(values, self.weights, level=level)
 
-    def smooth(
-        self,
-        function: Callable[[Float[np.ndarray, "column ..."]], Float[np.ndarray, "..."]],
-        columns: Sequence[Float[np.ndarray, " pair"]],
-        *,
-        level: float,
-    ) -> Estimate:
-        """A smooth function of sums over pairs, such as a share of the effect."""
-        sums = np.stack(columns, axis=-1)[None]
-        return Estimate(*smooth(function, (sums, self.weights), level=level))
+    def smooth(self, function: Function, columns: Sequence[Float[np.ndarray, " pair"]], *, level: float) -> Estimate:
+        """A smooth function of sums over pairs."""
+        return smooth_of(function, columns, self.weights, level=level)
 
     def share(self, part: Float[np.ndarray, " pair"], whole: Float[np.ndarray, " pair"], *, level: float) -> Estimate:
         """The mean of one number over that of another."""
-        return self.smooth(lambda sums: np.asarray(sums[0] / sums[1]), (part, whole), level=level)
+        return share_of(part, whole, self.weights, level=level)
+
+
+def mean_of(
+    values: Float[np.ndarray, " pair"], weights: Weights, *, level: float, bounds: tuple[float, float] = UNBOUNDED
+) -> Estimate:
+    """The mean over pairs of a number, which lies within bounds."""
+    found = draws(values[None, :, None], np.ones((1, len(values), 1)), weights, bounds=[bounds])
+    limits = estimate(found, level=level, nonnegative=False)
+    return Estimate(float(limits.value[0]), float(limits.low[0]), float(limits.high[0]))
+
+
+def smooth_of(
+    function: Function, columns: Sequence[Float[np.ndarray, " pair"]], weights: Weights, *, level: float
+) -> Estimate:
+    """A smooth function of sums over pairs, one a column."""
+    return Estimate(*smooth(function, (np.stack(columns, axis=-1)[None], weights), level=level))
+
+
+def share_of(
+    part: Float[np.ndarray, " pair"], whole: Float[np.ndarray, " pair"], weights: Weights, *, level: float
+) -> Estimate:
+    """The mean of one number over that of another."""
+    return smooth_of(lambda sums: np.asarray(sums[0] / sums[1]), (part, whole), weights, level=level)
+
+
+def check_pairs(split: Split, weights: Weights) -> None:
+    """Raise AssayError for a split without pairs, or with fewer than 30 different ones."""
+    if not split.has_pairs:
+        raise AssayError(
+            f"split {split.name!r} has no pairs (counterfactuals, answers, foils), so nothing can be judged by them; "
+            "give a split of pairs, such as those of assay.tasks.Pairs."
+        )
+    if weights.size < LEAST_PAIRS:
+        raise AssayError(f"split {split.name!r} has only {weights.size} different pairs; give at least {LEAST_PAIRS}.")
