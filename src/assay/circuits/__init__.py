@@ -5,11 +5,12 @@ One file a discovery method; one line here registers it, and an entry point of `
 
 from assay.circuits._activations import IntegratedActivationAttribution
 from assay.circuits._attribution import EdgeAttribution, IntegratedEdgeAttribution
-from assay.circuits._circuit import AllAblated, Circuit, CircuitProxy, RandomCircuit, write_mib
+from assay.circuits._circuit import LEAST_PAIRS, AllAblated, Circuit, CircuitProxy, RandomCircuit, write_mib
 from assay.circuits._exact import ExactEdges, ExactNodes
 from assay.circuits._graph import Edge, Graph
 from assay.circuits._greedy import GreedyEdges
 from assay.circuits._mask_gradients import IntegratedMaskGradients
+from assay.circuits._measured import divergences, measured, measured_by_pair
 from assay.circuits._problem import Ablation, Batch, Discovery, Measure, Problem, Reference, discoveries
 from assay.circuits._stated import Found
 
@@ -22,6 +23,7 @@ discoveries.register("greedy", GreedyEdges)
 discoveries.register("mask-ig", IntegratedMaskGradients)
 
 __all__ = [
+    "LEAST_PAIRS",
     "Ablation",
     "AllAblated",
     "Batch",
@@ -43,5 +45,8 @@ __all__ = [
     "RandomCircuit",
     "Reference",
     "discoveries",
+    "divergences",
+    "measured",
+    "measured_by_pair",
     "write_mib",
 ]
