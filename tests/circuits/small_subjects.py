@@ -1,14 +1,17 @@
 """Tiny random subjects of many architectures, and random pairs for them."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
 import torch
+from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.models.auto.auto_factory import _get_model_class
 
 from assay.circuits import Batch, Problem, Reference
 from assay.circuits._run import constant, run_circuit, traced
 from assay.engine import Engine, tensors
-from assay.studies._census import build
+from assay.studies._tiny import tiny_config, tiny_model
 from assay.subjects import Subject
 from assay.tasks import NO_TOKEN, UNSCORED, Split
 
@@ -37,15 +40,12 @@ ARCHITECTURES = {
 
 def tiny(name: str, *, dtype: torch.dtype = torch.float64, scale: float = 2.0) -> Subject:
     """A random model with weights large enough for its attention to be far from uniform."""
-    model = build(name.partition("-")[0], "causal")
-    options = ARCHITECTURES.get(name, {})
-    if options:
-        config = model.config
-        for key, value in options.items():
-            setattr(config, key, value)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(1)
-            model = type(model)._from_config(config, dtype=torch.float32)
+    kind = name.partition("-")[0]
+    layers = "n_layer" if kind in ("gpt2", "gptj", "gpt_bigcode") else "num_hidden_layers"
+    config = tiny_config(CONFIG_MAPPING[kind](**{layers: 2}), ARCHITECTURES.get(name, {}))
+    model = tiny_model(_get_model_class(config, MODEL_FOR_CAUSAL_LM_MAPPING), config)
+    if hasattr(config, "num_local_experts"):
+        model.set_experts_implementation("eager")  # what is there else takes no float64
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -105,6 +105,54 @@ def random_pairs(subject: Subject, count: int = 5, positions: int = 7, *, seed: 
 def problem_of(subject: Subject, split: Split, ablation="counterfactual", measure="logit_difference") -> Problem:
     engine = Engine(subject)
     return Problem(engine, split, Reference.fitted(engine, ablation, split), measure)
+
+
+def by_hand(model, tokens, kept, reference=None, *, added=None, embeddings=None):
+    """What every sender of a GPT-2 writes, and the logits, with edges outside `kept` carrying `reference`.
+
+    Receiver by receiver and head by head, from plain weights; `kept` holds (sender, receiver) names. `added` may have
+    something for the input of a receiver, `embeddings` what enters the first block.
+    """
+    body = model.transformer
+    heads, width = model.config.n_head, model.config.n_embd // model.config.n_head
+    positions = tokens.shape[1]
+    hidden = torch.ones(positions, positions, dtype=torch.bool).triu(1)
+    own = body.wte.weight[tokens] + body.wpe.weight[:positions]
+    wrote = {"embeddings": own if embeddings is None else embeddings}
+    biases = torch.zeros(model.config.n_embd, dtype=torch.float64)
+
+    def heard(receiver):
+        total = biases.expand_as(wrote["embeddings"]).clone()
+        for name, own in wrote.items():
+            total = total + (own if reference is None or (name, receiver) in kept else reference[name])
+        return total if added is None else total + added[receiver]
+
+    for number, block in enumerate(body.h):
+        weight, bias = block.attn.c_attn.weight, block.attn.c_attn.bias
+        found = {}
+        for head in range(heads):
+            parts = []
+            for place, part in enumerate(("queries", "keys", "values")):
+                columns = slice(place * heads * width + head * width, place * heads * width + (head + 1) * width)
+                read = norm(block.ln_1, heard(f"layer{number}.head{head}.{part}"))
+                parts.append(read @ weight[:, columns] + bias[columns])
+            queries, keys, values = parts
+            scores = queries @ keys.transpose(1, 2) / math.sqrt(width)
+            pattern = scores.masked_fill(hidden, -torch.inf).softmax(dim=-1)
+            rows = slice(head * width, (head + 1) * width)
+            found[f"layer{number}.head{head}"] = pattern @ values @ block.attn.c_proj.weight[rows]
+        wrote |= found
+        biases = biases + block.attn.c_proj.bias
+        read = norm(block.ln_2, heard(f"layer{number}.mlp"))
+        inner = read @ block.mlp.c_fc.weight + block.mlp.c_fc.bias
+        inner = 0.5 * inner * (1 + torch.tanh(math.sqrt(2 / math.pi) * (inner + 0.044715 * inner**3)))
+        wrote[f"layer{number}.mlp"] = inner @ block.mlp.c_proj.weight + block.mlp.c_proj.bias
+    return wrote, norm(body.ln_f, heard("logits")) @ model.lm_head.weight.T
+
+
+def norm(module, x):
+    centre = x - x.mean(dim=-1, keepdim=True)
+    return centre / (centre.square().mean(dim=-1, keepdim=True) + module.eps).sqrt() * module.weight + module.bias
 
 
 def means(problem: Problem, kept: np.ndarray, *, moved: float = 1.0) -> float:

@@ -241,7 +241,9 @@ def test_an_image_moves_a_head_as_sender_and_receiver_alike():
 
 def test_images_of_grouped_heads_move_groups_whole():
     graph = Graph(1, 6, 3)
-    kept = graph.matrix(["embeddings -> layer0.head2.queries", "embeddings -> layer0.group1.keys", "layer0.head3 -> logits"])
+    kept = graph.matrix(
+        ["embeddings -> layer0.head2.queries", "embeddings -> layer0.group1.keys", "layer0.head3 -> logits"]
+    )
     seen = set()
     for seed in range(60):
         names = {str(edge) for edge in graph.edges(shuffled(graph, kept, np.random.default_rng(seed)))}
