@@ -9,6 +9,7 @@ from assay.circuits._circuit import AllAblated, Circuit, CircuitProxy, RandomCir
 from assay.circuits._exact import ExactEdges, ExactNodes
 from assay.circuits._graph import Edge, Graph
 from assay.circuits._greedy import GreedyEdges
+from assay.circuits._information_flow import InformationFlow
 from assay.circuits._mask_gradients import IntegratedMaskGradients
 from assay.circuits._problem import Ablation, Batch, Discovery, Measure, Problem, Reference, discoveries
 
@@ -18,6 +19,7 @@ discoveries.register("eap-ig-activations", IntegratedActivationAttribution)
 discoveries.register("exact", ExactEdges)
 discoveries.register("exact-nodes", ExactNodes)
 discoveries.register("greedy", GreedyEdges)
+discoveries.register("information-flow", InformationFlow)
 discoveries.register("mask-ig", IntegratedMaskGradients)
 
 __all__ = [
@@ -33,6 +35,7 @@ __all__ = [
     "ExactNodes",
     "Graph",
     "GreedyEdges",
+    "InformationFlow",
     "IntegratedActivationAttribution",
     "IntegratedEdgeAttribution",
     "IntegratedMaskGradients",
