@@ -9,6 +9,7 @@ from assay.circuits._circuit import LEAST_PAIRS, AllAblated, Circuit, CircuitPro
 from assay.circuits._exact import ExactEdges, ExactNodes
 from assay.circuits._graph import Edge, Graph
 from assay.circuits._greedy import GreedyEdges
+from assay.circuits._information_flow import InformationFlow
 from assay.circuits._mask_gradients import IntegratedMaskGradients
 from assay.circuits._measured import divergences, measured, measured_by_pair
 from assay.circuits._problem import Ablation, Batch, Discovery, Measure, Problem, Reference, discoveries
@@ -20,6 +21,7 @@ discoveries.register("eap-ig-activations", IntegratedActivationAttribution)
 discoveries.register("exact", ExactEdges)
 discoveries.register("exact-nodes", ExactNodes)
 discoveries.register("greedy", GreedyEdges)
+discoveries.register("information-flow", InformationFlow)
 discoveries.register("mask-ig", IntegratedMaskGradients)
 
 __all__ = [
@@ -37,6 +39,7 @@ __all__ = [
     "Found",
     "Graph",
     "GreedyEdges",
+    "InformationFlow",
     "IntegratedActivationAttribution",
     "IntegratedEdgeAttribution",
     "IntegratedMaskGradients",
