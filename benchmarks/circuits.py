@@ -551,7 +551,8 @@ def trained(options: argparse.Namespace) -> list[str]:
     lines += [
         "",
         f"Mean logit difference {subject_m:.2f}, with all edges ablated {ablated_m:.2f}; the scores of the edges out "
-        f"of the embeddings by EAP-IG sum to {float(np.nansum(found[1][0])):.2f} (exactly: {ablated_m - subject_m:.2f}).",
+        f"of the embeddings by EAP-IG sum to {float(np.nansum(found[1][0])):.2f} (exactly: "
+        f"{ablated_m - subject_m:.2f}).",
     ]
     return lines
 

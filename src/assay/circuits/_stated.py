@@ -200,8 +200,8 @@ def together(
         }
         raise AssayError(
             f"{who}: heads {group * share} to {(group + 1) * share - 1} of layer {layer} share their "
-            f"{('keys', 'values')[part]} in this model, and in the circuit {graph.senders[sender]} is heard by those of "
-            f"head {heads[True]} and not of {heads[False]}; take the best edges by the sum of their heads' scores: "
+            f"{('keys', 'values')[part]} in this model, and in the circuit {graph.senders[sender]} is heard by those "
+            f"of head {heads[True]} and not of {heads[False]}; take the best edges by the sum of their heads' scores: "
             f"Circuit.read(path, edges=200, groups={groups})."
         )
     return found
