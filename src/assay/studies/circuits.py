@@ -248,9 +248,9 @@ def sizes(done: Done) -> TableView:
             (f"{one.circuit.pruned_} of {graph.size}", f"{one.circuit.bits_:.0f} bits"),
             _cell(rows[name, "iid"], "effect"),
             _cell(random, "effect"),
-            _cell(rows[name, "iid"], "agreement", 100, 1),
+            _cell(rows[name, "iid"], "agreement", 100.0, 1),
             _cell(rows[name, worst], "effect"),
-            _cell(rows[name, worst], "agreement", 100, 1),
+            _cell(rows[name, worst], "agreement", 100.0, 1),
             (worst.replace("_", " "), ""),
             (verdicts[name], ""),
         ])  # fmt: skip
@@ -281,9 +281,9 @@ def elsewhere(done: Done) -> TableView:
             lines.append([
                 (f"{name}, {shift}", ""),
                 _cell(rows[name, shift], "gap"),
-                _cell(gap, "gap", 100, 1, ends=""),
-                _cell(gap, "matched", 100, 1),
-                _cell(again, "agreement", 100, 1),
+                _cell(gap, "gap", 100.0, 1, ends=""),
+                _cell(gap, "matched", 100.0, 1),
+                _cell(again, "agreement", 100.0, 1),
                 ("–", "") if other is None else (_shared(one.circuit, other), ""),
             ])  # fmt: skip
     return TableView(
