@@ -60,7 +60,7 @@ def test_the_circuit_found_elsewhere_is_compared_edge_by_edge(done):
                 for circuit in (found.circuit, other)
             )
             row = next(
-                row for row in shown.tables[1].rows if row[0][0] == f"{assay.simplify.label(found.circuit)}, {shift}"
+                row for row in shown.tables[2].rows if row[0][0] == f"{assay.simplify.label(found.circuit)}, {shift}"
             )
             assert row[-1][0] == f"{len(mine & theirs)} of {min(len(mine), len(theirs))}"
 
