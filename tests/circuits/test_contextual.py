@@ -5,7 +5,7 @@ from contextlib import ExitStack
 import numpy as np
 import pytest
 import torch
-from small_subjects import assert_batches_do_not_matter, pairs, problem_of, subject_of
+from small_subjects import PARTS, assert_batches_do_not_matter, at_scale, pairs, problem_of, scale, subject_of
 from torch import nn
 from transformers import OPTConfig, OPTForCausalLM
 
@@ -13,26 +13,6 @@ from assay import AssayError
 from assay.circuits import ContextualDecomposition, ExactNodes, Problem, discoveries
 from assay.engine import instead
 from assay.subjects import Subject
-
-PARTS = {
-    "gpt2": ("transformer.h", "ln_1", "attn.c_proj", "ln_2", "mlp", "transformer.ln_f"),
-    "llama": (
-        "model.layers",
-        "input_layernorm",
-        "self_attn.o_proj",
-        "post_attention_layernorm",
-        "mlp",
-        "model.norm",
-    ),
-    "neox": (
-        "gpt_neox.layers",
-        "input_layernorm",
-        "attention.dense",
-        "post_attention_layernorm",
-        "mlp",
-        "gpt_neox.final_layer_norm",
-    ),
-}
 
 
 class Frozen:
@@ -113,18 +93,6 @@ class Frozen:
                     hook = self.outputs[int(layer)].register_forward_pre_hook(lambda *_: (put.flatten(-2),))
             stack.callback(hook.remove)
             return self.model.base_model(self.tokens)[0]
-
-
-def scale(norm, x):
-    centre = x - x.mean(dim=-1, keepdim=True) if isinstance(norm, nn.LayerNorm) else x
-    eps = norm.eps if isinstance(norm, nn.LayerNorm) else norm.variance_epsilon
-    return (centre.square().mean(dim=-1, keepdim=True) + eps).sqrt()
-
-
-def at_scale(norm, x, sigma):
-    if isinstance(norm, nn.LayerNorm):
-        return (x - x.mean(dim=-1, keepdim=True)) / sigma * norm.weight + norm.bias
-    return x / sigma * norm.weight
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "neox"])

@@ -11,6 +11,7 @@ from assay.circuits._exact import ExactEdges, ExactNodes
 from assay.circuits._graph import Edge, Graph
 from assay.circuits._greedy import GreedyEdges
 from assay.circuits._information_flow import InformationFlow
+from assay.circuits._interaction_gradients import InteractionGradients
 from assay.circuits._mask_gradients import IntegratedMaskGradients
 from assay.circuits._problem import Ablation, Batch, Discovery, Measure, Problem, Reference, discoveries
 
@@ -20,6 +21,7 @@ discoveries.register("eap-ig", IntegratedEdgeAttribution)
 discoveries.register("eap-ig-activations", IntegratedActivationAttribution)
 discoveries.register("exact", ExactEdges)
 discoveries.register("exact-nodes", ExactNodes)
+discoveries.register("gim", InteractionGradients)
 discoveries.register("greedy", GreedyEdges)
 discoveries.register("information-flow", InformationFlow)
 discoveries.register("mask-ig", IntegratedMaskGradients)
@@ -42,6 +44,7 @@ __all__ = [
     "IntegratedActivationAttribution",
     "IntegratedEdgeAttribution",
     "IntegratedMaskGradients",
+    "InteractionGradients",
     "Measure",
     "Problem",
     "RandomCircuit",
