@@ -59,7 +59,7 @@ class Pair:
         }
 
 
-def read_pairs(source: str | Path, counterfactual: str | None) -> list[Pair]:
+def read_pairs(source: object, counterfactual: str | None) -> list[Pair]:
     """The pairs of a file or a dataset in its order; see `Pairs.read`. Raises AssayError with file and line."""
     if not isinstance(source, str | Path):
         raise AssayError(f"a file of pairs is given as {type(source).__name__}; give its path (for rows: Pairs.of).")
