@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
@@ -39,6 +40,28 @@ def _neox() -> PreTrainedModel:
 
 
 MAKERS = {"gpt2": _gpt2, "llama": _llama, "neox": _neox}
+
+
+PARTS = {
+    "gpt2": ("transformer.h", "ln_1", "attn.c_proj", "ln_2", "mlp", "transformer.ln_f"),
+    "llama": (
+        "model.layers",
+        "input_layernorm",
+        "self_attn.o_proj",
+        "post_attention_layernorm",
+        "mlp",
+        "model.norm",
+    ),
+    "neox": (
+        "gpt_neox.layers",
+        "input_layernorm",
+        "attention.dense",
+        "post_attention_layernorm",
+        "mlp",
+        "gpt_neox.final_layer_norm",
+    ),
+}
+"""Where a block has its norms, its output projection and its MLP, and where the last norm is."""
 
 
 def subject_of(kind: str, *, seed: int = 0, spread: float = 0.4) -> Subject:
@@ -104,3 +127,17 @@ def spearman(first: np.ndarray, second: np.ndarray) -> float:
     known = ~np.isnan(first)
     ranks = [values[known].argsort().argsort() for values in (first, second)]
     return float(np.corrcoef(*ranks)[0, 1])
+
+
+def scale(norm: nn.Module, x: Tensor) -> Tensor:
+    """What a norm divides by."""
+    centre = x - x.mean(dim=-1, keepdim=True) if isinstance(norm, nn.LayerNorm) else x
+    eps = norm.eps if isinstance(norm, nn.LayerNorm) else norm.variance_epsilon
+    return (centre.square().mean(dim=-1, keepdim=True) + eps).sqrt()
+
+
+def at_scale(norm: nn.Module, x: Tensor, sigma: Tensor) -> Tensor:
+    """What a norm gives when it divides by something else."""
+    if isinstance(norm, nn.LayerNorm):
+        return (x - x.mean(dim=-1, keepdim=True)) / sigma * norm.weight + norm.bias
+    return x / sigma * norm.weight

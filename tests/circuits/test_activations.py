@@ -41,8 +41,7 @@ def test_scores_are_the_formula(measure) -> None:
     assert np.abs(expected).max() > 0.01
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "llama", "neox"])
-@pytest.mark.parametrize("ablation", ["counterfactual", "mean"])
+@pytest.mark.parametrize(("kind", "ablation"), [("gpt2", "mean"), ("llama", "counterfactual"), ("neox", "mean")])
 def test_edges_out_of_a_sender_that_moves_alone_sum_to_its_effect(kind, ablation) -> None:
     problem = problem_of(subject_of(kind, spread=0.3), ablation=ablation)
     graph = problem.wiring.graph
@@ -54,7 +53,8 @@ def test_edges_out_of_a_sender_that_moves_alone_sum_to_its_effect(kind, ablation
 
 
 def test_neither_batches_nor_the_order_of_pairs_matter(monkeypatch) -> None:
-    assert_batches_do_not_matter(IntegratedActivationAttribution(steps=2), problem_of(subject_of("gpt2")), monkeypatch)
+    problem = problem_of(subject_of("gpt2"), pairs(3))
+    assert_batches_do_not_matter(IntegratedActivationAttribution(steps=2), problem, monkeypatch)
 
 
 def test_bad_parameters_are_refused() -> None:

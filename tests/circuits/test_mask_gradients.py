@@ -24,8 +24,7 @@ def test_scores_are_gradients_with_respect_to_the_masks_of_single_edges(measure)
     assert np.abs(expected).max() > 0.01
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "llama", "neox"])
-@pytest.mark.parametrize("ablation", ["counterfactual", "mean", "position"])
+@pytest.mark.parametrize(("kind", "ablation"), [("gpt2", "counterfactual"), ("llama", "mean"), ("neox", "position")])
 def test_they_sum_to_the_effect_of_ablating_everything(kind, ablation) -> None:
     problem = problem_of(subject_of(kind, spread=0.3), ablation=ablation)
     subject, ablated = problem.baseline

@@ -6,20 +6,24 @@ One file a discovery method; one line here registers it, and an entry point of `
 from assay.circuits._activations import IntegratedActivationAttribution
 from assay.circuits._attribution import EdgeAttribution, IntegratedEdgeAttribution
 from assay.circuits._circuit import LEAST_PAIRS, AllAblated, Circuit, CircuitProxy, RandomCircuit, write_mib
+from assay.circuits._contextual import ContextualDecomposition
 from assay.circuits._exact import ExactEdges, ExactNodes
 from assay.circuits._graph import Edge, Graph
 from assay.circuits._greedy import GreedyEdges
 from assay.circuits._information_flow import InformationFlow
+from assay.circuits._interaction_gradients import InteractionGradients
 from assay.circuits._mask_gradients import IntegratedMaskGradients
 from assay.circuits._measured import divergences, measured, measured_by_pair
 from assay.circuits._problem import Ablation, Batch, Discovery, Measure, Problem, Reference, discoveries
 from assay.circuits._stated import Found
 
+discoveries.register("cd-t", ContextualDecomposition)
 discoveries.register("eap", EdgeAttribution)
 discoveries.register("eap-ig", IntegratedEdgeAttribution)
 discoveries.register("eap-ig-activations", IntegratedActivationAttribution)
 discoveries.register("exact", ExactEdges)
 discoveries.register("exact-nodes", ExactNodes)
+discoveries.register("gim", InteractionGradients)
 discoveries.register("greedy", GreedyEdges)
 discoveries.register("information-flow", InformationFlow)
 discoveries.register("mask-ig", IntegratedMaskGradients)
@@ -31,6 +35,7 @@ __all__ = [
     "Batch",
     "Circuit",
     "CircuitProxy",
+    "ContextualDecomposition",
     "Discovery",
     "Edge",
     "EdgeAttribution",
@@ -43,6 +48,7 @@ __all__ = [
     "IntegratedActivationAttribution",
     "IntegratedEdgeAttribution",
     "IntegratedMaskGradients",
+    "InteractionGradients",
     "Measure",
     "Problem",
     "RandomCircuit",

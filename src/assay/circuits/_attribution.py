@@ -39,11 +39,7 @@ class EdgeAttribution:
 
     def check(self, problem: Problem) -> None:
         """Raise AssayError for a measure without a gradient at the subject's own run."""
-        if problem.measure == "kl":
-            raise AssayError(
-                "method 'eap' with measure='kl': the gradient of KL is 0 at the subject's own run, so that every score "
-                "would be 0; use method='eap-ig', or measure='logit_difference'."
-            )
+        check_gradient(problem, "eap")
 
     def scores(self, problem: Problem) -> Float[np.ndarray, "sender receiver"]:
         """The score of every edge, in the units of m; NaN where there is none."""
@@ -80,6 +76,15 @@ class IntegratedEdgeAttribution:
         """The score of every edge, in the units of m; NaN where there is none."""
         self.check(problem)
         return _integrated(problem, nodes(self.rule, self.steps))
+
+
+def check_gradient(problem: Problem, method: str) -> None:
+    """Raise AssayError for a measure without a gradient at the subject's own run."""
+    if problem.measure == "kl":
+        raise AssayError(
+            f"method {method!r} with measure='kl': the gradient of KL is 0 at the subject's own run, so that every "
+            "score would be 0; use method='eap-ig', or measure='logit_difference'."
+        )
 
 
 def check_steps(steps: int, rule: str) -> None:
@@ -278,7 +283,7 @@ def _products(
     """<what a sender writes more, gradient with respect to the stream>, from gradients behind the norm at `stream`.
 
     With w the gradient times the norm's weight, that with respect to the stream is (w - mean w - x̂ mean(w x̂)) / σ.
-    It is never made: its last two terms are products of numbers a row.
+    It is never made: its last two terms are products of numbers a row. The last is not there where σ is held.
     """
     if norm.weight is None:
         whole = norm.pulled_back(stream, gradients)
@@ -286,10 +291,11 @@ def _products(
     unit, inverse = norm.unit(stream)
     weighted = gradients * (norm.weight * inverse)
     found = more.flatten(1) @ weighted.flatten(1).T
-    # By row: (row, sender, width) @ (row, width, 1).
-    of_senders = torch.einsum("srw,rw->sr", more, unit)
-    of_receivers = torch.einsum("grw,rw->gr", weighted, unit)
-    found -= of_senders @ of_receivers.T / unit.shape[-1]
+    if not norm.held:
+        # By row: (row, sender, width) @ (row, width, 1).
+        of_senders = torch.einsum("srw,rw->sr", more, unit)
+        of_receivers = torch.einsum("grw,rw->gr", weighted, unit)
+        found -= of_senders @ of_receivers.T / unit.shape[-1]
     if norm.centred:
         found -= means @ weighted.sum(dim=-1).T
     return found

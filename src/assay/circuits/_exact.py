@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from assay._errors import AssayError
 from assay.circuits._attribution import IntegratedEdgeAttribution
+from assay.circuits._graph import Graph
 from assay.circuits._problem import Batch, Problem
 from assay.circuits._run import Trace, differences, resume_at, traced, with_given
 from assay.circuits._wiring import Layer
@@ -85,8 +86,18 @@ class ExactNodes:
         found = np.zeros(len(graph.senders))
         for batch in problem.batches():
             found += _Patched(problem, batch).nodes()
-        share = found / len(problem.split) / graph.exists.sum(axis=1)
-        return np.where(graph.exists, share[:, None], np.nan)
+        return over_edges(graph, found / len(problem.split))
+
+
+def over_edges(graph: Graph, scores: Float[np.ndarray, " sender"]) -> Float[np.ndarray, "sender receiver"]:
+    """Scores of senders spread evenly over the edges out of them; NaN where there is no edge."""
+    return np.where(graph.exists, (scores / graph.exists.sum(axis=1))[:, None], np.nan)
+
+
+def together(batch: Batch) -> int:
+    """How many runs of a batch share a pass."""
+    scale = 1 if batch.tokens.device.type == "cpu" else 16
+    return max(1, scale * TOKENS // batch.tokens.numel())
 
 
 class _Patched:
@@ -100,8 +111,7 @@ class _Patched:
         with torch.inference_mode():
             self.clean = self.wiring.norm.module(self.trace.final)
             self.value = self._values(self.clean, 1)[0]
-        scale = 1 if batch.tokens.device.type == "cpu" else 16
-        self.together = max(1, scale * TOKENS // batch.tokens.numel())
+        self.together = together(batch)
 
     def _values(self, hidden: Tensor, count: int) -> list[float]:
         """m, summed over pairs, of each of `count` equal parts of a batch of final hidden states."""

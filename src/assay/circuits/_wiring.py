@@ -28,13 +28,15 @@ _LINEAR = (nn.Linear, Conv1D)
 class Norm:
     """A norm of vectors x (…, width): y = weight · x̂ + bias, with x̂ = (x - mean x) / σ if `centred`, else x / σ.
 
-    `weight` is None where the module is no such norm; then its derivative is taken by autograd.
+    `weight` is None where the module is no such norm; then its derivative is taken by autograd. Where σ is `held`, its
+    derivative is that at a constant σ.
     """
 
     module: nn.Module
     centred: bool
     weight: Tensor | None
     eps: float
+    held: bool = False
 
     @classmethod
     def of(cls, module: nn.Module, width: int) -> "Norm":
