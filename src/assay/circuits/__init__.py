@@ -5,15 +5,24 @@ One file a discovery method; one line here registers it, and an entry point of `
 
 from assay.circuits._attribution import EdgeAttribution, IntegratedEdgeAttribution
 from assay.circuits._circuit import LEAST_PAIRS, AllAblated, Circuit, CircuitProxy, RandomCircuit
+from assay.circuits._codes import DiscreteCodes, code_score
 from assay.circuits._exact import ExactEdges, ExactNodes
 from assay.circuits._graph import Edge, Graph
+from assay.circuits._interventions import PathInterventions
 from assay.circuits._measured import divergences, measured, measured_by_pair
+from assay.circuits._observable import ObservablePropagation
 from assay.circuits._problem import Ablation, Batch, Discovery, Measure, Problem, Reference, discoveries
+from assay.circuits._ships import Ships
+from assay.circuits._tokens import TokenScores, token_scores
 
+discoveries.register("discrete-codes", DiscreteCodes)
 discoveries.register("eap", EdgeAttribution)
 discoveries.register("eap-ig", IntegratedEdgeAttribution)
 discoveries.register("exact", ExactEdges)
 discoveries.register("exact-nodes", ExactNodes)
+discoveries.register("observable", ObservablePropagation)
+discoveries.register("path-interventions", PathInterventions)
+discoveries.register("ships", Ships)
 
 __all__ = [
     "LEAST_PAIRS",
@@ -23,6 +32,7 @@ __all__ = [
     "Circuit",
     "CircuitProxy",
     "Discovery",
+    "DiscreteCodes",
     "Edge",
     "EdgeAttribution",
     "ExactEdges",
@@ -30,11 +40,17 @@ __all__ = [
     "Graph",
     "IntegratedEdgeAttribution",
     "Measure",
+    "ObservablePropagation",
+    "PathInterventions",
     "Problem",
     "RandomCircuit",
     "Reference",
+    "Ships",
+    "TokenScores",
+    "code_score",
     "discoveries",
     "divergences",
     "measured",
     "measured_by_pair",
+    "token_scores",
 ]
