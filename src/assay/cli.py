@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -125,6 +126,25 @@ def _print_run(comparison: Any, shown: Any, folder: Path) -> None:
         if not table.quiet:
             out.print(terminal_table(table), "")
     out.print(terminal(comparison))
+    _say_where(folder)
+
+
+def _print_parts(done: Sequence[Any], shown: Any, folder: Path, *, markdown: Path | None, as_json: bool) -> None:
+    """What a study of several parts leaves: its tables, in the terminal and as Markdown, and where the pages are."""
+    from assay.reports import terminal_table, write_tables  # noqa: PLC0415
+
+    if markdown is not None:
+        write_tables(shown.tables, markdown)
+    if as_json:
+        tables = {table.title: [table.headings, *table.rows] for table in shown.tables}
+        parts = {one.part.name: _summary(one.comparison, one.folder) for one in done}
+        print(json.dumps({"folder": str(folder), "tables": tables, "parts": parts}, indent=2))
+        return
+    for table in shown.tables:
+        if not table.quiet:
+            out.print(terminal_table(table), "")
+    for one in done:
+        out.print(f"{escape(one.part.name)}: {escape(str(one.folder / 'report.html'))}", soft_wrap=True)
     _say_where(folder)
 
 
@@ -375,7 +395,6 @@ def run_compressed(
 ) -> None:
     """Judge compressed copies of models: rounded, pruned, of low rank, and a table of n-grams in their place."""
     from assay.faithfulness import Workers  # noqa: PLC0415  (keeps --help fast)
-    from assay.reports import terminal_table, write_tables  # noqa: PLC0415
     from assay.studies import compressed  # noqa: PLC0415
     from assay.subjects import resolve_device  # noqa: PLC0415
 
@@ -396,19 +415,49 @@ def run_compressed(
             workers=workers,
             progress=_follow(bar, line),
         )
-    if markdown is not None:
-        write_tables(shown.tables, markdown)
-    if as_json:
-        tables = {table.title: [table.headings, *table.rows] for table in shown.tables}
-        parts = {one.part.name: _summary(one.comparison, one.folder) for one in done}
-        print(json.dumps({"folder": str(folder), "tables": tables, "parts": parts}, indent=2))
-        return
-    for table in shown.tables:
-        if not table.quiet:
-            out.print(terminal_table(table), "")
-    for one in done:
-        out.print(f"{escape(one.part.name)}: {escape(str(one.folder / 'report.html'))}", soft_wrap=True)
-    _say_where(folder)
+    _print_parts(done, shown, folder, markdown=markdown, as_json=as_json)
+
+
+@run_app.command("circuits")
+def run_circuits(
+    full: Annotated[
+        bool, typer.Option("--full", help="Five Dyck seeds, more methods, sizes and pairs: an hour on a CPU.")
+    ] = False,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="dyck, induction or smollm2 (slow), repeated (default the first two)."),
+    ] = None,
+    sequences: Annotated[int | None, typer.Option(min=2, help="Pairs a split.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Also write the tables as Markdown to this file.")] = None,
+    device: Device = "cpu",
+    jobs: Jobs = 1,
+    dask: Dask = None,
+    out_folder: OutFolder = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Find circuits on pairs, and judge them under shifts, beside random ones and those found there."""
+    from assay.faithfulness import Workers  # noqa: PLC0415  (keeps --help fast)
+    from assay.studies import circuits  # noqa: PLC0415
+    from assay.subjects import resolve_device  # noqa: PLC0415
+
+    workers = _argument("jobs", lambda: Workers(jobs, dask))
+    device = _argument("device", lambda: resolve_device(device))
+    _argument("only", lambda: circuits.check_parts(only or ()))
+    folder = out_folder or _default_folder("circuits")
+    with _progress() as bar:
+        line = bar.add_task("starting", total=None)
+        done, shown = circuits.run(
+            folder,
+            everything=full,
+            only=only or (),
+            device=device,
+            sequences=sequences,
+            overwrite=overwrite,
+            workers=workers,
+            progress=_follow(bar, line),
+        )
+    _print_parts(done, shown, folder, markdown=markdown, as_json=as_json)
 
 
 @run_app.command("max-of-k")
@@ -479,7 +528,15 @@ def train_max_of_k(
 @app.command("compare")
 def compare_text(
     model: Annotated[str, typer.Argument(help="A folder, a Hugging Face name, or a shipped model.")],
-    split: Annotated[list[str], typer.Option(help="NAME=FILE, repeated; one is iid, the others are shifts.")],
+    split: Annotated[
+        list[str] | None, typer.Option(help="NAME=FILE, repeated; one is iid, the others are shifts.")
+    ] = None,
+    pairs: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Pairs instead of text, for circuits: a file whose rows name their splits, or NAME=FILE, repeated."
+        ),
+    ] = None,
     fit: Annotated[
         str | None,
         typer.Option(help="Text to fit on: .txt, .jsonl(.gz), .parquet, or hub:NAME; not needed for --with alone."),
@@ -505,6 +562,9 @@ def compare_text(
         list[str] | None,
         typer.Option(help="all (default), layer0.head1, layer2.mlp, all-heads …, repeated; A+B is one site."),
     ] = None,
+    positions: Annotated[
+        str, typer.Option(help="all, or scored: sites are changed only where predictions are scored.")
+    ] = "all",
     text_field: Annotated[str, typer.Option(help="Field with the text, where the files have fields.")] = "text",
     max_length: Annotated[int | None, typer.Option(min=2, help="Tokens a sequence (default at most 256).")] = None,
     sequences: Annotated[int, typer.Option(min=2, help="Sequences a split.")] = 300,
@@ -532,6 +592,12 @@ def compare_text(
     junit: Annotated[
         Path | None, typer.Option(help="With --require: also write the verdicts as a JUnit file.", dir_okay=False)
     ] = None,
+    counting: Annotated[
+        str | None, typer.Option(help="llama.cpp: count the models of --with as it does, too, beside Assay's numbers.")
+    ] = None,
+    context: Annotated[
+        int | None, typer.Option(min=3, help="With --counting: tokens a chunk, whose second half counts (default 512).")
+    ] = None,
     allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Read pytorch_model.bin, tensors only.")] = False,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run the code that comes with the model.")
@@ -546,11 +612,12 @@ def compare_text(
 
     Exit status: 0 done, 1 the work failed, 2 the call was wrong, 3 a verdict is not what --require asks for.
     """
-    from assay.engine import Engine  # noqa: PLC0415  (keeps --help fast)
+    from assay.engine import engine_of  # noqa: PLC0415  (keeps --help fast)
     from assay.faithfulness import Requirement, Workers, resolve_metrics, resolve_primary  # noqa: PLC0415
+    from assay.models import CONTEXT  # noqa: PLC0415
     from assay.reports import write_junit  # noqa: PLC0415
-    from assay.simplify import is_whole, learns, simplifications  # noqa: PLC0415
-    from assay.studies import text  # noqa: PLC0415
+    from assay.simplify import is_whole, simplifications  # noqa: PLC0415
+    from assay.studies import counted, text  # noqa: PLC0415
     from assay.subjects import (  # noqa: PLC0415
         load,
         resolve_device,
@@ -564,14 +631,12 @@ def compare_text(
     requirement = _argument("require", lambda: Requirement(require or "faithful"))
     if junit is not None and require is None:
         raise typer.BadParameter("say what is required of the verdicts: --require faithful.", param_hint="--junit")
+    if context is not None and counting is None:
+        raise typer.BadParameter("chunks are what others count: --counting llama.cpp.", param_hint="--context")
     recipes = _argument("simplify", lambda: [simplifications.build(specification) for specification in simplify or ()])
-    if not recipes and not others:
-        raise typer.BadParameter("give what to judge: --simplify RECIPE, or --with MODEL.", param_hint="--simplify")
-    if fit is None and any(learns(recipe) or not is_whole(recipe) for recipe in recipes):
-        raise typer.BadParameter("recipes are fitted on text: --fit FILE.", param_hint="--fit")
-    if sites and all(map(is_whole, recipes)):
-        raise typer.BadParameter("what is judged replaces the model; sites are for its parts.", param_hint="--sites")
-    splits = _argument("split", lambda: _splits(split))
+    _check_source(split, pairs, (fit, max_length, counting))
+    _check_asked(recipes, others or (), fit or pairs, sites or (), positions)
+    splits = _argument("split", lambda: _splits(split or []))
     device = _argument("device", lambda: resolve_device(device))
     precision = None if dtype is None else _argument("dtype", lambda: resolve_dtype(dtype))
     asked = None if objective is None else _argument("objective", lambda: resolve_objective(objective))
@@ -591,12 +656,15 @@ def compare_text(
         ),
     )
     recipes += _argument("with", lambda: _others(others or (), subject, same_tokenizer))
-    engine = Engine(subject)
+    engine = engine_of(subject, parts=not all(map(is_whole, recipes)))
     _argument("sites", lambda: engine.sites(sites or ["all"]))
-    task = _argument("split", lambda: text.task_of(subject, fit, splits, text_field=text_field, max_length=max_length))
+    make = partial(text.task_of, subject, fit, splits, text_field=text_field, max_length=max_length)
+    task = _argument("pairs", lambda: text.pairs_of(subject, pairs)) if pairs else _argument("split", make)
     basis = (task, subject.objective, resolve_metrics(subject.objective, of_models=bool(others)))
     _argument("primary-metric", lambda: resolve_primary(*basis, primary_metric, kind="all"))
     _argument("primary-kind", lambda: resolve_primary(*basis, primary_metric, primary_kind))
+    cut = partial(counted.chunks_of, subject, task, recipes, context=context or CONTEXT, chunks=sequences)
+    chunks = None if counting is None else _argument("counting", partial(cut, counting))
     folder = out_folder or _default_folder("compare")
     with _progress() as bar:
         line = bar.add_task("starting", total=None)
@@ -606,12 +674,14 @@ def compare_text(
             task,
             recipes,
             sites=sites or ["all"],
+            positions=positions,
             sequences=sequences,
             fit_sequences=fit_sequences,
             controls=controls,
             primary_metric=primary_metric,
             primary_kind=primary_kind,
             **bars,
+            chunks=chunks,
             overwrite=overwrite,
             workers=workers,
             progress=_follow(bar, line),
@@ -622,11 +692,18 @@ def compare_text(
     if as_json:
         required = None if require is None else {"judgement": require, **bars, "met": not failing}
         tables = {table.title: [table.headings, *table.rows] for table in shown.tables}
-        print(json.dumps({**_summary(comparison, folder), "tables": tables, "required": required}, indent=2))
+        counts = None if chunks is None else json.loads((folder / counted.COUNTS).read_bytes())
+        printed = {**_summary(comparison, folder), "tables": tables, "required": required, "counting": counts}
+        print(json.dumps(printed, indent=2))
     else:
         _print_run(comparison, shown, folder)
+    _exit_if(failing, require)
+
+
+def _exit_if(failing: Sequence[Any], required: str | None) -> None:
+    """Say which verdicts are not what is required, and leave with exit status 3 if there are any."""
     for verdict in failing:
-        err.print(f"[bold red]required {require}:[/] {escape(str(verdict))}", soft_wrap=True)
+        err.print(f"[bold red]required {required}:[/] {escape(str(verdict))}", soft_wrap=True)
     if failing:
         raise typer.Exit(3)
 
@@ -663,6 +740,36 @@ def store_text(
             progress=lambda name, done, total: bar.update(line, description=name, completed=done, total=total),
         )
     out.print(f"The log-probabilities are in {escape(str(out_folder))}", soft_wrap=True)
+
+
+def _check_source(split: Sequence[str] | None, pairs: Sequence[str] | None, of_text: Sequence[object]) -> None:
+    """What is judged on: text, or pairs without what is for text; another combination is a wrong call."""
+    if pairs and (split or any(option is not None for option in of_text)):
+        raise typer.BadParameter(
+            "pairs have splits and lengths of their own; leave out what is for text (--split, --fit, --max-length, "
+            "--counting).",
+            param_hint="--pairs",
+        )
+    if not pairs and not split:
+        raise typer.BadParameter("give what to judge on: --split iid=FILE, or --pairs FILE.", param_hint="--split")
+
+
+def _check_asked(
+    recipes: Sequence[Any], others: Sequence[str], fit: object, sites: Sequence[str], positions: str
+) -> None:
+    """What is judged, on what it is fitted and where: another combination is a wrong call."""
+    from assay.faithfulness import resolve_positions  # noqa: PLC0415
+    from assay.simplify import is_whole, learns  # noqa: PLC0415
+
+    if not recipes and not others:
+        raise typer.BadParameter("give what to judge: --simplify RECIPE, or --with MODEL.", param_hint="--simplify")
+    if fit is None and any(learns(recipe) or not is_whole(recipe) for recipe in recipes):
+        raise typer.BadParameter("recipes are fitted on text: --fit FILE.", param_hint="--fit")
+    if sites and all(map(is_whole, recipes)):
+        raise typer.BadParameter("what is judged replaces the model; sites are for its parts.", param_hint="--sites")
+    if _argument("positions", lambda: resolve_positions(positions)) == "scored" and all(map(is_whole, recipes)):
+        hint = "--positions"
+        raise typer.BadParameter("what is judged replaces the model; positions are for its parts.", param_hint=hint)
 
 
 def _shares(**values: float) -> dict[str, float]:

@@ -5,14 +5,16 @@ One file a discovery method; one line here registers it, and an entry point of `
 
 from assay.circuits._activations import IntegratedActivationAttribution
 from assay.circuits._attribution import EdgeAttribution, IntegratedEdgeAttribution
-from assay.circuits._circuit import AllAblated, Circuit, CircuitProxy, RandomCircuit
+from assay.circuits._circuit import LEAST_PAIRS, AllAblated, Circuit, CircuitProxy, RandomCircuit, write_mib
 from assay.circuits._contextual import ContextualDecomposition
 from assay.circuits._exact import ExactEdges, ExactNodes
 from assay.circuits._graph import Edge, Graph
 from assay.circuits._greedy import GreedyEdges
 from assay.circuits._information_flow import InformationFlow
 from assay.circuits._mask_gradients import IntegratedMaskGradients
+from assay.circuits._measured import divergences, measured, measured_by_pair
 from assay.circuits._problem import Ablation, Batch, Discovery, Measure, Problem, Reference, discoveries
+from assay.circuits._stated import Found
 
 discoveries.register("cd-t", ContextualDecomposition)
 discoveries.register("eap", EdgeAttribution)
@@ -25,6 +27,7 @@ discoveries.register("information-flow", InformationFlow)
 discoveries.register("mask-ig", IntegratedMaskGradients)
 
 __all__ = [
+    "LEAST_PAIRS",
     "Ablation",
     "AllAblated",
     "Batch",
@@ -36,6 +39,7 @@ __all__ = [
     "EdgeAttribution",
     "ExactEdges",
     "ExactNodes",
+    "Found",
     "Graph",
     "GreedyEdges",
     "InformationFlow",
@@ -47,4 +51,8 @@ __all__ = [
     "RandomCircuit",
     "Reference",
     "discoveries",
+    "divergences",
+    "measured",
+    "measured_by_pair",
+    "write_mib",
 ]

@@ -100,6 +100,23 @@ class Reference:
         assert split is not None
         return cls(ablation, constant(wiring, _means(engine, wiring, split, by_position=ablation == "position")))
 
+    def within(self, wiring: Wiring) -> "Reference":
+        """The same for a subject, where means were read and not taken from it: what its parts make of them is found.
+
+        Raises AssayError if its heads are of another width.
+        """
+        if self.means is None or self.means.projected:
+            return self
+        widths = {number: len(layer.output_weight) for number, layer in enumerate(wiring.layers)}
+        known = {number: heads.shape[-1] for number, heads in self.means.heads.items()}
+        if known != widths:
+            raise AssayError(
+                f"the means that ablated edges carry are of heads that give {known[0]} numbers a layer, and in this "
+                f"model they give {widths[0]}; fit the circuit again."
+            )
+        like = wiring.layers[0].output_weight
+        return Reference(self.ablation, constant(wiring, self.means.senders_only(lambda means: means.to(like))))
+
     @staticmethod
     def learns(ablation: Ablation) -> bool:
         """Whether an ablation takes anything from data."""
