@@ -1,8 +1,9 @@
 """Where a decoder's residual stream is written and read: found in one pass, and checked by number."""
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -37,26 +38,45 @@ class Norm:
     eps: float
 
     @classmethod
-    def of(cls, module: nn.Module, width: int) -> "Norm":
-        """The norm that a module computes, found by trying what it could be."""
-        given: Tensor | None = getattr(module, "weight", None)
-        reference = next((tensor for tensor in module.parameters()), torch.empty(0))
+    def of(cls, module: nn.Module, width: int, like: Tensor) -> "Norm":
+        """The norm that a module computes, found by trying what it could be.
+
+        On vectors of ordinary size, which tell what is divided by what, and on tiny ones, which tell `eps`. The
+        weight is kept in the dtype and on the device of `like`, the model's.
+        """
+        whole = like.dtype in (torch.float32, torch.float64)
+        exact = module if whole else copy.deepcopy(module).float()
         generator = torch.Generator().manual_seed(0)
-        x = (3 * torch.randn(4, width, generator=generator) + 1).to(reference)
+        ordinary = 3 * torch.randn(4, width, generator=generator) + 1
+        x = torch.cat((ordinary, ordinary / 1_000)).to(like.device, like.dtype if whole else torch.float32)
+        given: Tensor | None = getattr(exact, "weight", None)
+        added: Tensor | float | None = getattr(exact, "bias", None)
+        added = 0.0 if added is None else added
+        weights = [torch.ones_like(x[0])]
+        if given is not None:
+            weights = [given.detach(), 1 + given.detach()] if given.shape == (width,) else []
         with torch.no_grad():
-            found = module(x)
-            added: Tensor | None = getattr(module, "bias", None)
-            bias = 0.0 if added is None else added
-            ones = torch.ones(width, dtype=x.dtype, device=x.device)
-            weights = [ones] if given is None else [given.detach(), 1 + given.detach()]
-            eps = next((float(v) for n in _EPS if isinstance(v := getattr(module, n, None), int | float)), 0.0)
+            found: Tensor = exact(x)
             for centred in (True, False):
                 for weight in weights:
-                    norm = cls(module, centred, weight, eps)
-                    guess = weight * norm.unit(x)[0] + bias
-                    if bool((guess - found).abs().amax() <= 1e-5 * found.abs().amax()):
-                        return norm
+                    norm = cls(exact, centred, weight, 0.0)
+                    norm = replace(norm, eps=norm._eps(x, found - added))
+                    off = (weight * norm.unit(x)[0] + added - found).abs().amax(dim=1)
+                    if bool((off <= 1e-5 * found.abs().amax(dim=1)).all()):
+                        return cls(module, centred, weight.to(like.dtype), norm.eps)
         return cls(module, centred=False, weight=None, eps=0.0)
+
+    def _eps(self, x: Float[Tensor, "row width"], found: Float[Tensor, "row width"]) -> float:
+        """Its `eps`: as it says, or what explains what it gave (without a bias)."""
+        for name in _EPS:
+            value = getattr(self.module, name, None)
+            if isinstance(value, int | float):
+                return float(value)
+        assert self.weight is not None
+        centre = x - x.mean(dim=-1, keepdim=True) if self.centred else x
+        tiny = slice(len(x) // 2, len(x))
+        share = (self.weight * centre)[tiny].square().sum(dim=-1) / found[tiny].square().sum(dim=-1)
+        return max(0.0, float((share - centre[tiny].square().mean(dim=-1)).median()))
 
     def unit(self, x: Float[Tensor, "*rows width"]) -> tuple[Float[Tensor, "*rows width"], Float[Tensor, "*rows 1"]]:
         """x̂, and 1 / σ."""
@@ -314,12 +334,12 @@ class _Search:
         streams, groups = self._streams(projections, number)
         one = Layer(
             attention,
-            Norm.of(norm.module, self.width),
+            self._norm(norm.module),
             tuple(found.module for found in projections),
             streams,
             output.module,
             scales[0],
-            Norm.of(mlp_norm.module, self.width),
+            self._norm(mlp_norm.module),
             entry.module,
             mlp.module,
             scales[1],
@@ -364,6 +384,9 @@ class _Search:
                     return entry, norm
         self._refuse(f"what the MLP of {where} reads is given by no norm (norms after the branches, or none)")
         raise AssertionError
+
+    def _norm(self, module: nn.Module) -> Norm:
+        return Norm.of(module, self.width, next(self.subject.model.parameters()))
 
     def _check_sum(self, found: Tensor, expected: Tensor, what: str) -> None:
         off = float((found - expected).abs().max() / (found.std() + 1e-30))
@@ -469,7 +492,7 @@ class _Search:
         blocks = {module for block in self.engine.modules for module in block.modules()}
         for one in seen.values():
             if one.module not in blocks and _same(one.taken, left) and _same(one.given, body.given):
-                return Norm.of(one.module, self.width)
+                return self._norm(one.module)
         self._refuse("no norm was found between the last block and the final hidden states")
         raise AssertionError
 
