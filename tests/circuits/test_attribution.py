@@ -121,7 +121,7 @@ def test_rules_integrate_polynomials(rule, steps):
     degree = {"midpoint": 1, "left": 0, "gauss": 2 * steps - 1}[rule]
     for power in range(degree + 1):
         assert sum(weight * point**power for point, weight in found) == pytest.approx(1 / (power + 1))
-    assert sum(weight * point ** (degree + 1) for point, weight in found) != pytest.approx(1 / (degree + 2), abs=1e-9)
+    assert sum(weight * point ** (degree + 1) for point, weight in found) != pytest.approx(1 / (degree + 2), rel=1e-13)
 
 
 @pytest.mark.parametrize("method", [EdgeAttribution(), IntegratedEdgeAttribution(3)])

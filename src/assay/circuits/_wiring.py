@@ -17,8 +17,8 @@ from assay.circuits._graph import Graph
 from assay.engine import Engine
 from assay.subjects import Subject
 
-NEAR = 1e-4
-"""How far sums may be off, as a share of the spread of what they have to be."""
+NEAR, NEAR_IN_HALF = 1e-4, 0.05
+"""How far sums may be off, as a share of the spread of what they have to be; and where weights have 16 bits."""
 
 STREAMS = ("queries", "keys", "values")
 
@@ -229,6 +229,8 @@ class _Search:
     def found(self) -> Wiring:
         """The wiring. Raises AssayError, as `Wiring.of` says."""
         engine, model = self.engine, self.subject.model
+        if model.training:
+            self._refuse("it is in training mode, in which no two passes need be equal; call model.eval()")
         if self.subject.objective != "causal":
             self._refuse(f"it is asked for the objective {self.subject.objective!r}, and edges are for causal decoders")
         if model.base_model is model:
@@ -290,6 +292,12 @@ class _Search:
             self._refuse("its blocks and attention layers do not correspond one to one")
         if any(seen[block].calls > 1 for block in engine.modules):
             self._refuse("a block is used several times in a pass")
+        for parent in self.subject.model.modules():
+            siblings = [one for one in parent if one in seen] if isinstance(parent, nn.ModuleList) else []
+            others = [one for one in siblings if one not in engine.modules]
+            if 0 < len(others) < len(siblings):
+                names = ", ".join(sorted({type(one).__name__ for one in others}))
+                self._refuse(f"among its blocks are {len(others)} blocks without attention ({names})")
         widths: dict[int, list[int]] = {}
         for head in engine.heads:
             widths.setdefault(head.layer, []).append(engine.widths[head.layer])
@@ -323,12 +331,11 @@ class _Search:
         left = seen[block].given
         attended, added = _wide(output.given, entered), _wide(mlp.given, entered)
         x, between, after = _wide(entered, entered), _wide(mlp_norm.taken, entered), _wide(left, entered)
-        if _near(between, x):
-            scales = _coefficients(after - x, [attended, added])
-            parallel = True
+        parallel = _same(mlp_norm.taken, entered) or (torch.equal(between, x) and bool(attended.any()))
+        if parallel:
+            scales = self._scales(after, x, attended, added)
         else:
-            scales = _coefficients(between - x, [attended]) + _coefficients(after - between, [added])
-            parallel = False
+            scales = [*self._scales(between, x, attended), *self._scales(after, between, added)]
             self._check_sum(between, x + scales[0] * attended, f"the residual stream before the MLP of {where}")
         self._check_sum(after, x + scales[0] * attended + scales[1] * added, f"what leaves {where}")
         streams, groups = self._streams(projections, number)
@@ -388,9 +395,20 @@ class _Search:
     def _norm(self, module: nn.Module) -> Norm:
         return Norm.of(module, self.width, next(self.subject.model.parameters()))
 
+    def _near(self, found: Tensor, expected: Tensor) -> bool:
+        return _off(found, expected) <= near(self.subject.model.dtype)
+
+    def _scales(self, whole: Tensor, before: Tensor, *parts: Tensor) -> list[float]:
+        """How many times each part was added to what was before: once, unless least squares find something better."""
+        if self._near(whole, before + sum(parts)):
+            return [1.0] * len(parts)
+        matrix = torch.stack([part.flatten() for part in parts], dim=1)
+        found: list[float] = torch.linalg.lstsq(matrix, (whole - before).flatten()[:, None]).solution[:, 0].tolist()
+        return found
+
     def _check_sum(self, found: Tensor, expected: Tensor, what: str) -> None:
-        off = float((found - expected).abs().max() / (found.std() + 1e-30))
-        if not off <= NEAR:
+        off = _off(found, expected)
+        if not off <= near(self.subject.model.dtype):
             self._refuse(f"{what} is not the sum of what was added to it (off by {off:.1e} of its spread)")
 
     def _streams(self, projections: list[_Seen], number: int) -> tuple[tuple[Stream, Stream, Stream], int]:
@@ -439,9 +457,8 @@ class _Search:
                     if streams[kind].projection == which:
                         columns = streams[kind].columns[place].to(output.device)
                         rows = moved.view(len(tokens), -1, moved.shape[-1])[row]
-                        rows[:, columns] += torch.linspace(
-                            0.5, 1, len(columns), device=output.device, dtype=output.dtype
-                        )
+                        step = torch.linspace(0.5, 1, len(columns), device=output.device, dtype=output.dtype)
+                        rows[:, columns] += step * output.abs().max()
                 return moved
 
             return hook
@@ -452,8 +469,9 @@ class _Search:
             run = self.engine.run(tokens, read=STREAMS, logits=False)
         for kind, name in enumerate(STREAMS):
             states: Tensor = getattr(run, name)[number]
-            # Rows of a batch may differ in rounding; what was moved was moved by half or more.
-            changed = (states[1:] - states[:1]).abs().flatten(2).amax(dim=2) > 1e-3 * states.abs().max()
+            # Rows of a batch may differ in rounding; what was moved was moved by half of the largest or more.
+            rounding = 10 * near(states.dtype)
+            changed = (states[1:] - states[:1]).abs().flatten(2).amax(dim=2) > rounding * states[:1].abs().max()
             for row, (of, place) in enumerate(owners):
                 mine = range(place, place + 1) if kind == 0 else range(place * share, (place + 1) * share)
                 expected = torch.zeros(self.heads, dtype=torch.bool, device=changed.device)
@@ -472,7 +490,7 @@ class _Search:
         finally:
             hook.remove()
         outputs = run.outputs[number].transpose(1, 2).flatten(2)
-        if taken[0].numel() != outputs.numel() or not _near(taken[0].reshape(outputs.shape), outputs):
+        if taken[0].numel() != outputs.numel() or not self._near(taken[0].reshape(outputs.shape), outputs):
             self._refuse(f"the output projection of layer {number} takes in something else than the heads' outputs")
 
     def _body(self, seen: Mapping[nn.Module, _Seen]) -> _Seen:
@@ -506,8 +524,8 @@ class _Search:
         with torch.no_grad():
             plain = head(body)
         whole, linear = _wide(logits, logits), _wide(plain, plain)
-        (scale,) = _coefficients(whole, [linear])
-        if not _near(whole, scale * linear):
+        (scale,) = self._scales(whole, torch.zeros_like(whole), linear)
+        if not self._near(whole, scale * linear):
             self._refuse("its logits are not linear in the final hidden states (a soft cap)")
         return head, scale
 
@@ -566,15 +584,15 @@ def _wide(tensor: Tensor | None, like: Tensor | None) -> Tensor:
     return tensor.reshape(like.shape).to("cpu", torch.float64)
 
 
-def _near(first: Tensor, second: Tensor) -> bool:
-    return float((first - second).abs().max()) <= NEAR * float(second.std() + 1e-30)
+def near(dtype: torch.dtype) -> float:
+    """How far sums of such numbers may be off, as a share of their size and of the spread of all."""
+    return NEAR if dtype in (torch.float32, torch.float64) else NEAR_IN_HALF
 
 
-def _coefficients(whole: Tensor, parts: list[Tensor]) -> list[float]:
-    """By how much each part has to be taken for their sum to be nearest to the whole; 1 where it is as good as that."""
-    matrix = torch.stack([part.flatten() for part in parts], dim=1)
-    found = torch.linalg.lstsq(matrix, whole.flatten()[:, None]).solution[:, 0].tolist()
-    return [1.0 if abs(value - 1) < 1e-5 else float(value) for value in found]
+def _off(found: Tensor, expected: Tensor) -> float:
+    """How far numbers are off, as a share of their size and of the spread of all: a few of them may be huge."""
+    wide, other = found.double(), expected.double()
+    return float(((wide - other).abs() / (other.abs() + other.std() + 1e-30)).max())
 
 
 def _some_tokens(subject: Subject) -> Int[Tensor, "2 position"]:
