@@ -278,7 +278,7 @@ class Circuit:
             raise AssayError(f"{label(self)} has not been fitted; call fit(samples) before apply(subject).")
         return self.graph_, self.kept_
 
-    def _ranks(self, scores: Float[np.ndarray, "sender receiver"]) -> Float[np.ndarray, "sender receiver"]:
+    def _ranks(self, scores: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
         """By what edges are ranked, the largest first. Ablating what helps lowers a logit difference and raises KL."""
         return ranks(scores, self.rank, self.measure)
 

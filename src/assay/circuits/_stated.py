@@ -73,8 +73,12 @@ def refusal(path: Path, why: str) -> AssayError:
 
 def short(value: object) -> str:
     """Something of a file as it can stand in a message."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return clipped(repr(value), 60)
+
+
+def clipped(text: str, most: int) -> str:
+    """The start of a text."""
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def write(path: Path, fill: Callable[[Path], object]) -> None:
@@ -200,8 +204,8 @@ def together(
         }
         raise AssayError(
             f"{who}: heads {group * share} to {(group + 1) * share - 1} of layer {layer} share their "
-            f"{('keys', 'values')[part]} in this model, and in the circuit {graph.senders[sender]} is heard by those of "
-            f"head {heads[True]} and not of {heads[False]}; take the best edges by the sum of their heads' scores: "
+            f"{('keys', 'values')[part]} in this model, and in the circuit {graph.senders[sender]} is heard by those "
+            f"of head {heads[True]} and not of {heads[False]}; take the best edges by the sum of their heads' scores: "
             f"Circuit.read(path, edges=200, groups={groups})."
         )
     return found
