@@ -634,8 +634,8 @@ def compare_text(
     if context is not None and counting is None:
         raise typer.BadParameter("chunks are what others count: --counting llama.cpp.", param_hint="--context")
     recipes = _argument("simplify", lambda: [simplifications.build(specification) for specification in simplify or ()])
-    _check_asked(recipes, others or (), fit or pairs, sites or (), positions)
     _check_source(split, pairs, (fit, max_length, counting))
+    _check_asked(recipes, others or (), fit or pairs, sites or (), positions)
     splits = _argument("split", lambda: _splits(split or []))
     device = _argument("device", lambda: resolve_device(device))
     precision = None if dtype is None else _argument("dtype", lambda: resolve_dtype(dtype))

@@ -3,19 +3,29 @@
 One file a discovery method; one line here registers it, and an entry point of `assay.discoveries` adds an outsider's.
 """
 
+from assay.circuits._activations import IntegratedActivationAttribution
 from assay.circuits._attribution import EdgeAttribution, IntegratedEdgeAttribution
-from assay.circuits._circuit import AllAblated, Circuit, CircuitProxy, RandomCircuit, write_mib
+from assay.circuits._circuit import LEAST_PAIRS, AllAblated, Circuit, CircuitProxy, RandomCircuit, write_mib
 from assay.circuits._exact import ExactEdges, ExactNodes
 from assay.circuits._graph import Edge, Graph
+from assay.circuits._greedy import GreedyEdges
+from assay.circuits._information_flow import InformationFlow
+from assay.circuits._mask_gradients import IntegratedMaskGradients
+from assay.circuits._measured import divergences, measured, measured_by_pair
 from assay.circuits._problem import Ablation, Batch, Discovery, Measure, Problem, Reference, discoveries
 from assay.circuits._stated import Found
 
 discoveries.register("eap", EdgeAttribution)
 discoveries.register("eap-ig", IntegratedEdgeAttribution)
+discoveries.register("eap-ig-activations", IntegratedActivationAttribution)
 discoveries.register("exact", ExactEdges)
 discoveries.register("exact-nodes", ExactNodes)
+discoveries.register("greedy", GreedyEdges)
+discoveries.register("information-flow", InformationFlow)
+discoveries.register("mask-ig", IntegratedMaskGradients)
 
 __all__ = [
+    "LEAST_PAIRS",
     "Ablation",
     "AllAblated",
     "Batch",
@@ -28,11 +38,18 @@ __all__ = [
     "ExactNodes",
     "Found",
     "Graph",
+    "GreedyEdges",
+    "InformationFlow",
+    "IntegratedActivationAttribution",
     "IntegratedEdgeAttribution",
+    "IntegratedMaskGradients",
     "Measure",
     "Problem",
     "RandomCircuit",
     "Reference",
     "discoveries",
+    "divergences",
+    "measured",
+    "measured_by_pair",
     "write_mib",
 ]

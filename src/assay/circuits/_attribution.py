@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from assay._errors import AssayError, unknown_name
 from assay.circuits._problem import Batch, Problem
-from assay.circuits._run import Trace, differences, first_of, keep
+from assay.circuits._run import Trace, differences, first_of, keep, resume_at, with_given
 from assay.circuits._wiring import Layer, Norm, Wiring, frozen
 
 Rule = Literal["midpoint", "left", "gauss"]
@@ -69,10 +69,7 @@ class IntegratedEdgeAttribution:
 
     def check(self, problem: Problem) -> None:
         """Raise AssayError for bad parameters, or an ablation without another input."""
-        if not isinstance(self.steps, int) or isinstance(self.steps, bool) or self.steps < 1:
-            raise AssayError(f"steps={self.steps!r}: must be a whole number of at least 1.")
-        if self.rule not in get_args(Rule):
-            raise unknown_name("rule", self.rule, get_args(Rule))
+        check_steps(self.steps, self.rule)
         if problem.reference.ablation != "counterfactual":
             raise AssayError(
                 f"method 'eap-ig' with ablation={problem.reference.ablation!r}: it needs another input to integrate "
@@ -83,6 +80,14 @@ class IntegratedEdgeAttribution:
         """The score of every edge, in the units of m; NaN where there is none."""
         self.check(problem)
         return _integrated(problem, nodes(self.rule, self.steps))
+
+
+def check_steps(steps: int, rule: str) -> None:
+    """Raise AssayError unless there is such a rule and it can take so many steps."""
+    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
+        raise AssayError(f"steps={steps!r}: must be a whole number of at least 1.")
+    if rule not in get_args(Rule):
+        raise unknown_name("rule", rule, get_args(Rule))
 
 
 def nodes(rule: Rule, steps: int) -> list[tuple[float, float]]:
@@ -97,36 +102,45 @@ def nodes(rule: Rule, steps: int) -> list[tuple[float, float]]:
 def _integrated(problem: Problem, points: list[tuple[float, float]]) -> Float[np.ndarray, "sender receiver"]:
     """Scores with gradients at e' + t (e - e'), weighted."""
     wiring = problem.wiring
-    graph = wiring.graph
-    device = problem.engine.subject.device
-    exact = torch.float32 if device.type == "mps" else torch.float64
-    scores = torch.zeros(graph.shape, dtype=exact, device=device)
+    scores = no_scores(problem)
     for batch in problem.batches():
         reference = problem.trace(batch)
         trace = Trace()
-        gradients: list[_Gradients] = []
+        gradients: list[Gradients] = []
         if [point for point, _ in points] == [1.0]:
-            gradients.append(_Gradients.at(problem, batch, None, trace))
+            gradients.append(Gradients.at(problem, batch, None, trace))
         else:
-            trace, clean = _own_run(wiring, batch)
+            trace, clean = own_run(wiring, batch)
             line = trace.embeddings - reference.embeddings
-            for group in _groups(points, batch):
+            for group in groups(points, batch):
                 streams = [reference.embeddings + point * line for point, _ in group]
                 several = batch.repeated(len(group))
                 # Made outside inference mode: what a graph is to keep must not be an inference tensor.
                 stream = torch.cat([one.expand_as(line) for one in streams]).clone()
                 weights = [weight for _, weight in group]
-                gradients += _Gradients.at(problem, several, stream, Trace(), clean).parts(weights)
+                gradients += Gradients.at(problem, several, stream, Trace(), clean).parts(weights)
         with torch.no_grad():
             more = differences(wiring, reference, trace)
             for one in gradients:
                 one.add(wiring, more, scores)
+    return means_of(problem, scores)
+
+
+def no_scores(problem: Problem) -> Float[Tensor, "sender receiver"]:
+    """Zeros to add scores of batches to, on the subject's device."""
+    device = problem.engine.subject.device
+    exact = torch.float32 if device.type == "mps" else torch.float64
+    return torch.zeros(problem.wiring.graph.shape, dtype=exact, device=device)
+
+
+def means_of(problem: Problem, scores: Float[Tensor, "sender receiver"]) -> Float[np.ndarray, "sender receiver"]:
+    """Means over pairs from sums over them; NaN where there is no edge."""
     found = scores.cpu().double().numpy() / len(problem.split)
-    found[~graph.exists] = np.nan
+    found[~problem.wiring.graph.exists] = np.nan
     return found
 
 
-def _own_run(wiring: Wiring, batch: Batch) -> tuple[Trace, Tensor]:
+def own_run(wiring: Wiring, batch: Batch) -> tuple[Trace, Tensor]:
     """The subject's own trace and final hidden states, without gradients."""
     trace = Trace()
     with ExitStack() as stack, torch.no_grad():
@@ -134,7 +148,7 @@ def _own_run(wiring: Wiring, batch: Batch) -> tuple[Trace, Tensor]:
         return trace, wiring.hidden(batch.tokens, batch.valid)
 
 
-def _groups(points: list[tuple[float, float]], batch: Batch) -> Iterator[list[tuple[float, float]]]:
+def groups(points: list[tuple[float, float]], batch: Batch) -> Iterator[list[tuple[float, float]]]:
     """Points that share a batch: together they have at most so many tokens."""
     room = max(1, TOKENS_IN_A_BATCH // batch.tokens.numel()) if batch.tokens.device.type == "cpu" else len(points)
     for start in range(0, len(points), room):
@@ -142,7 +156,7 @@ def _groups(points: list[tuple[float, float]], batch: Batch) -> Iterator[list[tu
 
 
 @dataclass
-class _Gradients:
+class Gradients:
     """dm of a batch with respect to what projections give, what MLPs take in, and what enters the last norm.
 
     `inputs` are the residual streams at the norms before attention and MLP, by layer.
@@ -157,19 +171,28 @@ class _Gradients:
 
     @classmethod
     def at(
-        cls, problem: Problem, batch: Batch, stream: Tensor | None, trace: Trace, clean: Tensor | None = None
-    ) -> "_Gradients":
-        """Those of a run on a batch from `stream` on (None: its own embeddings), whose trace goes into `trace`.
+        cls,
+        problem: Problem,
+        batch: Batch,
+        stream: Tensor | None,
+        trace: Trace,
+        clean: Tensor | None = None,
+        *,
+        start: int = 0,
+    ) -> "Gradients":
+        """Those of a run on a batch in which `stream` enters block `start`, whose trace goes into `trace`.
 
-        `clean` are final hidden states of the subject, for KL.
+        None stands for the subject's own stream. `clean` are final hidden states of the subject, for KL.
         """
         wiring = problem.wiring
         asked: dict[Any, Tensor] = {}
         with ExitStack() as stack, torch.inference_mode(mode=False), torch.enable_grad():
             stack.enter_context(frozen(problem.engine.subject.model))
+            if stream is not None and start:
+                resume_at(stack, wiring, start, stream)
             begin = functools.partial(_begin, stream)
-            stack.callback(wiring.blocks[0].register_forward_pre_hook(begin, with_kwargs=True).remove)
-            for number, layer in enumerate(wiring.layers):
+            stack.callback(wiring.blocks[start].register_forward_pre_hook(begin, with_kwargs=True).remove)
+            for number, layer in list(enumerate(wiring.layers))[start:]:
                 for place, module in enumerate(layer.projections):
                     put = functools.partial(_put, asked, ("projected", number, place))
                     stack.callback(module.register_forward_hook(put).remove)
@@ -194,7 +217,7 @@ class _Gradients:
             detached.mlp_input,
         )
 
-    def parts(self, weights: list[float]) -> list["_Gradients"]:
+    def parts(self, weights: list[float]) -> list["Gradients"]:
         """Those of the equal parts of a batch, each with its weight."""
         count = len(weights)
 
@@ -204,31 +227,35 @@ class _Gradients:
 
         columns = (cut(part) for part in (self.projected, self.mlp, self.attention_input, self.mlp_input))
         return [
-            _Gradients(projected, mlp, final, attention_input, mlp_input, weight)
+            Gradients(projected, mlp, final, attention_input, mlp_input, weight)
             for projected, mlp, attention_input, mlp_input, final, weight in zip(
                 *columns, self.final.chunk(count), weights, strict=True
             )
         ]
 
-    def add(self, wiring: Wiring, more: Float[Tensor, "sender pair position width"], scores: Tensor) -> None:
-        """Add the scores of a batch, from what senders write `more` in the reference."""
+    def add(
+        self, wiring: Wiring, more: Float[Tensor, "sender pair position width"], scores: Tensor, first: int = 0
+    ) -> None:
+        """Add the scores of a batch, from what senders, those from `first` on, write `more` in the reference."""
         graph = wiring.graph
         rows = more.flatten(1, 2)
         means = rows.mean(dim=-1)
-        for number, layer in enumerate(wiring.layers):
+        for number in self.mlp:
+            layer = wiring.layers[number]
             reading, mlp = graph.reading(number), graph.mlp(number)
-            heard = graph.heard[reading.start]
             stream = self.attention_input[number].flatten(0, 1)
-            parts = self._of_streams(layer, number)
-            scores[:heard, reading] += self.weight * _products(rows[:heard], means[:heard], layer.norm, stream, parts)
-            heard = graph.heard[mlp]
+            heard = min(graph.heard[reading.start] - first, len(rows))
+            if heard > 0:
+                found = _products(rows[:heard], means[:heard], layer.norm, stream, self._of_streams(layer, number))
+                scores[first : first + heard, reading] += self.weight * found
             stream = self.mlp_input[number].flatten(0, 1)
             gradient = self.mlp[number].flatten(0, 1)[None]
-            scores[:heard, mlp : mlp + 1] += self.weight * _products(
-                rows[:heard], means[:heard], layer.mlp_norm, stream, gradient
-            )
+            heard = min(graph.heard[mlp] - first, len(rows))
+            if heard > 0:
+                found = _products(rows[:heard], means[:heard], layer.mlp_norm, stream, gradient)
+                scores[first : first + heard, mlp : mlp + 1] += self.weight * found
         final = self.final.flatten()
-        scores[:, graph.logits] += self.weight * (rows.flatten(1) @ final)
+        scores[first : first + len(rows), graph.logits] += self.weight * (rows.flatten(1) @ final)
 
     def _of_streams(self, layer: Layer, number: int) -> Float[Tensor, "receiver row width"]:
         """Gradients with respect to what every receiver of attention takes in, behind the norm."""
@@ -271,12 +298,9 @@ def _products(
 def _begin(
     stream: Tensor | None, _: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Start the graph at what enters the first block."""
-    own = first_of(inputs, options)
-    given = (own if stream is None else stream.reshape(own.shape)).detach().requires_grad_(True)
-    if inputs:
-        return (given, *inputs[1:]), options
-    return inputs, {**options, next(name for name in options if options[name] is own): given}
+    """Start the graph at what enters a block."""
+    given = first_of(inputs, options) if stream is None else stream
+    return with_given(inputs, options, given.detach().requires_grad_(True))
 
 
 def _put(asked: dict[Any, Tensor], key: Any, _: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -288,7 +312,5 @@ def _apart(
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """What a module takes in as a tensor of its own, which nothing else reads: its gradient is the module's alone."""
     own = first_of(inputs, options)
-    given = asked[key] = own.view_as(own)
-    if inputs:
-        return (given, *inputs[1:]), options
-    return inputs, {**options, next(name for name in options if options[name] is own): given}
+    asked[key] = own.view_as(own)
+    return with_given(inputs, options, asked[key])

@@ -237,6 +237,33 @@ class Circuit:
         self.kept_ = self._chosen(self.graph_, self.scores_)
         return self
 
+    @property
+    def sizes_(self) -> Sequence[int]:
+        """The numbers of edges at which another edge comes in, or with `level="heads"` those of another sender."""
+        graph, scores = self._found()
+        if self.level == "edges":
+            return range(1, graph.size + 1)
+        totals = self._ranks(np.nansum(scores, axis=1))
+        return np.cumsum(graph.exists.sum(axis=1)[np.argsort(-totals, kind="stable")]).tolist()
+
+    def of_size(self, edges: int) -> "Circuit":
+        """The circuit of another size by the same scores: nothing is discovered again.
+
+        Raises AssayError for a circuit that was given and not found, and for a size that the graph does not have.
+        """
+        graph, scores = self._found()
+        other = replace(self, edges=edges)
+        other._check_size(graph)
+        other.graph_, other.scores_, other.reference_, other.baseline_ = graph, scores, self.reference_, self.baseline_
+        other.kept_ = other._chosen(graph, scores)
+        return other
+
+    def _found(self) -> tuple[Graph, Float[np.ndarray, "sender receiver"]]:
+        graph, _ = self._fitted()
+        if self.scores_ is None:
+            raise AssayError(f"{label(self)} was given and not found: it has no scores, so there are no other sizes.")
+        return graph, self.scores_
+
     def apply(self, subject: Subject) -> "CircuitProxy":
         """The subject with every edge outside the circuit ablated."""
         engine = Engine(subject)
@@ -278,7 +305,7 @@ class Circuit:
             raise AssayError(f"{label(self)} has not been fitted; call fit(samples) before apply(subject).")
         return self.graph_, self.kept_
 
-    def _ranks(self, scores: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
+    def _ranks(self, scores: Float[np.ndarray, "*item"]) -> Float[np.ndarray, "*item"]:
         """By what edges are ranked, the largest first. Ablating what helps lowers a logit difference and raises KL."""
         return ranks(scores, self.rank, self.measure)
 

@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from assay._errors import AssayError
 from assay.circuits._attribution import IntegratedEdgeAttribution
 from assay.circuits._problem import Batch, Problem
-from assay.circuits._run import Trace, differences, first_of, traced
-from assay.circuits._wiring import Layer, with_first
-from assay.engine import instead
+from assay.circuits._run import Trace, differences, resume_at, traced, with_given
+from assay.circuits._wiring import Layer
 
 SCREEN = 2_000
 """Edges above which `ExactEdges` looks only at those that EAP-IG finds likely: beyond, every edge takes too long."""
@@ -200,11 +199,8 @@ class _Patched:
         """m of `count` runs side by side from a layer on, with something put in place, summed over pairs."""
         several = self.batch.repeated(count)
         with ExitStack() as stack, torch.inference_mode():
-            if number and self.wiring.resumes:
-                stream = self.trace.attention_input[number].repeat(count, 1, 1)
-                for layer, block in zip(self.wiring.layers[:number], self.wiring.blocks, strict=False):
-                    given = with_first(layer.block_gives, stream)
-                    stack.enter_context(instead(block, lambda *_, given=given, **__: given))
+            if number:
+                resume_at(stack, self.wiring, number, self.trace.attention_input[number].repeat(count, 1, 1))
             put(stack)
             return self._values(self.wiring.hidden(several.tokens, several.valid), count)
 
@@ -217,11 +213,7 @@ def _entering(entry: nn.Module, normed: Tensor, stack: ExitStack) -> None:
     """Until the stack is closed, a module takes in something else."""
 
     def hook(_: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
-        own = first_of(inputs, options)
-        given = normed.reshape(own.shape)
-        if inputs:
-            return (given, *inputs[1:]), options
-        return inputs, {**options, next(name for name in options if options[name] is own): given}
+        return with_given(inputs, options, normed)
 
     stack.callback(entry.register_forward_pre_hook(hook, with_kwargs=True).remove)
 

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from assay.faithfulness import LAYER, Comparison, FeatureRecord
 from assay.reports._circuits import circuit_figure, heat_figure
@@ -441,6 +441,7 @@ def points_chart(chart: Chart) -> Figure:
         axes.grid(axis="x", visible=False)
     if chart.logarithmic:
         axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.set_xlabel(chart.x_label)
     axes.set_ylabel(chart.y_label)
     longest = max(len(str(entry.get_label())) for entry in entries)

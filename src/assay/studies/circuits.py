@@ -10,6 +10,7 @@ import numpy as np
 
 from assay._errors import AssayError, unknown_name
 from assay.circuits import Circuit, Edge
+from assay.diagnostics import Estimate, areas, overlap, stability
 from assay.engine import Samples
 from assay.faithfulness import Comparison, Step, Workers, compare
 from assay.reports import (
@@ -35,7 +36,10 @@ DRAWN = 0.95
 
 @dataclass(frozen=True)
 class Part:
-    """One kind of pairs: its subjects (training seeds), its task, the circuits to find, and how many pairs to use."""
+    """One kind of pairs: its subjects (training seeds), its task, the circuits to find, and how many pairs to use.
+
+    `resamples` is how often circuits are found again to see whether they are stable.
+    """
 
     name: str
     subjects: Sequence[Subject]
@@ -43,6 +47,7 @@ class Part:
     circuits: Sequence[Circuit]
     sequences: int
     fit_sequences: int
+    resamples: int = 0
 
 
 def _circuits(sizes: Sequence[int], methods: Sequence[str]) -> list[Circuit]:
@@ -60,6 +65,7 @@ def dyck(*, everything: bool, device: str) -> Part:
         _circuits((4, 6, 8, 10, 16), methods),
         240,
         200,
+        resamples=10 if everything else 0,
     )
 
 
@@ -70,7 +76,8 @@ def induction(*, everything: bool, device: str) -> Part:
     )
     subject = load("code-python", device=device)
     task = InductionPairs()
-    return Part("induction", [subject], task, _circuits(sizes, methods), 200 if everything else 60, 120)
+    count = 200 if everything else 60
+    return Part("induction", [subject], task, _circuits(sizes, methods), count, 120)
 
 
 def smollm2(*, everything: bool, device: str) -> Part:
@@ -156,7 +163,7 @@ def illustrations(done: Done) -> Illustrations:
     """What a part adds to its comparison: tables, curves over sizes, the circuit drawn, scores of heads."""
     drawn = _drawn(done)
     return Illustrations(
-        tables=[sizes(done), elsewhere(done)],
+        tables=[sizes(done), methods(done), elsewhere(done)],
         charts=[curve(done, "effect"), curve(done, "same_prediction")],
         circuits=[] if drawn is None else [picture(done, drawn)],
         heats=[] if drawn is None else [heads(done, drawn)],
@@ -248,9 +255,9 @@ def sizes(done: Done) -> TableView:
             (f"{one.circuit.pruned_} of {graph.size}", f"{one.circuit.bits_:.0f} bits"),
             _cell(rows[name, "iid"], "effect"),
             _cell(random, "effect"),
-            _cell(rows[name, "iid"], "agreement", 100, 1),
+            _cell(rows[name, "iid"], "agreement", 100.0, 1),
             _cell(rows[name, worst], "effect"),
-            _cell(rows[name, worst], "agreement", 100, 1),
+            _cell(rows[name, worst], "agreement", 100.0, 1),
             (worst.replace("_", " "), ""),
             (verdicts[name], ""),
         ])  # fmt: skip
@@ -281,16 +288,17 @@ def elsewhere(done: Done) -> TableView:
             lines.append([
                 (f"{name}, {shift}", ""),
                 _cell(rows[name, shift], "gap"),
-                _cell(gap, "gap", 100, 1, ends=""),
-                _cell(gap, "matched", 100, 1),
-                _cell(again, "agreement", 100, 1),
-                ("–", "") if other is None else (_shared(one.circuit, other), ""),
+                _cell(gap, "gap", 100.0, 1, ends=""),
+                _cell(gap, "matched", 100.0, 1),
+                _cell(again, "agreement", 100.0, 1),
+                ("–", "") if other is None else _shared(one.circuit, other),
             ])  # fmt: skip
     return TableView(
         title=f"{done.part.name}: circuits under every shift",
         note="Gap: on iid less under the shift, of the effect (each on the scale of its own split) and of the same "
         "prediction (points; at equal margin: iid re-weighted to the shift's margins of the subject). Found there: "
-        "the same recipe fitted on other pairs of the shift. Shared edges: of the two circuits of the first seed.",
+        "the same recipe fitted on other pairs of the shift. Shared edges: of the two circuits of the first seed, and "
+        "what circuits with as many edges between the same layers share by chance.",
         headings=[
             "circuit, shift", "gap of the effect", "gap of the same prediction", "at equal margin",
             "same prediction if found there", "edges shared with that one",
@@ -307,9 +315,63 @@ def _kept(circuit: Circuit) -> set[Edge]:
     return set(circuit.graph_.edges(circuit.graph_.pruned(circuit.kept_)))
 
 
-def _shared(first: Circuit, second: Circuit) -> str:
-    one, other = _kept(first), _kept(second)
-    return f"{len(one & other)} of {min(len(one), len(other))}"
+def _shared(first: Circuit, second: Circuit) -> tuple[str, str]:
+    """How many edges on paths two circuits share, and how many they would by chance."""
+    if not first.pruned_ or not second.pruned_:
+        return "–", ""
+    found = overlap(first, second)
+    return f"{found.shared} of {min(found.first, found.second)}", f"by chance {found.layered_expected:.1f}"
+
+
+def methods(done: Done) -> TableView:
+    """Every method over all sizes at once, in distribution and under the shifts, and how stable what it finds is."""
+    subject, task, comparison = done.part.subjects[0], done.part.task, done.comparison
+    first: dict[str, Found] = {}
+    for one in done.found:
+        first.setdefault(str(one.circuit.method), one)
+    on_iid = task.split("iid", done.part.sequences)
+    rows = []
+    for method, one in first.items():
+        iid = areas(one.circuit, subject, on_iid)
+        shifts = {
+            shift: areas(one.circuit, subject, task.split(shift, done.part.sequences))
+            for shift in comparison.shifts
+            if _enough(comparison, shift)
+        }
+        worst = max(shifts, key=lambda shift: shifts[shift].cmd.value) if shifts else None
+        again = "–"
+        if done.part.resamples:
+            train = task.split(task.split_names[0], done.part.fit_sequences)
+            middle = done.part.circuits[len(done.part.circuits) // 2]
+            found = stability(replace(one.circuit, edges=middle.edges), subject, train, resamples=done.part.resamples)
+            again = f"{found.ceiling:.2f}"
+        rows.append([
+            (method, ""),
+            _estimate(iid.cpr),
+            _estimate(iid.cmd),
+            ("–", "") if worst is None else _estimate(shifts[worst].cmd),
+            ("–" if worst is None else worst.replace("_", " "), ""),
+            (again, ""),
+        ])  # fmt: skip
+    return TableView(
+        title=f"{done.part.name}: methods over all sizes",
+        note="Of the first training seed. CPR and CMD: areas under f and under |1 - f| against log2 of the number of "
+        "edges on paths, from 1 to all; CMD of a perfect method is 0. Limits are over pairs. Stability: the mean Jaccard "
+        "index of circuits found again on bootstrap samples of the train split's pairs"
+        + (f" ({done.part.resamples} of them)." if done.part.resamples else "; with --full."),
+        headings=["method", "CPR, iid", "CMD, iid", "CMD, worst shift", "worst shift", "stability"],
+        rows=rows,
+    )
+
+
+def _enough(comparison: Comparison, shift: str) -> bool:
+    """Whether the effect is defined under a shift."""
+    effects = comparison.effects()
+    return bool(effects.loc[effects["split"] == shift, "effect"].notna().any())
+
+
+def _estimate(estimate: Estimate) -> tuple[str, str]:
+    return f"{estimate.value:.2f}", f"{estimate.low:.2f} to {estimate.high:.2f}"
 
 
 def curve(done: Done, what: str) -> Chart:
