@@ -2,11 +2,11 @@ import itertools
 
 import numpy as np
 import pytest
-from small_decoder import m_of
 
 from assay import AssayError
 from assay.circuits import Circuit
 from assay.diagnostics import robust_fidelity
+from small_decoder import m_of
 
 THREE = ["embeddings -> logits", "embeddings -> layer0.mlp", "layer0.mlp -> logits"]
 
