@@ -8,6 +8,7 @@ from assay.circuits._circuit import LEAST_PAIRS, AllAblated, Circuit, CircuitPro
 from assay.circuits._codes import DiscreteCodes, code_score
 from assay.circuits._exact import ExactEdges, ExactNodes
 from assay.circuits._graph import Edge, Graph
+from assay.circuits._groups import HeadGroup, head_group
 from assay.circuits._interventions import PathInterventions
 from assay.circuits._measured import divergences, measured, measured_by_pair
 from assay.circuits._observable import ObservablePropagation
@@ -38,6 +39,7 @@ __all__ = [
     "ExactEdges",
     "ExactNodes",
     "Graph",
+    "HeadGroup",
     "IntegratedEdgeAttribution",
     "Measure",
     "ObservablePropagation",
@@ -50,6 +52,7 @@ __all__ = [
     "code_score",
     "discoveries",
     "divergences",
+    "head_group",
     "measured",
     "measured_by_pair",
     "token_scores",
