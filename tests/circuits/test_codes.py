@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -11,8 +13,8 @@ from small_decoder import pairs_of, random_decoder
 
 def heads(rng, count):
     """Three heads whose code is a function of the class, and five with random codes of 200."""
-    labels = np.repeat([True, False], count)
-    telling = [np.where(labels, *rng.choice(200, 2, replace=False)) for _ in range(3)]
+    labels = np.repeat([1, 0], count)
+    telling = [np.where(labels == 1, *rng.choice(200, 2, replace=False)) for _ in range(3)]
     return labels, [*telling, *(rng.integers(200, size=2 * count) for _ in range(5))]
 
 
@@ -28,7 +30,7 @@ def test_counting_codes_finds_the_random_heads_and_information_the_telling_ones(
 
 
 def test_scores_of_codes_by_hand():
-    labels = np.array([True] * 4 + [False] * 4)
+    labels = np.array([1] * 4 + [0] * 4)
     codes = np.array([1, 1, 2, 3, 3, 3, -1, -1])
     assert code_score(codes, labels, "count") == 2
     assert code_score(codes, labels, "union") == 2 / 4
@@ -37,7 +39,7 @@ def test_scores_of_codes_by_hand():
     expected = mutual_info_score(codes, labels) - np.mean(chance)
     error = np.std(chance) / 500**0.5
     assert code_score(codes, labels, "information") == pytest.approx(expected, abs=4 * error)
-    assert code_score(labels.astype(int), labels, "information") > 0.5
+    assert code_score(labels, labels, "information") > 0.5
     assert code_score(np.zeros(8, dtype=int), labels, "information") == pytest.approx(0)
 
 
@@ -70,3 +72,33 @@ def test_a_head_that_gives_nothing_tells_nothing():
     assert np.array_equal(scores, again, equal_nan=True)
     with pytest.raises(AssayError, match="features=0"):
         DiscreteCodes(features=0).scores(problem)
+
+
+def test_where_both_sides_are_of_one_kind_the_answer_is_told_and_the_side_is_not():
+    """The token at the first place is to be said at the last; the counterfactual has another one there."""
+    rng = np.random.default_rng(0)
+    subject = random_decoder(vocabulary=6, layers=1, scale=1.0)
+    attention, d = subject.model.transformer.h[0].attn, 16
+    with torch.no_grad():
+        subject.model.transformer.wte.weight.normal_()
+        # Both heads attend evenly; the first carries what it sees, the second nothing.
+        attention.c_attn.weight.zero_()
+        attention.c_attn.bias.zero_()
+        attention.c_attn.weight[:8, 2 * d : 2 * d + 8] = torch.eye(8, dtype=torch.float64)
+    first = rng.integers(6, size=60)
+    other = (first + rng.integers(1, 6, size=60)) % 6
+    tokens = np.stack((first, np.zeros(60, dtype=int)), axis=1)
+    pairs = pairs_of(random_decoder(vocabulary=6), count=30, length=2).take(np.zeros(60, dtype=int))
+    answers, foils = pairs.answers.copy(), pairs.foils.copy()
+    answers[:, -1], foils[:, -1] = first, other
+    pairs = replace(
+        pairs, tokens=tokens, counterfactuals=np.stack((other, tokens[:, 1]), axis=1), answers=answers, foils=foils
+    )
+    problem = Problem(Engine(subject), pairs, Reference("counterfactual"))
+    found = {
+        classes: -np.nansum(DiscreteCodes(classes=classes).scores(problem), axis=1)[1] for classes in ("side", "answer")
+    }
+    assert abs(found["side"]) < 0.05
+    assert found["answer"] > 0.5
+    with pytest.raises(AssayError, match="is of two classes"):
+        DiscreteCodes(classes="answer", score="count").scores(problem)

@@ -6,7 +6,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from assay import AssayError
-from assay.circuits import Circuit, Problem, Reference, Ships
+from assay.circuits import Circuit, Problem, Reference, Ships, head_group
 from assay.engine import Edit, Engine, Head
 from assay.subjects import Subject
 from small_decoder import fitted, pairs_of, random_decoder
@@ -89,6 +89,36 @@ def test_of_two_heads_of_which_either_is_enough_neither_is_found():
     found = by_sender(problem, Ships("zero", contrast=False).scores(problem))
     assert abs(found["layer0.head0"]) < 1e-6
     assert abs(found["layer0.head1"]) < 1e-6
+
+
+def test_the_angle_of_a_group_is_that_of_feature_space():
+    subject = random_decoder()
+    pairs = pairs_of(subject, count=30)
+    found = head_group(subject, pairs, 2, without="zero")
+    states = []
+    angles = {}
+    for group in ((), *((head,) for head in range(4)), *((a, b) for a in range(4) for b in range(4) if a != b)):
+        other = copy.deepcopy(subject.model)
+        with torch.no_grad():
+            for number in group:
+                other.transformer.h[number // 2].attn.c_proj.weight[8 * (number % 2) : 8 * (number % 2) + 8] = 0
+            last = other.transformer(torch.from_numpy(pairs.tokens)).last_hidden_state[:, -1]
+        states.append(np.linalg.svd(last.numpy(), full_matrices=False)[2][0])
+        angles[group] = np.arccos(min(1.0, abs(states[0] @ states[-1])))
+    first = max(range(4), key=lambda head: angles[head,])
+    second = max((head for head in range(4) if head != first), key=lambda head: angles[first, head])
+    assert [2 * head.layer + head.head for head in found.heads] == [first, second]
+    assert found.angles == pytest.approx([angles[first,], angles[first, second]])
+    with pytest.raises(AssayError, match="has 4 heads"):
+        head_group(subject, pairs, 5)
+
+
+def test_a_group_finds_the_second_of_two_for_one_once_it_has_the_first():
+    subject = two_for_one()
+    pairs = pairs_of(random_decoder(vocabulary=6), count=30, length=4)
+    found = head_group(subject, pairs, 2, without="zero")
+    assert found.angles[0] < 1e-3
+    assert found.angles[1] > 0.5
 
 
 def test_a_circuit_of_whole_heads_is_found_with_it():

@@ -11,6 +11,7 @@ from assay.circuits._contextual import ContextualDecomposition
 from assay.circuits._exact import ExactEdges, ExactNodes
 from assay.circuits._graph import Edge, Graph
 from assay.circuits._greedy import GreedyEdges
+from assay.circuits._groups import HeadGroup, head_group
 from assay.circuits._information_flow import InformationFlow
 from assay.circuits._interaction_gradients import InteractionGradients
 from assay.circuits._interventions import PathInterventions
@@ -54,6 +55,7 @@ __all__ = [
     "Found",
     "Graph",
     "GreedyEdges",
+    "HeadGroup",
     "InformationFlow",
     "IntegratedActivationAttribution",
     "IntegratedEdgeAttribution",
@@ -70,6 +72,7 @@ __all__ = [
     "code_score",
     "discoveries",
     "divergences",
+    "head_group",
     "measured",
     "measured_by_pair",
     "token_scores",

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from scipy import stats
 from torch import Tensor
 
@@ -18,6 +18,9 @@ from assay.circuits._run import Trace, traced
 CodeScore = Literal["information", "count", "union"]
 """Mutual information of code and class less its mean over all permutations of classes, in nats; how many codes occur
 on the inputs only; the same over all codes that occur."""
+
+Classes = Literal["side", "answer"]
+"""What codes are to tell: whether it is an input or a counterfactual; or which token is right there."""
 
 NO_CODE = -1
 """The code of a vector that no feature sees."""
@@ -32,6 +35,10 @@ class DiscreteCodes:
     Adam with `penalty` on the sum of activations. The code is the feature that is most active, or -1 where none is. A
     sender that only sees what was changed has codes as telling as one that acts on it: judge the circuit.
 
+    Where inputs and counterfactuals are of one kind (a bracket of one type for one of another, names in either order),
+    no head can tell them apart, and all scores are near 0: there give `classes="answer"`, by which codes are to tell
+    the answer of an input and the (first) foil of a counterfactual from the others.
+
     Scores: see `CodeScore`. Counts of codes grow with how many codes a head has, whatever it does: in a simulation
     with heads of random codes they rank those before heads that tell the classes perfectly.
 
@@ -42,6 +49,7 @@ class DiscreteCodes:
 
     features: int = 32
     score: CodeScore = "information"
+    classes: Classes = "side"
     penalty: float = 0.02
     steps: int = 300
     seed: int = 0
@@ -50,6 +58,10 @@ class DiscreteCodes:
         """Raise AssayError for bad parameters, or an ablation without counterfactuals."""
         if self.score not in get_args(CodeScore):
             raise unknown_name("score of codes", str(self.score), get_args(CodeScore))
+        if self.classes not in get_args(Classes):
+            raise unknown_name("classes of codes", str(self.classes), get_args(Classes))
+        if self.classes == "answer" and self.score != "information":
+            raise AssayError(f"score={self.score!r} is of two classes; with classes='answer' use score='information'.")
         for name in ("features", "steps"):
             if getattr(self, name) < 1:
                 raise AssayError(f"{name}={getattr(self, name)!r}: must be at least 1.")
@@ -60,7 +72,7 @@ class DiscreteCodes:
         """The score of every edge, in nats or codes; NaN where there is none."""
         self.check(problem)
         graph = problem.wiring.graph
-        heads, mlps, labels = _outputs(problem)
+        heads, mlps, labels = _outputs(problem, self.classes)
         importance = np.zeros(len(graph.senders))
         of_heads = [graph.sender(layer, head) for layer in range(graph.layers) for head in range(graph.heads)]
         of_mlps = [graph.sender(layer) for layer in range(graph.layers)]
@@ -96,19 +108,21 @@ class DiscreteCodes:
         return found
 
 
-def code_score(codes: Int[np.ndarray, " sample"], labels: Bool[np.ndarray, " sample"], score: CodeScore) -> float:
-    """How well codes tell the positive samples; the information may be a little below 0 where they do not."""
-    positive, negative = set(codes[labels].tolist()), set(codes[~labels].tolist())
-    if score == "count":
-        return float(len(positive - negative))
-    if score == "union":
-        return len(positive - negative) / len(positive | negative)
-    _, numbers = np.unique(codes, return_inverse=True)
-    of_codes, of_labels = np.bincount(numbers), np.array([(~labels).sum(), labels.sum()])
-    joint = np.stack([np.bincount(numbers[labels == label], minlength=len(of_codes)) for label in (False, True)])
+def code_score(codes: Int[np.ndarray, " sample"], labels: Int[np.ndarray, " sample"], score: CodeScore) -> float:
+    """How well codes tell classes (1 and 0, or for the information any number of them).
+
+    The information may be a little below 0 where they do not.
+    """
+    if score != "information":
+        positive, negative = set(codes[labels == 1].tolist()), set(codes[labels != 1].tolist())
+        return len(positive - negative) / (1 if score == "count" else len(positive | negative))
+    _, columns = np.unique(codes, return_inverse=True)
+    _, rows = np.unique(labels, return_inverse=True)
+    joint = np.zeros((rows.max() + 1, columns.max() + 1), dtype=int)
+    np.add.at(joint, (rows, columns), 1)
     found = 0.0
-    for label, counts in zip(of_labels.tolist(), joint.tolist(), strict=True):
-        for code, count in zip(of_codes.tolist(), counts, strict=True):
+    for label, counts in zip(joint.sum(axis=1).tolist(), joint.tolist(), strict=True):
+        for code, count in zip(joint.sum(axis=0).tolist(), counts, strict=True):
             found += _part(count, label, code, len(codes)) - _chance(label, code, len(codes))
     return found
 
@@ -128,19 +142,22 @@ def _chance(label: int, code: int, whole: int) -> float:
 
 
 def _outputs(
-    problem: Problem,
-) -> tuple[Float[Tensor, "head sample width"], Float[Tensor, "layer sample model"], Bool[np.ndarray, " sample"]]:
-    """What heads and MLPs give at scored predictions, on inputs and on counterfactuals, and which are inputs."""
+    problem: Problem, classes: Classes
+) -> tuple[Float[Tensor, "head sample width"], Float[Tensor, "layer sample model"], Int[np.ndarray, " sample"]]:
+    """What heads and MLPs give at scored predictions, on inputs and then on counterfactuals, and their classes."""
     heads: tuple[list[Tensor], list[Tensor]] = ([], [])
     mlps: tuple[list[Tensor], list[Tensor]] = ([], [])
+    labels: tuple[list[Tensor], list[Tensor]] = ([], [])
     for batch in problem.batches():
         assert batch.counterfactuals is not None
+        right = (batch.answers, batch.foils[:, 0])
         for place, tokens in enumerate((batch.tokens, batch.counterfactuals)):
             trace = traced(problem.wiring, tokens, batch.valid)
             heads[place].append(_of_heads(problem, trace, batch))
             mlps[place].append(torch.stack([one[batch.rows, batch.positions] for one in trace.mlp.values()]))
-    labels = np.repeat([True, False], sum(part.shape[1] for part in heads[0]))
-    return torch.cat(heads[0] + heads[1], dim=1), torch.cat(mlps[0] + mlps[1], dim=1), labels
+            labels[place].append(right[place] if classes == "answer" else torch.full_like(right[place], 1 - place))
+    found = torch.cat(labels[0] + labels[1]).cpu().numpy()
+    return torch.cat(heads[0] + heads[1], dim=1), torch.cat(mlps[0] + mlps[1], dim=1), found
 
 
 def _of_heads(problem: Problem, trace: Trace, batch: Batch) -> Float[Tensor, "head sample width"]:

@@ -63,12 +63,6 @@ class Ships:
             found = found - self._mean_kl(problem, plain, plain.valid & (plain.kinds < 0 if plain is split else True))
         return spread(problem, found)
 
-    def _edit(self, place: Head | Block) -> Edit:
-        """What takes a head or an MLP out."""
-        if isinstance(place, Block):
-            return Edit(place, mlp=torch.zeros_like)
-        return Edit(place, outputs=torch.zeros_like) if self.without == "zero" else Edit(place, pattern=_uniform)
-
     def _mean_kl(
         self, problem: Problem, split: Split, where: Bool[np.ndarray, "sequence position"]
     ) -> Float[np.ndarray, " sender"]:
@@ -88,10 +82,19 @@ class Ships:
                 clean = engine.run(tokens, valid, resumable=True, logits=False)
                 own = _log_p(engine, clean, asked)
                 for sender, place in places.items():
-                    run = engine.run(tokens, valid, edits=[self._edit(place)], resume=clean, logits=False)
+                    run = engine.run(
+                        tokens, valid, edits=[without_head(place, self.without)], resume=clean, logits=False
+                    )
                     other = _log_p(engine, run, asked)
                     total[sender] += float((own.exp() * (own - other)).sum())
         return total / where.sum()
+
+
+def without_head(place: Head | Block, without: Without) -> Edit:
+    """What takes a head out, or an MLP, which then writes nothing."""
+    if isinstance(place, Block):
+        return Edit(place, mlp=torch.zeros_like)
+    return Edit(place, outputs=torch.zeros_like) if without == "zero" else Edit(place, pattern=_uniform)
 
 
 def _uniform(
