@@ -66,7 +66,7 @@ class IntegratedEdgeAttribution:
     def check(self, problem: Problem) -> None:
         """Raise AssayError for bad parameters, or an ablation without another input."""
         check_steps(self.steps, self.rule)
-        if problem.reference.ablation != "counterfactual":
+        if not problem.reference.is_another_input:
             raise AssayError(
                 f"method 'eap-ig' with ablation={problem.reference.ablation!r}: it needs another input to integrate "
                 "towards; use ablation='counterfactual', or method='eap' or 'exact'."

@@ -65,6 +65,7 @@ class Circuit:
     rank: Rank = "absolute"
     level: Level = "edges"
     name: str = ""
+    seed: int = 0
     found: Found | None = None
     scores_: Float[np.ndarray, "sender receiver"] | None = field(default=None, init=False, repr=False, compare=False)
     kept_: Bool[np.ndarray, "sender receiver"] | None = field(default=None, init=False, repr=False, compare=False)
@@ -126,10 +127,13 @@ class Circuit:
 
     def saved(self) -> dict[str, Any]:
         """All that `restored` needs, in plain values: what a saved proxy keeps."""
-        means = None if self.reference_ is None or not Reference.learns(self.ablation) else self.reference_.means
+        reference = self.reference_ if Reference.learns(self.ablation) else None
+        means = None if reference is None else reference.means
+        others = None if reference is None else reference.others
         return {
             "circuit": to_plain(self._stated()),
             "means": None if means is None else [means.embeddings, means.heads, means.mlp],
+            "others": None if others is None else [*others, self.seed],
         }
 
     @classmethod
@@ -139,6 +143,9 @@ class Circuit:
         if saved["means"] is not None:
             embeddings, heads, mlp = saved["means"]
             made.reference_ = Reference(made.ablation, Trace(embeddings, heads, mlp))
+        if saved["others"] is not None:
+            tokens, lengths, made.seed = saved["others"]
+            made.reference_ = Reference(made.ablation, others=(tokens, lengths), seed=made.seed)
         return made
 
     def _stated(self) -> Stated:
@@ -225,7 +232,7 @@ class Circuit:
         self.check(subject, [replace(split, role="train")])
         engine = Engine(subject)
         self.graph_ = wiring_of(engine).graph
-        self.reference_ = Reference.fitted(engine, self.ablation, split)
+        self.reference_ = Reference.fitted(engine, self.ablation, split, self.seed)
         self.scores_ = self.baseline_ = None
         if not isinstance(self.edges, int):
             self._lay_on(subject)
@@ -287,7 +294,7 @@ class Circuit:
 
     def ablated(self) -> "AllAblated":
         """The subject with every edge ablated."""
-        return AllAblated(self.ablation)
+        return AllAblated(self.ablation, self.seed)
 
     def _laid_on(self, subject: Subject) -> tuple[Graph, int, Bool[np.ndarray, "sender receiver"]]:
         """The graph and the width of a subject, and which of its edges the given ones are."""
@@ -414,7 +421,7 @@ class AllAblated:
     """The subject with every edge ablated: what a circuit that explains nothing does."""
 
     ablation: Ablation = "counterfactual"
-    fitted_: Circuit | None = field(default=None, init=False, repr=False, compare=False)
+    seed: int = 0
     reference_: Reference | None = field(default=None, init=False, repr=False, compare=False)
 
     streams: ClassVar[tuple[str, ...]] = ()
@@ -429,7 +436,7 @@ class AllAblated:
     def fit(self, samples: Samples) -> "AllAblated":
         """Find what ablated edges carry."""
         subject, split = source_of(self, samples)
-        self.reference_ = Reference.fitted(Engine(subject), self.ablation, split)
+        self.reference_ = Reference.fitted(Engine(subject), self.ablation, split, self.seed)
         return self
 
     def apply(self, subject: Subject) -> "CircuitProxy":
@@ -530,7 +537,7 @@ class CircuitProxy:
         for number, proxy in enumerate(proxies):
             reference = proxy.reference
             whose = id(proxy.subject.model)
-            groups.setdefault((whose, 0 if reference.means is None else id(reference.means)), []).append(number)
+            groups.setdefault((whose, id(reference) if reference.means or reference.others else 0), []).append(number)
         for numbers in groups.values():
             own = [proxies[number] for number in numbers]
             same = own[0].subject.model is clean.engine.subject.model
@@ -595,7 +602,7 @@ def _known(problem: Problem, method: Discovery) -> tuple[np.ndarray, Found]:
     model = problem.engine.subject.model
     weights = tuple((tensor.data_ptr(), tensor._version) for tensor in model.parameters() if not tensor.is_inference())
     found = fingerprint_or_reason(method)
-    key = (weights, problem.sha256, found, problem.reference.ablation, problem.measure)
+    key = (weights, problem.sha256, found, problem.reference.ablation, problem.reference.seed, problem.measure)
     known = _SCORES.setdefault(model, {})
     if key not in known or not isinstance(found, str):
         subject, ablated = problem.baseline

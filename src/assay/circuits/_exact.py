@@ -60,7 +60,7 @@ class ExactEdges:
 
 
 def _screen_of(problem: Problem) -> IntegratedEdgeAttribution:
-    if problem.reference.ablation != "counterfactual":
+    if not problem.reference.is_another_input:
         raise AssayError(
             f"method 'exact' with ablation={problem.reference.ablation!r} on {problem.wiring.graph.size:,} edges: "
             "every edge would take too long, and the screen by EAP-IG needs counterfactuals; use "

@@ -19,9 +19,10 @@ from assay.circuits._wiring import Wiring
 from assay.engine import Engine, batches, tensors
 from assay.tasks import NO_TOKEN, Split
 
-Ablation = Literal["counterfactual", "mean", "position", "zero"]
-"""What an ablated edge carries: what its sender writes in the counterfactual's run, position by position; its mean over
-the train split, or the mean at each position there; or nothing."""
+Ablation = Literal["counterfactual", "resample", "mean", "position", "zero"]
+"""What an ablated edge carries: what its sender writes in the counterfactual's run, position by position, or in that of
+another sequence of the train split, at random; its mean over the train split, or the mean at each position there; or
+nothing."""
 
 Measure = Literal["logit_difference", "kl"]
 """What discovery asks of a circuit: the answer's logit less that of the foils, or KL(subject || circuit) in nats."""
@@ -82,14 +83,20 @@ class Batch:
 
 @dataclass(frozen=True)
 class Reference:
-    """What ablated edges carry, `ablation` by name; `means` are those of the train split, where they are needed."""
+    """What ablated edges carry, `ablation` by name.
+
+    `means` are those of the train split, where they are needed, and `others` its sequences and their lengths, of which
+    `seed` draws.
+    """
 
     ablation: Ablation
     means: Trace | None = None
+    others: tuple[Int[Tensor, "sequence position"], Int[Tensor, " sequence"]] | None = None
+    seed: int = 0
 
     @classmethod
-    def fitted(cls, engine: Engine, ablation: Ablation, split: Split | None) -> "Reference":
-        """That of an ablation, with what means take from the train split."""
+    def fitted(cls, engine: Engine, ablation: Ablation, split: Split | None, seed: int = 0) -> "Reference":
+        """That of an ablation, with what it takes from the train split."""
         if ablation not in get_args(Ablation):
             raise unknown_name("ablation", ablation, get_args(Ablation))
         wiring = wiring_of(engine)
@@ -98,6 +105,9 @@ class Reference:
         if ablation == "zero":
             return cls(ablation, constant(wiring, _zeros(engine, wiring)))
         assert split is not None
+        if ablation == "resample":
+            tokens, lengths = (torch.from_numpy(array.astype(np.int64)) for array in (split.tokens, split.lengths))
+            return cls(ablation, others=(tokens, lengths), seed=seed)
         return cls(ablation, constant(wiring, _means(engine, wiring, split, by_position=ablation == "position")))
 
     def within(self, wiring: Wiring) -> "Reference":
@@ -120,10 +130,17 @@ class Reference:
     @staticmethod
     def learns(ablation: Ablation) -> bool:
         """Whether an ablation takes anything from data."""
-        return ablation in ("mean", "position")
+        return ablation in ("resample", "mean", "position")
+
+    @property
+    def is_another_input(self) -> bool:
+        """Whether ablated edges carry what their senders write on another input."""
+        return self.ablation in ("counterfactual", "resample")
 
     def trace(self, wiring: Wiring, batch: Batch) -> Trace:
         """What ablated edges carry on a batch. Raises AssayError where that is not known."""
+        if self.others is not None:
+            return traced(wiring, self._drawn(batch), batch.valid)
         if self.means is None:
             if batch.counterfactuals is None:
                 raise AssayError(
@@ -140,6 +157,28 @@ class Reference:
                 f"position {asked - 1}; fit it on sequences as long, or use ablation='mean'."
             )
         return self.means.first(asked)
+
+    def _drawn(self, batch: Batch) -> Int[Tensor, "pair position"]:
+        """Another sequence for every one of a batch: at least as long, cut to its length, and not the same.
+
+        Each is drawn by a hash of its own tokens, so that a sequence has the same one in whatever batch it stands.
+        """
+        assert self.others is not None
+        tokens, lengths = (tensor.numpy() for tensor in self.others)
+        found = batch.tokens.cpu().numpy().copy()
+        for row, length in enumerate(batch.valid.sum(dim=1).tolist()):
+            own = found[row, :length].copy()
+            able = np.flatnonzero(lengths >= length)
+            able = able[(tokens[able, :length] != own).any(axis=1)] if len(able) else able
+            if not len(able):
+                raise AssayError(
+                    f"a circuit with ablation='resample' found no other sequence of {length} tokens in the train "
+                    f"split, whose longest has {int(lengths.max())}; fit it on longer sequences, or use ablation='mean'."
+                )
+            digest = hashlib.sha256(own.astype(np.int64).tobytes()).digest()
+            rng = np.random.default_rng([self.seed, int.from_bytes(digest[:8], "little")])
+            found[row, :length] = tokens[able[rng.integers(len(able))], :length]
+        return torch.from_numpy(found).to(batch.tokens.device)
 
     @property
     def numbers(self) -> int:

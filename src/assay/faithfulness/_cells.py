@@ -338,7 +338,7 @@ def cell_name(
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
 
-_AFTER_CELLS = ("cli", "cli.py", "proofs", "reports", "studies", "testing")
+_AFTER_CELLS = ("cli", "cli.py", "diagnostics", "proofs", "reports", "studies", "testing")
 _AFTER_CELLS_HERE = (
     "_assess", "_cells", "_comparison", "_effects", "_flips", "_folder", "_heads", "_of_models", "_quantiles",
     "_statistics", "_summary", "_told_apart", "_verdicts",
