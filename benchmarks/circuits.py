@@ -550,9 +550,9 @@ def trained(options: argparse.Namespace) -> list[str]:
     subject_m, ablated_m = (float(values.mean()) for values in problem.baseline)
     lines += [
         "",
-        f"Mean logit difference {subject_m:.2f}, with all edges ablated {ablated_m:.2f}; the scores of the edges out "
-        f"of the embeddings by EAP-IG sum to {float(np.nansum(found[1][0])):.2f} (exactly: "
-        f"{ablated_m - subject_m:.2f}).",
+        f"Mean logit difference {subject_m:.2f}, with all edges ablated {ablated_m:.2f}: their difference is "
+        f"{ablated_m - subject_m:.2f}, and EAP-IG's scores of the edges out of the embeddings sum to "
+        f"{float(np.nansum(found[1][0])):.2f}.",
     ]
     return lines
 

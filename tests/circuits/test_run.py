@@ -213,5 +213,5 @@ def test_position_means_are_refused_beyond_what_they_reach(gpt2):
 
 def test_counterfactual_ablation_needs_counterfactuals(gpt2):
     proxy = Circuit(["embeddings -> logits"]).apply(gpt2)
-    with pytest.raises(AssayError, match="no counterfactuals"):
+    with pytest.raises(AssayError, match="have no counterfactuals"):
         proxy(torch.zeros((1, 4), dtype=torch.long))

@@ -2,11 +2,11 @@ import itertools
 
 import numpy as np
 import pytest
-from small_decoder import m_of
 
 from assay import AssayError
 from assay.circuits import Circuit
 from assay.diagnostics import robust_fidelity
+from small_decoder import m_of
 
 THREE = ["embeddings -> logits", "embeddings -> layer0.mlp", "layer0.mlp -> logits"]
 
@@ -31,9 +31,7 @@ def test_removing_everything_is_the_ordinary_fidelity(decoder, pairs, three):
 
 def test_a_part_is_what_all_its_choices_give_on_average(decoder, pairs, three):
     share = 0.4
-    found = robust_fidelity(
-        three, decoder, pairs, remove_from_circuit=share, remove_from_rest=0.02, draws=2, resamples=200
-    )
+    found = robust_fidelity(three, decoder, pairs, remove_from_circuit=share, remove_from_rest=0.02, resamples=200)
     graph, places = three.graph_, np.argwhere(three.kept_)
     whole = m_of(decoder, pairs, graph.exists)
     expected = removed = 0.0

@@ -21,6 +21,7 @@ from assay.circuits._stated import (
     check_count,
     check_size,
     chosen,
+    clipped,
     known,
     name_of,
     ranks,
@@ -136,7 +137,7 @@ def of_plain(plain: Any, path: Path, edges: int | None = None) -> Given:
         parsed_edges = [str(Edge.parse(name)) for name in names]
         kept = graph.matrix(names)
     except AssayError as error:
-        raise _damaged(path, short(str(error))) from None
+        raise _damaged(path, clipped(str(error).removesuffix("."), 200)) from None
     if parsed_edges != list(names) or len(set(names)) < len(names) or not names:
         raise _damaged(path, "no edges, or one that is there twice or not written as Assay writes it")
     if int(graph.pruned(kept).sum()) != record.edges_on_paths:

@@ -193,18 +193,15 @@ def _check_keys(path: Path, found: Mapping[Any, Any], needed: tuple[str, ...], o
 
 def _array(path: Path, name: str, value: Any, shape: tuple[int, ...] | None = None) -> np.ndarray:
     """A tensor as an array. Raises AssayError for one of another shape, or that is no plain tensor of numbers."""
-    if (
-        type(value) not in (Tensor, torch.nn.Parameter)
-        or value.layout is not torch.strided
-        or value.device.type != "cpu"
-    ):
+    plain = type(value) in (Tensor, torch.nn.Parameter) and value.layout is torch.strided and value.device.type == "cpu"
+    if not plain or value.numel() * value.element_size() > value.untyped_storage().nbytes():
         raise refusal(path, f"has {short(name)} that is no plain tensor.")
     if shape is not None and tuple(value.shape) != shape:
         raise refusal(path, f"has {short(name)} of shape {short(list(value.shape))}, not {list(shape)}.")
     if value.is_complex() or value.is_quantized:
         raise refusal(path, f"has {short(name)} of {value.dtype}, not of numbers.")
-    plain = value.detach().resolve_neg()
-    return plain.numpy() if value.dtype is torch.bool else plain.double().numpy()
+    numbers = value.detach().resolve_neg()
+    return numbers.numpy() if value.dtype is torch.bool else numbers.double().numpy()
 
 
 def _finite(

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from assay._errors import AssayError
-from assay.circuits._wiring import NEAR, Layer, Norm, Wiring, frozen, with_first
+from assay.circuits._wiring import Layer, Norm, Wiring, frozen, near, with_first
 from assay.engine import Engine, Run, instead
 
 Found = TypeVar("Found")
@@ -384,7 +384,7 @@ def wiring_of(engine: Engine) -> Wiring:
     """The wiring of an engine's subject, known from before unless its weights have changed.
 
     Raises AssayError, as `Wiring.of` does, and if the circuit of all edges is not the subject or that of none not its
-    counterfactual run, to `NEAR` of the spread of the logits.
+    counterfactual run, to twice `near` of the spread of the logits.
     """
     model = engine.subject.model
     now = (
@@ -418,7 +418,7 @@ def _check(engine: Engine, wiring: Wiring) -> None:
         run = run_circuit(engine, wiring, kept, reference, tokens, valid)
         found, expected = engine.logits(run, slice(None)), engine.subject(on, valid)
         off = float((found - expected).abs().max() / expected.std())
-        if not off <= (NEAR if expected.dtype in (torch.float32, torch.float64) else 0.05):
+        if not off <= 2 * near(expected.dtype):
             who = f"{type(engine.subject.model).__name__} ({engine.subject.name!r})"
             raise AssayError(
                 f"{who}: circuits of edges cannot be run in this architecture: a circuit of {what} "

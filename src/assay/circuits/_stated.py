@@ -73,8 +73,12 @@ def refusal(path: Path, why: str) -> AssayError:
 
 def short(value: object) -> str:
     """Something of a file as it can stand in a message."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return clipped(repr(value), 60)
+
+
+def clipped(text: str, most: int) -> str:
+    """The start of a text."""
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def write(path: Path, fill: Callable[[Path], object]) -> None:

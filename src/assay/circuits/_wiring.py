@@ -1,8 +1,9 @@
 """Where a decoder's residual stream is written and read: found in one pass, and checked by number."""
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -16,8 +17,8 @@ from assay.circuits._graph import Graph
 from assay.engine import Engine
 from assay.subjects import Subject
 
-NEAR = 1e-4
-"""How far sums may be off, as a share of the spread of what they have to be."""
+NEAR, NEAR_IN_HALF = 1e-4, 0.05
+"""How far sums may be off, as a share of the spread of what they have to be; and where weights have 16 bits."""
 
 STREAMS = ("queries", "keys", "values")
 
@@ -39,26 +40,45 @@ class Norm:
     held: bool = False
 
     @classmethod
-    def of(cls, module: nn.Module, width: int) -> "Norm":
-        """The norm that a module computes, found by trying what it could be."""
-        given: Tensor | None = getattr(module, "weight", None)
-        reference = next((tensor for tensor in module.parameters()), torch.empty(0))
+    def of(cls, module: nn.Module, width: int, like: Tensor) -> "Norm":
+        """The norm that a module computes, found by trying what it could be.
+
+        On vectors of ordinary size, which tell what is divided by what, and on tiny ones, which tell `eps`. The
+        weight is kept in the dtype and on the device of `like`, the model's.
+        """
+        whole = like.dtype in (torch.float32, torch.float64)
+        exact = module if whole else copy.deepcopy(module).float()
         generator = torch.Generator().manual_seed(0)
-        x = (3 * torch.randn(4, width, generator=generator) + 1).to(reference)
+        ordinary = 3 * torch.randn(4, width, generator=generator) + 1
+        x = torch.cat((ordinary, ordinary / 1_000)).to(like.device, like.dtype if whole else torch.float32)
+        given: Tensor | None = getattr(exact, "weight", None)
+        added: Tensor | float | None = getattr(exact, "bias", None)
+        added = 0.0 if added is None else added
+        weights = [torch.ones_like(x[0])]
+        if given is not None:
+            weights = [given.detach(), 1 + given.detach()] if given.shape == (width,) else []
         with torch.no_grad():
-            found = module(x)
-            added: Tensor | None = getattr(module, "bias", None)
-            bias = 0.0 if added is None else added
-            ones = torch.ones(width, dtype=x.dtype, device=x.device)
-            weights = [ones] if given is None else [given.detach(), 1 + given.detach()]
-            eps = next((float(v) for n in _EPS if isinstance(v := getattr(module, n, None), int | float)), 0.0)
+            found: Tensor = exact(x)
             for centred in (True, False):
                 for weight in weights:
-                    norm = cls(module, centred, weight, eps)
-                    guess = weight * norm.unit(x)[0] + bias
-                    if bool((guess - found).abs().amax() <= 1e-5 * found.abs().amax()):
-                        return norm
+                    norm = cls(exact, centred, weight, 0.0)
+                    norm = replace(norm, eps=norm._eps(x, found - added))
+                    off = (weight * norm.unit(x)[0] + added - found).abs().amax(dim=1)
+                    if bool((off <= 1e-5 * found.abs().amax(dim=1)).all()):
+                        return cls(module, centred, weight.to(like.dtype), norm.eps)
         return cls(module, centred=False, weight=None, eps=0.0)
+
+    def _eps(self, x: Float[Tensor, "row width"], found: Float[Tensor, "row width"]) -> float:
+        """Its `eps`: as it says, or what explains what it gave (without a bias)."""
+        for name in _EPS:
+            value = getattr(self.module, name, None)
+            if isinstance(value, int | float):
+                return float(value)
+        assert self.weight is not None
+        centre = x - x.mean(dim=-1, keepdim=True) if self.centred else x
+        tiny = slice(len(x) // 2, len(x))
+        share = (self.weight * centre)[tiny].square().sum(dim=-1) / found[tiny].square().sum(dim=-1)
+        return max(0.0, float((share - centre[tiny].square().mean(dim=-1)).median()))
 
     def unit(self, x: Float[Tensor, "*rows width"]) -> tuple[Float[Tensor, "*rows width"], Float[Tensor, "*rows 1"]]:
         """x̂, and 1 / σ."""
@@ -211,6 +231,8 @@ class _Search:
     def found(self) -> Wiring:
         """The wiring. Raises AssayError, as `Wiring.of` says."""
         engine, model = self.engine, self.subject.model
+        if model.training:
+            self._refuse("it is in training mode, in which no two passes need be equal; call model.eval()")
         if self.subject.objective != "causal":
             self._refuse(f"it is asked for the objective {self.subject.objective!r}, and edges are for causal decoders")
         if model.base_model is model:
@@ -272,6 +294,12 @@ class _Search:
             self._refuse("its blocks and attention layers do not correspond one to one")
         if any(seen[block].calls > 1 for block in engine.modules):
             self._refuse("a block is used several times in a pass")
+        for parent in self.subject.model.modules():
+            siblings = [one for one in parent if one in seen] if isinstance(parent, nn.ModuleList) else []
+            others = [one for one in siblings if one not in engine.modules]
+            if 0 < len(others) < len(siblings):
+                names = ", ".join(sorted({type(one).__name__ for one in others}))
+                self._refuse(f"among its blocks are {len(others)} blocks without attention ({names})")
         widths: dict[int, list[int]] = {}
         for head in engine.heads:
             widths.setdefault(head.layer, []).append(engine.widths[head.layer])
@@ -305,23 +333,22 @@ class _Search:
         left = seen[block].given
         attended, added = _wide(output.given, entered), _wide(mlp.given, entered)
         x, between, after = _wide(entered, entered), _wide(mlp_norm.taken, entered), _wide(left, entered)
-        if _near(between, x):
-            scales = _coefficients(after - x, [attended, added])
-            parallel = True
+        parallel = _same(mlp_norm.taken, entered) or (torch.equal(between, x) and bool(attended.any()))
+        if parallel:
+            scales = self._scales(after, x, attended, added)
         else:
-            scales = _coefficients(between - x, [attended]) + _coefficients(after - between, [added])
-            parallel = False
+            scales = [*self._scales(between, x, attended), *self._scales(after, between, added)]
             self._check_sum(between, x + scales[0] * attended, f"the residual stream before the MLP of {where}")
         self._check_sum(after, x + scales[0] * attended + scales[1] * added, f"what leaves {where}")
         streams, groups = self._streams(projections, number)
         one = Layer(
             attention,
-            Norm.of(norm.module, self.width),
+            self._norm(norm.module),
             tuple(found.module for found in projections),
             streams,
             output.module,
             scales[0],
-            Norm.of(mlp_norm.module, self.width),
+            self._norm(mlp_norm.module),
             entry.module,
             mlp.module,
             scales[1],
@@ -367,9 +394,23 @@ class _Search:
         self._refuse(f"what the MLP of {where} reads is given by no norm (norms after the branches, or none)")
         raise AssertionError
 
+    def _norm(self, module: nn.Module) -> Norm:
+        return Norm.of(module, self.width, next(self.subject.model.parameters()))
+
+    def _near(self, found: Tensor, expected: Tensor) -> bool:
+        return _off(found, expected) <= near(self.subject.model.dtype)
+
+    def _scales(self, whole: Tensor, before: Tensor, *parts: Tensor) -> list[float]:
+        """How many times each part was added to what was before: once, unless least squares find something better."""
+        if self._near(whole, before + sum(parts)):
+            return [1.0] * len(parts)
+        matrix = torch.stack([part.flatten() for part in parts], dim=1)
+        found: list[float] = torch.linalg.lstsq(matrix, (whole - before).flatten()[:, None]).solution[:, 0].tolist()
+        return found
+
     def _check_sum(self, found: Tensor, expected: Tensor, what: str) -> None:
-        off = float((found - expected).abs().max() / (found.std() + 1e-30))
-        if not off <= NEAR:
+        off = _off(found, expected)
+        if not off <= near(self.subject.model.dtype):
             self._refuse(f"{what} is not the sum of what was added to it (off by {off:.1e} of its spread)")
 
     def _streams(self, projections: list[_Seen], number: int) -> tuple[tuple[Stream, Stream, Stream], int]:
@@ -418,9 +459,8 @@ class _Search:
                     if streams[kind].projection == which:
                         columns = streams[kind].columns[place].to(output.device)
                         rows = moved.view(len(tokens), -1, moved.shape[-1])[row]
-                        rows[:, columns] += torch.linspace(
-                            0.5, 1, len(columns), device=output.device, dtype=output.dtype
-                        )
+                        step = torch.linspace(0.5, 1, len(columns), device=output.device, dtype=output.dtype)
+                        rows[:, columns] += step * output.abs().max()
                 return moved
 
             return hook
@@ -431,8 +471,9 @@ class _Search:
             run = self.engine.run(tokens, read=STREAMS, logits=False)
         for kind, name in enumerate(STREAMS):
             states: Tensor = getattr(run, name)[number]
-            # Rows of a batch may differ in rounding; what was moved was moved by half or more.
-            changed = (states[1:] - states[:1]).abs().flatten(2).amax(dim=2) > 1e-3 * states.abs().max()
+            # Rows of a batch may differ in rounding; what was moved was moved by half of the largest or more.
+            rounding = 10 * near(states.dtype)
+            changed = (states[1:] - states[:1]).abs().flatten(2).amax(dim=2) > rounding * states[:1].abs().max()
             for row, (of, place) in enumerate(owners):
                 mine = range(place, place + 1) if kind == 0 else range(place * share, (place + 1) * share)
                 expected = torch.zeros(self.heads, dtype=torch.bool, device=changed.device)
@@ -451,7 +492,7 @@ class _Search:
         finally:
             hook.remove()
         outputs = run.outputs[number].transpose(1, 2).flatten(2)
-        if taken[0].numel() != outputs.numel() or not _near(taken[0].reshape(outputs.shape), outputs):
+        if taken[0].numel() != outputs.numel() or not self._near(taken[0].reshape(outputs.shape), outputs):
             self._refuse(f"the output projection of layer {number} takes in something else than the heads' outputs")
 
     def _body(self, seen: Mapping[nn.Module, _Seen]) -> _Seen:
@@ -471,7 +512,7 @@ class _Search:
         blocks = {module for block in self.engine.modules for module in block.modules()}
         for one in seen.values():
             if one.module not in blocks and _same(one.taken, left) and _same(one.given, body.given):
-                return Norm.of(one.module, self.width)
+                return self._norm(one.module)
         self._refuse("no norm was found between the last block and the final hidden states")
         raise AssertionError
 
@@ -485,8 +526,8 @@ class _Search:
         with torch.no_grad():
             plain = head(body)
         whole, linear = _wide(logits, logits), _wide(plain, plain)
-        (scale,) = _coefficients(whole, [linear])
-        if not _near(whole, scale * linear):
+        (scale,) = self._scales(whole, torch.zeros_like(whole), linear)
+        if not self._near(whole, scale * linear):
             self._refuse("its logits are not linear in the final hidden states (a soft cap)")
         return head, scale
 
@@ -545,15 +586,15 @@ def _wide(tensor: Tensor | None, like: Tensor | None) -> Tensor:
     return tensor.reshape(like.shape).to("cpu", torch.float64)
 
 
-def _near(first: Tensor, second: Tensor) -> bool:
-    return float((first - second).abs().max()) <= NEAR * float(second.std() + 1e-30)
+def near(dtype: torch.dtype) -> float:
+    """How far sums of such numbers may be off, as a share of their size and of the spread of all."""
+    return NEAR if dtype in (torch.float32, torch.float64) else NEAR_IN_HALF
 
 
-def _coefficients(whole: Tensor, parts: list[Tensor]) -> list[float]:
-    """By how much each part has to be taken for their sum to be nearest to the whole; 1 where it is as good as that."""
-    matrix = torch.stack([part.flatten() for part in parts], dim=1)
-    found = torch.linalg.lstsq(matrix, whole.flatten()[:, None]).solution[:, 0].tolist()
-    return [1.0 if abs(value - 1) < 1e-5 else float(value) for value in found]
+def _off(found: Tensor, expected: Tensor) -> float:
+    """How far numbers are off, as a share of their size and of the spread of all: a few of them may be huge."""
+    wide, other = found.double(), expected.double()
+    return float(((wide - other).abs() / (other.abs() + other.std() + 1e-30)).max())
 
 
 def _some_tokens(subject: Subject) -> Int[Tensor, "2 position"]:

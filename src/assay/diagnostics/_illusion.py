@@ -82,9 +82,9 @@ def subspace_patch(
 
     u' = u + (u_source - u) Q Qᵀ with Q orthonormal in the span of `directions`. What follows reads u @ `weight`. Its
     columns span the part of the space of u that is read, R; what is orthogonal to it is lost. The row part is the span
-    of R Rᵀ Q and the null part that of Q - R Rᵀ Q, patched in the same way. The null part alone can do nothing; where it is what differs between the two inputs, and the row part
-    hardly does, the patch along both writes along the row part what it reads along the null part: it wakes a path that
-    sleeps on data.
+    of R Rᵀ Q and the null part that of Q - R Rᵀ Q, patched in the same way. The null part alone can do nothing; where
+    it is what differs between the two inputs, and the row part hardly does, the patch along both writes along the row
+    part what it reads along the null part: it wakes a path that sleeps on data.
 
     | verdict | when |
     |---|---|

@@ -356,8 +356,8 @@ def methods(done: Done) -> TableView:
     return TableView(
         title=f"{done.part.name}: methods over all sizes",
         note="Of the first training seed. CPR and CMD: areas under f and under |1 - f| against log2 of the number of "
-        "edges on paths, from 1 to all; CMD of a perfect method is 0. Limits are over pairs. Stability: the mean Jaccard "
-        "index of circuits found again on bootstrap samples of the train split's pairs"
+        "edges on paths, from 1 to all; CMD of a perfect method is 0. Limits are over pairs. Stability: the mean "
+        "Jaccard index of circuits found again on bootstrap samples of the train split's pairs"
         + (f" ({done.part.resamples} of them)." if done.part.resamples else "; with --full."),
         headings=["method", "CPR, iid", "CMD, iid", "CMD, worst shift", "worst shift", "stability"],
         rows=rows,

@@ -62,14 +62,15 @@ def made(make, name):
     return own, lens
 
 
-def pairs():
-    """Sequences whose last token but two is changed; answer and foil are two tokens."""
+def pairs(model):
+    """Sequences with one token changed; answer and foil are the tokens whose logits that lowers and raises most."""
     generator = torch.Generator().manual_seed(2)
     clean = torch.randint(VOCABULARY, (PAIRS, POSITIONS), generator=generator)
     corrupt = clean.clone()
     corrupt[:, 3] = (clean[:, 3] + torch.randint(1, VOCABULARY, (PAIRS,), generator=generator)) % VOCABULARY
-    answers = torch.randint(VOCABULARY, (PAIRS,), generator=generator)
-    return clean, corrupt, answers, (answers + 1) % VOCABULARY
+    with torch.no_grad():
+        lowered = (model(clean).logits - model(corrupt).logits)[:, -1]
+    return {"clean": clean, "corrupt": corrupt, "answers": lowered.argmax(1), "foils": lowered.argmin(1)}
 
 
 @contextmanager
@@ -92,7 +93,7 @@ def eap_ig(name, lens, own, given):
     from eap import attribute as attribution  # noqa: PLC0415
     from eap.graph import Graph  # noqa: PLC0415
 
-    clean, corrupt, answers, foils = given
+    clean, corrupt, answers, foils = given.values()
     torch.testing.assert_close(lens(clean), own(clean).logits, atol=1e-4, rtol=1e-4)
     attribution.tokenize_plus = lambda _, rows, __=None: (rows, None, torch.full((len(rows),), POSITIONS), POSITIONS)
 
@@ -118,7 +119,7 @@ def auto_circuit(lens, given):
     from auto_circuit.prune_algos.mask_gradient import mask_gradient_prune_scores  # noqa: PLC0415
     from auto_circuit.utils.graph_utils import patchable_model  # noqa: PLC0415
 
-    clean, corrupt, answers, foils = given
+    clean, corrupt, answers, foils = given.values()
     data = PromptDataset(clean, corrupt, list(answers[:, None]), list(foils[:, None]))
     loader = PromptDataLoader(data, seq_len=None, diverge_idx=0, batch_size=PAIRS, shuffle=False)
     model = patchable_model(lens, factorized=True, slice_output="last_seq", separate_qkv=True)
@@ -129,10 +130,11 @@ def auto_circuit(lens, given):
 
 
 if __name__ == "__main__":
-    given = pairs()
-    torch.save(dict(zip(("clean", "corrupt", "answers", "foils"), given, strict=True)), HERE / "pairs.pt")
+    given = {}
     for name, make in (("gpt2", gpt2), ("llama", llama)):
         own, lens = made(make, name)
-        eap_ig(name, lens, own, given)
+        given[name] = pairs(own)
+        eap_ig(name, lens, own, given[name])
         if name == "gpt2":
-            auto_circuit(lens, given)
+            auto_circuit(lens, given[name])
+    torch.save(given, HERE / "pairs.pt")

@@ -59,10 +59,16 @@ def differences(logits, split):
     return last[rows, split.answers[:, -1]] - last[rows, split.foils[:, -1]]
 
 
+_ENGINES = {}
+
+
 def logits_of(subject, split, kept):
     """The logits of the circuit of a matrix of edges, by its proxy."""
-    graph = Circuit(edges=["embeddings -> logits"]).apply(subject).graph
+    if id(subject) not in _ENGINES:
+        _ENGINES[id(subject)] = subject, Engine(subject), Circuit(edges=["embeddings -> logits"]).apply(subject).graph
+    _, engine, graph = _ENGINES[id(subject)]
     proxy = CircuitProxy(subject, graph, kept, Reference("counterfactual"), None)
+    proxy._engine = engine
     return proxy.on_pairs(torch.from_numpy(split.tokens), torch.from_numpy(split.counterfactuals))
 
 
