@@ -87,7 +87,7 @@ def check_gradient(problem: Problem, method: str) -> None:
         )
 
 
-def check_steps(steps: int, rule: str) -> None:
+def check_steps(steps: object, rule: str) -> None:
     """Raise AssayError unless there is such a rule and it can take so many steps."""
     if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
         raise AssayError(f"steps={steps!r}: must be a whole number of at least 1.")
