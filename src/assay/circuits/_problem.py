@@ -173,7 +173,8 @@ class Reference:
             if not len(able):
                 raise AssayError(
                     f"a circuit with ablation='resample' found no other sequence of {length} tokens in the train "
-                    f"split, whose longest has {int(lengths.max())}; fit it on longer sequences, or use ablation='mean'."
+                    f"split, whose longest has {int(lengths.max())}; fit it on longer sequences, or use "
+                    "ablation='mean'."
                 )
             digest = hashlib.sha256(own.astype(np.int64).tobytes()).digest()
             rng = np.random.default_rng([self.seed, int.from_bytes(digest[:8], "little")])
