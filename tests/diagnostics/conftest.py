@@ -1,7 +1,7 @@
 import pytest
-from small_decoder import fitted, pairs_of, random_decoder
 
 from assay.circuits import Circuit
+from small_decoder import fitted, pairs_of, random_decoder
 
 
 @pytest.fixture(scope="module")

@@ -3,11 +3,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from small_decoder import differences, fitted, pairs_of
 
 from assay import AssayError
 from assay.circuits import Circuit
 from assay.diagnostics import area_from_one, area_under, areas
+from small_decoder import differences, fitted, pairs_of
 
 
 def by_hand(decoder, split, circuit):

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 import torch
-from small_decoder import differences, pairs_of
 
 from assay import AssayError
 from assay.diagnostics import aligned_subspace, mlp_patch, subspace_patch
+from small_decoder import differences, pairs_of
 
 W_OUT = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
 READOUT = torch.tensor([2.0, 1.0], dtype=torch.float64)

@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 import torch
-from small_decoder import logits_of, m_of, pairs_of, random_decoder
 
 from assay import AssayError
 from assay.circuits import Circuit
 from assay.diagnostics import completeness, minimality
+from small_decoder import logits_of, m_of, pairs_of, random_decoder
 
 THREE = ["embeddings -> logits", "embeddings -> layer0.mlp", "layer0.mlp -> logits"]
 

@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
 from scipy import stats
-from small_decoder import fitted, pairs_of
 
 from assay import AssayError
 from assay.circuits import Circuit, Graph
 from assay.diagnostics import overlap, stability
 from assay.engine import Engine, collect
+from small_decoder import fitted, pairs_of
 
 GRAPH = Graph(layers=3, heads=2, groups=2)
 

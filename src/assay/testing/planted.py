@@ -1,4 +1,15 @@
-"""Planted subjects: models and tasks whose generalization gap is known exactly, to test what measures gaps.
+"""Planted subjects: models whose generalization gap or whose circuit is known exactly, to test what looks for them.
+
+`induction` and `either` give a model with pairs of inputs and the edges that its answers are made by:
+
+```python
+from assay.testing import planted
+
+known = planted.induction(sharpness=3)
+known.subject, known.pairs, known.edges  # "layer0.head0 -> layer1.head0.keys" among five of 46
+```
+
+The rest of this page is about gaps.
 
 `Lookup` is a task, `Lookup.subject()` its model: an ordinary GPT-2 with one head and set weights, which is always
 right. `assay.SVD(rank=task.rank)` on its queries and keys drops what finds the rare keys, and nothing else, so the
@@ -50,6 +61,9 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from assay._errors import AssayError, unknown_name
 from assay.subjects import Subject
 from assay.tasks import UNSCORED, Feature, Kind, Role, Split
+from assay.testing._planted_circuits import PlantedCircuit, either, induction
+
+__all__ = ["Cause", "Lookup", "PlantedCircuit", "Truth", "either", "induction"]
 
 Cause = Literal["fit", "structure", "difficulty"]
 """What a planted gap is due to; see `Lookup`."""
