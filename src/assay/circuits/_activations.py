@@ -63,8 +63,8 @@ class IntegratedActivationAttribution:
                             _write(stack, module, line, before=module is wiring.layers[start].output)
                         gradients = Gradients.at(problem, several, stream, Trace(), clean, start=start)
                     with torch.no_grad():
-                        for one in gradients.parts([weight for _, weight in part]):
-                            one.add(wiring, more[senders], scores, senders.start)
+                        weights = [weight for _, weight in part]
+                        gradients.weighted(weights).add(wiring, more[senders], scores, senders.start)
         return means_of(problem, scores)
 
 

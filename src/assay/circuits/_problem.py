@@ -2,7 +2,8 @@
 
 import functools
 import hashlib
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal, Protocol, get_args, runtime_checkable
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from assay._errors import AssayError, unknown_name
 from assay._registry import Registry
-from assay.circuits._run import Trace, constant, rows_at_a_time, traced, wiring_of
+from assay.circuits._run import PARTS, Trace, constant, rows_at_a_time, traced, wiring_of
 from assay.circuits._wiring import Wiring
 from assay.engine import Engine, batches, tensors
 from assay.tasks import NO_TOKEN, Split
@@ -137,17 +138,17 @@ class Reference:
         """Whether ablated edges carry what their senders write on another input."""
         return self.ablation in ("counterfactual", "resample")
 
-    def trace(self, wiring: Wiring, batch: Batch) -> Trace:
-        """What ablated edges carry on a batch. Raises AssayError where that is not known."""
+    def trace(self, wiring: Wiring, batch: Batch, parts: Collection[str] = PARTS) -> Trace:
+        """What ablated edges carry on a batch, with some parts at least. Raises AssayError where that is not known."""
         if self.others is not None:
-            return traced(wiring, self._drawn(batch), batch.valid)
+            return traced(wiring, self._drawn(batch), batch.valid, parts)
         if self.means is None:
             if batch.counterfactuals is None:
                 raise AssayError(
                     "a circuit with ablation='counterfactual' needs pairs, and these sequences have no "
                     "counterfactuals; give a task of pairs, or use ablation='mean'."
                 )
-            return traced(wiring, batch.counterfactuals, batch.valid)
+            return traced(wiring, batch.counterfactuals, batch.valid, parts)
         known, asked = self.means.embeddings.shape[1], batch.tokens.shape[1]
         if self.ablation != "position":
             return self.means
@@ -242,23 +243,25 @@ class Problem:
         """How the subject's residual stream is written and read."""
         return wiring_of(self.engine)
 
-    def batches(self, senders: int | None = None, *, rows: int | None = None) -> Iterator[Batch]:
+    def batches(
+        self, senders: int | None = None, *, rows: int | None = None, tokens: int | None = None
+    ) -> Iterator[Batch]:
         """The pairs, as many at a time as what so many senders write (default: all of them) has room for.
 
-        At most `rows` at a time. Nothing may depend on how they are cut.
+        At most `rows` at a time, or `tokens` (one pair at least). Nothing may depend on how they are cut.
         """
         count = len(self.wiring.graph.senders) if senders is None else senders
         element = torch.finfo(self.engine.subject.model.dtype).bits // 8
         for index, part in batches(self.engine, self.split):
             room = rows_at_a_time(self.wiring, count, part.tokens.shape[1], element)
             room = room if rows is None else min(rows, room)
-            for start in range(0, len(part), room):
-                chosen = np.arange(start, min(start + room, len(part)))
+            room = room if tokens is None else min(max(1, tokens // part.tokens.shape[1]), room)
+            for chosen in np.array_split(np.arange(len(part)), math.ceil(len(part) / room)):
                 yield Batch.of(part.take(chosen), index[chosen], self.engine.subject.device)
 
-    def trace(self, batch: Batch) -> Trace:
-        """What ablated edges carry on a batch."""
-        return self.reference.trace(self.wiring, batch)
+    def trace(self, batch: Batch, parts: Collection[str] = PARTS) -> Trace:
+        """What ablated edges carry on a batch, with some parts at least."""
+        return self.reference.trace(self.wiring, batch, parts)
 
     def value(
         self, hidden: Float[Tensor, "pair position width"], batch: Batch, clean: Tensor | None = None

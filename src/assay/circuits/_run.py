@@ -2,7 +2,7 @@
 
 import functools
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
@@ -20,6 +20,11 @@ Found = TypeVar("Found")
 
 BUDGET = 256_000_000
 """Bytes of what senders add that a pass holds at a time, on a CPU."""
+
+SENDERS = ("heads", "mlp")
+INPUTS = ("attention_input", "mlp_input")
+PARTS = (*SENDERS, *INPUTS, "projected")
+"""What a trace may hold, layer by layer."""
 
 
 @dataclass
@@ -86,17 +91,22 @@ class Trace:
         )
 
 
-def traced(wiring: Wiring, tokens: Int[Tensor, "batch position"], valid: Int[Tensor, "batch position"]) -> Trace:
-    """The trace of the subject's own pass on some tokens."""
+def traced(
+    wiring: Wiring,
+    tokens: Int[Tensor, "batch position"],
+    valid: Int[Tensor, "batch position"],
+    parts: Collection[str] = PARTS,
+) -> Trace:
+    """The trace of the subject's own pass on some tokens, with some of its parts."""
     trace = Trace()
     with ExitStack() as stack, torch.inference_mode():
-        keep(stack, wiring, trace, tokens.shape)
+        keep(stack, wiring, trace, tokens.shape, parts)
         wiring.hidden(tokens, valid)
     return trace
 
 
-def keep(stack: ExitStack, wiring: Wiring, trace: Trace, shape: torch.Size) -> None:
-    """Until the stack is closed, a pass on tokens of a shape puts its trace into `trace`."""
+def keep(stack: ExitStack, wiring: Wiring, trace: Trace, shape: torch.Size, parts: Collection[str] = PARTS) -> None:
+    """Until the stack is closed, a pass on tokens of a shape puts some parts of its trace into `trace`."""
 
     def entering(module: nn.Module, put: Callable[[Tensor], None]) -> None:
         def hook(_: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
@@ -114,13 +124,18 @@ def keep(stack: ExitStack, wiring: Wiring, trace: Trace, shape: torch.Size) -> N
     entering(wiring.blocks[0], functools.partial(setattr, trace, "embeddings"))
     entering(wiring.norm.module, functools.partial(setattr, trace, "final"))
     for number, layer in enumerate(wiring.layers):
-        entering(layer.output, functools.partial(trace.heads.__setitem__, number))
-        entering(layer.norm.module, functools.partial(trace.attention_input.__setitem__, number))
-        entering(layer.mlp_norm.module, functools.partial(trace.mlp_input.__setitem__, number))
-        trace.projected[number] = {}
-        for place, module in enumerate(layer.projections):
-            leaving(module, functools.partial(trace.projected[number].__setitem__, place))
-        leaving(layer.mlp, functools.partial(_scaled_into, trace.mlp, number, layer.mlp_scale))
+        if "heads" in parts:
+            entering(layer.output, functools.partial(trace.heads.__setitem__, number))
+        if "attention_input" in parts:
+            entering(layer.norm.module, functools.partial(trace.attention_input.__setitem__, number))
+        if "mlp_input" in parts:
+            entering(layer.mlp_norm.module, functools.partial(trace.mlp_input.__setitem__, number))
+        if "projected" in parts:
+            trace.projected[number] = {}
+            for place, module in enumerate(layer.projections):
+                leaving(module, functools.partial(trace.projected[number].__setitem__, place))
+        if "mlp" in parts:
+            leaving(layer.mlp, functools.partial(_scaled_into, trace.mlp, number, layer.mlp_scale))
 
 
 def _scaled_into(into: dict[int, Tensor], number: int, scale: float, found: Tensor) -> None:
