@@ -256,6 +256,8 @@ def test_our_own_file_has_all_that_is_known(found, tmp_path, subjects, many):
     assert np.array_equal(proxy.kept, circuit.kept_)
     assert again.write(tmp_path / "again.json").read_bytes() == path.read_bytes(), "after it met a subject, too"
     assert Circuit.read(path, edges=5).edges == again.edges[:5]
+    smaller = Circuit.read(circuit.of_size(5).write(tmp_path / "five.json"))
+    assert (smaller.edges, smaller.found.subject) == (again.edges[:5], again.found.subject)
 
 
 @pytest.mark.parametrize(

@@ -262,7 +262,7 @@ class Circuit:
         other = replace(self, edges=edges)
         other._check_size(graph)
         other.graph_, other.scores_, other.reference_, other.baseline_ = graph, scores, self.reference_, self.baseline_
-        other.kept_ = other._chosen(graph, scores)
+        other.kept_, other.found_ = other._chosen(graph, scores), self.found_
         return other
 
     def _found(self) -> tuple[Graph, Float[np.ndarray, "sender receiver"]]:
@@ -343,7 +343,7 @@ class Circuit:
             ("level", self.level, get_args(Level)),
         ):
             if value not in known:
-                raise unknown_name(name, value, known)
+                raise unknown_name(name, str(value), known)
         by_name(self.method)
         if isinstance(self.edges, str | bool) or (isinstance(self.edges, Sequence) and not self.edges):
             raise AssayError(

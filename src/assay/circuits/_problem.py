@@ -112,20 +112,23 @@ class Reference:
         return cls(ablation, constant(wiring, _means(engine, wiring, split, by_position=ablation == "position")))
 
     def within(self, wiring: Wiring) -> "Reference":
-        """The same for a subject, where means were read and not taken from it: what its parts make of them is found.
+        """The same for a subject: where means were read from a file, or found in another dtype, its parts take them in.
 
         Raises AssayError if its heads are of another width.
         """
-        if self.means is None or self.means.projected:
+        if self.means is None:
+            return self
+        like = wiring.layers[0].output_weight
+        known = self.means.embeddings
+        if self.means.projected and (known.dtype, known.device) == (like.dtype, like.device):
             return self
         widths = {number: len(layer.output_weight) for number, layer in enumerate(wiring.layers)}
-        known = {number: heads.shape[-1] for number, heads in self.means.heads.items()}
-        if known != widths:
+        found = {number: heads.shape[-1] for number, heads in self.means.heads.items()}
+        if found != widths:
             raise AssayError(
-                f"the means that ablated edges carry are of heads that give {known[0]} numbers a layer, and in this "
+                f"the means that ablated edges carry are of heads that give {found.get(0)} numbers, and in this "
                 f"model they give {widths[0]}; fit the circuit again."
             )
-        like = wiring.layers[0].output_weight
         return Reference(self.ablation, constant(wiring, self.means.senders_only(lambda means: means.to(like))))
 
     @staticmethod
