@@ -31,9 +31,10 @@ class ContextualDecomposition:
     patterns and scales of norms stay as they are; so it is blind to all that a sender does through queries and keys.
     The parts of different senders overlap and sum to nothing. How good it is, the embeddings tell, from which
     everything comes: their score, `np.nansum(circuit.scores_[0])`, would be m(all ablated) - m(subject), the
-    difference of `circuit.baseline_`, if no pattern or scale moved.
+    difference of `circuit.baseline_`, if no pattern or scale moved. Where c' is much larger than c and MLPs are gated,
+    a scale held still can make the rest explode; this sum shows it.
 
-    Source: Hsu et al., arXiv 2407.00886, section 3, and its code. Differences: there a bias is split between the parts
+    Source: Hsu et al., arXiv 2407.00886, and its code. Differences: there a bias is split between the parts
     by their size, which breaks the reading as an ablation (as does their optional repair of signs, not offered), and
     the layers of an MLP are split one by one; here an MLP may be of any kind. Raises AssayError for an architecture
     in which heads give something else than pattern times values, an MLP is not one module, or a norm is no LayerNorm

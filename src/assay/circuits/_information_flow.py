@@ -26,7 +26,7 @@ class InformationFlow:
     the measure are, nor whether a part of the stream is used. Rank them by absolute value. All receivers that read the
     same stream (queries, keys and values of a layer) have the same scores. One run of the subject is all it takes.
 
-    Source: Ferrando and Voita, arXiv 2403.00824, section 3, in the form for edges of the benchmark MIB (arXiv
+    Source: Ferrando and Voita, arXiv 2403.00824, in the form for edges of the benchmark MIB (arXiv
     2504.13151). Differences to the paper: what a head writes is not split by the token that it came from, and every
     sender is compared with the whole stream instead of each block's outputs with what enters the block. Differences to
     MIB: positions after the last scored one do not count, logits are read at scored positions alone, and where all

@@ -43,7 +43,8 @@ class InteractionGradients:
 
     Source: Edin et al., arXiv 2505.17630, section 4, as in the code of the authors (attention.py, mlp.py, layernorm.py
     and softmax_tsg of their repository `gim`), where, as here, the gradient at T is not divided by T. Differences: the
-    package `gim-explain` up to 0.1.4 leaves MLPs as they are; the sign is that of m; a score is a mean over pairs.
+    package `gim-explain` up to 0.1.4 leaves MLPs as they are and does, in a model of transformers, either the shares
+    (SDPA) or the temperature (eager), never both; the sign is that of m; a score is a mean over pairs.
     Raises AssayError for `measure="kl"`, whose gradient is 0 at the subject itself, and for an architecture with
     attention sinks, norms that are no LayerNorm or RMSNorm, or an MLP of which it was not found whether it is gated.
     """
