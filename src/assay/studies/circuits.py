@@ -149,12 +149,12 @@ def run(
             part = replace(part, sequences=sequences)
         done.append(_judged(folder / name, part, overwrite, workers, progress))
     progress(Step(1, 1, "pages"))
-    for name, one in zip(chosen, done, strict=True):
-        own = illustrations(one)
+    parts = [illustrations(one) for one in done]
+    for name, one, own in zip(chosen, done, parts, strict=True):
         own.save(folder / name)
         write_figures(one.comparison, folder / name / "figures", own)
         write_page(one.comparison, folder / name / "report.html", own)
-    shown = _joined([illustrations(one) for one in done])
+    shown = _joined(parts)
     write_page(done[0].comparison, folder / "report.html", shown)
     return done, shown
 
