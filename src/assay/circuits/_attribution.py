@@ -4,7 +4,7 @@ import functools
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
@@ -78,6 +78,8 @@ class IntegratedEdgeAttribution:
 
     steps: int = 5
     rule: Rule = "midpoint"
+
+    complete: ClassVar[Literal["embeddings"]] = "embeddings"
 
     def check(self, problem: Problem) -> None:
         """Raise AssayError for bad parameters, or an ablation without another input."""

@@ -295,6 +295,18 @@ class Problem:
         return found[0], found[1]
 
     @cached_property
+    def means(self) -> tuple[float, float]:
+        """m of the subject, and with all edges ablated."""
+        found = np.zeros(2)
+        for batch in self.batches(1):
+            trace = self.trace(batch)
+            with torch.inference_mode():
+                whole = self.wiring.hidden(batch.tokens, batch.valid)
+                last = self.wiring.norm.module(trace.final).expand_as(whole)
+                found += [float(self.value(hidden, batch, whole).sum()) for hidden in (whole, last)]
+        return float(found[0]) / len(self.split), float(found[1]) / len(self.split)
+
+    @cached_property
     def sha256(self) -> str:
         """A hash of the pairs."""
         digest = hashlib.sha256()
@@ -323,7 +335,9 @@ class Discovery(Protocol):
 
     `scores` gives, for every edge (sender, receiver), by how much m changes when the edge is ablated, a mean over pairs
     (an estimate, as a rule); NaN where there is no edge. Negative: the edge helps. Nothing may depend on how pairs are
-    cut into batches. `check(problem)` raises AssayError for an ablation or a measure that it cannot work with.
+    cut into batches. Two members are optional: `check(problem)` raises AssayError for an ablation or a measure that it
+    cannot work with; `complete` says that the scores of "all" edges, or of those out of the "embeddings", sum to m with
+    all edges ablated less m of the subject. `assay.testing.check_discovery` checks all of this.
     """
 
     def scores(self, problem: Problem) -> Float[np.ndarray, "sender receiver"]:

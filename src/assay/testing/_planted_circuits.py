@@ -93,8 +93,8 @@ def induction(
     made.head(1, 0, ("now", sharpness * tokens), ("before", tokens), ("now", spoken), ("out", tokens))
     rng = np.random.default_rng(0)
     for layer in range(2):
-        queries, keys, values = (("", rng.normal(size=(made.features, 4)) / 4) for _ in range(3))
-        made.head(layer, 1, queries, keys, values, ("junk", np.eye(4)))
+        junk: list[_Map] = [("", rng.normal(size=(made.features, 4)) / 4) for _ in range(3)]
+        made.head(layer, 1, junk[0], junk[1], junk[2], ("junk", np.eye(4)))
         made.mlp(layer, rng.normal(size=(made.features, 16)) / 4, "junk", rng.normal(size=(16, 4)))
     continued = np.zeros((vocabulary, vocabulary))
     continued[np.arange(NAMES), NAMES + np.arange(NAMES)] = weak

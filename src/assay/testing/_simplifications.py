@@ -47,7 +47,7 @@ def check_simplification(make: Callable[[], Simplification]) -> None:
     and embeddings, and every stream is edited where a site names several. Raises AssertionError that names the first
     rule broken.
     """
-    for subject in (_gpt2(), _llama()):
+    for subject in (small_gpt2(), small_llama()):
         _check(make, subject)
 
 
@@ -171,7 +171,8 @@ def _subject(model: PreTrainedModel, name: str) -> Subject:
     return Subject(model.double().eval(), None, name)
 
 
-def _gpt2() -> Subject:
+def small_gpt2() -> Subject:
+    """A random GPT-2 of two layers and two heads in float64, its weights large enough to attend unevenly."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         config = GPT2Config(
@@ -181,7 +182,8 @@ def _gpt2() -> Subject:
         return _subject(GPT2LMHeadModel(config), "a small GPT-2")
 
 
-def _llama() -> Subject:
+def small_llama() -> Subject:
+    """A random Llama of two layers and four heads with two of keys and values, likewise."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         config = LlamaConfig(
