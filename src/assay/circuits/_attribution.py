@@ -304,7 +304,7 @@ class Gradients:
 
 
 class _Point:
-    """Where norms were in several runs: takes gradients behind a norm to those before it, weighted and summed over runs.
+    """Where a norm was in several runs: takes gradients behind it to those before it, weighted and summed over runs.
 
     With w the gradient times the norm's weight, that with respect to the stream is (w - mean w - x̂ mean(w x̂)) / σ.
     """

@@ -35,8 +35,7 @@ def _through(module: nn.Module, kernel: Callable[..., Tensor], *given: Tensor, *
     if any(parameter.requires_grad for parameter in module.parameters()):
         found: Tensor = type(module).forward(module, inputs)
         return found
-    found = _Gelu.apply(inputs) if kernel is gelu else _Dense.apply(inputs, module, kernel)
-    return found
+    return _Gelu.apply(inputs) if kernel is gelu else _Dense.apply(inputs, module, kernel)
 
 
 class _Dense(torch.autograd.Function):
@@ -48,7 +47,7 @@ class _Dense(torch.autograd.Function):
         return kernel(inputs)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         weight: Tensor = ctx.module.weight.detach()
         return product(gradient, weight.t() if isinstance(ctx.module, nn.Linear) else weight), None, None
@@ -63,7 +62,7 @@ class _Gelu(torch.autograd.Function):
         return gelu(inputs)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         (inputs,) = ctx.saved_tensors
         found: Tensor = torch.ops.aten.gelu_backward(gradient, inputs, approximate="tanh")
