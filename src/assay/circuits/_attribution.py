@@ -311,7 +311,7 @@ class Gradients:
 
 
 class _Point:
-    """Where norms were in several runs: takes gradients behind a norm to those before it, weighted and summed.
+    """Where a norm was in several runs: takes gradients behind it to those before it, weighted and summed over runs.
 
     With w the gradient times the norm's weight, that with respect to the stream is (w - mean w - x̂ mean(w x̂)) / σ;
     the last term is not there where σ is held.
