@@ -33,9 +33,11 @@ class _Cut(Problem):
 
     most: int = 1
 
-    def batches(self, senders: int | None = None, *, rows: int | None = None) -> Iterator[Batch]:
+    def batches(
+        self, senders: int | None = None, *, rows: int | None = None, tokens: int | None = None
+    ) -> Iterator[Batch]:
         """At most `most` pairs at a time."""
-        return super().batches(senders, rows=self.most if rows is None else min(rows, self.most))
+        return super().batches(senders, rows=self.most if rows is None else min(rows, self.most), tokens=tokens)
 
 
 def check_discovery(make: Callable[[], Discovery]) -> dict[str, float]:
