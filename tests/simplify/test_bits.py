@@ -75,6 +75,7 @@ def test_every_registered_recipe_of_heads_has_bits():
             "prune-weights": "share=0.5",
             "low-rank-weights": "rank=2",
             "n-gram": "order=2",
+            "value-vectors": "token=2",
         }.items()
     }
     made = [simplifications.build(with_parameters.get(name, name)) for name in simplifications]
