@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from small_subjects import subject_of
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
@@ -19,10 +19,10 @@ from assay import AssayError
 from assay.circuits import RandomValueVectors, ValueVectorEdit, value_vectors
 from assay.circuits._value_vectors import _Values
 from assay.engine import Engine, collect
+from assay.simplify import label
 from assay.subjects import Subject
 from assay.tasks import Kind, Split
 from small_decoder import pairs_of
-from small_subjects import subject_of
 
 WORDS, TOKEN, NEURON, PUSH = 12, 7, 5, 3.0
 PLANTED = (1, NEURON)
@@ -31,33 +31,12 @@ PLANTED = (1, NEURON)
 def _base(kind, width=16):
     """Two layers with random weights, and norms with weights; the MLP of the second never acts."""
     torch.manual_seed(3)
+    sizes = {"vocab_size": WORDS, "bos_token_id": None, "eos_token_id": None, "tie_word_embeddings": False}
     if kind == "gpt2":
-        model = GPT2LMHeadModel(
-            GPT2Config(
-                vocab_size=WORDS,
-                n_positions=8,
-                n_embd=width,
-                n_layer=2,
-                n_head=2,
-                bos_token_id=None,
-                eos_token_id=None,
-                tie_word_embeddings=False,
-            )  # fmt: skip
-        )
+        model = GPT2LMHeadModel(GPT2Config(**sizes, n_positions=8, n_embd=width, n_layer=2, n_head=2))
     else:
-        model = LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=WORDS,
-                hidden_size=width,
-                intermediate_size=40,
-                num_hidden_layers=2,
-                num_attention_heads=2,
-                max_position_embeddings=8,
-                mlp_bias=True,
-                bos_token_id=None,
-                eos_token_id=None,
-            )  # fmt: skip
-        )
+        sizes |= {"hidden_size": width, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 2}
+        model = LlamaForCausalLM(LlamaConfig(**sizes, max_position_embeddings=8, mlp_bias=True))
     model = model.double().eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -65,6 +44,8 @@ def _base(kind, width=16):
                 parameter.add_(0.2 * torch.randn_like(parameter))
             else:
                 parameter.normal_(std=0.3)
+        # Each token has a direction of its own, as wide as those of the others.
+        model.lm_head.weight.copy_(4 * torch.linalg.qr(model.lm_head.weight.T).Q.T)
         if kind == "gpt2":
             mlp = model.transformer.h[1].mlp
             mlp.c_fc.weight.zero_()
@@ -295,23 +276,21 @@ class _Task:
 def test_compare_judges_the_edit_beside_controls_drawn_five_times():
     base, planted = _planted("gpt2")
     splits = {name: pairs_of(base, name, seed=seed) for seed, name in enumerate(("train", "iid"))}
-    gap = _only_planted(planted, splits["train"])
-    edit = _edit(least_gap=gap)
+    edit = _edit(least_gap=_only_planted(planted, splits["train"]))
     comparison = assay.compare(planted, _Task(splits), [edit], resamples=50)
-    rows = comparison.results.query("split == 'iid' and metric == 'accuracy' and kind == 'all' and feature == ''")
-    accuracy = dict(zip(rows["proxy"], rows["estimate"], strict=True))
-    name = "ValueVectorEdit(token=7, strength=3.0, least_gap="
-    found = {key: value for key, value in accuracy.items() if key.startswith(name)}
-    assert found
-    assert set(found.values()) == {1.0}, "with the bias gone, its answers are those of the subject without it"
-    random = [value for key, value in accuracy.items() if key.startswith("RandomValueVectors") and "dir" not in key]
-    assert random
-    assert max(random) < 0.2, "random neurons leave the bias"
-    same = comparison.results.query("split == 'iid' and metric == 'same_prediction' and kind == 'all'")
-    of_random = same[same["proxy"].str.startswith("RandomValueVectors") & ~same["proxy"].str.contains("dir")]
-    assert of_random["estimate"].tolist() == [1.0] * len(of_random)
-    drawn = comparison.sequences["proxy"].astype(str) if hasattr(comparison, "sequences") else None
-    assert drawn is None or drawn.str.startswith("RandomValueVectors").any()
+    rows = comparison.results.query("split == 'iid' and kind == 'all' and feature == ''")
+    of_random, of_directions = label(edit.control()), label(edit.perturbation())
+    assert set(rows["proxy"]) == {label(edit), of_random, of_directions}
+    found = rows.set_index(["proxy", "metric"])["estimate"]
+    assert found[label(edit), "proxy_accuracy"] == 1, "without the bias its answers are those it was made from"
+    assert found[label(edit), "flip_to_wrong"] == 0
+    assert found[label(edit), "same_prediction"] < 0.9
+    assert found[of_random, "same_prediction"] == 1, "neurons that never act"
+    assert found[of_random, "logit_deviation"] == pytest.approx(0, abs=1e-12)
+    assert found[of_directions, "flip_to_right"] < found[label(edit), "flip_to_right"]
+    assert any("meant to change answers" in warning for warning in comparison.warnings())
+    drawn = {proxy.name: proxy.draws for proxy in comparison.record.proxies}
+    assert drawn[of_random] == drawn[of_directions] == 5
 
 
 def test_where_nothing_is_anchored_the_train_split_is_refused_and_a_shift_left_alone():
@@ -343,13 +322,16 @@ def test_bad_parameters_and_architectures_are_refused():
     subject = subject_of("gpt2")
     for options, what in (
         ({"token": 17}, "from 0 to 16"),
-        ({"token": 1, "edit": "add"}, "subtract"),
         ({"token": 1, "strength": 0.0}, "strength must be above 0"),
         ({"token": 1, "neurons": 33}, "neurons must be 1 to 32"),
         ({"token": 1, "neurons": 0}, "at least 1"),
     ):
         with pytest.raises(AssayError, match=what):
             ValueVectorEdit(**options).check(subject, ())
+    other = ValueVectorEdit(1)
+    other.edit = "add"
+    with pytest.raises(AssayError, match="subtract"):
+        other.check(subject, ())
     with pytest.raises(AssayError, match="ids from 0 to 16"):
         value_vectors(subject, [17])
     with pytest.raises(AssayError, match="another token"):

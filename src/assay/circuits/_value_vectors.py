@@ -120,6 +120,10 @@ class ValueVectorEdit:
     streams: ClassVar[tuple[str, ...]] = ()
     whole: ClassVar[bool] = True
     learns: ClassVar[bool] = True
+    caution: ClassVar[str] = (
+        "An edit of value vectors is meant to change answers: agreement with the subject says how many it changes, and "
+        "flip_to_right, flip_to_wrong and proxy_accuracy, beside its controls, what it is worth."
+    )
 
     def check(self, subject: Subject, splits: Sequence[Split]) -> None:
         """Raise AssayError for bad parameters and a subject without value vectors."""
@@ -171,7 +175,8 @@ class ValueVectorEdit:
         assert self.activations_ is not None
         if self.edit == "remove":
             return -self.strength * values.vectors(layer)[neuron]
-        return -self.strength * self.activations_[layer][neuron].sign() * values.direction(self.token)
+        sign = 1 if self.activations_[layer][neuron] >= 0 else -1
+        return -self.strength * sign * values.direction(self.token)
 
     def _check(self, values: "_Values") -> None:
         check_positive(self, neurons=self.neurons)
