@@ -78,6 +78,7 @@ def test_every_registered_recipe_of_heads_has_bits():
             "n-gram": "order=2",
             "circuit": "edges=5",
             "file": f"path={Path(__file__).parents[1] / 'circuits' / 'peer_files' / 'gpt2-20.json'}",
+            "value-vectors": "token=2",
         }.items()
     }
     made = [simplifications.build(with_parameters.get(name, name)) for name in simplifications]

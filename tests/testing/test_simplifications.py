@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 
-from assay.circuits import Circuit
+from assay.circuits import Circuit, RandomValueVectors, ValueVectorEdit
 from assay.engine import Edit
 from assay.models import LowRankWeights, NGram, NoiseWeights, PruneWeights, RandomFactors, RandomMask, RoundWeights
 from assay.simplify import (
@@ -46,6 +46,9 @@ OURS = {
     "random-mask": lambda: RandomMask(share=0.4),
     "random-factors": lambda: RandomFactors(rank=5),
     "n-gram": lambda: NGram(order=3),
+    "value-vectors": lambda: ValueVectorEdit(token=6, neurons=4, least_gap=0.0),
+    "value-vectors-removed": lambda: ValueVectorEdit(token=6, edit="remove", neurons=4, least_gap=0.0),
+    "random-value-vectors": lambda: RandomValueVectors(ValueVectorEdit(token=6, neurons=4, least_gap=0.0)),
     "n-gram-without-context": lambda: NGram(order=1),
     "circuit": lambda: Circuit(PATHS, ablation="zero"),
     "circuit-with-means": lambda: Circuit(PATHS, ablation="mean"),

@@ -22,6 +22,7 @@ from assay.circuits._problem import Ablation, Batch, Discovery, Measure, Problem
 from assay.circuits._ships import Ships
 from assay.circuits._stated import Found
 from assay.circuits._tokens import TokenScores, token_scores
+from assay.circuits._value_vectors import RandomValueVectors, ValueVectorEdit, ValueVectors, value_vectors
 
 discoveries.register("cd-t", ContextualDecomposition)
 discoveries.register("discrete-codes", DiscreteCodes)
@@ -66,9 +67,12 @@ __all__ = [
     "PathInterventions",
     "Problem",
     "RandomCircuit",
+    "RandomValueVectors",
     "Reference",
     "Ships",
     "TokenScores",
+    "ValueVectorEdit",
+    "ValueVectors",
     "code_score",
     "discoveries",
     "divergences",
@@ -76,5 +80,6 @@ __all__ = [
     "measured",
     "measured_by_pair",
     "token_scores",
+    "value_vectors",
     "write_mib",
 ]

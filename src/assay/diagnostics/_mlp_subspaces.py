@@ -1,7 +1,6 @@
 """Subspaces of the hidden activations of an MLP: patched in a model, and found by gradient."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -12,6 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from assay._errors import AssayError, unknown_name
 from assay.circuits import Batch, Problem, Reference
+from assay.circuits._mlp import inputs_first, last_linear
 from assay.diagnostics._illusion import SubspacePatch, subspace_patch
 from assay.diagnostics._setting import check_pairs
 from assay.engine import Engine
@@ -117,7 +117,7 @@ class _Place:
     """The last linear map of an MLP, and the pairs on which what it reads is patched, where `where` says so."""
 
     problem: Problem
-    module: nn.Module
+    module: nn.Linear | Conv1D
     where: Bool[Tensor, "pair position"]
 
     @classmethod
@@ -129,13 +129,14 @@ class _Place:
         if not 0 <= layer < len(layers):
             raise AssayError(f"layer {layer}: {subject.name!r} has layers 0 to {len(layers) - 1}.")
         scored = split.kinds != UNSCORED if positions == "scored" else split.valid
-        return cls(problem, _last_linear(problem, layer), torch.from_numpy(scored).to(subject.device))
+        return cls(
+            problem, last_linear(problem.engine, problem.wiring, layer), torch.from_numpy(scored).to(subject.device)
+        )
 
     @property
     def weight(self) -> Float[Tensor, "width model"]:
         """What the map does to activations."""
-        stored: Tensor = self.module.weight.detach()  # type: ignore[operator]
-        return stored if isinstance(self.module, Conv1D) else stored.T
+        return inputs_first(self.module)
 
     def batches(self) -> Iterator[Batch]:
         """The pairs, some at a time."""
@@ -179,29 +180,3 @@ class _Place:
             return self.problem.value(self.problem.wiring.hidden(batch.tokens, batch.valid), batch)
         finally:
             hook.remove()
-
-
-def _last_linear(problem: Problem, layer: int) -> nn.Module:
-    """The linear map whose output is what an MLP gives. Raises AssayError if there is none."""
-    mlp = problem.wiring.layers[layer].mlp
-    given: dict[nn.Module, Tensor] = {}
-
-    def note(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        given[module] = output[0] if isinstance(output, tuple) else output
-
-    linear = [module for module in mlp.modules() if isinstance(module, nn.Linear | Conv1D)]
-    tokens = problem.engine.few_tokens()
-    with ExitStack() as stack, torch.inference_mode():
-        for module in {mlp, *linear}:
-            stack.callback(module.register_forward_hook(note).remove)
-        problem.wiring.hidden(tokens, torch.ones_like(tokens))
-    whole = given[mlp]
-    for module in linear:
-        own = given.get(module)
-        if own is not None and own.numel() == whole.numel() and torch.equal(own.reshape(whole.shape), whole):
-            return module
-    who = f"{type(problem.engine.subject.model).__name__} ({problem.engine.subject.name!r})"
-    raise AssayError(
-        f"{who}: what the MLP of layer {layer} adds is given by no single linear map; it has no hidden activations to "
-        "patch."
-    )
