@@ -289,7 +289,7 @@ def test_compare_judges_the_edit_beside_controls_drawn_five_times():
     assert found[of_random, "logit_deviation"] == pytest.approx(0, abs=1e-12)
     assert found[of_directions, "flip_to_right"] < found[label(edit), "flip_to_right"]
     assert any("meant to change answers" in warning for warning in comparison.warnings())
-    drawn = {proxy.name: proxy.draws for proxy in comparison.record.proxies}
+    drawn = {proxy.proxy: proxy.draws for proxy in comparison.record.proxies}
     assert drawn[of_random] == drawn[of_directions] == 5
 
 
