@@ -1,6 +1,7 @@
 """`assay compare`: one's own model and text from the command line."""
 
 import json
+import math
 from xml.etree import ElementTree
 
 import pytest
@@ -100,6 +101,7 @@ def test_json_fields_and_precision(command, texts, tmp_path):
         (("--sequences", "1"), "sequences"),
         (("--primary-kind", "repeats"), "unknown kind of prediction 'repeats'"),
         (("--primary-metric", "kl"), "no rate of which more is better"),
+        (("--positions", "last"), "unknown positions 'last'"),
         (("--sites", "layer99"), "site 'layer99' is not in 'code-python'"),
         (("--sites", "all-layers", "--sites+", "layer0"), "layer0 is meant twice"),
         (("--sites", "layer0.head1+L0H1"), "layer0.head1.keys is meant twice"),
@@ -287,11 +289,86 @@ def test_limits_of_verdicts_are_those_of_the_page(command, texts, tmp_path, roun
         (("--with", "code-python", "--require", "good"), "unknown judgement to require 'good'"),
         (("--with", "code-python", "--junit", "x.xml"), "--require faithful"),
         (("--with", "code-python", "--sites", "layer0"), "sites are for its parts"),
+        (("--with", "code-python", "--positions", "scored"), "positions are for its parts"),
         (("--with", "code-python", "--max-gap", "nan"), "must be a share between 0 and 1"),
         (("--with", "code-python", "--min-agreement", "95"), "must be a share between 0 and 1"),
     ],
 )
 def test_wrong_calls_with_other_models(command, texts, arguments, words):
+    status, out, err = command("compare", "code-python", *call_with(texts), *arguments)
+    assert status == 2
+    assert words in " ".join(err.replace("│", " ").split())
+    assert not out
+
+
+# -- llama.cpp's counting -------------------------------------------------------------------------------------------
+
+
+def counted_alone(first, second, tokens, bos):
+    """llama.cpp's mean KL and share of the same top of two models on a text, one prediction at a time."""
+    context = 24
+    kls, same, nlls = [], [], []
+    for start in range(0, len(tokens) // context * context, context):
+        chunk = list(tokens[start : start + context])
+        run = [bos, *chunk[1:]]
+        with torch.no_grad():
+            base, other = (model(input_ids=torch.tensor([run])).logits[0].double() for model in (first, second))
+        for position in range(context // 2, context - 1):
+            scores = base[position].tolist()
+            top = max(scores)
+            bottom = max(min(scores), top - 16)
+            level = math.log(sum(math.exp(score - top) for score in scores))
+            step = (top - bottom) / 65535
+            kept = [bottom - top - level + step * round(max(score - bottom, 0) / step) for score in scores]
+            own = other[position].log_softmax(-1).tolist()
+            kls.append(sum(math.exp(p) * (p - q) for p, q in zip(kept, own, strict=True) if p > -16))
+            same.append(kept.index(max(kept)) == own.index(max(own)))
+            nlls.append(-own[chunk[position + 1]])
+    return sum(kls) / len(kls), sum(same) / len(same), math.exp(sum(nlls) / len(nlls)), len(kls)
+
+
+def test_models_are_counted_as_llama_cpp_does(command, texts, tmp_path, rounded):
+    status, out, err = command(
+        "compare", "code-python", *call_with(texts, rounded), "--counting", "llama.cpp", "--context", 24,
+        "--sequences", 11, "--json", "--out", tmp_path / "run",
+    )  # fmt: skip
+    assert status == 0, err
+    found = json.loads(out)["counting"]
+    assert found == json.loads((tmp_path / "run" / "counting.json").read_text(encoding="utf-8"))
+    assert "longer than" not in err, "nothing is run at the length of the whole text"
+    base, other = assay.load("code-python"), assay.load(rounded)
+    for name in ("iid", "prose"):
+        whole = (texts / f"{name}.txt").read_text(encoding="utf-8")
+        tokens = base.tokenizer(whole, verbose=False)["input_ids"][: 11 * 24]
+        kl, same, perplexity, count = counted_alone(base.model, other.model, tokens, bos=tokens[0])
+        counts = found["models"]["rounded"][name]
+        assert counts["positions"] == count
+        assert counts["kl"]["value"] == pytest.approx(kl, abs=1e-6)
+        assert counts["same_top"]["value"] == pytest.approx(same, abs=1e-6)
+        assert counts["perplexity"]["value"] == pytest.approx(perplexity, rel=1e-5)
+    assert "As llama.cpp counts" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    status, _, err = command(
+        "compare", "code-python", *call_with(texts, rounded), "--sequences", 11, "--out", tmp_path / "run"
+    )
+    assert status == 0, err
+    assert not (tmp_path / "run" / "counting.json").exists(), "it is not what this run was asked for"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--with", "code-python", "--counting", "lm-eval"), "unknown counting 'lm-eval'"),
+        (("--simplify", "round-weights:bits=4", "--counting", "llama.cpp"), "give the other one (--with MODEL"),
+        (("--with", "code-python", "--context", "24"), "--counting llama.cpp"),
+        (
+            ("--with", "code-python", "--counting", "llama.cpp"),
+            "chunks of 512 tokens and 'code-python' has 256 positions",
+        ),
+        (("--with", "code-python", "--counting", "llama.cpp", "--context", "256"), "its text has 470 tokens"),
+        (("--with", "code-python", "--counting", "llama.cpp", "--context", "8"), "fewer than 100"),
+    ],
+)
+def test_what_llama_cpp_would_not_count_is_a_wrong_call(command, texts, arguments, words):
     status, out, err = command("compare", "code-python", *call_with(texts), *arguments)
     assert status == 2
     assert words in " ".join(err.replace("│", " ").split())

@@ -1,4 +1,5 @@
 from . import circuits as circuits
+from . import diagnostics as diagnostics
 from . import engine as engine
 from . import faithfulness as faithfulness
 from . import models as models

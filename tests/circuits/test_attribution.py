@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from small_subjects import ARCHITECTURES, by_hand, means, problem_of, random_pairs, some_edges, tiny, without
+from many_subjects import ARCHITECTURES, by_hand, means, problem_of, random_pairs, some_edges, tiny, without
 
 from assay import AssayError
 from assay.circuits import EdgeAttribution, IntegratedEdgeAttribution

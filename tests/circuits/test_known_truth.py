@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from small_subjects import means, problem_of
+from many_subjects import means, problem_of
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from assay import AssayError

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from small_subjects import (
+from many_subjects import (
     ARCHITECTURES,
     by_hand,
     means,

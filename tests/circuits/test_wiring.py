@@ -6,7 +6,7 @@ import weakref
 import numpy as np
 import pytest
 import torch
-from small_subjects import random_pairs, tiny
+from many_subjects import random_pairs, tiny
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm

@@ -242,14 +242,14 @@ def test_mean_ablation_is_judged_at_every_site_and_recovery_is_the_share_of_its_
             assert row.recovered == pytest.approx((own - ablated) / (1 - ablated))
             assert row.recovered_low <= row.recovered <= row.recovered_high <= 1
         else:
-            assert row.recovered_reason == "mean ablation of the site changes no prediction"
+            assert row.recovered_reason == "MeanAblation() changes no prediction"
     assert told > 1
 
 
 def test_what_stands_beside_no_control_says_so(subject, task):
     found = assay.compare(subject, task, [assay.SVD(rank=4)], controls=False, **QUICK)
     assert found.controls()["beyond_control"].isna().all()
-    assert set(found.controls()["recovered_reason"]) == {"no mean ablation of this site was judged"}
+    assert set(found.controls()["recovered_reason"]) == {"no ablation was judged"}
 
 
 # -- warnings -------------------------------------------------------------------------------------------------------

@@ -159,7 +159,7 @@ def names_of_cells(engine, task, *sites):
     [described] = [engine.subject.describe()]
     for site in sites:
         [item] = candidates_of(engine, [assay.SVD(rank=2)], [site], controls=False, refit=False)
-        yield cell_name(described, task, item, fingerprints=[], fitted_on="a", judged_on="b", seed=0)
+        yield cell_name(described, task, item, fingerprints=[], fitted_on="a", judged_on="b", positions="all", seed=0)
 
 
 def test_cells_of_one_set_are_one_and_of_different_sets_different(engine, task):

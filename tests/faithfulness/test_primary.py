@@ -188,5 +188,15 @@ def test_what_is_no_metric_is_refused():
         resolve_metrics("causal", ["kl", SamePrediction])
     of_models = {name for name in metrics if getattr(metrics.get(name), "of_models", False)}
     assert of_models >= {"kl_reverse", "flip_to_wrong", "flip_to_right", "first_five"}
-    assert [metric.name for metric in resolve_metrics("causal")] == [name for name in metrics if name not in of_models]
-    assert [metric.name for metric in resolve_metrics("causal", of_models=True)] == list(metrics)
+    of_pairs = {name for name in metrics if getattr(metrics.get(name), "of_pairs", False)}
+    assert of_pairs == {"logit_difference", "subject_logit_difference", "logit_deviation"}
+    for whole, pairs in ((False, False), (True, False), (False, True), (True, True)):
+        found = [metric.name for metric in resolve_metrics("causal", of_models=whole, of_pairs=pairs)]
+        left_out = (set() if whole else of_models) | (set() if pairs else of_pairs)
+        assert found == [name for name in metrics if name not in left_out]
+
+
+def test_a_metric_of_pairs_is_refused_where_no_split_has_any():
+    with pytest.raises(AssayError, match="logit_deviation is about pairs, and no split has any"):
+        resolve_metrics("causal", ["kl", "logit_deviation"])
+    assert [one.name for one in resolve_metrics("causal", ["logit_deviation"], of_pairs=True)] == ["logit_deviation"]

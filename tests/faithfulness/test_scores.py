@@ -18,8 +18,9 @@ from assay.tasks import UNSCORED
 
 @pytest.fixture(scope="module")
 def judged():
-    """Those of every comparison; of what is measured of other models alone, test_any_proxy.py tells."""
-    return [metric for name in metrics if not getattr(metric := metrics.get(name)(), "of_models", False)]
+    """Those of every comparison; of other models and of pairs, test_any_proxy.py and test_metrics_of_pairs.py tell."""
+    found = [metrics.get(name)() for name in metrics]
+    return [one for one in found if not getattr(one, "of_models", False) and not getattr(one, "of_pairs", False)]
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,7 @@ from assay.tasks import Split
 
 OPEN_WORDS = "Whether the gap under depth is due to harder inputs is open"
 
+ENDS = ("", "_low", "_high")
 LIMITED = ("beyond_control", "ablated", "recovered")
 NOTHING = dict.fromkeys((f"{name}{end}" for name in LIMITED for end in ("", "_low", "_high")), math.nan)
 
@@ -35,15 +36,23 @@ def beside(split, **known):
     return row
 
 
+def effect_on(split, *numbers):
+    """A row of effects: of the share on iid, and of its gap elsewhere."""
+    row = {"split": split, **dict.fromkeys((f"{name}{end}" for name in ("effect", "gap") for end in ENDS), math.nan)}
+    name = "effect" if split == "iid" else "gap"
+    return row | dict(zip((f"{name}{end}" for end in ENDS), numbers, strict=True))
+
+
 def judged(
     agreement, *gaps, noise=0.0, matched=None, per_sequence=None, controls=(), reason="only 10% overlap", sizes=None,
-    difference=1.0, **limits,
+    difference=1.0, effects=None, ablation="MeanAblation()", **limits,
 ):  # fmt: skip
     """`agreement` is (estimate, low, high), each gap (split, gap, low, high, p_holm).
 
     `matched` gives gaps at equal margin by split: (value, low, high, overlap, outside, outside's upper limit); by
     default the raw gap. `per_sequence` is the gap counted by sequence, by split. `difference` is the largest one of a
-    logit; changing nothing changes 1e-5.
+    logit; changing nothing changes 1e-5. `effects` has by split (value, low, high) of the share of the effect on iid,
+    and of its gap elsewhere.
     """
     frame = pd.DataFrame(list(gaps), columns=["split", "gap", "low", "high", "p_holm"])
     at_margin = [
@@ -63,6 +72,8 @@ def judged(
         }),
         frame,
         pd.DataFrame(list(controls), columns=["split", "control", *NOTHING]),
+        pd.DataFrame([effect_on(split, *numbers) for split, numbers in (effects or {}).items()]),
+        ablation=ablation,
         proxy="SVD(rank=8)",
         site="layer1",
         bar=Bar(noise=noise, **options),
@@ -387,6 +398,94 @@ def test_only_what_would_be_faithful_is_vacuous_but_all_are_told(agreement, gap,
     verdict = judged(agreement, gap, controls=[NO_BETTER])
     assert verdict.judgement == grade
     assert "Not shown to be better than its control" in str(verdict)
+
+
+# -- effect on the answer -------------------------------------------------------------------------------------------
+
+ALL_OF_IT = (0.98, 0.96, 0.99)
+LITTLE = (0.0, -0.01, 0.015)
+
+
+def test_without_pairs_there_is_no_effect():
+    verdict = judged(GOOD, SMALL)
+    assert all(math.isnan(getattr(verdict, name)) for name in ("effect", "effect_low", "effect_high", "effect_gap"))
+    assert "effect on the answer" not in str(verdict)
+
+
+def test_the_share_and_its_gap_under_the_same_shift_stand_beside_the_verdict():
+    effects = {"iid": ALL_OF_IT, "structure": (0.2, 0.1, 0.3), "depth": LITTLE}
+    verdict = judged(GOOD, SMALL, ("depth", 0.015, 0.01, 0.019, 0.9), effects=effects, ablation="Circuit(edges=0)")
+    assert verdict.judgement == "faithful"
+    assert (verdict.effect, verdict.effect_low, verdict.effect_high) == ALL_OF_IT
+    assert (verdict.shift, verdict.effect_gap, verdict.effect_gap_low, verdict.effect_gap_high) == ("depth", *LITTLE)
+    assert (
+        "It has 98.0% [96.0%, 99.0%] of the subject's effect on the answer beyond Circuit(edges=0); 0.0 points less "
+        "under depth (gap [-1.0, +1.5])." in str(verdict)
+    )
+
+
+@pytest.mark.parametrize(
+    ("share", "grade"),
+    [
+        ((0.9, 0.85, 0.949), "unfaithful"),
+        ((0.9, 0.85, 0.95), "faithful"),
+        ((-3.0, -4.0, -2.0), "unfaithful"),
+        ((1.3, 1.2, 1.4), "faithful"),
+        ((math.nan,) * 3, "faithful"),
+    ],
+)
+def test_what_would_be_faithful_and_lacks_the_effect_is_not(share, grade):
+    verdict = judged(GOOD, SMALL, effects={"iid": share})
+    assert verdict.judgement == grade
+    assert ("is not by its effect on the answer (rule 4)" in str(verdict)) == (grade == "unfaithful")
+
+
+@pytest.mark.parametrize(
+    ("agreement", "gap", "grade"),
+    [(GOOD, LARGE, "illusion"), (GOOD, UNDECIDED, "inconclusive"), ((0.5, 0.4, 0.6), SMALL, "unfaithful")],
+)
+@pytest.mark.parametrize("share", [ALL_OF_IT, (0.5, 0.4, 0.6)])
+def test_the_effect_changes_no_other_verdict(agreement, gap, grade, share):
+    verdict = judged(agreement, gap, effects={"iid": share, gap[0]: LITTLE})
+    assert verdict.judgement == grade
+    assert "rule 4" not in str(verdict)
+
+
+def test_a_gap_of_the_effect_alone_is_no_gap():
+    effects = {"iid": ALL_OF_IT, "structure": (0.5, 0.4, 0.6)}
+    assert judged(GOOD, SMALL, effects=effects).judgement == "faithful"
+
+
+@pytest.mark.parametrize(
+    ("share", "at_depth", "at_structure", "said"),
+    [
+        (ALL_OF_IT, LITTLE, LITTLE, "it would have passed"),
+        (ALL_OF_IT, (0.011, -0.007, 0.03), LITTLE, "no gap would have been shown"),
+        (ALL_OF_IT, LITTLE, (math.nan,) * 3, "no gap would have been shown"),
+        ((0.95, 0.93, 0.96), LITTLE, LITTLE, "no gap would have been shown"),
+        (ALL_OF_IT, (0.05, 0.03, 0.07), LITTLE, None),
+        (ALL_OF_IT, LITTLE, (0.05, 0.03, 0.07), None),
+        (ALL_OF_IT, (math.nan,) * 3, LITTLE, None),
+        ((0.5, 0.4, 0.6), LITTLE, LITTLE, None),
+        ((math.nan,) * 3, LITTLE, LITTLE, None),
+    ],
+)
+@pytest.mark.parametrize("survives", [True, False])
+def test_what_the_effect_alone_would_have_said_of_a_gap_is_said(share, at_depth, at_structure, said, survives):
+    effects = {"iid": share, "depth": at_depth, "structure": at_structure}
+    verdict = judged(GOOD, SMALL, LARGE, effects=effects, matched={} if survives else {"depth": NONE})
+    assert verdict.judgement == ("illusion" if survives else "gap")
+    text = str(verdict)
+    assert ("By its effect on the answer alone" in text) == (said is not None)
+    assert said is None or said in text
+
+
+def test_an_ablation_of_its_own_is_called_by_its_name():
+    verdict = judged(GOOD, SMALL, controls=[MATTERS], ablation="Circuit(edges=0)")
+    assert "which recovers 98% [95%, 99%] of what Circuit(edges=0) loses" in str(verdict)
+    verdict = judged(GOOD, SMALL, controls=[HARDLY], ablation="Circuit(edges=0)")
+    assert verdict.judgement == "vacuous"
+    assert "What it keeps is not shown to matter: Circuit(edges=0) agrees with the subject on 94.0% [" in str(verdict)
 
 
 # -- other notes ----------------------------------------------------------------------------------------------------

@@ -110,3 +110,41 @@ def test_on_the_command_line(command, base, text, tmp_path):
     status, _, err = command("store", "code-python", *given, "--out", tmp_path / "kept", "--form", "bfloat16")
     assert status != 0
     assert "bfloat16" in err
+
+
+def test_a_kl_that_the_store_could_have_made_itself_is_skipped(base, text, tmp_path):
+    """A copy that differs by less than the codes lose: in memory its KL is told, from the store it is skipped."""
+    model = copy.deepcopy(base.model)
+    with torch.no_grad():
+        next(model.parameters()).mul_(1 + 1e-5)
+    near = Subject(model, base.tokenizer, "near")
+    for form in ("16-bit", "float32"):
+        store_model(near, splits(text), tmp_path / form, form=form)
+    recipes = [StoredModel(tmp_path / "16-bit"), StoredModel(tmp_path / "float32"), OtherModel(near)]
+    comparison = assay.compare(base, text, recipes, folder=tmp_path / "run", **QUICK)
+    told = numbers(comparison, "near")["kl", "iid"]
+    codes = comparison.record.proxies[0].about["self_kl"]
+    assert 0 < told < 10 * codes["iid"]
+    assert codes.keys() == {"iid", "other"}
+    rows = comparison.results
+    for metric in ("kl", "kl_reverse", "jsd"):
+        kept = rows[(rows["proxy"] == "16-bit") & (rows["metric"] == metric) & (rows["split"] == "iid")]
+        assert len(kept) == 3, "all, repeated and new"
+        assert kept[["estimate", "low", "high"]].isna().all(axis=None)
+        assert kept["reason"].str.startswith("skipped: below 10 times").all()
+        in_memory = numbers(comparison, "near")[metric, "iid"]
+        assert numbers(comparison, "float32")[metric, "iid"] == pytest.approx(in_memory, rel=0.1)
+    assert numbers(comparison, "16-bit")["same_prediction", "iid"] == 1
+    gaps = comparison.gaps("kl").set_index("proxy")
+    assert gaps.loc["16-bit", ["gap", "low", "p", "matched"]].isna().all()
+    assert "below 10 times" in gaps.loc["16-bit", "matched_reason"]
+    assert gaps.loc["near", ["gap", "low"]].notna().all()
+    models = comparison.models().query("kind == 'all' and split == 'iid'").set_index("proxy")
+    assert models.loc["16-bit", ["kl_50", "kl_99", "kl_max", "design_effect"]].isna().all()
+    assert "below 10 times" in models.loc["16-bit", "kl_reason"]
+    assert models.loc["near", ["kl_50", "kl_max"]].notna().all()
+    kept = comparison.sequence_scores().to_pandas()
+    assert "kl" not in set(kept[kept["proxy"] == "16-bit"]["metric"])
+    assert "kl" in set(kept[kept["proxy"] == "near"]["metric"])
+    again = assay.compare(base, text, recipes, folder=tmp_path / "run", **QUICK)
+    assert again.results.equals(comparison.results), "read again from its cells"

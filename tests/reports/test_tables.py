@@ -2,12 +2,13 @@
 
 import math
 
+import pandas as pd
 import pytest
 from rich.console import Console
 
 from assay import AssayError
 from assay.faithfulness import Comparison
-from assay.reports import markdown, terminal, write_markdown
+from assay.reports import markdown, terminal, write_markdown, write_page
 from assay.reports._tables import controls_asked, limits, percent
 
 BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
@@ -160,3 +161,69 @@ def test_percentages_never_round_up_to_perfection():
     assert percent(0.9994) == "99.9"
     assert percent(0.9996) != "100", "one error in 2,500 is not perfect"
     assert percent(math.nan) == "–"
+
+
+# -- effect on the answer -------------------------------------------------------------------------------------------
+
+
+def with_effects(shown):
+    """`shown` as if it had pairs: one proxy on two splits, one of them without a share, and one control."""
+    nan = math.nan
+    known = {
+        "proxy": "SVD(rank=8)", "site": "layer1", "is_control": False, "split": "iid", "ablation": "MeanAblation()",
+        "pairs": 240, "subject_difference": 10.304, "proxy_difference": 9.8, "ablated_difference": -10.28,
+        "effect": 1.204, "effect_low": 1.18, "effect_high": 1.25,
+        "deviation": 0.21, "deviation_low": 0.2, "deviation_high": 0.223,
+        "gap": nan, "gap_low": nan, "gap_high": nan,
+        "gap_iid_scale": nan, "gap_iid_scale_low": nan, "gap_iid_scale_high": nan, "reason": None,
+    }  # fmt: skip
+    none = dict.fromkeys(("effect", "effect_low", "effect_high"), nan)
+    lost = {"gap_iid_scale": 0.062, "gap_iid_scale_low": -0.01, "gap_iid_scale_high": 0.1}
+    rows = [
+        known,
+        {**known, "split": "unseen_depth", **none, **lost, "reason": "only 29 different pairs"},
+        {**known, "proxy": "RandomProjection(rank=8)", "is_control": True, "effect": 0.041, "effect_low": 0.0},
+    ]
+    frames = (shown.results, shown._gaps, shown._controls, shown._sequences, shown._models)
+    return Comparison(shown.record, *frames, pd.DataFrame(rows))
+
+
+def test_effects_are_a_table_in_the_terminal_that_fits_80_columns(shown):
+    text = printed(with_effects(shown), 80)
+    assert max(map(len, text.splitlines())) <= 80
+    assert "…" not in text
+    table = text.split("Effect on the answer", 1)[1].split("Warning: ")[0]
+    assert {"10.30", "9.80", "-10.28", "120.4", "21.0", "–"} <= set(table.split())
+    assert "29 different pairs" in " ".join(table.split())
+    assert "RandomProjection" not in table
+    assert "iid scale" not in table
+    assert "Effect on the answer" not in printed(shown, 80)
+
+
+def test_effects_are_a_table_in_markdown_and_on_the_page(shown, tmp_path):
+    text = markdown(with_effects(shown))
+    row = next(line for line in text.splitlines() if line.startswith("| SVD(rank=8) (iid)"))
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells == [
+        "SVD(rank=8) (iid)",
+        "10.30",
+        "9.80",
+        "-10.28",
+        "120.4 (118.0–125.0)",
+        "21.0 (20.0–22.3)",
+        "–",
+        "–",
+    ]
+    row = next(line for line in text.splitlines() if line.startswith("| SVD(rank=8) (unseen_depth)"))
+    assert [cell.strip() for cell in row.strip("|").split("|")][4:] == [
+        "–",
+        "21.0 (20.0–22.3)",
+        "–",
+        "+6.2 (-1.0 +10.0)",
+    ]
+    assert "| RandomProjection(rank=8) (iid) |" in text
+    assert "No share of some proxies on unseen_depth: only 29 different pairs." in text
+    assert "**Effect on the answer.**" not in markdown(shown)
+    page = write_page(with_effects(shown), tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "<h2>Effect on the answer</h2>" in page
+    assert "<td>120.4<small>118.0–125.0</small></td>" in page

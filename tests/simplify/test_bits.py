@@ -1,6 +1,7 @@
 """Bits of every recipe, counted by hand."""
 
 import math
+from pathlib import Path
 
 import pytest
 
@@ -75,6 +76,8 @@ def test_every_registered_recipe_of_heads_has_bits():
             "prune-weights": "share=0.5",
             "low-rank-weights": "rank=2",
             "n-gram": "order=2",
+            "circuit": "edges=5",
+            "file": f"path={Path(__file__).parents[1] / 'circuits' / 'peer_files' / 'gpt2-20.json'}",
         }.items()
     }
     made = [simplifications.build(with_parameters.get(name, name)) for name in simplifications]

@@ -1,9 +1,9 @@
 """Edge attribution patching: scores of all edges from gradients, plain and integrated."""
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
@@ -12,16 +12,32 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from assay._errors import AssayError, unknown_name
+from assay.circuits._kernels import product
 from assay.circuits._problem import Batch, Problem
-from assay.circuits._run import Trace, differences, first_of, keep
+from assay.circuits._run import (
+    BUDGET,
+    INPUTS,
+    PARTS,
+    SENDERS,
+    Trace,
+    differences,
+    first_of,
+    keep,
+    resume_at,
+    with_given,
+)
 from assay.circuits._wiring import Layer, Norm, Wiring, frozen
 
 Rule = Literal["midpoint", "left", "gauss"]
 """Where an integral over [0, 1] is taken: the middles of equal parts, their left ends (as EAP-IG does), or the nodes of
 Gauss and Legendre."""
 
-TOKENS_IN_A_BATCH = 4_096
-"""Tokens up to which several steps of an integral share a batch on a CPU."""
+TOKENS, TOKENS_IN_A_BATCH = 512, 1_024
+"""Tokens of a pass with gradients on a CPU, and up to which several steps of an integral share one: more need more
+memory and save no time."""
+
+ROWS = 256
+"""Tokens for which what senders write is held at a time on a CPU."""
 
 
 @dataclass
@@ -39,11 +55,7 @@ class EdgeAttribution:
 
     def check(self, problem: Problem) -> None:
         """Raise AssayError for a measure without a gradient at the subject's own run."""
-        if problem.measure == "kl":
-            raise AssayError(
-                "method 'eap' with measure='kl': the gradient of KL is 0 at the subject's own run, so that every score "
-                "would be 0; use method='eap-ig', or measure='logit_difference'."
-            )
+        check_gradient(problem, "eap")
 
     def scores(self, problem: Problem) -> Float[np.ndarray, "sender receiver"]:
         """The score of every edge, in the units of m; NaN where there is none."""
@@ -71,11 +83,8 @@ class IntegratedEdgeAttribution:
 
     def check(self, problem: Problem) -> None:
         """Raise AssayError for bad parameters, or an ablation without another input."""
-        if not isinstance(self.steps, int) or isinstance(self.steps, bool) or self.steps < 1:
-            raise AssayError(f"steps={self.steps!r}: must be a whole number of at least 1.")
-        if self.rule not in get_args(Rule):
-            raise unknown_name("rule", self.rule, get_args(Rule))
-        if problem.reference.ablation != "counterfactual":
+        check_steps(self.steps, self.rule)
+        if not problem.reference.is_another_input:
             raise AssayError(
                 f"method 'eap-ig' with ablation={problem.reference.ablation!r}: it needs another input to integrate "
                 "towards; use ablation='counterfactual', or method='eap' or 'exact'."
@@ -85,6 +94,23 @@ class IntegratedEdgeAttribution:
         """The score of every edge, in the units of m; NaN where there is none."""
         self.check(problem)
         return _integrated(problem, nodes(self.rule, self.steps))
+
+
+def check_gradient(problem: Problem, method: str) -> None:
+    """Raise AssayError for a measure without a gradient at the subject's own run."""
+    if problem.measure == "kl":
+        raise AssayError(
+            f"method {method!r} with measure='kl': the gradient of KL is 0 at the subject's own run, so that every "
+            "score would be 0; use method='eap-ig', or measure='logit_difference'."
+        )
+
+
+def check_steps(steps: object, rule: str) -> None:
+    """Raise AssayError unless there is such a rule and it can take so many steps."""
+    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
+        raise AssayError(f"steps={steps!r}: must be a whole number of at least 1.")
+    if rule not in get_args(Rule):
+        raise unknown_name("rule", rule, get_args(Rule))
 
 
 def nodes(rule: Rule, steps: int) -> list[tuple[float, float]]:
@@ -99,44 +125,69 @@ def nodes(rule: Rule, steps: int) -> list[tuple[float, float]]:
 def _integrated(problem: Problem, points: list[tuple[float, float]]) -> Float[np.ndarray, "sender receiver"]:
     """Scores with gradients at e' + t (e - e'), weighted."""
     wiring = problem.wiring
-    graph = wiring.graph
+    scores = no_scores(problem)
+    for batch in problem.batches(1, tokens=_tokens(problem)):
+        reference = problem.trace(batch, SENDERS)
+        if [point for point, _ in points] == [1.0]:
+            trace = Trace()
+            gradients = Gradients.at(problem, batch, None, trace)
+            _add(wiring, gradients, reference, trace, scores)
+            continue
+        trace, clean = own_run(wiring, batch, SENDERS)
+        line = trace.embeddings - reference.embeddings
+        for group in groups(points, batch):
+            streams = [reference.embeddings + point * line for point, _ in group]
+            several = batch.repeated(len(group))
+            # Made outside inference mode: what a graph is to keep must not be an inference tensor.
+            stream = torch.cat([one.expand_as(line) for one in streams]).clone()
+            gradients = Gradients.at(problem, several, stream, Trace(), clean).weighted([one for _, one in group])
+            _add(wiring, gradients, reference, trace, scores)
+    return means_of(problem, scores)
+
+
+def _tokens(problem: Problem) -> int:
+    """Tokens of a pass with gradients: as many as are fast, and as what the graph keeps of them has room for."""
+    wiring, model = problem.wiring, problem.engine.subject.model
+    scale = 1 if problem.engine.subject.device.type == "cpu" else 16
+    # A block keeps some sixteen vectors of a token: what enters norms, projections and activations.
+    kept = 16 * wiring.width * len(wiring.layers) * torch.finfo(model.dtype).bits // 8
+    return scale * max(1, min(TOKENS, BUDGET // kept))
+
+
+def _add(wiring: Wiring, gradients: "Gradients", reference: Trace, trace: Trace, scores: Tensor) -> None:
+    """Add the scores of a batch, a part of it at a time: what all senders write takes more room than all else."""
+    pairs, positions = trace.embeddings.shape[:2]
+    scale = 1 if scores.device.type == "cpu" else 16
+    room = max(1, scale * ROWS // positions)
+    with torch.no_grad():
+        for start in range(0, pairs, room):
+            rows = slice(start, start + room)
+            gradients.rows(rows).add(wiring, differences(wiring, reference.rows(rows), trace.rows(rows)), scores)
+
+
+def no_scores(problem: Problem) -> Float[Tensor, "sender receiver"]:
+    """Zeros to add scores of batches to, on the subject's device."""
     device = problem.engine.subject.device
     exact = torch.float32 if device.type == "mps" else torch.float64
-    scores = torch.zeros(graph.shape, dtype=exact, device=device)
-    for batch in problem.batches():
-        reference = problem.trace(batch)
-        trace = Trace()
-        gradients: list[_Gradients] = []
-        if [point for point, _ in points] == [1.0]:
-            gradients.append(_Gradients.at(problem, batch, None, trace))
-        else:
-            trace, clean = _own_run(wiring, batch)
-            line = trace.embeddings - reference.embeddings
-            for group in _groups(points, batch):
-                streams = [reference.embeddings + point * line for point, _ in group]
-                several = batch.repeated(len(group))
-                # Made outside inference mode: what a graph is to keep must not be an inference tensor.
-                stream = torch.cat([one.expand_as(line) for one in streams]).clone()
-                weights = [weight for _, weight in group]
-                gradients += _Gradients.at(problem, several, stream, Trace(), clean).parts(weights)
-        with torch.no_grad():
-            more = differences(wiring, reference, trace)
-            for one in gradients:
-                one.add(wiring, more, scores)
+    return torch.zeros(problem.wiring.graph.shape, dtype=exact, device=device)
+
+
+def means_of(problem: Problem, scores: Float[Tensor, "sender receiver"]) -> Float[np.ndarray, "sender receiver"]:
+    """Means over pairs from sums over them; NaN where there is no edge."""
     found = scores.cpu().double().numpy() / len(problem.split)
-    found[~graph.exists] = np.nan
+    found[~problem.wiring.graph.exists] = np.nan
     return found
 
 
-def _own_run(wiring: Wiring, batch: Batch) -> tuple[Trace, Tensor]:
-    """The subject's own trace and final hidden states, without gradients."""
+def own_run(wiring: Wiring, batch: Batch, parts: Collection[str] = PARTS) -> tuple[Trace, Tensor]:
+    """The subject's own trace, with some parts, and its final hidden states, without gradients."""
     trace = Trace()
     with ExitStack() as stack, torch.no_grad():
-        keep(stack, wiring, trace, batch.tokens.shape)
+        keep(stack, wiring, trace, batch.tokens.shape, parts)
         return trace, wiring.hidden(batch.tokens, batch.valid)
 
 
-def _groups(points: list[tuple[float, float]], batch: Batch) -> Iterator[list[tuple[float, float]]]:
+def groups(points: list[tuple[float, float]], batch: Batch) -> Iterator[list[tuple[float, float]]]:
     """Points that share a batch: together they have at most so many tokens."""
     room = max(1, TOKENS_IN_A_BATCH // batch.tokens.numel()) if batch.tokens.device.type == "cpu" else len(points)
     for start in range(0, len(points), room):
@@ -144,34 +195,44 @@ def _groups(points: list[tuple[float, float]], batch: Batch) -> Iterator[list[tu
 
 
 @dataclass
-class _Gradients:
+class Gradients:
     """dm of a batch with respect to what projections give, what MLPs take in, and what enters the last norm.
 
-    `inputs` are the residual streams at the norms before attention and MLP, by layer.
+    All are (step, pair, position, …), of several runs on the same pairs whose scores are added up with `weights`.
+    `attention_input` and `mlp_input` are the residual streams at the norms before attention and MLP, by layer.
     """
 
     projected: dict[tuple[int, int], Tensor]
     mlp: dict[int, Tensor]
     final: Tensor
-    attention_input: Mapping[int, Tensor]
-    mlp_input: Mapping[int, Tensor]
-    weight: float = 1.0
+    attention_input: dict[int, Tensor]
+    mlp_input: dict[int, Tensor]
+    weights: tuple[float, ...] = (1.0,)
 
     @classmethod
     def at(
-        cls, problem: Problem, batch: Batch, stream: Tensor | None, trace: Trace, clean: Tensor | None = None
-    ) -> "_Gradients":
-        """Those of a run on a batch from `stream` on (None: its own embeddings), whose trace goes into `trace`.
+        cls,
+        problem: Problem,
+        batch: Batch,
+        stream: Tensor | None,
+        trace: Trace,
+        clean: Tensor | None = None,
+        *,
+        start: int = 0,
+    ) -> "Gradients":
+        """Those of a run on a batch in which `stream` enters block `start`, whose trace goes into `trace`.
 
-        `clean` are final hidden states of the subject, for KL.
+        None stands for the subject's own stream. `clean` are final hidden states of the subject, for KL.
         """
         wiring = problem.wiring
         asked: dict[Any, Tensor] = {}
         with ExitStack() as stack, torch.inference_mode(mode=False), torch.enable_grad():
             stack.enter_context(frozen(problem.engine.subject.model))
+            if stream is not None and start:
+                resume_at(stack, wiring, start, stream)
             begin = functools.partial(_begin, stream)
-            stack.callback(wiring.blocks[0].register_forward_pre_hook(begin, with_kwargs=True).remove)
-            for number, layer in enumerate(wiring.layers):
+            stack.callback(wiring.blocks[start].register_forward_pre_hook(begin, with_kwargs=True).remove)
+            for number, layer in list(enumerate(wiring.layers))[start:]:
                 for place, module in enumerate(layer.projections):
                     put = functools.partial(_put, asked, ("projected", number, place))
                     stack.callback(module.register_forward_hook(put).remove)
@@ -179,106 +240,133 @@ class _Gradients:
                 stack.callback(layer.entry.register_forward_pre_hook(apart, with_kwargs=True).remove)
             last = functools.partial(_apart, asked, "final")
             stack.callback(wiring.norm.module.register_forward_pre_hook(last, with_kwargs=True).remove)
-            keep(stack, wiring, trace, batch.tokens.shape)
+            keep(stack, wiring, trace, batch.tokens.shape, (*SENDERS, *INPUTS))
             hidden = wiring.hidden(batch.tokens, batch.valid)
             if clean is not None:
                 clean = clean.repeat(len(batch.tokens) // len(clean), 1, 1)
             value = problem.value(hidden, batch, clean).sum()
             found = dict(zip(asked, torch.autograd.grad(value, list(asked.values())), strict=True))
-        detached = trace.detached()
-        trace.__dict__.update(detached.__dict__)
-        shape = batch.tokens.shape
+        trace.__dict__.update(trace.detached().__dict__)
+        one = (1, *batch.tokens.shape, -1)
         return cls(
-            {key[1:]: value for key, value in found.items() if key[0] == "projected"},
-            {key[1]: value.reshape(*shape, -1) for key, value in found.items() if key[0] == "mlp"},
-            found["final"],
-            detached.attention_input,
-            detached.mlp_input,
+            {key[1:]: value.view(one) for key, value in found.items() if key[0] == "projected"},
+            {key[1]: value.reshape(one) for key, value in found.items() if key[0] == "mlp"},
+            found["final"].reshape(one),
+            {number: stream.reshape(one) for number, stream in trace.attention_input.items()},
+            {number: stream.reshape(one) for number, stream in trace.mlp_input.items()},
         )
 
-    def parts(self, weights: list[float]) -> list["_Gradients"]:
-        """Those of the equal parts of a batch, each with its weight."""
-        count = len(weights)
+    def weighted(self, weights: Sequence[float]) -> "Gradients":
+        """Those of equal parts of a batch as steps on the same pairs, each with its weight."""
+        steps = len(weights)
+        found = self._each(lambda tensor: tensor.unflatten(1, (steps, -1)).flatten(0, 1))
+        return replace(found, weights=tuple(weights))
 
-        def cut(tensors: Mapping[Any, Tensor]) -> list[dict[Any, Tensor]]:
-            chunks = {key: tensor.chunk(count) for key, tensor in tensors.items()}
-            return [{key: found[place] for key, found in chunks.items()} for place in range(count)]
+    def rows(self, chosen: slice) -> "Gradients":
+        """Those of some pairs."""
+        return self._each(lambda tensor: tensor[:, chosen])
 
-        columns = (cut(part) for part in (self.projected, self.mlp, self.attention_input, self.mlp_input))
-        return [
-            _Gradients(projected, mlp, final, attention_input, mlp_input, weight)
-            for projected, mlp, attention_input, mlp_input, final, weight in zip(
-                *columns, self.final.chunk(count), weights, strict=True
-            )
-        ]
+    def _each(self, function: Callable[[Tensor], Tensor]) -> "Gradients":
+        return Gradients(
+            {place: function(tensor) for place, tensor in self.projected.items()},
+            {number: function(tensor) for number, tensor in self.mlp.items()},
+            function(self.final),
+            {number: function(tensor) for number, tensor in self.attention_input.items()},
+            {number: function(tensor) for number, tensor in self.mlp_input.items()},
+            self.weights,
+        )
 
-    def add(self, wiring: Wiring, more: Float[Tensor, "sender pair position width"], scores: Tensor) -> None:
-        """Add the scores of a batch, from what senders write `more` in the reference."""
+    def add(
+        self, wiring: Wiring, more: Float[Tensor, "sender pair position width"], scores: Tensor, first: int = 0
+    ) -> None:
+        """Add the scores of a batch, from what senders, those from `first` on, write `more` in the reference."""
         graph = wiring.graph
-        rows = more.flatten(1, 2)
-        means = rows.mean(dim=-1)
-        for number, layer in enumerate(wiring.layers):
+        weights = more.new_tensor(self.weights)[:, None, None]
+        rows = more.flatten(1)
+        streams = more.new_empty((graph.readers + 1, *more.flatten(1, 2).shape[1:]))
+        for number in self.mlp:
             reading, mlp = graph.reading(number), graph.mlp(number)
-            heard = graph.heard[reading.start]
-            stream = self.attention_input[number].flatten(0, 1)
-            parts = self._of_streams(layer, number)
-            scores[:heard, reading] += self.weight * _products(rows[:heard], means[:heard], layer.norm, stream, parts)
-            heard = graph.heard[mlp]
-            stream = self.mlp_input[number].flatten(0, 1)
-            gradient = self.mlp[number].flatten(0, 1)[None]
-            scores[:heard, mlp : mlp + 1] += self.weight * _products(
-                rows[:heard], means[:heard], layer.mlp_norm, stream, gradient
-            )
-        final = self.final.flatten()
-        scores[:, graph.logits] += self.weight * (rows.flatten(1) @ final)
+            heard = min(graph.heard[mlp] - first, len(rows))
+            if heard > 0:
+                self._of_layer(wiring.layers[number], number, weights, streams)
+                # Heads do not feed the attention of their own layer: those scores are left out in the end.
+                scores[first : first + heard, reading.start : mlp + 1] += rows[:heard] @ streams.flatten(1).T
+        final = (weights * self.final.flatten(1, 2)).sum(dim=0)
+        scores[first : first + len(rows), graph.logits] += rows @ final.flatten()
 
-    def _of_streams(self, layer: Layer, number: int) -> Float[Tensor, "receiver row width"]:
-        """Gradients with respect to what every receiver of attention takes in, behind the norm."""
-        found = []
-        for stream, place in enumerate(layer.streams):
-            gradient = self.projected[number, place.projection]
-            columns = place.columns.to(gradient.device)
-            own = gradient.flatten(0, -2)[:, columns.flatten()].unflatten(-1, columns.shape).transpose(0, 1)
-            found.append(torch.bmm(own, layer.weight(stream)))
-        return torch.cat(found)
+    def _of_layer(
+        self, layer: Layer, number: int, weights: Float[Tensor, "step 1 1"], into: Float[Tensor, "receiver row width"]
+    ) -> None:
+        """Gradients with respect to the stream that every receiver of a layer takes in, before its norm, in sum."""
+        stream = self.attention_input[number].flatten(1, 2)
+        at = _Point(layer.norm, stream, weights)
+        start = 0
+        for kind, place in enumerate(layer.streams):
+            end = start + len(place.columns)
+            own = place.of(self.projected[number, place.projection].flatten(1, 2))
+            at.through(own, layer.weight(kind), into[start:end])
+            start = end
+        at = _Point(layer.mlp_norm, self.mlp_input[number].flatten(1, 2), weights)
+        at.behind(self.mlp[number].flatten(1, 2), into[start])
 
 
-def _products(
-    more: Float[Tensor, "sender row width"],
-    means: Float[Tensor, "sender row"],
-    norm: Norm,
-    stream: Float[Tensor, "row width"],
-    gradients: Float[Tensor, "receiver row width"],
-) -> Float[Tensor, "sender receiver"]:
-    """<what a sender writes more, gradient with respect to the stream>, from gradients behind the norm at `stream`.
+class _Point:
+    """Where norms were in several runs: takes gradients behind a norm to those before it, weighted and summed over runs.
 
-    With w the gradient times the norm's weight, that with respect to the stream is (w - mean w - x̂ mean(w x̂)) / σ.
-    It is never made: its last two terms are products of numbers a row.
+    With w the gradient times the norm's weight, that with respect to the stream is (w - mean w - x̂ mean(w x̂)) / σ;
+    the last term is not there where σ is held.
     """
-    if norm.weight is None:
-        whole = norm.pulled_back(stream, gradients)
-        return more.flatten(1) @ whole.flatten(1).T
-    unit, inverse = norm.unit(stream)
-    weighted = gradients * (norm.weight * inverse)
-    found = more.flatten(1) @ weighted.flatten(1).T
-    # By row: (row, sender, width) @ (row, width, 1).
-    of_senders = torch.einsum("srw,rw->sr", more, unit)
-    of_receivers = torch.einsum("grw,rw->gr", weighted, unit)
-    found -= of_senders @ of_receivers.T / unit.shape[-1]
-    if norm.centred:
-        found -= means @ weighted.sum(dim=-1).T
-    return found
+
+    def __init__(self, norm: Norm, stream: Float[Tensor, "step row width"], weights: Float[Tensor, "step 1 1"]) -> None:
+        self.norm, self.stream, self.weights = norm, stream, weights
+        if norm.weight is not None:
+            self.unit, inverse = norm.unit(stream)
+            self.scale = inverse * weights
+
+    def through(
+        self,
+        gradients: Float[Tensor, "step row receiver output"],
+        weight: Float[Tensor, "receiver output width"],
+        into: Float[Tensor, "receiver row width"],
+    ) -> None:
+        """From gradients of what receivers project by `weight` from what the norm gives."""
+        if self.norm.weight is None:
+            behind = torch.einsum("srgo,gow->gsrw", gradients, weight)
+            before = self.norm.pulled_back(self.stream.flatten(0, 1), behind.flatten(1, 2)).view_as(behind)
+            torch.sum(self.weights * before, dim=1, out=into)
+            return
+        folded = weight * self.norm.weight
+        if self.norm.centred:
+            folded = folded - folded.mean(dim=-1, keepdim=True)
+        scaled = gradients * self.scale[..., None]
+        torch.bmm(scaled.sum(dim=0).transpose(0, 1), folded, out=into)
+        if self.norm.held:
+            return
+        along = product(self.unit, folded.flatten(0, 1)).view_as(scaled)
+        share = (along * scaled).sum(dim=-1) / folded.shape[-1]
+        for unit, one in zip(self.unit, share, strict=True):
+            into.addcmul_(unit, one.T[..., None], value=-1)
+
+    def behind(self, gradient: Float[Tensor, "step row width"], into: Float[Tensor, "row width"]) -> None:
+        """From the gradient of what the norm gives."""
+        if self.norm.weight is None:
+            before = self.norm.pulled_back(self.stream.flatten(0, 1), gradient.flatten(0, 1)[None]).view_as(gradient)
+            torch.sum(self.weights * before, dim=0, out=into)
+            return
+        scaled = gradient * self.norm.weight
+        if self.norm.centred:
+            scaled = scaled - scaled.mean(dim=-1, keepdim=True)
+        scaled = scaled * self.scale
+        along = 0.0 if self.norm.held else self.unit * (scaled * self.unit).mean(dim=-1, keepdim=True)
+        torch.sum(scaled - along, dim=0, out=into)
 
 
 def _begin(
     stream: Tensor | None, _: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Start the graph at what enters the first block."""
-    own = first_of(inputs, options)
-    given = (own if stream is None else stream.reshape(own.shape)).detach().requires_grad_(True)
-    if inputs:
-        return (given, *inputs[1:]), options
-    return inputs, {**options, next(name for name in options if options[name] is own): given}
+    """Start the graph at what enters a block."""
+    given = first_of(inputs, options) if stream is None else stream
+    return with_given(inputs, options, given.detach().requires_grad_(True))
 
 
 def _put(asked: dict[Any, Tensor], key: Any, _: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -290,7 +378,5 @@ def _apart(
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """What a module takes in as a tensor of its own, which nothing else reads: its gradient is the module's alone."""
     own = first_of(inputs, options)
-    given = asked[key] = own.view_as(own)
-    if inputs:
-        return (given, *inputs[1:]), options
-    return inputs, {**options, next(name for name in options if options[name] is own): given}
+    asked[key] = own.view_as(own)
+    return with_given(inputs, options, asked[key])

@@ -4,6 +4,7 @@ import math
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
@@ -13,15 +14,17 @@ from torch import Tensor, nn
 
 from assay._errors import AssayError, unknown_name
 from assay._fingerprint import fingerprint_or_reason
+from assay.circuits._files import Format, of_plain, read_circuit, to_plain, write_circuit
+from assay.circuits._foreign import mib_circuits
 from assay.circuits._graph import Edge, Graph, shuffled
 from assay.circuits._problem import Ablation, Batch, Discovery, Measure, Problem, Reference, by_name
-from assay.circuits._run import rows_at_a_time, run_circuit, wiring_of
+from assay.circuits._run import Trace, rows_at_a_time, run_circuit, wiring_of
+from assay.circuits._stated import Found, Given, Rank, Stated, described, laid_on, ranks
 from assay.engine import Answer, Clean, Engine, Run, Samples
-from assay.simplify import label, source_of
+from assay.simplify import Origin, label, save_proxy, source_of
 from assay.subjects import Subject
 from assay.tasks import Split
 
-Rank = Literal["absolute", "helpful"]
 Level = Literal["edges", "heads"]
 
 LEAST_PAIRS = 30
@@ -43,10 +46,11 @@ class Circuit:
     m most. With `level="heads"` senders are ranked by the sum of their edges' scores and taken with all edges out of
     them, as long as they fit. Edges on no path from the embeddings to the logits explain nothing and are taken out
     again: the circuit has `pruned_` edges. Ablated edges carry what `ablation` says; `measure` is what discovery looks
-    at; `name` is how a circuit of given edges is called.
+    at; `name` is how a circuit of given edges is called, and `found` says where they are from (`read` fills it in), so
+    that a subject of another form is refused.
 
     After `fit`: `scores_` (sender, receiver), `edges_` the circuit before pruning in order of rank, `baseline_` the
-    mean of m for the subject and with all edges ablated, `graph_`, `reference_`.
+    mean of m for the subject and with all edges ablated, `graph_`, `reference_`, `found_`.
 
     Raises AssayError if there are fewer than 30 pairs to find it on, if ablating everything is not shown to change m
     ("nothing to explain"), for a number of edges that the graph does not have, and for a method that does not go with
@@ -61,15 +65,110 @@ class Circuit:
     rank: Rank = "absolute"
     level: Level = "edges"
     name: str = ""
+    seed: int = 0
+    found: Found | None = None
     scores_: Float[np.ndarray, "sender receiver"] | None = field(default=None, init=False, repr=False, compare=False)
     kept_: Bool[np.ndarray, "sender receiver"] | None = field(default=None, init=False, repr=False, compare=False)
     graph_: Graph | None = field(default=None, init=False, repr=False, compare=False)
     reference_: Reference | None = field(default=None, init=False, repr=False, compare=False)
     baseline_: tuple[float, float] | None = field(default=None, init=False, repr=False, compare=False)
+    found_: Found | None = field(default=None, init=False, repr=False, compare=False)
 
     streams: ClassVar[tuple[str, ...]] = ()
     whole: ClassVar[bool] = True
     copies: ClassVar[bool] = False
+
+    @classmethod
+    def read(cls, path: str | Path, *, edges: int | None = None, groups: int | None = None) -> "Circuit":
+        """A circuit from a file: ours (`write`), of EAP-IG or MIB (.json, .pt), or auto-circuit's scores (.pt).
+
+            circuit = Circuit.read("ioi.json")
+            circuits = [Circuit.read("ioi-scores.pt", edges=n) for n in (100, 200, 400)]
+
+        Nothing is found again: its edges are those that the file has in the circuit, or with `edges` the best of its
+        scores (by absolute value; of ours as the circuit was ranked). EAP-IG and auto-circuit have keys and values for
+        every query head. Where heads share them, an edge is in the circuit if it is for all heads of the group;
+        `groups`, in how many there are, takes the sum of their scores. No code in a file is run.
+
+        The files say nothing of ablation but ours: it is "counterfactual". Under another one EAP-IG leaves learned
+        positions be, which here are part of the embeddings: its numbers are others then.
+
+        Raises AssayError, in one line, for a file of none of these forms, or one that does not say which edges.
+        """
+        if not isinstance(path, str | Path):
+            raise AssayError(f"path={path!r}: give the path of a file of a circuit.")
+        return cls._of(read_circuit(Path(path), edges, groups))
+
+    @classmethod
+    def _of(cls, given: Given) -> "Circuit":
+        return cls(
+            list(given.edges),
+            ablation=given.ablation,
+            measure=given.measure,
+            rank=given.rank,
+            name=given.name,
+            found=given.found,
+        )
+
+    def write(self, path: str | Path, *, format: Format = "assay") -> Path:
+        """Write the edges before pruning to a file, for `read`, and return its path.
+
+            circuit.write("circuit.json")
+            circuit.write("for_them.pt", format="eap-ig")
+
+        Our own format has their scores, how and on what they were found, and the ablation; what ablated edges carry
+        under "mean" and "position" is learned again by `fit` (`proxy.save` keeps it). "eap-ig" writes JSON, or with
+        `torch.save` where the name ends in .pt, with all scores there are, else 0; "auto-circuit" has scores alone,
+        or where there are none 1 for the circuit's edges. Both have a group's score shared among its heads.
+
+        Raises AssayError for a circuit that is not fitted and of which nobody knows which graph its edges are of.
+        """
+        return write_circuit(self._stated(), Path(path), format)
+
+    def saved(self) -> dict[str, Any]:
+        """All that `restored` needs, in plain values: what a saved proxy keeps."""
+        reference = self.reference_ if Reference.learns(self.ablation) else None
+        means = None if reference is None else reference.means
+        others = None if reference is None else reference.others
+        return {
+            "circuit": to_plain(self._stated()),
+            "means": None if means is None else [means.embeddings, means.heads, means.mlp],
+            "others": None if others is None else [*others, self.seed],
+        }
+
+    @classmethod
+    def restored(cls, saved: dict[str, Any]) -> "Circuit":
+        """The circuit that was saved, its edges given. Raises AssayError for what was damaged or changed."""
+        made = cls._of(of_plain(saved["circuit"], Path("proxy.json")))
+        if saved["means"] is not None:
+            embeddings, heads, mlp = saved["means"]
+            made.reference_ = Reference(made.ablation, Trace(embeddings, heads, mlp))
+        if saved["others"] is not None:
+            tokens, lengths, made.seed = saved["others"]
+            made.reference_ = Reference(made.ablation, others=(tokens, lengths), seed=made.seed)
+        return made
+
+    def _stated(self) -> Stated:
+        """The circuit as files have it."""
+        found = self.found_ or self.found
+        if found is None:
+            raise AssayError(
+                f"{label(self)} does not say yet of which graph its edges are; call fit(samples) or apply(subject) "
+                "before it is written."
+            )
+        if isinstance(self.edges, int):
+            graph, kept = self._fitted()
+            scores = self.scores_
+        else:
+            graph = found.graph
+            kept, scores = laid_on(self.edges, self.found, graph, found.width, label(self), "")
+        edges = _by_rank(graph, kept, None if scores is None else ranks(scores, self.rank, self.measure))
+        if scores is not None:
+            own = [float(scores[graph.place(edge)]) for edge in edges]
+            found = replace(found, scores=tuple(score if math.isfinite(score) else None for score in own))
+        name = self.name or (f"found by {found.method}" if isinstance(self.edges, int) else "")
+        given = Given(tuple(map(str, edges)), found, name, self.ablation, self.measure, self.rank)
+        return Stated(given, kept, scores)
 
     @property
     def title(self) -> str | None:
@@ -88,12 +187,7 @@ class Circuit:
     def edges_(self) -> tuple[Edge, ...]:
         """The edges before pruning, the best first where they were found."""
         graph, kept = self._fitted()
-        if self.scores_ is None:
-            return graph.edges(kept)
-        values = self._ranks(self.scores_)
-        places = np.argwhere(kept)
-        order = np.argsort(-values[kept], kind="stable")
-        return tuple(Edge(graph.senders[s], graph.receivers[r]) for s, r in places[order])
+        return _by_rank(graph, kept, None if self.scores_ is None else self._ranks(self.scores_))
 
     @property
     def pruned_(self) -> int:
@@ -117,7 +211,7 @@ class Circuit:
         if isinstance(self.edges, int):
             self._check_size(graph)
         else:
-            graph.matrix(self.edges)
+            self._laid_on(subject)
         for split in splits:
             fits = split.role == "train"
             if not split.has_pairs and (self.ablation == "counterfactual" or (fits and isinstance(self.edges, int))):
@@ -138,27 +232,61 @@ class Circuit:
         self.check(subject, [replace(split, role="train")])
         engine = Engine(subject)
         self.graph_ = wiring_of(engine).graph
-        self.reference_ = Reference.fitted(engine, self.ablation, split)
+        self.reference_ = Reference.fitted(engine, self.ablation, split, self.seed)
         self.scores_ = self.baseline_ = None
         if not isinstance(self.edges, int):
-            self.kept_ = self.graph_.matrix(self.edges)
+            self._lay_on(subject)
             return self
         problem = Problem(engine, split, self.reference_, self.measure)
-        self.scores_, self.baseline_ = _known(problem, by_name(self.method))
+        self.scores_, found = _known(problem, by_name(self.method))
+        self.baseline_ = found.baseline
+        self.found_ = replace(found, method=self.method if isinstance(self.method, str) else label(self.method))
         self.kept_ = self._chosen(self.graph_, self.scores_)
         return self
 
+    @property
+    def sizes_(self) -> Sequence[int]:
+        """The numbers of edges at which another edge comes in, or with `level="heads"` those of another sender."""
+        graph, scores = self._found()
+        if self.level == "edges":
+            return range(1, graph.size + 1)
+        totals = self._ranks(np.nansum(scores, axis=1))
+        return np.cumsum(graph.exists.sum(axis=1)[np.argsort(-totals, kind="stable")]).tolist()
+
+    def of_size(self, edges: int) -> "Circuit":
+        """The circuit of another size by the same scores: nothing is discovered again.
+
+        Raises AssayError for a circuit that was given and not found, and for a size that the graph does not have.
+        """
+        graph, scores = self._found()
+        other = replace(self, edges=edges)
+        other._check_size(graph)
+        other.graph_, other.scores_, other.reference_, other.baseline_ = graph, scores, self.reference_, self.baseline_
+        other.kept_, other.found_ = other._chosen(graph, scores), self.found_
+        return other
+
+    def _found(self) -> tuple[Graph, Float[np.ndarray, "sender receiver"]]:
+        graph, _ = self._fitted()
+        if self.scores_ is None:
+            raise AssayError(f"{label(self)} was given and not found: it has no scores, so there are no other sizes.")
+        return graph, self.scores_
+
     def apply(self, subject: Subject) -> "CircuitProxy":
         """The subject with every edge outside the circuit ablated."""
-        if self.kept_ is None and not self.learns:
-            engine = Engine(subject)
-            self.graph_ = wiring_of(engine).graph
-            assert not isinstance(self.edges, int)
-            self.kept_ = self.graph_.matrix(self.edges)
+        engine = Engine(subject)
+        wiring = wiring_of(engine)
+        if not isinstance(self.edges, int) and (self.reference_ is not None or not self.learns):
+            self._lay_on(subject)
+        if not self.learns:
             self.reference_ = Reference.fitted(engine, self.ablation, None)
         graph, kept = self._fitted()
         assert self.reference_ is not None
-        return CircuitProxy(subject, graph, kept, self.reference_, self)
+        if graph != wiring.graph:
+            raise AssayError(
+                f"{label(self)} is a circuit of {described(graph, None)}, and {subject.name!r} has "
+                f"{described(wiring.graph, None)}; fit it again."
+            )
+        return CircuitProxy(subject, graph, kept, self.reference_.within(wiring), self)
 
     def control(self) -> "RandomCircuit":
         """A circuit of the same size and shape that forgets which heads it is made of."""
@@ -166,18 +294,27 @@ class Circuit:
 
     def ablated(self) -> "AllAblated":
         """The subject with every edge ablated."""
-        return AllAblated(self.ablation)
+        return AllAblated(self.ablation, self.seed)
+
+    def _laid_on(self, subject: Subject) -> tuple[Graph, int, Bool[np.ndarray, "sender receiver"]]:
+        """The graph and the width of a subject, and which of its edges the given ones are."""
+        assert not isinstance(self.edges, int)
+        wiring = wiring_of(Engine(subject))
+        kept, _ = laid_on(self.edges, self.found, wiring.graph, wiring.width, label(self), subject.name)
+        return wiring.graph, wiring.width, kept
+
+    def _lay_on(self, subject: Subject) -> None:
+        self.graph_, width, self.kept_ = self._laid_on(subject)
+        self.found_ = replace(self.found or Found(self.graph_), graph=self.graph_, width=width)
 
     def _fitted(self) -> tuple[Graph, Bool[np.ndarray, "sender receiver"]]:
         if self.graph_ is None or self.kept_ is None:
             raise AssayError(f"{label(self)} has not been fitted; call fit(samples) before apply(subject).")
         return self.graph_, self.kept_
 
-    def _ranks(self, scores: Float[np.ndarray, "sender receiver"]) -> Float[np.ndarray, "sender receiver"]:
+    def _ranks(self, scores: Float[np.ndarray, "*item"]) -> Float[np.ndarray, "*item"]:
         """By what edges are ranked, the largest first. Ablating what helps lowers a logit difference and raises KL."""
-        if self.rank == "absolute":
-            return np.abs(scores)
-        return scores if self.measure == "kl" else -scores
+        return ranks(scores, self.rank, self.measure)
 
     def _chosen(
         self, graph: Graph, scores: Float[np.ndarray, "sender receiver"]
@@ -206,7 +343,7 @@ class Circuit:
             ("level", self.level, get_args(Level)),
         ):
             if value not in known:
-                raise unknown_name(name, value, known)
+                raise unknown_name(name, str(value), known)
         by_name(self.method)
         if isinstance(self.edges, str | bool) or (isinstance(self.edges, Sequence) and not self.edges):
             raise AssayError(
@@ -284,7 +421,7 @@ class AllAblated:
     """The subject with every edge ablated: what a circuit that explains nothing does."""
 
     ablation: Ablation = "counterfactual"
-    fitted_: Circuit | None = field(default=None, init=False, repr=False, compare=False)
+    seed: int = 0
     reference_: Reference | None = field(default=None, init=False, repr=False, compare=False)
 
     streams: ClassVar[tuple[str, ...]] = ()
@@ -299,7 +436,7 @@ class AllAblated:
     def fit(self, samples: Samples) -> "AllAblated":
         """Find what ablated edges carry."""
         subject, split = source_of(self, samples)
-        self.reference_ = Reference.fitted(Engine(subject), self.ablation, split)
+        self.reference_ = Reference.fitted(Engine(subject), self.ablation, split, self.seed)
         return self
 
     def apply(self, subject: Subject) -> "CircuitProxy":
@@ -330,6 +467,30 @@ class CircuitProxy:
         self.kept = kept
         self.pruned = graph.pruned(kept)
         self._engine: Engine | None = None
+
+    @property
+    def fitted_on(self) -> Origin:
+        """The subject that the circuit was found on, or where that is not known this one."""
+        found = self.simplification.found if isinstance(self.simplification, Circuit) else None
+        known = None if found is None else found.subject
+        return Origin.of(self.subject) if known is None else known
+
+    @property
+    def transferred(self) -> bool:
+        """Whether the circuit was found on other weights than those of the subject."""
+        found, own = self.fitted_on, Origin.of(self.subject)
+        return (found.weights_sha256, found.config_sha256) != (own.weights_sha256, own.config_sha256)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the circuit to a folder, for `assay.load_proxy`: its edges, and what ablated ones carry.
+
+        Raises AssayError for a folder that holds something else, and for a control, which is drawn again instead.
+        """
+        if not isinstance(self.simplification, Circuit):
+            raise AssayError(
+                f"{label(self.simplification)} is not saved; save the circuit, and take its control() again."
+            )
+        return save_proxy(self, folder)
 
     def __call__(
         self, tokens: Int[Tensor, "batch position"], valid: Int[Tensor, "batch position"] | None = None
@@ -376,7 +537,7 @@ class CircuitProxy:
         for number, proxy in enumerate(proxies):
             reference = proxy.reference
             whose = id(proxy.subject.model)
-            groups.setdefault((whose, 0 if reference.means is None else id(reference.means)), []).append(number)
+            groups.setdefault((whose, id(reference) if reference.means or reference.others else 0), []).append(number)
         for numbers in groups.values():
             own = [proxies[number] for number in numbers]
             same = own[0].subject.model is clean.engine.subject.model
@@ -417,20 +578,31 @@ def _runs(engine: Engine, proxies: Sequence[CircuitProxy], batch: Batch) -> Iter
         ]
 
 
-_SCORES: "weakref.WeakKeyDictionary[nn.Module, dict[tuple[object, ...], tuple[np.ndarray, tuple[float, float]]]]" = (
+def _by_rank(
+    graph: Graph, kept: Bool[np.ndarray, "sender receiver"], values: Float[np.ndarray, "sender receiver"] | None
+) -> tuple[Edge, ...]:
+    """The edges of a circuit, the best first, or where nobody knows which those are in order of execution."""
+    if values is None:
+        return graph.edges(kept)
+    places = np.argwhere(kept)
+    order = np.argsort(-values[kept], kind="stable")
+    return tuple(Edge(graph.senders[s], graph.receivers[r]) for s, r in places[order])
+
+
+_SCORES: "weakref.WeakKeyDictionary[nn.Module, dict[tuple[object, ...], tuple[np.ndarray, Found]]]" = (
     weakref.WeakKeyDictionary()
 )
 
 
-def _known(problem: Problem, method: Discovery) -> tuple[np.ndarray, tuple[float, float]]:
-    """Scores and mean baselines, from before if they were found: a sweep over sizes is one discovery.
+def _known(problem: Problem, method: Discovery) -> tuple[np.ndarray, Found]:
+    """Scores, and where they are from, from before if they were found: a sweep over sizes is one discovery.
 
     Raises AssayError unless ablating everything changes m: its 99% interval has to exclude 0.
     """
     model = problem.engine.subject.model
     weights = tuple((tensor.data_ptr(), tensor._version) for tensor in model.parameters() if not tensor.is_inference())
     found = fingerprint_or_reason(method)
-    key = (weights, problem.sha256, found, problem.reference.ablation, problem.measure)
+    key = (weights, problem.sha256, found, problem.reference.ablation, problem.reference.seed, problem.measure)
     known = _SCORES.setdefault(model, {})
     if key not in known or not isinstance(found, str):
         subject, ablated = problem.baseline
@@ -446,9 +618,33 @@ def _known(problem: Problem, method: Discovery) -> tuple[np.ndarray, tuple[float
         check = getattr(method, "check", None)
         if check is not None:
             check(problem)
-        known[key] = method.scores(problem), (float(subject.mean()), float(ablated.mean()))
-    scores, baseline = known[key]
-    return scores.copy(), baseline
+        where = Found(
+            problem.wiring.graph,
+            problem.wiring.width,
+            subject=Origin.of(problem.engine.subject),
+            pairs_sha256=problem.sha256,
+            baseline=(float(subject.mean()), float(ablated.mean())),
+        )
+        known[key] = method.scores(problem), where
+    scores, where = known[key]
+    return scores.copy(), where
+
+
+def write_mib(folder: str | Path, circuit: Circuit, *, form: Literal["json", "pt"] = "json") -> Path:
+    """Write a submission to the benchmark MIB for one task and one model: nine circuits of rising size.
+
+        write_mib("submission/ioi_gpt2", circuit)
+
+    They are in EAP-IG's form and have the edges that rank best, at most .1, .2, .5, 1, 2, 5, 10, 20 and 50% of all,
+    counted before pruning and with keys and values by head, as MIB counts; how many the circuit itself has does not
+    matter. (What MIB takes as well is one file of scores: `circuit.write("importances.json", format="eap-ig")`.)
+    Raises AssayError for a circuit of which too few edges have scores.
+    """
+    if form not in ("json", "pt"):
+        raise AssayError(f"form={form!r}: MIB takes json or pt.")
+    for name, stated in mib_circuits(circuit._stated(), form).items():
+        write_circuit(stated, Path(folder) / name, "eap-ig")
+    return Path(folder)
 
 
 def random_paths(graph: Graph, size: int, rng: np.random.Generator) -> Bool[np.ndarray, "sender receiver"]:

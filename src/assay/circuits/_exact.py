@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from assay._errors import AssayError
 from assay.circuits._attribution import IntegratedEdgeAttribution
+from assay.circuits._graph import Graph
 from assay.circuits._problem import Batch, Problem
-from assay.circuits._run import Trace, differences, first_of, traced
-from assay.circuits._wiring import Layer, with_first
-from assay.engine import instead
+from assay.circuits._run import Trace, differences, resume_at, traced, with_given
+from assay.circuits._wiring import Layer
 
 SCREEN = 2_000
 """Edges above which `ExactEdges` looks only at those that EAP-IG finds likely: beyond, every edge takes too long."""
@@ -60,7 +60,7 @@ class ExactEdges:
 
 
 def _screen_of(problem: Problem) -> IntegratedEdgeAttribution:
-    if problem.reference.ablation != "counterfactual":
+    if not problem.reference.is_another_input:
         raise AssayError(
             f"method 'exact' with ablation={problem.reference.ablation!r} on {problem.wiring.graph.size:,} edges: "
             "every edge would take too long, and the screen by EAP-IG needs counterfactuals; use "
@@ -86,8 +86,18 @@ class ExactNodes:
         found = np.zeros(len(graph.senders))
         for batch in problem.batches():
             found += _Patched(problem, batch).nodes()
-        share = found / len(problem.split) / graph.exists.sum(axis=1)
-        return np.where(graph.exists, share[:, None], np.nan)
+        return over_edges(graph, found / len(problem.split))
+
+
+def over_edges(graph: Graph, scores: Float[np.ndarray, " sender"]) -> Float[np.ndarray, "sender receiver"]:
+    """Scores of senders spread evenly over the edges out of them; NaN where there is no edge."""
+    return np.where(graph.exists, (scores / graph.exists.sum(axis=1))[:, None], np.nan)
+
+
+def together(batch: Batch) -> int:
+    """How many runs of a batch share a pass."""
+    scale = 1 if batch.tokens.device.type == "cpu" else 16
+    return max(1, scale * TOKENS // batch.tokens.numel())
 
 
 class _Patched:
@@ -101,8 +111,7 @@ class _Patched:
         with torch.inference_mode():
             self.clean = self.wiring.norm.module(self.trace.final)
             self.value = self._values(self.clean, 1)[0]
-        scale = 1 if batch.tokens.device.type == "cpu" else 16
-        self.together = max(1, scale * TOKENS // batch.tokens.numel())
+        self.together = together(batch)
 
     def _values(self, hidden: Tensor, count: int) -> list[float]:
         """m, summed over pairs, of each of `count` equal parts of a batch of final hidden states."""
@@ -200,11 +209,8 @@ class _Patched:
         """m of `count` runs side by side from a layer on, with something put in place, summed over pairs."""
         several = self.batch.repeated(count)
         with ExitStack() as stack, torch.inference_mode():
-            if number and self.wiring.resumes:
-                stream = self.trace.attention_input[number].repeat(count, 1, 1)
-                for layer, block in zip(self.wiring.layers[:number], self.wiring.blocks, strict=False):
-                    given = with_first(layer.block_gives, stream)
-                    stack.enter_context(instead(block, lambda *_, given=given, **__: given))
+            if number:
+                resume_at(stack, self.wiring, number, self.trace.attention_input[number].repeat(count, 1, 1))
             put(stack)
             return self._values(self.wiring.hidden(several.tokens, several.valid), count)
 
@@ -217,11 +223,7 @@ def _entering(entry: nn.Module, normed: Tensor, stack: ExitStack) -> None:
     """Until the stack is closed, a module takes in something else."""
 
     def hook(_: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
-        own = first_of(inputs, options)
-        given = normed.reshape(own.shape)
-        if inputs:
-            return (given, *inputs[1:]), options
-        return inputs, {**options, next(name for name in options if options[name] is own): given}
+        return with_given(inputs, options, normed)
 
     stack.callback(entry.register_forward_pre_hook(hook, with_kwargs=True).remove)
 

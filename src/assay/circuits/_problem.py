@@ -2,7 +2,8 @@
 
 import functools
 import hashlib
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal, Protocol, get_args, runtime_checkable
@@ -14,14 +15,15 @@ from torch import Tensor
 
 from assay._errors import AssayError, unknown_name
 from assay._registry import Registry
-from assay.circuits._run import Trace, constant, rows_at_a_time, traced, wiring_of
+from assay.circuits._run import PARTS, Trace, constant, rows_at_a_time, traced, wiring_of
 from assay.circuits._wiring import Wiring
 from assay.engine import Engine, batches, tensors
 from assay.tasks import NO_TOKEN, Split
 
-Ablation = Literal["counterfactual", "mean", "position", "zero"]
-"""What an ablated edge carries: what its sender writes in the counterfactual's run, position by position; its mean over
-the train split, or the mean at each position there; or nothing."""
+Ablation = Literal["counterfactual", "resample", "mean", "position", "zero"]
+"""What an ablated edge carries: what its sender writes in the counterfactual's run, position by position, or in that of
+another sequence of the train split, at random; its mean over the train split, or the mean at each position there; or
+nothing."""
 
 Measure = Literal["logit_difference", "kl"]
 """What discovery asks of a circuit: the answer's logit less that of the foils, or KL(subject || circuit) in nats."""
@@ -82,14 +84,20 @@ class Batch:
 
 @dataclass(frozen=True)
 class Reference:
-    """What ablated edges carry, `ablation` by name; `means` are those of the train split, where they are needed."""
+    """What ablated edges carry, `ablation` by name.
+
+    `means` are those of the train split, where they are needed, and `others` its sequences and their lengths, of which
+    `seed` draws.
+    """
 
     ablation: Ablation
     means: Trace | None = None
+    others: tuple[Int[Tensor, "sequence position"], Int[Tensor, " sequence"]] | None = None
+    seed: int = 0
 
     @classmethod
-    def fitted(cls, engine: Engine, ablation: Ablation, split: Split | None) -> "Reference":
-        """That of an ablation, with what means take from the train split."""
+    def fitted(cls, engine: Engine, ablation: Ablation, split: Split | None, seed: int = 0) -> "Reference":
+        """That of an ablation, with what it takes from the train split."""
         if ablation not in get_args(Ablation):
             raise unknown_name("ablation", ablation, get_args(Ablation))
         wiring = wiring_of(engine)
@@ -98,22 +106,52 @@ class Reference:
         if ablation == "zero":
             return cls(ablation, constant(wiring, _zeros(engine, wiring)))
         assert split is not None
+        if ablation == "resample":
+            tokens, lengths = (torch.from_numpy(array.astype(np.int64)) for array in (split.tokens, split.lengths))
+            return cls(ablation, others=(tokens, lengths), seed=seed)
         return cls(ablation, constant(wiring, _means(engine, wiring, split, by_position=ablation == "position")))
+
+    def within(self, wiring: Wiring) -> "Reference":
+        """The same for a subject: where means were read from a file, or found in another dtype, its parts take them in.
+
+        Raises AssayError if its heads are of another width.
+        """
+        if self.means is None:
+            return self
+        like = wiring.layers[0].output_weight
+        known = self.means.embeddings
+        if self.means.projected and (known.dtype, known.device) == (like.dtype, like.device):
+            return self
+        widths = {number: len(layer.output_weight) for number, layer in enumerate(wiring.layers)}
+        found = {number: heads.shape[-1] for number, heads in self.means.heads.items()}
+        if found != widths:
+            raise AssayError(
+                f"the means that ablated edges carry are of heads that give {found.get(0)} numbers, and in this "
+                f"model they give {widths[0]}; fit the circuit again."
+            )
+        return Reference(self.ablation, constant(wiring, self.means.senders_only(lambda means: means.to(like))))
 
     @staticmethod
     def learns(ablation: Ablation) -> bool:
         """Whether an ablation takes anything from data."""
-        return ablation in ("mean", "position")
+        return ablation in ("resample", "mean", "position")
 
-    def trace(self, wiring: Wiring, batch: Batch) -> Trace:
-        """What ablated edges carry on a batch. Raises AssayError where that is not known."""
+    @property
+    def is_another_input(self) -> bool:
+        """Whether ablated edges carry what their senders write on another input."""
+        return self.ablation in ("counterfactual", "resample")
+
+    def trace(self, wiring: Wiring, batch: Batch, parts: Collection[str] = PARTS) -> Trace:
+        """What ablated edges carry on a batch, with some parts at least. Raises AssayError where that is not known."""
+        if self.others is not None:
+            return traced(wiring, self._drawn(batch), batch.valid, parts)
         if self.means is None:
             if batch.counterfactuals is None:
                 raise AssayError(
                     "a circuit with ablation='counterfactual' needs pairs, and these sequences have no "
                     "counterfactuals; give a task of pairs, or use ablation='mean'."
                 )
-            return traced(wiring, batch.counterfactuals, batch.valid)
+            return traced(wiring, batch.counterfactuals, batch.valid, parts)
         known, asked = self.means.embeddings.shape[1], batch.tokens.shape[1]
         if self.ablation != "position":
             return self.means
@@ -123,6 +161,29 @@ class Reference:
                 f"position {asked - 1}; fit it on sequences as long, or use ablation='mean'."
             )
         return self.means.first(asked)
+
+    def _drawn(self, batch: Batch) -> Int[Tensor, "pair position"]:
+        """Another sequence for every one of a batch: at least as long, cut to its length, and not the same.
+
+        Each is drawn by a hash of its own tokens, so that a sequence has the same one in whatever batch it stands.
+        """
+        assert self.others is not None
+        tokens, lengths = (tensor.numpy() for tensor in self.others)
+        found = batch.tokens.cpu().numpy().copy()
+        for row, length in enumerate(batch.valid.sum(dim=1).tolist()):
+            own = found[row, :length].copy()
+            able = np.flatnonzero(lengths >= length)
+            able = able[(tokens[able, :length] != own).any(axis=1)] if len(able) else able
+            if not len(able):
+                raise AssayError(
+                    f"a circuit with ablation='resample' found no other sequence of {length} tokens in the train "
+                    f"split, whose longest has {int(lengths.max())}; fit it on longer sequences, or use "
+                    "ablation='mean'."
+                )
+            digest = hashlib.sha256(own.astype(np.int64).tobytes()).digest()
+            rng = np.random.default_rng([self.seed, int.from_bytes(digest[:8], "little")])
+            found[row, :length] = tokens[able[rng.integers(len(able))], :length]
+        return torch.from_numpy(found).to(batch.tokens.device)
 
     @property
     def numbers(self) -> int:
@@ -185,23 +246,25 @@ class Problem:
         """How the subject's residual stream is written and read."""
         return wiring_of(self.engine)
 
-    def batches(self, senders: int | None = None, *, rows: int | None = None) -> Iterator[Batch]:
+    def batches(
+        self, senders: int | None = None, *, rows: int | None = None, tokens: int | None = None
+    ) -> Iterator[Batch]:
         """The pairs, as many at a time as what so many senders write (default: all of them) has room for.
 
-        At most `rows` at a time. Nothing may depend on how they are cut.
+        At most `rows` at a time, or `tokens` (one pair at least). Nothing may depend on how they are cut.
         """
         count = len(self.wiring.graph.senders) if senders is None else senders
         element = torch.finfo(self.engine.subject.model.dtype).bits // 8
         for index, part in batches(self.engine, self.split):
             room = rows_at_a_time(self.wiring, count, part.tokens.shape[1], element)
             room = room if rows is None else min(rows, room)
-            for start in range(0, len(part), room):
-                chosen = np.arange(start, min(start + room, len(part)))
+            room = room if tokens is None else min(max(1, tokens // part.tokens.shape[1]), room)
+            for chosen in np.array_split(np.arange(len(part)), math.ceil(len(part) / room)):
                 yield Batch.of(part.take(chosen), index[chosen], self.engine.subject.device)
 
-    def trace(self, batch: Batch) -> Trace:
-        """What ablated edges carry on a batch."""
-        return self.reference.trace(self.wiring, batch)
+    def trace(self, batch: Batch, parts: Collection[str] = PARTS) -> Trace:
+        """What ablated edges carry on a batch, with some parts at least."""
+        return self.reference.trace(self.wiring, batch, parts)
 
     def value(
         self, hidden: Float[Tensor, "pair position width"], batch: Batch, clean: Tensor | None = None
@@ -272,9 +335,11 @@ class Discovery(Protocol):
 
     `scores` gives, for every edge (sender, receiver), by how much m changes when the edge is ablated, a mean over pairs
     (an estimate, as a rule); NaN where there is no edge. Negative: the edge helps. Nothing may depend on how pairs are
-    cut into batches. Two members are optional: `check(problem)` raises AssayError for an ablation or a measure that it
-    cannot work with; `complete` says that the scores of "all" edges, or of those out of the "embeddings", sum to m with
-    all edges ablated less m of the subject. `assay.testing.check_discovery` checks all of this.
+    cut into batches. `assay.testing.check_discovery` checks that. Optional members: `check(problem)` raises AssayError
+    for an ablation or a measure that it cannot work with; `complete` says that the scores of "all" edges, or of those
+    out of the "embeddings", sum to m with all edges ablated less m of the subject; `partial = True`, that some edges
+    have no score either (NaN); `pairwise = False`, that scores are not the mean of those of every pair by itself, as
+    where a search is made on all pairs together.
     """
 
     def scores(self, problem: Problem) -> Float[np.ndarray, "sender receiver"]:

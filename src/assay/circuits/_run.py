@@ -2,10 +2,10 @@
 
 import functools
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,8 +16,15 @@ from assay._errors import AssayError
 from assay.circuits._wiring import Layer, Norm, Wiring, frozen, near, with_first
 from assay.engine import Engine, Run, instead
 
+Found = TypeVar("Found")
+
 BUDGET = 256_000_000
 """Bytes of what senders add that a pass holds at a time, on a CPU."""
+
+SENDERS = ("heads", "mlp")
+INPUTS = ("attention_input", "mlp_input")
+PARTS = (*SENDERS, *INPUTS, "projected")
+"""What a trace may hold, layer by layer."""
 
 
 @dataclass
@@ -84,17 +91,22 @@ class Trace:
         )
 
 
-def traced(wiring: Wiring, tokens: Int[Tensor, "batch position"], valid: Int[Tensor, "batch position"]) -> Trace:
-    """The trace of the subject's own pass on some tokens."""
+def traced(
+    wiring: Wiring,
+    tokens: Int[Tensor, "batch position"],
+    valid: Int[Tensor, "batch position"],
+    parts: Collection[str] = PARTS,
+) -> Trace:
+    """The trace of the subject's own pass on some tokens, with some of its parts."""
     trace = Trace()
     with ExitStack() as stack, torch.inference_mode():
-        keep(stack, wiring, trace, tokens.shape)
+        keep(stack, wiring, trace, tokens.shape, parts)
         wiring.hidden(tokens, valid)
     return trace
 
 
-def keep(stack: ExitStack, wiring: Wiring, trace: Trace, shape: torch.Size) -> None:
-    """Until the stack is closed, a pass on tokens of a shape puts its trace into `trace`."""
+def keep(stack: ExitStack, wiring: Wiring, trace: Trace, shape: torch.Size, parts: Collection[str] = PARTS) -> None:
+    """Until the stack is closed, a pass on tokens of a shape puts some parts of its trace into `trace`."""
 
     def entering(module: nn.Module, put: Callable[[Tensor], None]) -> None:
         def hook(_: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
@@ -112,13 +124,18 @@ def keep(stack: ExitStack, wiring: Wiring, trace: Trace, shape: torch.Size) -> N
     entering(wiring.blocks[0], functools.partial(setattr, trace, "embeddings"))
     entering(wiring.norm.module, functools.partial(setattr, trace, "final"))
     for number, layer in enumerate(wiring.layers):
-        entering(layer.output, functools.partial(trace.heads.__setitem__, number))
-        entering(layer.norm.module, functools.partial(trace.attention_input.__setitem__, number))
-        entering(layer.mlp_norm.module, functools.partial(trace.mlp_input.__setitem__, number))
-        trace.projected[number] = {}
-        for place, module in enumerate(layer.projections):
-            leaving(module, functools.partial(trace.projected[number].__setitem__, place))
-        leaving(layer.mlp, functools.partial(_scaled_into, trace.mlp, number, layer.mlp_scale))
+        if "heads" in parts:
+            entering(layer.output, functools.partial(trace.heads.__setitem__, number))
+        if "attention_input" in parts:
+            entering(layer.norm.module, functools.partial(trace.attention_input.__setitem__, number))
+        if "mlp_input" in parts:
+            entering(layer.mlp_norm.module, functools.partial(trace.mlp_input.__setitem__, number))
+        if "projected" in parts:
+            trace.projected[number] = {}
+            for place, module in enumerate(layer.projections):
+                leaving(module, functools.partial(trace.projected[number].__setitem__, place))
+        if "mlp" in parts:
+            leaving(layer.mlp, functools.partial(_scaled_into, trace.mlp, number, layer.mlp_scale))
 
 
 def _scaled_into(into: dict[int, Tensor], number: int, scale: float, found: Tensor) -> None:
@@ -189,7 +206,18 @@ def run_circuit(  # noqa: PLR0917
     reference. Senders that nobody hears are not computed: give it edges on paths (`Graph.pruned`). The result has no
     logits; `engine.logits` makes them.
     """
-    return _Pass(wiring, kept, reference, tokens).run(engine, tokens, valid)
+    return _Pass(wiring, kept, reference, tokens).run(lambda: engine.plainly(tokens, valid))
+
+
+def hidden_of_circuit(
+    wiring: Wiring,
+    kept: Bool[np.ndarray, "sender receiver"],
+    reference: Trace,
+    tokens: Int[Tensor, "batch position"],
+    valid: Int[Tensor, "batch position"],
+) -> Float[Tensor, "batch position width"]:
+    """The final hidden states of `run_circuit`."""
+    return _Pass(wiring, kept, reference, tokens).run(lambda: wiring.hidden(tokens, valid))
 
 
 class _Pass:
@@ -205,7 +233,7 @@ class _Pass:
         self.place = {int(sender): index for index, sender in enumerate(self.senders)}
         self.more = torch.empty(0)
 
-    def run(self, engine: Engine, tokens: Tensor, valid: Tensor) -> Run:
+    def run(self, compute: Callable[[], Found]) -> Found:
         layers = self.wiring.layers
         with ExitStack() as stack, torch.inference_mode():
             first = self.wiring.blocks[0].register_forward_pre_hook(self._begin, with_kwargs=True)
@@ -218,7 +246,7 @@ class _Pass:
             stack.enter_context(
                 instead(final, lambda *_, **__: own(self._input(self.graph.logits, self.reference.final)))
             )
-            return engine.plainly(tokens, valid)
+            return compute()
 
     def _begin(self, _: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
         stream: Tensor = first_of(inputs, options).reshape(*self.shape, self.wiring.width)
@@ -299,15 +327,9 @@ class _Pass:
         sender = self.graph.sender(number)
         heard = sender in self.place
 
-        def enter(given: Tensor) -> Tensor:
-            found: Tensor = layer.mlp_norm.module(self._input(self.graph.mlp(number), self.reference.mlp_input[number]))
-            return found.reshape(given.shape)
-
         def before(_: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
-            if inputs:
-                return (enter(inputs[0]), *inputs[1:]), options
-            name = next(iter(options))
-            return inputs, {**options, name: enter(options[name])}
+            stream = self._input(self.graph.mlp(number), self.reference.mlp_input[number])
+            return with_given(inputs, options, layer.mlp_norm.module(stream))
 
         def after(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
             added: Tensor = output[0] if isinstance(output, tuple) else output
@@ -338,6 +360,25 @@ def _zeros(given: Tensor, like: Any) -> Tensor:
 def first_of(inputs: tuple[Any, ...], options: Mapping[str, Any]) -> Tensor:
     found: Tensor = inputs[0] if inputs else next(value for value in options.values() if isinstance(value, Tensor))
     return found
+
+
+def with_given(
+    inputs: tuple[Any, ...], options: Mapping[str, Any], given: Tensor
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What a module is called with, another tensor in the place of the first."""
+    own = first_of(inputs, options)
+    given = given.reshape(own.shape)
+    if inputs:
+        return (given, *inputs[1:]), dict(options)
+    return inputs, {**options, next(name for name in options if options[name] is own): given}
+
+
+def resume_at(stack: ExitStack, wiring: Wiring, number: int, stream: Tensor) -> None:
+    """Until the stack is closed, blocks below a layer are left out: `stream` enters it (where blocks can be left)."""
+    if wiring.resumes:
+        for layer, block in zip(wiring.layers[:number], wiring.blocks, strict=False):
+            given = with_first(layer.block_gives, stream)
+            stack.enter_context(instead(block, lambda *_, given=given, **__: given))
 
 
 def _apply(norm: Norm, stream: Tensor) -> Tensor:

@@ -14,7 +14,9 @@ from transformers.pytorch_utils import Conv1D
 
 from assay._errors import AssayError
 from assay.circuits._graph import Graph
+from assay.circuits._kernels import kernels_of
 from assay.engine import Engine
+from assay.engine._kernels import using_kernels
 from assay.subjects import Subject
 
 NEAR, NEAR_IN_HALF = 1e-4, 0.05
@@ -29,13 +31,15 @@ _LINEAR = (nn.Linear, Conv1D)
 class Norm:
     """A norm of vectors x (…, width): y = weight · x̂ + bias, with x̂ = (x - mean x) / σ if `centred`, else x / σ.
 
-    `weight` is None where the module is no such norm; then its derivative is taken by autograd.
+    `weight` is None where the module is no such norm; then its derivative is taken by autograd. Where σ is `held`, its
+    derivative is that at a constant σ.
     """
 
     module: nn.Module
     centred: bool
     weight: Tensor | None
     eps: float
+    held: bool = False
 
     @classmethod
     def of(cls, module: nn.Module, width: int, like: Tensor) -> "Norm":
@@ -103,6 +107,21 @@ class Stream:
     projection: int
     columns: Int[Tensor, "count width"]
 
+    @cached_property
+    def chosen(self) -> slice | Int[Tensor, " column"]:
+        """The columns, one behind the other; a slice where they are that in the projection, too, which saves copies."""
+        flat = self.columns.flatten()
+        start, end = int(flat[0]), int(flat[-1]) + 1
+        if torch.equal(flat, torch.arange(start, end, device=flat.device)):
+            return slice(start, end)
+        return flat
+
+    def of(self, projected: Float[Tensor, "*rows output"]) -> Float[Tensor, "*rows count width"]:
+        """Its part of what the projection gives."""
+        chosen = self.chosen if isinstance(self.chosen, slice) else self.chosen.to(projected.device)
+        found: Tensor = projected[..., chosen].unflatten(-1, self.columns.shape)
+        return found
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -130,13 +149,16 @@ class Layer:
     def weight(self, stream: int) -> Float[Tensor, "count width model"]:
         """The weights of a stream's heads or groups, an output a row."""
         place = self.streams[stream]
-        return _rows(self.projections[place.projection], place.columns)
+        module: Any = self.projections[place.projection]
+        stored: Tensor = module.weight.detach()
+        # Outputs last, as a stream takes them; a view where it can be one.
+        return place.of(stored if isinstance(module, Conv1D) else stored.T).movedim(0, -1)
 
     def bias(self, stream: int) -> Float[Tensor, "count width"] | None:
         """Their biases."""
         place = self.streams[stream]
         bias: Tensor | None = self.projections[place.projection].bias  # type: ignore[assignment]
-        return None if bias is None else bias.detach()[place.columns.to(bias.device)]
+        return None if bias is None else place.of(bias.detach())
 
     @cached_property
     def output_weight(self) -> Float[Tensor, "inputs model"]:
@@ -150,13 +172,6 @@ class Layer:
         """What the output projection adds whatever its input, scaled."""
         bias: Tensor | None = getattr(self.output, "bias", None)
         return None if bias is None else bias.detach() * self.scale
-
-
-def _rows(module: nn.Module, columns: Int[Tensor, "count width"]) -> Float[Tensor, "count width model"]:
-    weight: Tensor = module.weight.detach()  # type: ignore[operator]
-    outputs_first = weight.T if isinstance(module, Conv1D) else weight
-    found: Tensor = outputs_first[columns.to(weight.device)]
-    return found
 
 
 @dataclass
@@ -199,6 +214,11 @@ class Wiring:
         """
         return _Search(engine).found()
 
+    @cached_property
+    def kernels(self) -> dict[nn.Module, Callable[..., Tensor]]:
+        """Faster kernels of its modules; gradients pass them."""
+        return kernels_of(self.base)
+
     def logits_of(
         self, hidden: Float[Tensor, "row width"], chosen: Int[Tensor, "row token"]
     ) -> Float[Tensor, "row token"]:
@@ -214,7 +234,8 @@ class Wiring:
     ) -> Float[Tensor, "batch position width"]:
         """The final hidden states, by the model's own code; with gradients where something asks for them."""
         without_cache = {"use_cache": False} if self.cached else {}
-        found: Tensor = self.base(input_ids=tokens, attention_mask=valid, **without_cache)[0]
+        with using_kernels(self.kernels):
+            found: Tensor = self.base(input_ids=tokens, attention_mask=valid, **without_cache)[0]
         return found
 
 

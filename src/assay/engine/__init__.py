@@ -3,6 +3,7 @@
 from assay.engine._attention import Edit, PatternEdit, VectorEdit
 from assay.engine._engine import Engine
 from assay.engine._places import ATTENTION, BLOCK_STREAMS, HEAD_STREAMS, Block, Head, Named, Place, Site
+from assay.engine._plain import PlainEngine, engine_of
 from assay.engine._proxy import (
     NO_ATTENTION,
     Answer,
@@ -16,6 +17,7 @@ from assay.engine._proxy import (
 )
 from assay.engine._run import Run
 from assay.engine._samples import Samples, batches, collect, device_scale, tensors
+from assay.engine._scored import AtScored
 from assay.engine._tail import instead
 from assay.engine._together import run_together, shared
 
@@ -25,6 +27,7 @@ __all__ = [
     "HEAD_STREAMS",
     "NO_ATTENTION",
     "Answer",
+    "AtScored",
     "Block",
     "Clean",
     "Edit",
@@ -34,6 +37,7 @@ __all__ = [
     "Named",
     "PatternEdit",
     "Place",
+    "PlainEngine",
     "Proxy",
     "Run",
     "Samples",
@@ -46,6 +50,7 @@ __all__ = [
     "check_proxy",
     "collect",
     "device_scale",
+    "engine_of",
     "instead",
     "run_together",
     "shared",

@@ -69,6 +69,9 @@ class Engine:
     AttentionInterface: an edit would silently not happen.
     """
 
+    unreadable: str | None = None
+    """Why there is nothing to read or edit; None here (see `PlainEngine`)."""
+
     def __init__(self, subject: Subject) -> None:
         self.subject = subject
         self._checked: set[str] = set()

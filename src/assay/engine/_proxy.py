@@ -26,12 +26,14 @@ class Answer:
 
     `logits` gives those of some positions, (batch, chosen, vocabulary), for a slice or an index of positions: whoever
     asks for a few at a time never holds them all. `attention` are the divergences of attention from the subject's, or
-    why there are none. `held` is how many numbers are kept to answer from.
+    why there are none. `held` is how many numbers are kept to answer from. `kl_error` is the mean KL in nats that the
+    form of the answers makes by itself: of those that were stored, what rounding lost.
     """
 
     logits: Callable[[slice | Int[Tensor, " chosen"]], Float[Tensor, "batch chosen vocabulary"]]
     attention: Divergences | str
     held: int
+    kl_error: float = 0.0
 
 
 @runtime_checkable
@@ -291,6 +293,8 @@ def _other_attention(engine: Engine, other: Engine) -> str | None:
 
     Their heads have to correspond, and the subject's rows may have to be made again by the other's code.
     """
+    if engine.unreadable is not None:
+        return f"the subject's attention cannot be read: {engine.unreadable}"
     kind, own = type(other.subject.model), type(engine.subject.model)
     if kind is not own:
         return f"the attention of a {kind.__name__} is not compared with that of a {own.__name__}"

@@ -1,12 +1,13 @@
 """How a proxy is judged: metrics, statistics, comparison, verdicts."""
 
 from assay.faithfulness._clean_pass import CleanPass
-from assay.faithfulness._compare import Step, compare
+from assay.faithfulness._compare import Step, compare, resolve_positions
 from assay.faithfulness._comparison import Comparison, FeatureRecord, Record
 from assay.faithfulness._embeddings import Cosine, SameNeighbour, embedding_metrics
 from assay.faithfulness._folder import claim
 from assay.faithfulness._heads import Correlation, head_scores, rank_correlation
 from assay.faithfulness._metrics import Metric, Pair, Predictions, attention_divergence, metrics
+from assay.faithfulness._metrics_of_pairs import LogitDeviation, LogitDifference, SubjectLogitDifference
 from assay.faithfulness._primary import resolve_metrics, resolve_primary
 from assay.faithfulness._scores import ALL, LAYER
 from assay.faithfulness._statistics import (
@@ -22,7 +23,7 @@ from assay.faithfulness._statistics import (
     gap,
     holm,
 )
-from assay.faithfulness._verdicts import JUDGEMENTS, RULES, Judgement, Requirement, Verdict
+from assay.faithfulness._verdicts import JUDGEMENTS, MEAN_ABLATION, RULES, Judgement, Requirement, Verdict
 from assay.faithfulness._workers import Workers
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "CHANGE_OF_RATE",
     "JUDGEMENTS",
     "LAYER",
+    "MEAN_ABLATION",
     "RATE",
     "RULES",
     "UNBOUNDED",
@@ -41,6 +43,8 @@ __all__ = [
     "Estimates",
     "FeatureRecord",
     "Judgement",
+    "LogitDeviation",
+    "LogitDifference",
     "Metric",
     "Pair",
     "Predictions",
@@ -48,6 +52,7 @@ __all__ = [
     "Requirement",
     "SameNeighbour",
     "Step",
+    "SubjectLogitDifference",
     "Verdict",
     "Weights",
     "Workers",
@@ -64,5 +69,6 @@ __all__ = [
     "metrics",
     "rank_correlation",
     "resolve_metrics",
+    "resolve_positions",
     "resolve_primary",
 ]

@@ -16,7 +16,16 @@ from assay._fingerprint import NotHashableError, fingerprint_or_reason
 from assay.engine import Engine, Named, Site
 from assay.faithfulness._comparison import SCHEMA
 from assay.faithfulness._scores import NotFiniteError, Scores
-from assay.simplify import Identity, MeanAblation, RandomPerturbation, Simplification, is_whole, label, learns
+from assay.simplify import (
+    Identity,
+    MeanAblation,
+    RandomPerturbation,
+    Simplification,
+    ablated_of,
+    is_whole,
+    label,
+    learns,
+)
 from assay.subjects import write_atomically
 from assay.tasks import Task
 
@@ -36,8 +45,10 @@ class Candidate:
 
     `name` is how the proxy is called in the results, `fingerprint` a hash of the simplification (see
     `assay._fingerprint`), or why there is none. `control` and `perturbation` are the names of its own control and of
-    the control of equal size, `ablation` that of the mean ablation of its site. With `refitted` it is a control itself:
-    fitted on other sequences of the shift that it is judged on. `redraw` numbers the draws of one control, from 0.
+    the control of equal size, `ablation` that of the one in which all is ablated that it could keep: what the recipe
+    calls `ablated`, else the mean ablation of its site; its own control has the same. With `refitted` it is a control
+    itself: fitted on other sequences of the shift that it is judged on. `redraw` numbers the draws of one control, from
+    0.
     """
 
     name: str
@@ -199,9 +210,9 @@ def candidates_of(
     """Every simplification at every site, each site followed by its controls; what replaces the model whole once.
 
     At a site that names a stream, mean ablation takes the place of a control that is for attention only; at every site
-    it is judged, to tell how much the site matters. Controls that are drawn at random are drawn `DRAWS` times. Raises
-    AssayError for a simplification that is given twice or does not act on a site's stream, and for sites that
-    `Engine.sites` refuses.
+    it is judged, to tell how much the site matters, and so is what a recipe calls `ablated`. Controls that are drawn at
+    random are drawn `DRAWS` times. Raises AssayError for a simplification that is given twice or does not act on a
+    site's stream, and for sites that `Engine.sites` refuses.
     """
     names = Names()
     given = [names.of(item)[0] for item in simplifications]
@@ -221,21 +232,20 @@ MODEL = Site("model", {})
 
 @dataclass(frozen=True)
 class _Asked:
-    """A simplification with its own control and that of equal size."""
+    """A simplification with its own control, that of equal size, and what ablates all that it could keep."""
 
     item: Simplification
     control: Simplification | None
     equal: Simplification | None
+    ablated: Simplification | None
 
     @classmethod
     def of(cls, item: Simplification, controls: bool) -> "_Asked":
         if not controls:
-            return cls(item, None, None)
+            return cls(item, None, None, None)
         own = getattr(item, "perturbation", None)
-        if own is not None:
-            return cls(item, item.control(), own())
         equal: Any = None if is_whole(item) or isinstance(item, _WITHOUT_SIZE) else RandomPerturbation(item)
-        return cls(item, item.control(), equal)
+        return cls(item, item.control(), equal if own is None else own(), ablated_of(item))
 
 
 def _at(  # noqa: PLR0917
@@ -246,14 +256,14 @@ def _at(  # noqa: PLR0917
         return []
     ablation, identity = MeanAblation(), Identity()
     general = (ablation, identity) if controls and site is not MODEL else ()
-    ablated = names.of(ablation)[0] if general else None
+    general_ablation = names.of(ablation)[0] if general else None
 
     def candidate(simplification: Simplification, ending: str = "", **options: Any) -> Candidate:
         name, found = names.of(simplification)
         return Candidate(name + ending, simplification, site, fingerprint=found, **options)
 
     found = []
-    of_controls: dict[str, Simplification] = {}
+    of_controls: dict[str, tuple[Simplification, str | None]] = {}
     perturbations: dict[str, Simplification] = {}
     refitted: list[Candidate] = []
     for one in asked:
@@ -265,20 +275,23 @@ def _at(  # noqa: PLR0917
             )
         if here is not None and site.explicit and not getattr(here, "any_stream", False):
             here = ablation
+        nothing = general_ablation if one.ablated is None else names.of(one.ablated)[0]
         name = None if here is None else names.of(here)[0]
         if here is not None and name is not None and name not in given:
-            of_controls[name] = here
+            of_controls.setdefault(name, (here, None if name == nothing else nothing))
+        if one.ablated is not None and nothing is not None and nothing not in given:
+            of_controls.setdefault(nothing, (one.ablated, None))
         perturbation = None if one.equal is None else names.of(one.equal)[0]
         if one.equal is not None and perturbation is not None:
             perturbations[perturbation] = one.equal
-        found.append(candidate(item, is_control=False, control=name, perturbation=perturbation, ablation=ablated))
+        found.append(candidate(item, is_control=False, control=name, perturbation=perturbation, ablation=nothing))
         if refit and learns(item):
             refitted.append(candidate(item, REFITTED, is_control=True, refitted=True))
     for control in general:
         if names.of(control)[0] not in given:
-            of_controls[names.of(control)[0]] = control
-    for item in (*of_controls.values(), *perturbations.values()):
-        first = candidate(item, is_control=True)
+            of_controls[names.of(control)[0]] = (control, None)
+    for item, nothing in (*of_controls.values(), *((item, None) for item in perturbations.values())):
+        first = candidate(item, is_control=True, ablation=nothing)
         found += [first, *(_redrawn(first, number) for number in range(1, DRAWS) if hasattr(item, "redrawn"))]
     return found + refitted
 
@@ -297,6 +310,7 @@ def cell_name(
     fingerprints: Sequence[str],
     fitted_on: str,
     judged_on: str,
+    positions: str,
     seed: int,
 ) -> str:
     """The name of a cell: a hash of everything that its scores depend on.
@@ -316,6 +330,7 @@ def cell_name(
         "features": [repr(feature) for feature in task.features],
         "fingerprints": fingerprints,
         "site": [[str(place), *streams] for place, streams in item.at.streams.items()],
+        "positions": positions,
         "train": fitted_on if learns(item.simplification) else None,
         "split": judged_on,
         "seed": seed,
@@ -323,10 +338,10 @@ def cell_name(
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
 
-_AFTER_CELLS = ("cli", "cli.py", "proofs", "reports", "studies", "testing")
+_AFTER_CELLS = ("cli", "cli.py", "diagnostics", "proofs", "reports", "studies", "testing")
 _AFTER_CELLS_HERE = (
-    "_assess", "_cells", "_comparison", "_flips", "_folder", "_heads", "_of_models", "_quantiles", "_statistics",
-    "_summary", "_verdicts",
+    "_assess", "_cells", "_comparison", "_effects", "_flips", "_folder", "_heads", "_of_models", "_quantiles",
+    "_statistics", "_summary", "_told_apart", "_verdicts",
 )  # fmt: skip
 """Rooms, and files of this one, that only read finished cells: a change there leaves cells as they are."""
 

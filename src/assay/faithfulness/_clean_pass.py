@@ -32,6 +32,7 @@ class CleanPass:
 
     def __init__(self, engine: Engine, tokens: Tensor, valid: Tensor, *, attention: bool = True) -> None:
         self.engine, self.tokens, self.valid, self.rows = engine, tokens, valid, ROWS
+        attention = attention and engine.layers > 0
         self._patterns: dict[tuple[int, int], Tensor] = {}
         self._rows = _Rows(engine, tokens)
         self._kept = tokens.numel() * tokens.shape[1] * len(engine.heads) <= WEIGHTS_KEPT
@@ -142,8 +143,8 @@ class _Rows:
 
     def __init__(self, engine: Engine, tokens: Tensor) -> None:
         counts = Counter(head.layer for head in engine.heads)
-        ends = list(itertools.accumulate(counts[layer] for layer in range(engine.layers)))
-        self.heads = [slice(start, end) for start, end in itertools.pairwise((0, *ends))]
+        ends = [0, *itertools.accumulate(counts[layer] for layer in range(engine.layers))]
+        self.heads = [slice(start, end) for start, end in itertools.pairwise(ends)]
         self.first = engine.layers
         self._entropy = tokens.new_zeros((len(tokens), ends[-1], tokens.shape[1]), dtype=torch.float32)
         self._mass = self._entropy.clone()

@@ -12,14 +12,14 @@ from datetime import UTC, datetime
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 
-from assay._errors import AssayError
+from assay._errors import AssayError, unknown_name
 from assay._fingerprint import NotHashableError, fingerprint_or_reason
-from assay.engine import Engine, Named, Samples, batches, collect, tensors
+from assay.engine import AtScored, EditedSubject, Engine, Named, Proxy, Samples, batches, collect, engine_of, tensors
 from assay.faithfulness._cells import DRAWS, Candidate, Cells, Found, candidates_of, cell_name
 from assay.faithfulness._comparison import (
     Comparison,
@@ -53,6 +53,8 @@ PARAMETERS_HELD = 20_000_000
 KEPT = ("kl",)
 """The metrics of which every prediction's value is kept for whole models: for quantiles, and to show the worst."""
 
+Positions = Literal["all", "scored"]
+
 LEAST_REFIT = 30
 """A simplification is refitted on at least so many sequences of a shift, or not at all."""
 
@@ -72,6 +74,7 @@ def compare(
     simplifications: Iterable[Simplification],
     *,
     sites: Sequence[Named] = ("all",),
+    positions: str = "all",
     sequences: int = 500,
     fit_sequences: int = 1_000,
     controls: bool = True,
@@ -93,21 +96,23 @@ def compare(
 
     Every simplification is fitted on `fit_sequences` sequences of the train split and applied at each of `sites`
     (`"all"`, `"layer1"`, `"layer1.head0"`, `"layer2.mlp"`, …; several joined by `+`, or in a list, are one site, at
-    which it is fitted once); the proxy is then compared with the subject on `sequences` sequences of
-    every other split. Several subjects are training seeds of one model: they are judged on the same sequences and
-    seeds are resampled too. With `controls`, each simplification's own control, a random perturbation that moves as
-    much, mean ablation of the site, a copy of the (first) subject with shuffled weights and the identity are judged
-    beside it. Intervals have the given `level` from `resamples` draws.
+    which it is fitted once); the proxy is then compared with the subject on `sequences` sequences of every other split.
+    With `positions="scored"`, what a simplification or control changes at a site it changes only where predictions are
+    scored (it is fitted on all positions). Several subjects are training seeds of one model: they are judged on the
+    same sequences and seeds are resampled too. With `controls`, each simplification's own control, a random
+    perturbation that moves as much, mean ablation of the site, a copy of the (first) subject with shuffled weights and
+    the identity are judged beside it. Intervals have the given `level` from `resamples` draws.
 
     What a gap is made of is told by two more comparisons (see `Comparison.gaps`): at the same margin of the subject in
     and out of distribution, and, with `refit`, against the same recipe fitted on the shift itself. For that, every
     simplification that learns from data is fitted once more on each shift's next `fit_sequences` sequences, those
     after the `sequences` that are judged (or what there is of them, at least 30), and judged on that shift alone.
 
-    `metrics` are those to compute, by name or as objects (default: all). Verdicts rest on `primary_metric`, a rate of
-    which more is better (default: "same_prediction", for embeddings "same_neighbour"), on predictions of `primary_kind`
-    (default: the task's; "all" for every one). They ask for an agreement of `min_agreement` in distribution and allow
-    `max_gap` less under a shift.
+    `metrics` are those to compute, by name or as objects (default: all that there are for such proxies and splits; a
+    metric of pairs is skipped on splits without). Verdicts rest on `primary_metric`, a rate of which more is better
+    (default: "same_prediction", for embeddings "same_neighbour"), on predictions of `primary_kind` (default: the
+    task's; "all" for every one). They ask for an agreement of `min_agreement` in distribution and allow `max_gap` less
+    under a shift.
 
     With a `folder`, each finished cell (subject x proxy x split) is kept there, and a run that was stopped goes on
     where it was; nothing is reused that was made under other settings. A folder with the finished run of another study
@@ -117,8 +122,9 @@ def compare(
     `workers` do the work: `Workers(jobs=4)` are four processes, `Workers(cluster="tcp://10.0.0.1:8786")` those of a
     Dask cluster. One that dies loses only what it was doing; where there are several GPUs, workers take turns.
 
-    Raises AssayError for bad arguments, a subject whose attention cannot be edited, or one that gives numbers that
-    are not finite.
+    A subject of an architecture whose attention cannot be edited is judged against what replaces it whole
+    (`OtherModel`), and attention is skipped. Raises AssayError for bad arguments, such a subject where its parts are to
+    be simplified, and one that gives numbers that are not finite.
     """
     started = time.monotonic()
     subjects = [subject] if isinstance(subject, Subject) else list(subject)
@@ -130,22 +136,34 @@ def compare(
         raise AssayError(f"compare(level={level}): must be between 0 and 1, for example 0.95.")
     bars = {"min_agreement": min_agreement, "max_gap": max_gap}
     check_shares("compare", **bars)
+    where = resolve_positions(positions)
     refit = refit and any(map(learns, chosen))
     inputs = _Inputs.of(task, sequences, fit_sequences, refit=refit)
-    judged = resolve_metrics(inputs.iid.objective, metrics, of_models=any(map(is_whole, chosen)))
+    if where == "scored" and (inputs.iid.objective == "embedding" or all(map(is_whole, chosen))):
+        raise AssayError(
+            "compare(positions='scored'): it is for parts of a model that predicts tokens; an embedding is of a whole "
+            "sequence, and another model is run whole."
+        )
+    judged = resolve_metrics(
+        inputs.iid.objective,
+        metrics,
+        of_models=any(map(is_whole, chosen)),
+        of_pairs=any(split.has_pairs for split in inputs.splits.values()),
+    )
     primary = resolve_primary(task, inputs.iid.objective, judged, primary_metric, primary_kind)
     for split in inputs.all:
         check_fits(subjects, split)
 
     _check_recipes(chosen, subjects, inputs)
 
-    parts = not all(map(is_whole, chosen))
+    parts = _have_parts(chosen)
     variants = [*subjects, *([subjects[0].shuffled_copy()] if controls and parts else [])]
-    engines = [Engine(variant) for variant in variants]
+    engines = [engine_of(variant, parts=parts) for variant in variants]
     candidates = candidates_of(engines[0], chosen, sites, controls, refit)
     options: dict[str, Any] = {"seed": seed, "resamples": resamples, "level": level}
     settings = {
         "sites": [_written(engines[0], site) for site in sites],
+        "positions": where,
         "sequences": sequences,
         "fit_sequences": fit_sequences,
         "controls": controls,
@@ -158,13 +176,13 @@ def compare(
     noise = noise_floor(engines[0], task, inputs.iid)
 
     cells = Cells(None if folder is None else Path(folder) / "cells")
-    judging = _Judging(task, inputs, candidates, judged, Found(cells), cells, seed)
+    judging = _Judging(task, inputs, candidates, judged, Found(cells), cells, seed, where)
     total = sum(len(inputs.of_split(name, candidates, engine.subject)) for engine in engines for name in inputs.splits)
     judging.run(engines, workers, lambda text: progress(Step(judging.done, total, text)))
     found = judging.found
 
     progress(Step(total, total, "intervals"))
-    results, gaps, beside, largest, of_models = summarise(
+    results, gaps, beside, largest, of_models, effects = summarise(
         judged,
         task.kinds,
         variants,
@@ -206,7 +224,7 @@ def compare(
         skipped=(*judging.failures, *judging.notes_on_cells, *_not_refitted(inputs), *_undetermined(task)),
     )
     comparison = Comparison(
-        record, results, gaps, beside, lambda: sequence_tables(variants, candidates, found), of_models
+        record, results, gaps, beside, lambda: sequence_tables(variants, candidates, found), of_models, effects
     )
     if folder is not None:
         comparison.save(folder)
@@ -297,9 +315,10 @@ class _Judging:
         found: Found,
         cells: Cells,
         seed: int,
+        positions: Positions,
     ) -> None:
         self.task, self.inputs, self.candidates, self.judged = task, inputs, candidates, judged
-        self.found, self.cells, self.seed = found, cells, seed
+        self.found, self.cells, self.seed, self.positions = found, cells, seed, positions
         self.metrics = {f"metric {metric.name}": fingerprint_or_reason(metric) for metric in judged}
         self.failures: list[Skipped] = []
         self.repaired: list[Skipped] = []
@@ -342,6 +361,7 @@ class _Judging:
                 self.inputs.splits[split],
                 self.judged,
                 {item.key: fitted[number, item.key, split if item.refitted else None] for item in group},
+                self.positions,
                 place if workers.many else None,
             )
             for place, (number, split, group) in enumerate(pieces)
@@ -419,6 +439,7 @@ class _Judging:
             fingerprints=fingerprints,
             fitted_on=fitted_on,
             judged_on=hashes[split],
+            positions=self.positions,
             seed=self.seed,
         )
 
@@ -651,6 +672,11 @@ def _groups(items: Sequence[Candidate], workers: Workers, pieces: int) -> Iterat
         yield items[part * len(items) // parts : (part + 1) * len(items) // parts]
 
 
+def _have_parts(simplifications: Iterable[Simplification]) -> bool:
+    """Whether any acts on parts of the subject, so that these have to be found."""
+    return not all(map(is_whole, simplifications))
+
+
 def _placed(subject: Subject, place: int | None) -> Subject:
     """In a worker: the subject on the GPU that is this piece's turn, where there are several."""
     if place is None or subject.device.type != "cuda" or torch.cuda.device_count() < 2:
@@ -659,7 +685,7 @@ def _placed(subject: Subject, place: int | None) -> Subject:
 
 
 def _fit(subject: Subject, train: Split | None, items: Sequence[Candidate], place: int | None) -> list[Simplification]:
-    engine = Engine(_placed(subject, place))
+    engine = engine_of(_placed(subject, place), parts=_have_parts(item.simplification for item in items))
     streams = sorted({stream for item in items for stream in item.streams})
     samples = Samples(engine.heads, subject=subject) if train is None else collect(engine, train, streams)
     fits: dict[tuple[int, str], Simplification] = {}
@@ -683,14 +709,36 @@ def _judge(  # noqa: PLR0917
     split: Split,
     judged: Sequence[Metric],
     fitted: Mapping[str, Simplification],
+    positions: Positions,
     place: int | None,
 ) -> dict[str, Scores | NotFiniteError]:
-    engine = Engine(_placed(subject, place))
+    engine = engine_of(_placed(subject, place), parts=_have_parts(fitted.values()))
     found: dict[str, Scores | NotFiniteError] = {}
     for group in _held_together(fitted, engine.subject.parameters):
-        proxies = {key: applied(fitted[key], engine.subject) for key in group}
+        proxies = {key: _acting(fitted[key], engine.subject, positions) for key in group}
         found |= score_split(engine, proxies, task, split, judged, keep=KEPT if is_whole(fitted[group[0]]) else ())
     return found
+
+
+def _acting(fitted: Simplification, subject: Subject, positions: Positions) -> Proxy:
+    """The proxy, with its edits at these positions only. Raises AssayError for one that is no edits, nor whole."""
+    proxy = applied(fitted, subject)
+    if positions == "all" or is_whole(fitted):
+        return proxy
+    if not isinstance(proxy, EditedSubject):
+        raise AssayError(
+            f"{label(fitted)} gives no edits, so that it cannot be told to act at scored positions only; leave "
+            "positions as they are."
+        )
+    return AtScored(proxy)
+
+
+def resolve_positions(name: str) -> Positions:
+    """The positions at which sites are changed, by name. Raises AssayError for an unknown name."""
+    for known in get_args(Positions):
+        if name == known:
+            return known
+    raise unknown_name("positions", name, get_args(Positions))
 
 
 def _held_together(fitted: Mapping[str, Simplification], parameters: int) -> Iterator[list[str]]:

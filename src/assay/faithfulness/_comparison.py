@@ -13,6 +13,7 @@ import pyarrow.parquet
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from assay._errors import AssayError
+from assay.faithfulness._effects import EFFECT_COLUMNS, EFFECT_METRICS
 from assay.faithfulness._of_models import MODEL_COLUMNS
 from assay.faithfulness._statistics import holm, p_above
 from assay.faithfulness._verdicts import (
@@ -28,7 +29,7 @@ from assay.subjects import write_atomically
 
 SCHEMA = 4
 RECORD, RESULTS, GAPS, CONTROLS = "comparison.json", "results.parquet", "gaps.parquet", "controls.parquet"
-MODELS = "models.parquet"
+MODELS, EFFECTS = "models.parquet", "effects.parquet"
 SEQUENCES = "sequences.parquet"
 
 
@@ -81,11 +82,12 @@ class MetricRecord(_Model):
 class ProxyRecord(_Model):
     """A simplification at a site.
 
-    `control` is the name of the one it has to beat, `ablation` of the mean ablation of its site, `perturbation` of the
-    random one that moves as much. `draws` is how often a control was drawn: its interval has their spread. `caution` is
-    what a recipe says of its own results. `logit_difference` has, by split, the largest absolute difference of a logit
-    from the subject's at any scored position (None where it was not measured); 0 only if not one differs. `about` is
-    what a recipe tells of itself: of another model, what was loaded.
+    `control` is the name of the one it has to beat, `ablation` of the one in which all is ablated that it could keep
+    (what the recipe calls `ablated`, or the mean ablation of its site), `perturbation` of the random one that moves as
+    much. `draws` is how often a control was drawn: its interval has their spread. `caution` is what a recipe says of
+    its own results. `logit_difference` has, by split, the largest absolute difference of a logit from the subject's at
+    any scored position (None where it was not measured); 0 only if not one differs. `about` is what a recipe tells of
+    itself: of another model, what was loaded.
     """
 
     proxy: str
@@ -117,8 +119,9 @@ class NoiseFloor(_Model):
     `logit_difference` is the largest absolute difference of a logit from the untouched subject under its own eager
     attention, computed by the same kernels; `logit_difference_as_loaded` from the subject as it was loaded, with its
     attention implementation and its own kernels, and `flipped` the share of predictions that differ from those, in
-    [0, 1]. Of embeddings these are the differences of an entry of the last hidden states, and the share of sequences
-    with another nearest neighbour.
+    [0, 1]. A subject whose attention cannot be read is compared with itself, each sequence alone and unpadded. Of
+    embeddings these are the differences of an entry of the last hidden states, and the share of sequences with another
+    nearest neighbour.
     """
 
     logit_difference: float
@@ -178,12 +181,14 @@ class Comparison:
         controls: pd.DataFrame,
         sequences: Callable[[], Iterable[pyarrow.Table]],
         models: pd.DataFrame | None = None,
+        effects: pd.DataFrame | None = None,
     ) -> None:
         self.record = record
         self.results = results
         self._gaps = gaps
         self._controls = controls
         self._models = pd.DataFrame(columns=list(MODEL_COLUMNS)) if models is None else models
+        self._effects = pd.DataFrame(columns=list(EFFECT_COLUMNS)) if effects is None else effects
         self._sequences = sequences
 
     def sequence_scores(self) -> pyarrow.Table:
@@ -263,9 +268,10 @@ class Comparison:
         """Every simplification beside its controls, by split: one row a (proxy, site, split), in [-1, 1].
 
         `beyond_control` is by how much more the proxy agrees with the subject than its own control `control`, on the
-        same predictions (sequences are paired). `ablated` is how much mean ablation of the site agrees, and `recovered`
-        the share of its effect that the proxy recovers, (proxy - ablation) / (subject - ablation): 1 is all of it, 0
-        none; NaN with a `recovered_reason`. Each has `_low` and `_high`. All are of the primary metric and kind.
+        same predictions (sequences are paired). `ablated` is how much its `ablation` in `record.proxies` agrees (the
+        mean ablation of the site, or what the recipe calls itself `ablated`), and `recovered` the share of its effect
+        that the proxy recovers, (proxy - ablation) / (subject - ablation): 1 is all of it, 0 none; NaN with a
+        `recovered_reason`. Each has `_low` and `_high`. All are of the primary metric and kind.
         """
         return self._controls.copy()
 
@@ -283,6 +289,30 @@ class Comparison:
         """
         return self._models.copy()
 
+    def effects(self) -> pd.DataFrame:
+        """The effect on the answer, on splits of pairs: one row a (proxy, site, split) of all that has an `ablation`.
+
+        That is the simplification in which all is ablated that the proxy could keep: what the recipe calls `ablated`,
+        or the mean ablation of its site. A simplification's own control stands from the same one. Empty without pairs,
+        without controls (they include ablations), and where the three metrics of pairs were not all measured.
+
+        `subject_difference`, `proxy_difference` and `ablated_difference` are the mean logit differences m(M), m(C) and
+        m(∅) of the three models on the primary kind: logit of the answer minus the mean of its foils'. Each of the
+        following has `_low` and `_high`, over sequences and training seeds (BCa, see `_statistics.smooth`):
+
+        - `effect` is the share of the subject's effect that the proxy has, (m(C) - m(∅)) / (m(M) - m(∅)), the
+          faithfulness of circuits: 1 is all of it, 0 none, and it may lie outside of [0, 1]. It is a ratio of means, so
+          errors of opposite sign cancel, and it sees no tokens but answer and foils.
+        - `deviation` is mean |C - M| / mean |∅ - M|, in which nothing cancels; 0 is faithful, 1 as far as the ablation.
+        - `gap` is `effect` on iid minus that on the shift, each on the scale of its own split: of what the subject does
+          there, how much less does the proxy? `gap_iid_scale` is how many logits more are lost under the shift, mean
+          (M - C) there minus that on iid, over m(M) - m(∅) on iid. Both are NaN on iid.
+
+        Where there are fewer than 30 different `pairs`, or the 99% interval of m(M) - m(∅) contains 0 (for any training
+        seed), `effect` is NaN, as is all that rests on it, and `reason` says why.
+        """
+        return self._effects.copy()
+
     def verdicts(self, *, min_agreement: float | None = None, max_gap: float | None = None) -> tuple[Verdict, ...]:
         """One verdict a simplification and site, by the rules in `assay.faithfulness.RULES`.
 
@@ -299,7 +329,8 @@ class Comparison:
         for proxy in self.record.proxies:
             if not proxy.is_control:
                 own = (
-                    frame[(frame["proxy"] == proxy.proxy) & (frame["site"] == proxy.site)] for frame in (gaps, beside)
+                    frame[(frame["proxy"] == proxy.proxy) & (frame["site"] == proxy.site)]
+                    for frame in (gaps, beside, self._effects)
                 )
                 row = rows.loc[(proxy.proxy, proxy.site)]
                 verdicts.append(
@@ -308,6 +339,7 @@ class Comparison:
                         *own,
                         proxy=proxy.proxy,
                         site=proxy.site,
+                        ablation=proxy.ablation,
                         bar=bar,
                         sizes=sizes,
                         difference=self._difference(proxy),
@@ -382,6 +414,8 @@ class Comparison:
             )
         if not record.settings["controls"]:
             yield "No controls were judged: whether agreement means anything here is not known."
+        if record.settings.get("positions") == "scored":
+            yield "Sites are changed at scored positions only: what simplifications do elsewhere is not judged."
         for split in record.splits:
             # What is only fitted on has no interval.
             if split.role != "train" and split.different < split.sequences:
@@ -430,7 +464,7 @@ class Comparison:
         return f"<p>{escape(repr(self))}</p><table>{head}{rows}</table>"
 
     def save(self, folder: str | Path) -> Path:
-        """Write comparison.json and the tables results, gaps, controls, models and sequences (.parquet).
+        """Write comparison.json and the tables results, gaps, controls, models, effects and sequences (.parquet).
 
         The record is written last: a folder with comparison.json is whole. Returns the folder.
         """
@@ -440,6 +474,7 @@ class Comparison:
             (GAPS, pyarrow.Table.from_pandas(self._gaps, preserve_index=False)),
             (CONTROLS, pyarrow.Table.from_pandas(self._controls, preserve_index=False)),
             (MODELS, pyarrow.Table.from_pandas(self._models, preserve_index=False)),
+            (EFFECTS, pyarrow.Table.from_pandas(self._effects, preserve_index=False)),
         ):
             write_atomically(
                 folder / name,
@@ -470,6 +505,9 @@ class Comparison:
             record = Record.model_validate_json((folder / RECORD).read_bytes())
             results = pd.read_parquet(folder / RESULTS)
             gaps, controls, models = (pd.read_parquet(folder / name) for name in (GAPS, CONTROLS, MODELS))
+            # Runs from before there were effects have none, and no metrics to make them of.
+            with_effects = {metric.name for metric in record.metrics} >= set(EFFECT_METRICS)
+            effects = pd.read_parquet(folder / EFFECTS) if with_effects else None
             pyarrow.parquet.read_metadata(folder / SEQUENCES)
         except ValidationError as error:
             first = error.errors()[0]
@@ -480,7 +518,8 @@ class Comparison:
             ) from None
         except (OSError, pyarrow.ArrowException) as error:
             raise AssayError(f"{str(folder)!r} is damaged ({error}); run it again with the same --out.") from None
-        return cls(record, results, gaps, controls, lambda: [pyarrow.parquet.read_table(folder / SEQUENCES)], models)
+        sequences = folder / SEQUENCES
+        return cls(record, results, gaps, controls, lambda: [pyarrow.parquet.read_table(sequences)], models, effects)
 
 
 def _check_schema(path: Path) -> None:

@@ -206,7 +206,7 @@ class _Collected:
                     continue
                 columns.append(Column(metric.name, ALL, "", 0))
                 if isinstance(metric, AttentionJSD):
-                    values.append(attention.mean(axis=1))
+                    values.append(attention.mean(axis=1) if self.layers else np.zeros(len(attention)))
                     columns += [Column(metric.name, ALL, LAYER, layer) for layer in range(self.layers)]
                     values += list(attention.T)
                     if name in self.without_attention:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from assay._errors import AssayError
-from assay.faithfulness._comparison import CONTROLS, GAPS, MODELS, RECORD, RESULTS, SEQUENCES
+from assay.faithfulness._comparison import CONTROLS, EFFECTS, GAPS, MODELS, RECORD, RESULTS, SEQUENCES
 from assay.subjects import write_atomically
 
 STUDY = "study.json"
@@ -15,8 +15,8 @@ STUDY = "study.json"
 _PAGE = "report.html"
 
 _LEFT = (
-    RECORD, RESULTS, GAPS, CONTROLS, MODELS, SEQUENCES, _PAGE, "illustrations.json", "figures/*.svg", "figures/*.png",
-    "certificates/*.json",
+    RECORD, RESULTS, GAPS, CONTROLS, MODELS, EFFECTS, SEQUENCES, _PAGE, "illustrations.json", "figures/*.svg",
+    "figures/*.png", "certificates/*.json", "counting.json",
 )  # fmt: skip
 """All that runs leave beside cells, which are named by what made them. The record goes first: it says "finished"."""
 

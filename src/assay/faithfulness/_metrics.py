@@ -164,7 +164,7 @@ def _by_rows(measure: Callable[..., Tensor], *of_models: Tensor) -> Float[Tensor
     return found.view(*first.shape[:2], *found.shape[1:])
 
 
-def _widest(like: Tensor) -> torch.dtype:
+def widest(like: Tensor) -> torch.dtype:
     """The widest floating point numbers that a tensor's device has."""
     return torch.float32 if like.device.type == "mps" else torch.float64
 
@@ -173,10 +173,11 @@ def _widest(like: Tensor) -> torch.dtype:
 class Metric(Protocol):
     """A number for every prediction; results are its mean over predictions, with intervals over sequences.
 
-    `unit` is "rate" (then it is in [0, 1] at a prediction), "nats" or "probability". `higher_is_better` says in which
-    direction the proxy is more faithful. `needs_answer`: only defined where the context determines the right answer.
-    A metric with `needs_attention = False` does not look at `Pair.attention`, which then need not be computed. One with
-    `of_models = True` is measured only where whole models are compared, or where it is asked for.
+    `unit` is "rate" (then it is in [0, 1] at a prediction), "nats", "logits" or "probability". `higher_is_better` says
+    in which direction the proxy is more faithful. `needs_answer`: only defined where the context determines the right
+    answer. A metric with `needs_attention = False` does not look at `Pair.attention`, which then need not be computed.
+    One with `of_models = True` is measured only where whole models are compared, or where it is asked for; one with
+    `of_pairs = True` looks at `Pair.answers` and `Pair.foils`, and is measured on splits of pairs only.
     """
 
     name: str
@@ -188,6 +189,11 @@ class Metric(Protocol):
     def __call__(self, pair: Pair) -> Float[Tensor, "batch position"]:
         """The metric at every position."""
         ...
+
+
+def is_of_pairs(metric: object) -> bool:
+    """Whether a metric (or its class) needs answers and foils."""
+    return bool(getattr(metric, "of_pairs", False))
 
 
 class SamePrediction:
@@ -277,7 +283,7 @@ def _kl(p: Tensor, subject: Tensor, proxy: Tensor) -> Tensor:
 
 def _kl_as_defined(subject: Tensor, proxy: Tensor) -> Tensor:
     """KL of rows of logits in the widest numbers, for models far apart."""
-    log_p, log_q = (logits.to(_widest(logits)).log_softmax(dim=-1) for logits in (subject, proxy))
+    log_p, log_q = (logits.to(widest(logits)).log_softmax(dim=-1) for logits in (subject, proxy))
     return (log_p.exp() * (log_p - log_q)).sum(dim=-1)
 
 
@@ -306,7 +312,7 @@ def _jsd(p: Tensor, log_p: Tensor, proxy: Tensor) -> Tensor:
     ratio = log_q - log_p
     above = torch.nn.functional.softplus(ratio) - math.log(2)
     terms = p * above + log_q.exp() * (above - ratio)
-    return (terms.sum(dim=-1, dtype=_widest(terms)) / -2).clamp(0, math.log(2))
+    return (terms.sum(dim=-1, dtype=widest(terms)) / -2).clamp(0, math.log(2))
 
 
 class AttentionJSD:
@@ -448,7 +454,7 @@ def _of_targets(pair: Pair) -> tuple[Tensor, Tensor]:
     where = pair.targets[..., None]
     found = []
     for one in (pair.subject, pair.proxy):
-        wide = _widest(one.logits)
+        wide = widest(one.logits)
         found.append(one.logits.gather(-1, where)[..., 0].to(wide) - one.log_sum.to(wide))
     return found[0], found[1]
 

@@ -9,6 +9,7 @@ from assay.faithfulness._flips import sign_flip_test
 from assay.faithfulness._quantiles import SHARES, quantiles
 from assay.faithfulness._scores import ALL, Scores
 from assay.faithfulness._statistics import CHANGE_OF_RATE, Weights, draws, estimate
+from assay.faithfulness._told_apart import least, reason
 from assay.tasks import UNSCORED, Kind, Split
 
 MODEL_COLUMNS = (
@@ -82,26 +83,34 @@ def _tails(cells: Sequence[Scores], split: Split, kind: int | None, weights: Wei
         return {"kl_reason": "no such prediction in this split"}
     values = np.concatenate([cell.kept["kl"][chosen] for cell in cells]).astype(np.float64)
     where = np.tile(sequence[chosen], len(cells))
+    kl_error = max(cell.kl_error for cell in cells)
+    smallest = least("kl", kl_error)
+    if values.mean() < smallest:
+        return {"kl_reason": reason(kl_error)}
     found = quantiles(values, where, weights, level=level)
     row: dict[str, Any] = {
         "kl_max": found.largest,
         "kl_max_sequence": int(where[found.at]),
         "kl_max_position": int(np.tile(position[chosen], len(cells))[found.at]),
         "kl_reason": found.reason,
-        **_worst(values, where),
+        **_worst(values, where, smallest),
         "design_effect": _design_effect(values, where),
     }
     for number, q in enumerate(SHARES):
+        if found.value[number] < smallest:
+            row["kl_reason"] = reason(kl_error)
+            continue
         name = f"kl_{round(100 * q)}"
         row |= {name: found.value[number], f"{name}_low": found.low[number], f"{name}_high": found.high[number]}
     return row
 
 
-def _worst(values: np.ndarray, sequence: np.ndarray) -> dict[str, Any]:
-    """The sequences with the largest means, and these; of equal ones the first."""
+def _worst(values: np.ndarray, sequence: np.ndarray, smallest: float) -> dict[str, Any]:
+    """The sequences with the largest means that are not below `smallest`, and these; of equal ones the first."""
     counts = np.bincount(sequence)
     means = np.bincount(sequence, weights=values) / np.maximum(counts, 1)
-    order = [int(place) for place in np.argsort(-means, kind="stable") if counts[place]][:WORST]
+    there = (counts > 0) & (means >= smallest)
+    order = [int(place) for place in np.argsort(-means, kind="stable") if there[place]][:WORST]
     return {"kl_worst": order, "kl_worst_means": [float(means[place]) for place in order]}
 
 

@@ -5,19 +5,24 @@ from typing import Any
 
 from assay._errors import AssayError, unknown_name
 from assay.faithfulness._embeddings import SameNeighbour, embedding_metrics
-from assay.faithfulness._metrics import Metric, SamePrediction, metrics
+from assay.faithfulness._metrics import Metric, SamePrediction, is_of_pairs, metrics
 from assay.faithfulness._scores import ALL
 from assay.tasks import Objective, Task
 
 
 def resolve_metrics(
-    objective: Objective | None, asked: Sequence[str | Metric] | None = None, *, of_models: bool = False
+    objective: Objective | None,
+    asked: Sequence[str | Metric] | None = None,
+    *,
+    of_models: bool = False,
+    of_pairs: bool = False,
 ) -> list[Any]:
     """The metrics `asked` for, by name or as objects.
 
-    None is all that there are for this objective; those for other models only where some are compared (`of_models`).
-    Of embeddings only those are measured that Assay has. Raises AssayError for an unknown name, for what is no metric,
-    and for two metrics of one name.
+    None is all that there are for this objective; those for other models only where some are compared (`of_models`),
+    those of pairs only where there are some (`of_pairs`). Of embeddings only those are measured that Assay has. Raises
+    AssayError for an unknown name, for what is no metric, for two metrics of one name, and for one of pairs where there
+    are none.
     """
     of_embeddings: Mapping[str, Any] = {metric.name: metric for metric in embedding_metrics}
     known = of_embeddings if objective == "embedding" else metrics
@@ -25,7 +30,11 @@ def resolve_metrics(
         asked = [
             name
             for name in known
-            if of_models or objective == "embedding" or not getattr(metrics.get(name), "of_models", False)
+            if objective == "embedding"
+            or (
+                (of_models or not getattr(metrics.get(name), "of_models", False))
+                and (of_pairs or not is_of_pairs(metrics.get(name)))
+            )
         ]
     if not asked or isinstance(asked, str):
         raise AssayError(f"compare(metrics={asked!r}): must be a list of metrics, such as ['same_prediction', 'kl'].")
@@ -48,6 +57,12 @@ def resolve_metrics(
     twice = {name for name in names if names.count(name) > 1}
     if twice:
         raise AssayError(f"compare(metrics=...): {', '.join(sorted(twice))} is given twice.")
+    without = [metric.name for metric in found if is_of_pairs(metric) and not of_pairs]
+    if without:
+        raise AssayError(
+            f"compare(metrics=...): {', '.join(without)} is about pairs, and no split has any; give splits with "
+            "counterfactuals, answers and foils, or leave it out."
+        )
     return found
 
 

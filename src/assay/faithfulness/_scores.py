@@ -15,7 +15,7 @@ from torch import Tensor
 from assay._errors import AssayError
 from assay.engine import Answer, Engine, Proxy, batches, device_scale, tensors
 from assay.faithfulness._clean_pass import CleanPass
-from assay.faithfulness._metrics import Metric, Pair, Predictions, ReverseKL, margins
+from assay.faithfulness._metrics import Metric, Pair, Predictions, ReverseKL, is_of_pairs, margins
 from assay.tasks import UNSCORED, Split, Task
 
 ALL = "all"
@@ -64,6 +64,7 @@ class Scores:
     `skipped` says why a metric was not measured (its counts are 0). `largest` is the largest absolute difference of a
     logit from the subject's at any scored position (of embeddings: of an entry); 0 only if not one differs. `kept` has,
     by metric, its value at every scored prediction, where they are kept: sequence after sequence, in float32.
+    `kl_error` is the mean KL in nats that the form of the proxy's answers makes by itself.
     """
 
     columns: tuple[Column, ...]
@@ -72,10 +73,12 @@ class Scores:
     skipped: Mapping[str, str] = field(default_factory=dict)
     largest: float = math.nan
     kept: Mapping[str, Float[np.ndarray, " prediction"]] = field(default_factory=dict)
+    kl_error: float = 0.0
 
     def write(self, path: Path) -> None:
         """Write to an .npz file."""
-        about = json.dumps({"columns": [list(column) for column in self.columns], "skipped": dict(self.skipped)})
+        columns = [list(column) for column in self.columns]
+        about = json.dumps({"columns": columns, "skipped": dict(self.skipped), "kl_error": self.kl_error})
         with path.open("wb") as file:
             kept: dict[str, Any] = {f"{_KEPT}{name}": values for name, values in self.kept.items()}
             np.savez_compressed(
@@ -89,7 +92,8 @@ class Scores:
             about = json.loads(str(data["about"]))
             columns = tuple(Column(*column) for column in about["columns"])
             kept = {name.removeprefix(_KEPT): data[name] for name in data.files if name.startswith(_KEPT)}
-            return cls(columns, data["sums"], data["counts"], about["skipped"], float(data["largest"]), kept)
+            largest, kl_error = float(data["largest"]), about["kl_error"]
+            return cls(columns, data["sums"], data["counts"], about["skipped"], largest, kept, kl_error)
 
 
 _KEPT = "kept_"
@@ -226,8 +230,12 @@ def score(
                 elif isinstance(current, Scores):
                     own = grouping.scores(measured.values, measured.by_layer, judged.margin, batch)
                     current.sums[index], current.counts[index] = own
-                    skipped, largest = {**current.skipped, **measured.skipped}, max(current.largest, measured.largest)
-                    found[name] = replace(current, skipped=skipped, largest=largest)
+                    found[name] = replace(
+                        current,
+                        skipped={**current.skipped, **measured.skipped},
+                        largest=max(current.largest, measured.largest),
+                        kl_error=max(current.kl_error, measured.kl_error),
+                    )
                     for metric in set(keep) & set(measured.values):
                         kept[name, metric][index, : batch.kinds.shape[1]] = measured.values[metric]
     for (name, metric), values in kept.items():
@@ -241,12 +249,13 @@ def score(
 class _Measured:
     """The metrics of a proxy at every position of a batch, and its attention's divergence by layer.
 
-    `skipped` says why a metric is not there, `largest` is the largest difference of a logit.
+    `skipped` says why a metric is not there, `largest` is the largest difference of a logit, `kl_error` the answer's.
     """
 
     values: dict[str, np.ndarray]
     by_layer: dict[int, np.ndarray]
     skipped: dict[str, str]
+    kl_error: float
     largest: float = 0.0
 
 
@@ -302,12 +311,15 @@ class _Batch:
     def _empty(self, answer: Answer) -> _Measured:
         """Where the measurements of a proxy go; those that it cannot have are skipped."""
         skipped, by_layer = {}, {}
+        if self.answers is None:
+            reason = f"{self.split} has no pairs"
+            skipped = {metric.name: reason for metric in self.metrics if is_of_pairs(metric)}
         if isinstance(answer.attention, str):
-            skipped = {metric.name: answer.attention for metric in self.metrics if _needs_attention(metric)}
+            skipped |= {metric.name: answer.attention for metric in self.metrics if _needs_attention(metric)}
         else:
             by_layer = {layer: rows.cpu().numpy() for layer, rows in answer.attention.items()}
         values = {metric.name: np.zeros(self.margin.shape) for metric in self.metrics if metric.name not in skipped}
-        return _Measured(values, by_layer, skipped)
+        return _Measured(values, by_layer, skipped, answer.kl_error)
 
     def _measure(self, into: _Measured, name: str, subject: Predictions, answer: Answer, positions: Tensor) -> bool:
         """Take the metrics at some positions; False if the proxy's logits are not finite. Its logits end here."""

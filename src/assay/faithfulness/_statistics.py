@@ -22,6 +22,9 @@ because of an error: an error more never raises a limit of agreement, at any n.
 studentised bootstrap (Efron 1982; Hall 1988, Annals of Statistics 16): T - t* x error, with t* = (T* - T) / error* of
 resampled sequences, and the linearised standard error of a ratio. Their coverage for heavy tails is in the same table.
 
+**Ratios of means** (the share of an effect) and their differences get the percentiles of resampled sequences, corrected
+for bias and acceleration (BCa: Efron 1987, Journal of the American Statistical Association 82); see `smooth`.
+
 **Training seeds.** With S of them a draw is the mean over seeds plus t x s / sqrt(S), with t from Student's t on S - 1
 degrees of freedom and s the standard deviation of that draw over seeds: seeds that differ give a wide interval. Here an
 error more can narrow an interval, if it is in the better of two seeds that differed. No method that covers can avoid
@@ -29,7 +32,7 @@ that: from seeds at 100% and 96% two degrees of freedom say that their mean is a
 of seeds at 96% and 96%, either.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
@@ -372,6 +375,65 @@ def share_recovered(
         seeds=len(errors),
     )
     return value, float(limits.low[0]), min(float(limits.high[0]), 1.0)
+
+
+Sample = tuple[Float[np.ndarray, "seed _ column"], Weights]
+"""Sums over the predictions of every sequence, and the weights of the split that they are of."""
+
+
+def smooth(
+    function: Callable[..., Float[np.ndarray, "..."]], *samples: Sample, level: float = 0.95
+) -> tuple[float, float, float]:
+    """A smooth function of sums over sequences, such as a ratio of means, with its limits.
+
+    `function` takes an array a sample with the columns' sums over its sequences along the first axis, and whatever
+    other axes there are: it is asked for the value, for resamples and with each sequence left out. Samples are of
+    different splits and resampled independently; their seeds are paired.
+
+    Limits are percentiles of the function of resampled sequences, corrected for bias and acceleration (BCa). The
+    acceleration is a sixth of the skewness of the value as far as it is linear in sequences, from values with each left
+    out. Training seeds add to its variance, and no skewness: with S of them the value is their mean and its draws have
+    the spread of seeds, as everywhere (see the module). Plain percentiles are taken where the correction is not
+    defined: all draws on one side of the value, or no spread at all. Of 50 sequences, 93 to 94 in 100 intervals of a
+    ratio contain it where effects are normal or gamma, and 90 where they are log-normal. The value is NaN where the
+    function is not finite, and the limits are where that is so or there are fewer than two sequences.
+    """
+    pooled = [weights.pooled(sums) for sums, weights in samples]
+    totals = [np.moveaxis(units.sum(axis=1), -1, 0)[..., None] for units in pooled]
+    third = second = 0.0
+    with np.errstate(all="ignore"):
+        by_seed = function(*totals)[:, 0]
+        seeds, value = len(by_seed), float(by_seed.mean())
+        student = samples[0][1].student(seeds) if seeds > 1 else None
+        resampled = [_weighted(own.resampled, [units])[0] for units, (_, own) in zip(pooled, samples, strict=True)]
+        drawn = _over_seeds(function(*(sums.swapaxes(0, 1) for sums in resampled)), student)
+        for place, units in enumerate(pooled):
+            without = totals[place] - np.moveaxis(units, -1, 0)
+            left = function(*totals[:place], without, *totals[place + 1 :]).mean(axis=0)
+            influence = (units.shape[1] - 1) / units.shape[1] * (left.mean() - left)
+            third += float((influence**3).sum())
+            second += float((influence**2).sum())
+        second += float(by_seed.var(ddof=1)) / seeds if seeds > 1 else 0.0
+        acceleration = float(np.divide(third, 6 * second**1.5))
+    drawn = np.sort(drawn[np.isfinite(drawn)])
+    if not np.isfinite(value) or not len(drawn) or min(units.shape[1] for units in pooled) < 2:
+        return value if np.isfinite(value) else np.nan, np.nan, np.nan
+    left_out = _outside(drawn, value, acceleration, level)
+    below, above = (max(int(share * (len(drawn) + 1)) - 1, 0) for share in left_out)
+    return value, min(float(drawn[below]), value), max(float(drawn[-1 - above]), value)
+
+
+def _outside(drawn: Float[np.ndarray, " draw"], value: float, acceleration: float, level: float) -> tuple[float, float]:
+    """Which shares of the draws are left out below and above by BCa; those of plain percentiles if it is undefined."""
+    plain = (1 - level) / 2
+    with np.errstate(all="ignore"):
+        bias = stats.norm.ppf(((drawn < value).mean() + (drawn <= value).mean()) / 2)
+        far = bias + stats.norm.ppf([plain, 1 - plain])
+        scale = 1 - acceleration * far
+        if not np.isfinite(far).all() or not (scale > 0).all():
+            return plain, plain
+        low, high = stats.norm.cdf(bias + far / scale).tolist()
+    return low, 1 - high
 
 
 LEAST_SEQUENCES = 5

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from threadpoolctl import threadpool_limits
 
 from assay.faithfulness._cells import REFITTED, Candidate
+from assay.faithfulness._effects import EFFECT_COLUMNS, EFFECT_METRICS, OfPairs, effect_rows
 from assay.faithfulness._metrics import Metric
 from assay.faithfulness._of_models import MODEL_COLUMNS, model_rows
 from assay.faithfulness._scores import ALL, MARGIN, Column, NotFiniteError, Scores
@@ -34,6 +35,7 @@ from assay.faithfulness._statistics import (
     matched_gaps,
     share_recovered,
 )
+from assay.faithfulness._told_apart import not_told_apart
 from assay.simplify import is_whole
 from assay.subjects import Subject
 from assay.tasks import Kind, Split, sequence_hashes
@@ -54,14 +56,16 @@ def bounds_of(metric: Metric) -> Bounds:
 
 class Summary(NamedTuple):
     """Results (a row a split, metric, kind, feature and bin), gaps (a row a shift, metric and kind), what stands beside
-    the controls (a row a proxy and split), the largest difference of a logit, by proxy and site and by split, and what
-    is said of whole models (a row a proxy, split and kind)."""
+    the controls (a row a proxy and split), the largest difference of a logit, by proxy and site and by split, what is
+    said of whole models (a row a proxy, split and kind), and effects on the answer (a row a proxy and split of pairs).
+    """
 
     results: pd.DataFrame
     gaps: pd.DataFrame
     controls: pd.DataFrame
     largest: Mapping[tuple[str, str], Mapping[str, float]]
     models: pd.DataFrame
+    effects: pd.DataFrame
 
 
 @dataclass(frozen=True)
@@ -134,9 +138,10 @@ def summarise(
     gaps: list[dict[str, Any]] = []
     beside: list[dict[str, Any]] = []
     largest: dict[tuple[str, str], dict[str, float]] = {}
+    of_pairs: dict[str, dict[str, OfPairs]] = {}
     for trained in sorted({variant.trained for variant in variants}, reverse=True):
-        # What was measured of a candidate is dropped with its last gap: a long run does not fit in memory. Of its
-        # controls only the primary column is kept, for the comparisons with them.
+        # What was measured of a candidate is dropped with its last gap: a long run does not fit in memory. Only the
+        # primary column and those of pairs are kept, for the comparisons with controls.
         rows: dict[str, list[dict[str, Any]]] = {}
         columns: dict[str, dict[str, _Column]] = {}
         for item in candidates:
@@ -147,6 +152,9 @@ def summarise(
                 continue
             if trained:
                 largest[item.name, item.site] = {name: cell.largest for name, cell in own.items()}
+                of_pairs[item.key] = {
+                    name: pairs for name, cell in own.items() if (pairs := cell.of_pairs(primary[1])) is not None
+                }
             columns[item.key] = {name: cell.column(primary) for name, cell in own.items()}
             again: dict[str, _Measured] = {}
             other = by_key.get(f"{item.name}{REFITTED} at {item.site}")
@@ -161,16 +169,13 @@ def summarise(
         if trained:
             proxies = [item for item in candidates if not item.is_control]
             beside += [row for item in proxies for row in _beside_controls(item, columns, way, primary, splits)]
-    frame = pd.DataFrame(gaps, columns=list(_GAP_COLUMNS))
-    frame["p_holm"] = np.nan
-    for _, family in frame[~frame["is_control"].astype(bool)].groupby(["trained", "metric", "kind"], sort=False):
-        frame.loc[family.index, "p_holm"] = holm(family["p"].tolist())
     return Summary(
         pd.DataFrame(results),
-        _beside(frame, candidates),
+        _beside(_adjusted(pd.DataFrame(gaps, columns=list(_GAP_COLUMNS))), candidates),
         pd.DataFrame(beside, columns=list(_CONTROL_COLUMNS)),
         largest,
         pd.DataFrame(_of_models(variants, candidates, splits, kinds, way, found), columns=list(MODEL_COLUMNS)),
+        pd.DataFrame(_effects(candidates, splits, of_pairs, way, iid), columns=list(EFFECT_COLUMNS)),
     )
 
 
@@ -193,6 +198,25 @@ def _of_models(  # noqa: PLR0917
             if len(scores) == len(cells):
                 base = {"proxy": item.name, "site": item.site}
                 yield from model_rows(base, scores, split, kinds, weights=way.weights[name], level=way.level)
+
+
+def _effects(
+    candidates: Sequence[Candidate],
+    splits: Mapping[str, Split],
+    of_pairs: Mapping[str, Mapping[str, OfPairs]],
+    way: _Way,
+    iid: str,
+) -> Iterator[dict[str, Any]]:
+    """The effects on the answer of all that has an ablation, on the splits of pairs, if they were measured."""
+    named = [name for name, split in splits.items() if split.has_pairs]
+    if not set(EFFECT_METRICS) <= set(way.by_name):
+        return
+    for item in candidates:
+        if item.ablation is not None and item.key in of_pairs:
+            base = {"proxy": item.name, "site": item.site, "is_control": item.is_control, "ablation": item.ablation}
+            ablated = of_pairs.get(f"{item.ablation} at {item.site}", {})
+            own = of_pairs[item.key]
+            yield from effect_rows(base, own, ablated, named, iid=iid, weights=way.weights, level=way.level)
 
 
 def _pairs(judged: Sequence[Metric], kinds: Sequence[Kind]) -> list[tuple[str, str]]:
@@ -240,6 +264,14 @@ def _base(subject: Subject, item: Candidate) -> dict[str, Any]:
     }
 
 
+def _adjusted(frame: pd.DataFrame) -> pd.DataFrame:
+    """The gaps with their p-values adjusted by Holm, controls apart, over all that has one metric, kind and subject."""
+    frame["p_holm"] = np.nan
+    for _, family in frame[~frame["is_control"].astype(bool)].groupby(["trained", "metric", "kind"], sort=False):
+        frame.loc[family.index, "p_holm"] = holm(family["p"].tolist())
+    return frame
+
+
 def _beside(frame: pd.DataFrame, candidates: Sequence[Candidate]) -> pd.DataFrame:
     """The gaps with those of the perturbations of equal size in three more columns (NaN where there is none)."""
     key = ["trained", "site", "split", "metric", "kind"]
@@ -264,7 +296,8 @@ class _Measured:
 
     `limits` has an entry for each of `columns`, `draws` for each of the pairs; `strata[metric, kind]` are sums and
     counts (seed, sequence, bin). A control that was drawn several times counts each draw as a seed, where there is one
-    training seed; where there are more, a seed has the mean over its draws.
+    training seed; where there are more, a seed has the mean over its draws. What is not told apart from the error of
+    stored answers counts nothing, and `unsure[metric, kind]` says why.
     """
 
     columns: tuple[Column, ...]
@@ -276,6 +309,7 @@ class _Measured:
     draws: Draws
     seeds: int
     skipped: Mapping[str, str]
+    unsure: Mapping[tuple[str, str], str]
     largest: float
 
     @classmethod
@@ -288,11 +322,16 @@ class _Measured:
             sums, counts = sums[0], np.repeat(counts, sums.shape[1], axis=0)
         else:
             sums = sums.mean(axis=1)
+        unsure = not_told_apart(columns, sums, counts, max(cell.kl_error for cell in chain(*cells)))
         by_margin: dict[tuple[str, str], list[int]] = {}
         for index, column in enumerate(columns):
             if column.feature == MARGIN:
                 by_margin.setdefault((column.metric, column.kind), []).append(index)
                 by_margin.setdefault((column.metric, ALL), []).append(index)
+        for pair in unsure:
+            by_margin.pop(pair, None)
+            alone = columns.index(Column(*pair, "", 0))
+            sums[..., alone] = counts[..., alone] = 0
         rest = [index for index, column in enumerate(columns) if column.feature != MARGIN]
         kept = tuple(columns[index] for index in rest)
         place = {(column.metric, column.kind): i for i, column in enumerate(kept) if not column.feature}
@@ -313,6 +352,7 @@ class _Measured:
             draws=drawn.select([place[pair] for pair in way.pairs]),
             seeds=len(cells),
             skipped=cells[0][0].skipped,
+            unsure=unsure,
             largest=max(cell.largest for cell in chain(*cells)),
         )
 
@@ -320,6 +360,14 @@ class _Measured:
         """One kind as a whole."""
         index = [self.place[pair]]
         return _Column(self.sums[..., index], self.counts[..., index])
+
+    def of_pairs(self, kind: str) -> OfPairs | None:
+        """The pairs of one kind; None where they were not measured."""
+        places = [place for metric in EFFECT_METRICS if (place := self.place.get((metric, kind))) is not None]
+        if len(places) < len(EFFECT_METRICS) or not self.skipped.keys().isdisjoint(EFFECT_METRICS):
+            return None
+        subject, proxy, deviation = (self.sums[..., place] for place in places)
+        return OfPairs(subject, proxy, deviation, self.counts[..., places[0]])
 
     def at(self, pairs: Sequence[tuple[str, str]]) -> tuple[np.ndarray, np.ndarray]:
         """Sums and counts of kinds as wholes, in the order of `pairs`."""
@@ -349,9 +397,11 @@ def _gap_rows(
                    "degrees": values.degrees, "p": p_values}  # fmt: skip
         columns |= _per_sequence(on_iid, on_shift, way, names)
         weights = way.weights[names[0]], way.weights[names[1]]
-        places = [place for place, pair in enumerate(pairs) if pair in on_iid.strata and not base["is_control"]]
+        both = on_iid.strata.keys() & on_shift.strata.keys()
+        places = [place for place, pair in enumerate(pairs) if pair in both and not base["is_control"]]
         reason = "controls are not compared at equal margin" if base["is_control"] else NO_MARGIN
-        matched = [Matched.nothing(reason)] * len(pairs)
+        unsure = {**on_shift.unsure, **on_iid.unsure}
+        matched = [Matched.nothing(unsure.get(pair, reason)) for pair in pairs]
         compared = matched_gaps(
             [on_iid.strata[pairs[place]] for place in places],
             [on_shift.strata[pairs[place]] for place in places],
@@ -413,7 +463,7 @@ def _beside_controls(
     primary: tuple[str, str],
     splits: Mapping[str, Split],
 ) -> Iterator[dict[str, Any]]:
-    """A proxy beside its own control and the mean ablation of its site, on every split, sequences paired."""
+    """A proxy beside its own control and what ablates all that it could keep, on every split, sequences paired."""
     sign = 1.0 if way.by_name[primary[0]].higher_is_better else -1.0
     for split in splits:
         row: dict[str, Any] = dict.fromkeys(_CONTROL_COLUMNS, np.nan)
@@ -430,7 +480,7 @@ def _beside_controls(
             )
             found = estimate(difference, level=way.level, nonnegative=np.array([False]))
             row |= {name: column[0] for name, column in _limits("beyond_control", found).items()}
-        reason: str | None = "no mean ablation of this site was judged"
+        reason: str | None = "no ablation was judged"
         if own is not None and ablated is not None:
             whole = draws(ablated.sums, ablated.counts, way.weights[split], bounds=[bounds_of(way.by_name[primary[0]])])
             found = estimate(whole, level=way.level)
@@ -444,7 +494,7 @@ def _beside_controls(
                     way.weights[split],
                     level=way.level,
                 )
-                reason = "mean ablation of the site changes no prediction"
+                reason = f"{item.ablation} changes no prediction"
             else:
                 reason = "defined for rates of agreement"
             if share is not None:
@@ -492,6 +542,8 @@ def _rows(base: Mapping[str, Any], measured: _Measured, way: _Way) -> list[dict[
         reason = None
         if column.metric in measured.skipped:
             reason = f"skipped: {measured.skipped[column.metric]}"
+        elif not column.feature and (column.metric, column.kind) in measured.unsure:
+            reason = f"skipped: {measured.unsure[column.metric, column.kind]}"
         elif predictions[index] == 0:
             reason = "no such prediction in this split"
         elif limits.how[index] == "none":
@@ -532,7 +584,12 @@ def sequence_tables(
         if isinstance(scores, NotFiniteError):
             continue
         item, variant = by_key[key], variants[number]
-        whole = [index for index, column in enumerate(scores.columns) if not column.feature]
+        unsure = not_told_apart(scores.columns, scores.sums[None], scores.counts[None], scores.kl_error)
+        whole = [
+            index
+            for index, column in enumerate(scores.columns)
+            if not column.feature and (column.metric, column.kind) not in unsure
+        ]
         column, sequence = np.nonzero(scores.counts[:, whole].T)
         counts = scores.counts[:, whole][sequence, column]
         size = len(column)

@@ -9,6 +9,7 @@ import pandas as pd
 
 from assay._errors import AssayError, unknown_name
 from assay.faithfulness._statistics import NO_MARGIN
+from assay.simplify import MeanAblation, label
 
 Judgement = Literal["illusion", "gap", "unfaithful", "inconclusive", "vacuous", "faithful", "identical"]
 """All judgements, the gravest first."""
@@ -17,6 +18,9 @@ JUDGEMENTS: tuple[Judgement, ...] = get_args(Judgement)
 
 Standing = Literal["holds", "fails", "undecided"]
 """What an interval says about a claim: shown to hold, shown to fail, or neither."""
+
+MEAN_ABLATION = label(MeanAblation())
+"""How the mean ablation of a site is called."""
 
 RULES = """\
 All rules look at the primary metric (`same_prediction`, unless another was chosen; for embeddings `same_neighbour`, the
@@ -41,9 +45,14 @@ points alone.
    **illusion**: a shown gap survives. **gap**: a gap is shown, and none survives; the line says whether its cause is
    open or the inputs' difficulty. **faithful**: under every shift the raw gap's upper limit is at most `max_gap`.
    **vacuous**: it would be faithful, but it is not shown to be better than its own control on any split, or mean
-   ablation of the site is not shown to agree on less than `min_agreement` in distribution, so that the site hardly
-   matters: agreement then explains nothing. **inconclusive**: none of these; a gap is neither shown nor excluded, or a
-   shift was not measured. The line says about how many sequences would decide.
+   ablation of the site (or what the recipe calls `ablated`) is not shown to agree on less than `min_agreement` in
+   distribution, so that the site hardly matters: agreement then explains nothing. **inconclusive**: none of these; a
+   gap is neither shown nor excluded, or a shift was not measured. The line says about how many sequences would decide.
+
+4. **Effect on the answer**, where iid has pairs and an ablation was judged (see `Comparison.effects`): the share of the
+   subject's effect on answer against foils that the proxy has. It sees these tokens alone, so it never makes a verdict
+   better: gaps are those of the primary metric, and the share and its own gap stand beside them. But "faithful" needs
+   it, too: where its upper limit on `iid` is below `min_agreement`, what would be faithful is **unfaithful**.
 
 Families. "Shown" and "survives" are adjusted by Holm over all shifts and all proxies that are faithful in distribution:
 the chance of any false illusion or gap in a run is at most 1 - level. "Faithful" and "unfaithful" are claims about one
@@ -61,9 +70,10 @@ class Verdict:
     `agreement`, `low` and `high` are the primary metric's rate on iid; `gap`, `gap_low`, `gap_high` and `p_holm` belong
     to the `shift` that decided (the one with the largest gap), as do `per_sequence`, the same gap with every sequence
     counting once, and `matched`, `matched_low` and `matched_high`, the gap at equal margin of the subject. `recovered`
-    is the share of the mean ablation's effect on iid that the proxy recovers (1: all of it). NaN for what could not be
-    measured. `needed` is about how many sequences a split would decide, where that can be said. `notes` say what else
-    to know.
+    is the share of what the `ablation` loses on iid (by its name; None: none was judged) that the proxy recovers (1:
+    all of it). `effect` is the share on iid of the subject's effect on the answer, and `effect_gap` by how much it is
+    less under the same `shift` (see `Comparison.effects`), each with limits. NaN for what could not be measured.
+    `needed` is about how many sequences a split would decide, where that can be said. `notes` say what else to know.
     """
 
     proxy: str
@@ -84,6 +94,13 @@ class Verdict:
     recovered: float
     recovered_low: float
     recovered_high: float
+    ablation: str | None
+    effect: float
+    effect_low: float
+    effect_high: float
+    effect_gap: float
+    effect_gap_low: float
+    effect_gap_high: float
     needed: int | None
     notes: tuple[str, ...]
 
@@ -102,7 +119,8 @@ class Verdict:
         if not math.isnan(self.recovered):
             text += (
                 f", which recovers {100 * self.recovered:.0f}% "
-                f"[{100 * self.recovered_low:.0f}%, {100 * self.recovered_high:.0f}%] of what mean ablation loses"
+                f"[{100 * self.recovered_low:.0f}%, {100 * self.recovered_high:.0f}%] of what "
+                f"{'mean ablation' if self.ablation == MEAN_ABLATION else self.ablation} loses"
             )
         if self.shift is not None:
             change = "less" if self.gap >= 0 else "more"
@@ -110,7 +128,18 @@ class Verdict:
             text += f"; {abs(100 * self.gap):.1f} points {change} under {self.shift} ({gap}"
             counted = f"; {100 * self.per_sequence:+.1f} counted by sequence)"
             text += counted if abs(self.per_sequence - self.gap) >= SHOWN else ")"
-        return " ".join((f"{text}.", *self.notes))
+        return " ".join((f"{text}.", *self._effect_in_words(), *self.notes))
+
+    def _effect_in_words(self) -> Iterator[str]:
+        if math.isnan(self.effect):
+            return
+        limits = f"[{in_percent(self.effect_low)}, {in_percent(self.effect_high)}]"
+        text = f"It has {in_percent(self.effect)} {limits} of the subject's effect on the answer beyond {self.ablation}"
+        if not math.isnan(self.effect_gap):
+            change = "less" if self.effect_gap >= 0 else "more"
+            gap = f"gap {_points(self.effect_gap_low, self.effect_gap_high)}"
+            text += f"; {abs(100 * self.effect_gap):.1f} points {change} under {self.shift} ({gap})"
+        yield f"{text}."
 
     def __str__(self) -> str:
         return f"{self.where}: {self.judgement.upper()}. {self.why}"
@@ -226,9 +255,11 @@ def judge(
     agreement: pd.Series,
     gaps: pd.DataFrame,
     controls: pd.DataFrame,
+    effects: pd.DataFrame,
     *,
     proxy: str,
     site: str,
+    ablation: str | None,
     bar: Bar,
     sizes: Mapping[str, int],
     difference: Difference,
@@ -236,8 +267,9 @@ def judge(
     """Apply the rules (see `RULES`) to one proxy.
 
     `agreement` is its row of results on iid, `gaps` its rows of gaps, both of the primary metric and kind, `controls`
-    its rows beside the controls, iid first; `sizes` has the number of sequences by split. `p_holm` in the gaps is the
-    adjusted test of the raw gap, `p_both` that of the larger of the two p-values.
+    its rows beside the controls, iid first, `effects` its rows of effects on the answer; `sizes` has the number of
+    sequences by split. `p_holm` in the gaps is the adjusted test of the raw gap, `p_both` that of the larger of the two
+    p-values.
     """
     value, low, high = float(agreement["estimate"]), float(agreement["low"]), float(agreement["high"])
     measured = gaps[gaps["gap"].notna()].sort_values("gap", ascending=False, kind="stable")
@@ -269,7 +301,10 @@ def judge(
     else:
         judgement, worst, more, needed = _by_gaps(measured, gaps, bar, sizes, agreement=value)
         notes += more
-    vacuous = [] if judgement == "identical" else list(_vacuous(controls, bar))
+    effect = _Effect.of(effects, str(agreement["split"]), None if worst is None else str(worst["split"]))
+    judgement, more = effect.beside(judgement, bar)
+    notes += more
+    vacuous = [] if judgement == "identical" else list(_vacuous(controls, bar, ablation))
     if judgement == "faithful" and vacuous:
         judgement = "vacuous"
     notes += vacuous
@@ -308,9 +343,60 @@ def judge(
             name: math.nan if recovered is None else float(recovered[name])
             for name in ("recovered", "recovered_low", "recovered_high")
         },
+        ablation=ablation,
+        **effect.numbers,
         needed=number,
         notes=tuple(notes),
     )
+
+
+_NAN = (math.nan,) * 3
+
+
+@dataclass(frozen=True)
+class _Effect:
+    """The share of the subject's effect on the answer on iid and its gaps by shift, (value, low, high) each."""
+
+    share: tuple[float, ...]
+    gaps: Mapping[str, tuple[float, ...]]
+    shift: str | None
+
+    @classmethod
+    def of(cls, effects: pd.DataFrame, iid: str, shift: str | None) -> "_Effect":
+        """From the rows of one proxy; `shift` is the one that its verdict is about."""
+        share: tuple[float, ...] = _NAN
+        gaps: dict[str, tuple[float, ...]] = {}
+        for row in effects.to_dict("records"):
+            if row["split"] == iid:
+                share = tuple(float(row[f"effect{end}"]) for end in ("", "_low", "_high"))
+            else:
+                gaps[str(row["split"])] = tuple(float(row[f"gap{end}"]) for end in ("", "_low", "_high"))
+        return cls(share, gaps, shift)
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """What a verdict has of it."""
+        names = [f"{name}{end}" for name in ("effect", "effect_gap") for end in ("", "_low", "_high")]
+        return dict(zip(names, (*self.share, *self.gaps.get(self.shift or "", _NAN)), strict=True))
+
+    def beside(self, judgement: Judgement, bar: Bar) -> tuple[Judgement, list[str]]:
+        """A judgement by the primary metric with the effect beside it (rule 4), and what is to be said of that.
+
+        Where the metric shows a gap and the effect does not, it says what would have been found by the effect alone.
+        """
+        _, low, high = self.share
+        if judgement == "faithful" and high < bar.min_agreement:
+            return "unfaithful", [
+                "It would be faithful by its predictions, and is not by its effect on the answer (rule 4), which is "
+                f"shown to be less than {in_percent(bar.min_agreement)} of the subject's."
+            ]
+        shown = any(least > bar.max_gap for _, least, _ in self.gaps.values())
+        known = high >= bar.min_agreement and not math.isnan(self.gaps.get(self.shift or "", _NAN)[1])
+        if judgement not in {"illusion", "gap"} or shown or not known:
+            return judgement, []
+        passes = low >= bar.min_agreement and all(most <= bar.max_gap for *_, most in self.gaps.values())
+        found = "it would have passed" if passes else "no gap would have been shown"
+        return judgement, [f"By its effect on the answer alone, which sees no tokens but answer and foils, {found}."]
 
 
 def _on_two_sides(one: float, other: float, bound: float) -> bool:
@@ -375,7 +461,7 @@ def _by_gaps(
     return "inconclusive", worst, notes, needed
 
 
-def _vacuous(controls: pd.DataFrame, bar: Bar) -> Iterator[str]:
+def _vacuous(controls: pd.DataFrame, bar: Bar, ablation: str | None) -> Iterator[str]:
     """Why agreement explains nothing here, if it does not."""
     compared = controls[controls["beyond_control_low"].notna()]
     if len(compared) and not bool((compared["beyond_control_low"] > 0).any()):
@@ -387,10 +473,11 @@ def _vacuous(controls: pd.DataFrame, bar: Bar) -> Iterator[str]:
         )
     if len(controls) and controls.iloc[0]["ablated_high"] >= bar.min_agreement:
         row = controls.iloc[0]
-        yield (
-            f"The site is not shown to matter: with its mean in its place the model agrees with itself on "
-            f"{in_percent(row['ablated'])} [{in_percent(row['ablated_low'])}, {in_percent(row['ablated_high'])}]."
-        )
+        what = "The site is not shown to matter: with its mean in its place the model agrees with itself on"
+        if ablation != MEAN_ABLATION:
+            what = f"What it keeps is not shown to matter: {ablation} agrees with the subject on"
+        low, high = (in_percent(row[f"ablated_{end}"]) for end in ("low", "high"))
+        yield f"{what} {in_percent(row['ablated'])} [{low}, {high}]."
 
 
 def _cause(row: pd.Series, *, survives: bool, vanishes: bool, bar: Bar) -> str:

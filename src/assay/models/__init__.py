@@ -3,6 +3,7 @@
 from assay.models._bits import WeightBits, weight_bits
 from assay.models._breaks import LARGE, Breaks, breaks
 from assay.models._controls import NoiseWeights, RandomFactors, RandomMask
+from assay.models._counted import CONTEXT, count_like_llama_cpp, cut_like_llama_cpp
 from assay.models._llama_cpp import (
     Counted,
     Counts,
@@ -21,6 +22,7 @@ from assay.models._store import SelfKL, Store, StoreWriter
 from assay.models._stored import StoredModel, is_stored, store_model
 
 __all__ = [
+    "CONTEXT",
     "LARGE",
     "Breaks",
     "Counted",
@@ -40,7 +42,9 @@ __all__ = [
     "StoredModel",
     "WeightBits",
     "breaks",
+    "count_like_llama_cpp",
     "counting",
+    "cut_like_llama_cpp",
     "is_stored",
     "scored_by_llama_cpp",
     "store_model",

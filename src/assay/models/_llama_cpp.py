@@ -155,13 +155,19 @@ class LlamaCppFile:
         `bos` is the token that a chunk begins with when it is run, instead of its own first one, as llama.cpp does if
         the tokenizer adds such a token. The file does not say whether it did.
         """
-        tokens = self.tokens.copy()
-        if bos is not None:
-            tokens[:, 0] = bos
-        kinds = np.full_like(tokens, UNSCORED)
-        kinds[:, scored_by_llama_cpp(self.context)] = 0
-        lengths = np.full(self.chunks, self.context)
-        return Split(name, role, f"chunks of {self.context} tokens, as llama.cpp cuts a text", tokens, lengths, kinds)
+        return as_split(self.tokens, name, role, bos)
+
+
+def as_split(tokens: Int[np.ndarray, "chunk position"], name: str, role: Role, bos: int | None) -> Split:
+    """Chunks as `LlamaCppFile.split` gives them."""
+    chunks, context = tokens.shape
+    tokens = tokens.copy()
+    if bos is not None:
+        tokens[:, 0] = bos
+    kinds = np.full_like(tokens, UNSCORED)
+    kinds[:, scored_by_llama_cpp(context)] = 0
+    lengths = np.full(chunks, context)
+    return Split(name, role, f"chunks of {context} tokens, as llama.cpp cuts a text", tokens, lengths, kinds)
 
 
 def write_llama_cpp(

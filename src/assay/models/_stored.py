@@ -1,6 +1,6 @@
 """A model that is not in memory: its log-probabilities on the splits that are judged were stored before."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from assay._errors import AssayError
-from assay.engine import NO_ATTENTION, Answer, Clean, Engine, Samples, batches, tensors
+from assay.engine import NO_ATTENTION, Answer, Clean, Samples, batches, engine_of, tensors
 from assay.models._store import HEADER, Store, StoreWriter
 from assay.subjects import Subject
 from assay.tasks import UNSCORED, Split
@@ -43,7 +43,7 @@ def store_model(
     `form` is that of `StoreWriter`. A writer that was stopped goes on with what is missing. Returns the folder. Raises
     AssayError for embeddings, which have none, and as `StoreWriter` does.
     """
-    engine = Engine(subject)
+    engine = engine_of(subject, parts=False)
     for split in splits:
         if split.objective == "embedding":
             raise AssayError(f"split {split.name!r} asks for embeddings, which have no log-probabilities to store.")
@@ -100,10 +100,10 @@ class StoredModel:
     @property
     def caution(self) -> str | None:
         """What the form of the store loses."""
-        largest = self.about_.get("self_kl_mean")
+        largest = max(self.about_.get("self_kl", {}).values(), default=0.0)
         return None if not largest else (
-            f"{self.title} is read from a store, whose form alone makes a mean KL of {largest:.1e} nats; below several "
-            "times that, a KL means nothing."
+            f"{self.title} is read from a store, whose form alone makes a mean KL of {largest:.1e} nats; a KL that is "
+            "below ten times that is skipped."
         )  # fmt: skip
 
     def fit(self, samples: Samples) -> "StoredModel":
@@ -129,6 +129,7 @@ class StoredModel:
         """Find the rows of the splits to judge. Raises AssayError where they are missing or of something else."""
         answers = subject(torch.zeros(1, 1, dtype=torch.long, device=subject.device)).shape[-1]
         self.index_ = {}
+        self_kl: dict[str, float] = {}
         for split in splits:
             if split.role == "train":
                 continue
@@ -145,7 +146,8 @@ class StoredModel:
                     f"{self.title!r} was stored with {store.vocabulary:,} answers and {subject.name!r} has "
                     f"{answers:,}; they have to be of one vocabulary."
                 )
-            self.about_ = {**store.subject, "stored": store.form, "self_kl_mean": store.self_kl.mean}
+            self_kl[split.name] = store.self_kl.mean
+            self.about_ = {**store.subject, "stored": store.form, "self_kl": self_kl}
             for sequence in range(len(split)):
                 length = int(split.lengths[sequence])
                 positions = np.flatnonzero(split.kinds[sequence] != UNSCORED)
@@ -154,6 +156,11 @@ class StoredModel:
 
 def _key(tokens: Int[np.ndarray, " position"]) -> _Key:
     return tokens.astype(np.int64).tobytes()
+
+
+def _sequences(tokens: Tensor, valid: Tensor) -> Iterator[tuple[Int[np.ndarray, " position"], int]]:
+    """Every row of a batch, and its length."""
+    return zip(tokens.cpu().numpy(), valid.sum(dim=1).tolist(), strict=True)
 
 
 class _Stored:
@@ -179,14 +186,13 @@ class _Stored:
                 clean.tokens, clean.valid, every[positions if isinstance(positions, slice) else positions.cpu()]
             )
 
-        return Answer(logits, NO_ATTENTION, 0)
+        kept = (self._kept(own, length) for own, length in _sequences(clean.tokens, clean.valid))
+        return Answer(logits, NO_ATTENTION, 0, kl_error=max(rows.store.self_kl.mean for rows in kept))
 
     def _rows(self, tokens: Tensor, valid: Tensor, positions: Tensor) -> Tensor:
         found = torch.zeros(len(tokens), len(positions), self._vocabulary)
-        for row, (own, length) in enumerate(zip(tokens.cpu().numpy(), valid.sum(dim=1).tolist(), strict=True)):
-            kept = self._index.get(_key(own[:length]))
-            if kept is None:
-                raise AssayError(f"{self._title!r} was not stored on a sequence that it is asked about.")
+        for row, (own, length) in enumerate(_sequences(tokens, valid)):
+            kept = self._kept(own, length)
             inside = np.flatnonzero(np.isin(kept.positions, positions.numpy()))
             if len(inside):
                 start, stop = int(inside[0]), int(inside[-1]) + 1
@@ -194,6 +200,12 @@ class _Stored:
                 place = np.searchsorted(positions.numpy(), kept.positions[inside])
                 found[row, torch.from_numpy(place)] = values
         return found.to(tokens.device)
+
+    def _kept(self, own: Int[np.ndarray, " position"], length: int) -> _Rows:
+        kept = self._index.get(_key(own[:length]))
+        if kept is None:
+            raise AssayError(f"{self._title!r} was not stored on a sequence that it is asked about.")
+        return kept
 
     def __repr__(self) -> str:
         return f"StoredModel({self._title!r})"

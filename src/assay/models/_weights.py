@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from assay._errors import AssayError
-from assay.engine import Engine, Samples, WholeModel, batches, tensors
+from assay.engine import Samples, WholeModel, batches, engine_of, tensors
 from assay.simplify import Simplification, label, source_of
 from assay.simplify._protocol import check_positive
 from assay.subjects import Subject
@@ -146,7 +146,7 @@ def over_inputs(
     map that is not run, or gets something else than a vector a token.
     """
     subject, split = source_of(recipe, samples)
-    engine = Engine(subject)
+    engine = engine_of(subject, parts=False)
     here: list[Tensor] = []
     met: set[str] = set()
 

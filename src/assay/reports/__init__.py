@@ -1,7 +1,18 @@
 """How it is shown: tables, figures and the HTML page, all drawn from a comparison's record."""
 
 from assay.reports._figures import figures
-from assay.reports._illustrations import Chart, Illustrations, KeyCloud, SentenceView, Series, TableView, TextView
+from assay.reports._illustrations import (
+    Chart,
+    CircuitEdge,
+    CircuitView,
+    HeatView,
+    Illustrations,
+    KeyCloud,
+    SentenceView,
+    Series,
+    TableView,
+    TextView,
+)
 from assay.reports._junit import write_junit
 from assay.reports._page import environment, picture, write_figures, write_page
 from assay.reports._style import PALETTE, style, to_png, to_svg
@@ -20,6 +31,9 @@ from assay.reports._tables import (
 __all__ = [
     "PALETTE",
     "Chart",
+    "CircuitEdge",
+    "CircuitView",
+    "HeatView",
     "Illustrations",
     "KeyCloud",
     "SentenceView",

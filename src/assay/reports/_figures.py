@@ -9,9 +9,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from assay.faithfulness import LAYER, Comparison, FeatureRecord
+from assay.reports._circuits import circuit_figure, heat_figure
 from assay.reports._illustrations import Chart, Illustrations, KeyCloud, SentenceView
 from assay.reports._style import INK, PALETTE, style
 from assay.reports._tables import agreement_words, on_what
@@ -78,21 +79,30 @@ def figures(comparison: Comparison, illustrations: Illustrations) -> Iterator[tu
                     f"simplified at {site}.",
                     attention_by_layer(comparison, site),
                 )
-        for cloud in illustrations.keys:
-            yield (
-                f"keys-{cloud.site}",
-                f"Keys at {cloud.site} in their first two singular directions, coloured by {cloud.colour}.",
-                key_cloud(cloud),
-            )
-        for number, view in enumerate(illustrations.sentences):
-            yield (
-                f"sentence-{number}",
-                f"{view.title}: attention at {view.site} of the subject and of {view.proxy}; the dot marks the "
-                "position that a query attends to most.",
-                sentence_attention(view),
-            )
-        for chart in illustrations.charts:
-            yield chart.name, chart.caption, points_chart(chart)
+        yield from _of_illustrations(illustrations)
+
+
+def _of_illustrations(illustrations: Illustrations) -> Iterator[tuple[str, str, Figure]]:
+    """The figures of a study's own pictures."""
+    for cloud in illustrations.keys:
+        yield (
+            f"keys-{cloud.site}",
+            f"Keys at {cloud.site} in their first two singular directions, coloured by {cloud.colour}.",
+            key_cloud(cloud),
+        )
+    for number, view in enumerate(illustrations.sentences):
+        yield (
+            f"sentence-{number}",
+            f"{view.title}: attention at {view.site} of the subject and of {view.proxy}; the dot marks the "
+            "position that a query attends to most.",
+            sentence_attention(view),
+        )
+    for chart in illustrations.charts:
+        yield chart.name, chart.caption, points_chart(chart)
+    for circuit in illustrations.circuits:
+        yield circuit.name, circuit.caption, circuit_figure(circuit)
+    for heat in illustrations.heats:
+        yield heat.name, heat.caption, heat_figure(heat)
 
 
 def _metrics(comparison: Comparison) -> list[str]:
@@ -431,6 +441,7 @@ def points_chart(chart: Chart) -> Figure:
         axes.grid(axis="x", visible=False)
     if chart.logarithmic:
         axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.set_xlabel(chart.x_label)
     axes.set_ylabel(chart.y_label)
     longest = max(len(str(entry.get_label())) for entry in entries)

@@ -1,6 +1,7 @@
 """Pictures of single examples that a study adds to a comparison: data here, drawing elsewhere."""
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -96,6 +97,38 @@ class Chart(_Model):
     logarithmic: bool = False
 
 
+class CircuitEdge(_Model):
+    """An edge of a drawn circuit: `where` it was found, and its score (None: not known), which gives its width."""
+
+    sender: str
+    receiver: str
+    where: Literal["both", "in distribution", "under the shift"] = "both"
+    score: float | None = None
+
+
+class CircuitView(_Model):
+    """A circuit to draw, in a graph of so many layers, heads and groups."""
+
+    name: str
+    caption: str
+    layers: int
+    heads: int
+    groups: int
+    parallel: bool
+    edges: list[CircuitEdge]
+
+
+class HeatView(_Model):
+    """A number for every head, (layer, column)."""
+
+    name: str
+    caption: str
+    unit: str
+    x_label: str
+    columns: list[str]
+    values: list[list[float]]
+
+
 class Illustrations(_Model):
     """All pictures of one run."""
 
@@ -104,6 +137,8 @@ class Illustrations(_Model):
     texts: list[TextView] = []
     tables: list[TableView] = []
     charts: list[Chart] = []
+    circuits: list[CircuitView] = []
+    heats: list[HeatView] = []
 
     def save(self, folder: Path) -> None:
         """Write illustrations.json."""

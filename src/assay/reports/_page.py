@@ -25,6 +25,7 @@ from assay.reports._tables import (
     causes,
     controls_asked,
     detectable_words,
+    effects_table,
     evaluation_splits,
     limits,
     lines,
@@ -121,7 +122,7 @@ def write_page(comparison: Comparison, path: Path, illustrations: Illustrations 
             limits=limits,
             pictures=drawn,
             sentences=shown.sentences,
-            tables=shown.tables,
+            tables=[*effects_table(comparison, whole=True), *shown.tables],
             texts=[(view, list(_marked(view))) for view in shown.texts],
         )
     )

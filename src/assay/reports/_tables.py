@@ -1,7 +1,7 @@
 """Tables of a comparison: for the terminal and as Markdown, from the same rows."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from assay._errors import AssayError
-from assay.faithfulness import Comparison, Judgement, Verdict
+from assay.faithfulness import MEAN_ABLATION, Comparison, Judgement, Verdict
 from assay.reports._illustrations import Illustrations, TableView
 from assay.subjects import write_atomically
 
@@ -29,7 +29,7 @@ JUDGEMENT_STYLE: dict[Judgement, str] = {
 MEANING: dict[Judgement, str] = {
     "illusion": "holds in distribution and not under a shift, beyond what harder inputs explain",
     "gap": "holds in distribution and less under a shift, whose inputs may just be harder; its line says what is known",
-    "unfaithful": "does not predict as the subject does even in distribution",
+    "unfaithful": "does not do what the subject does even in distribution",
     "inconclusive": "is not decided; its line says about how many sequences would decide",
     "vacuous": "would be faithful, but its control agrees as much or the site hardly matters: that explains nothing",
     "faithful": "holds in distribution and under every shift that was measured, and is better than its control",
@@ -114,6 +114,9 @@ def controls_asked(comparison: Comparison) -> Iterator[tuple[str, str]]:
     for name, question in _ASKS.items():
         if name in draws:
             yield f"{name} ({draws[name]} draws)" if draws[name] > 1 else name, question
+    for own in dict.fromkeys(proxy.ablation for proxy in record.proxies if not proxy.is_control):
+        if own is not None and own != MEAN_ABLATION:
+            yield own, "what is there to recover, in place of what mean ablation loses?"
     if not all(subject["trained"] for subject in record.subjects):
         yield "Shuffled copy (every matrix with its entries in random order)", "would it hold if nothing were learned?"
 
@@ -184,6 +187,57 @@ def causes(comparison: Comparison) -> Iterator[Cause]:
             **parts,
             deciding=decided[str(row["proxy"]), str(row["site"])] == row["split"],
         )
+
+
+def effects_table(comparison: Comparison, *, whole: bool) -> list[TableView]:
+    """The effect on the answer, a row a proxy and split of pairs; no table where there is none.
+
+    Only as a `whole` it has the controls and the gap on iid's scale: the terminal is too narrow for them.
+    """
+    frame = comparison.effects()
+    frame = frame if whole else frame[~frame["is_control"].astype(bool)]
+    if not len(frame):
+        return []
+    sites = frame["site"].nunique() > 1
+    gaps = {"gap": "gap", "gap, iid scale": "gap_iid_scale"} if whole else {"gap": "gap"}
+    rows = []
+    for row in frame.to_dict("records"):
+        cells = [(row["proxy"], f"{row['split']} at {row['site']}" if sites else row["split"])]
+        cells += [(_logits(row[f"{model}_difference"]), "") for model in ("subject", "proxy", "ablated")]
+        for name in ("effect", "deviation"):
+            cells.append((_share(row[name]), limits(row[f"{name}_low"], row[f"{name}_high"])))
+        for name in gaps.values():
+            cells.append((points(row[name]), point_limits(row[f"{name}_low"], row[f"{name}_high"])))
+        rows.append([(text, "" if small == "–" else small) for text, small in cells])
+    why = frame[frame["reason"].notna()][["split", "reason"]].drop_duplicates().itertuples(index=False)
+    return [
+        TableView(
+            title="Effect on the answer",
+            note=(EFFECTS + IID_SCALE if whole else EFFECTS)
+            + "".join(f" No share of some proxies on {split}: {reason}." for split, reason in why),
+            headings=["proxy, split", "m(M)", "m(C)", "m(∅)", "effect", "deviation", *gaps],
+            rows=rows,
+        )
+    ]
+
+
+EFFECTS = (
+    "m: logit of the answer minus the mean of its foils', by the subject M, the proxy C and the ablated model ∅. "
+    "Effect: the share (%) of what the subject does beyond the ablated model that the proxy does, "
+    "(m(C) - m(∅)) / (m(M) - m(∅)); errors of opposite sign cancel. Deviation (%): mean |C - M| / mean |∅ - M|, in "
+    "which they do not. Gap (points): by how much the effect is less than on iid, each on the scale of its own split."
+)
+IID_SCALE = " On the iid scale: how many logits more are lost than on iid, in points of m(M) - m(∅) there."
+
+
+def _logits(value: float) -> str:
+    """A difference of logits; an en dash where it was not measured."""
+    return "–" if math.isnan(value) else f"{value:.2f}"
+
+
+def _share(value: float) -> str:
+    """A share that may be anything, in per cent; an en dash where it was not measured."""
+    return "–" if math.isnan(value) else f"{100 * value:.1f}"
 
 
 def points(value: float) -> str:
@@ -322,12 +376,19 @@ def terminal(comparison: Comparison) -> RenderableType:
         _Agreement(comparison),
         *([Text("\n".join([RECOVERS, *asked, ""]), style="dim")] if asked else []),
         *_causes(comparison),
+        *_blank_after(map(terminal_table, effects_table(comparison, whole=False))),
         *(Text.assemble(("Warning: ", "bold yellow"), warning) for warning in comparison.warnings()),
         *(_verdict(verdict) for verdict in comparison.verdicts()),
         Text(),
         Text(detectable_words(comparison), style="dim"),
         _floor(comparison),
     )
+
+
+def _blank_after(tables: Iterable[RenderableType]) -> Iterator[RenderableType]:
+    for table in tables:
+        yield table
+        yield Text()
 
 
 def _causes(comparison: Comparison) -> Iterator[RenderableType]:
@@ -425,7 +486,8 @@ def markdown(comparison: Comparison) -> str:
         name = f"*{line.proxy}*" if line.is_control else line.proxy
         cells = [cell.replace("– (–)", "–") for cell in cells]
         rows.append("| " + " | ".join([name, line.group, *cells, line.judgement or ""]) + " |")
-    return "\n".join(rows) + "\n" + _markdown_causes(comparison) + _markdown_notes(comparison)
+    effects = _in_markdown(effects_table(comparison, whole=True))
+    return "\n".join(rows) + "\n" + _markdown_causes(comparison) + effects + _markdown_notes(comparison)
 
 
 def _markdown_notes(comparison: Comparison) -> str:

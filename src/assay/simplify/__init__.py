@@ -10,6 +10,7 @@ from assay.simplify._kmeans import KMeans
 from assay.simplify._one_hot import OneHotAttention
 from assay.simplify._protocol import (
     Simplification,
+    ablated_of,
     applied,
     copies_model,
     is_whole,
@@ -18,8 +19,8 @@ from assay.simplify._protocol import (
     simplifications,
     source_of,
 )
-from assay.simplify._proxy import Origin, SimplifiedSubject
-from assay.simplify._saved import load_proxy
+from assay.simplify._proxy import Origin, SavedProxy, SimplifiedSubject
+from assay.simplify._saved import load_proxy, save_proxy
 from assay.simplify._svd import SVD
 
 simplifications.register("svd", SVD)
@@ -40,9 +41,11 @@ __all__ = [
     "RandomPerturbation",
     "RandomProjection",
     "RepresentationBits",
+    "SavedProxy",
     "Simplification",
     "SimplifiedSubject",
     "UniformAttention",
+    "ablated_of",
     "applied",
     "copies_model",
     "is_whole",
@@ -50,6 +53,7 @@ __all__ = [
     "learns",
     "load_proxy",
     "representation_bits",
+    "save_proxy",
     "simplifications",
     "source_of",
 ]

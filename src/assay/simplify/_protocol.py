@@ -44,6 +44,14 @@ class Simplification(Protocol):
     (`RandomPerturbation`, which moves vectors and patterns) cannot. `title` is how it is called, where its parameters
     would not tell, and `describe()` gives what the record is to keep of it. `check(subject, splits)` raises
     AssayError, before any work, for a subject or a split that it cannot stand for.
+
+    `ablated()` gives the simplification in which everything is ablated that the recipe could keep (of a circuit: the
+    empty one, with the same ablation), or None. It is judged as a control, and says in place of mean ablation of the
+    site what there was to recover: what the recipe keeps is measured from there to the subject.
+
+    A recipe whose proxies are no edits can be saved if they offer `save` (`assay.simplify.SavedProxy`, by
+    `save_proxy`) and the class says how: `saved()` gives all that it holds in plain values, arrays and tensors, and
+    the class method `restored(saved)` makes it again.
     """
 
     streams: ClassVar[tuple[str, ...]]
@@ -78,6 +86,12 @@ def is_whole(simplification: Simplification) -> bool:
 def copies_model(simplification: Simplification) -> bool:
     """Whether its proxy holds a model of its own, so that few of them fit into memory at a time."""
     return is_whole(simplification) and bool(getattr(simplification, "copies", True))
+
+
+def ablated_of(simplification: Simplification) -> Simplification | None:
+    """The simplification in which everything is ablated that this one could keep; None where it names none."""
+    ablated: Callable[[], Simplification | None] | None = getattr(simplification, "ablated", None)
+    return None if ablated is None else ablated()
 
 
 _LONG = 60

@@ -4,9 +4,9 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
-from assay.engine import Edit, EditedSubject
+from assay.engine import Edit, EditedSubject, Proxy
 from assay.subjects import Subject
 
 
@@ -25,6 +25,28 @@ class Origin:
         """What there is to know of a subject."""
         architecture = type(subject.model).__name__
         return cls(subject.name, subject.seed, architecture, subject.weights_sha256, subject.config_sha256)
+
+
+@runtime_checkable
+class SavedProxy(Proxy, Protocol):
+    """A proxy that can be saved (`save`) and loaded (`assay.load_proxy`), and knows what it was fitted on."""
+
+    subject: Subject
+    simplification: Any
+
+    @property
+    def fitted_on(self) -> Origin:
+        """The subject that the simplification was fitted on."""
+        ...
+
+    @property
+    def transferred(self) -> bool:
+        """Whether that had other weights than the subject."""
+        ...
+
+    def save(self, folder: str | Path) -> Path:
+        """Write it to a folder."""
+        ...
 
 
 class SimplifiedSubject(EditedSubject):

@@ -21,8 +21,8 @@ from torch import Tensor
 from assay._errors import AssayError
 from assay.engine import BLOCK_STREAMS, HEAD_STREAMS, Block, Edit, EditedSubject, Engine, Head, Place
 from assay.simplify._controls import RandomPerturbation
-from assay.simplify._protocol import Simplification, applied, label, simplifications
-from assay.simplify._proxy import Origin, SimplifiedSubject
+from assay.simplify._protocol import Simplification, applied, is_whole, label, simplifications
+from assay.simplify._proxy import Origin, SavedProxy, SimplifiedSubject
 from assay.simplify._subspace import Subspace
 from assay.subjects import Subject, write_atomically
 
@@ -93,8 +93,8 @@ class _Record(_Strict):
     tensors_sha256: str
 
 
-def save_proxy(proxy: SimplifiedSubject, folder: str | Path) -> Path:
-    """Write a proxy to a folder, as `SimplifiedSubject.save` says."""
+def save_proxy(proxy: SavedProxy, folder: str | Path) -> Path:
+    """Write a proxy to a folder, as `SimplifiedSubject.save` says; another kind than that has no places."""
     folder = Path(folder)
     _check_free(folder)
     writer = _Writer()
@@ -106,7 +106,7 @@ def save_proxy(proxy: SimplifiedSubject, folder: str | Path) -> Path:
         assay=version("assay-interp"),
         title=label(proxy.simplification),
         simplification=made,
-        places=_changed(proxy, Engine(proxy.subject)),
+        places=_changed(proxy),
         subject=_Origin(**vars(proxy.fitted_on)),
         tensors={
             key: _Kept(shape=list(tensor.shape), dtype=_dtype(tensor), order=writer.orders[key])
@@ -120,7 +120,7 @@ def save_proxy(proxy: SimplifiedSubject, folder: str | Path) -> Path:
     return folder
 
 
-def load_proxy(folder: str | Path, subject: Subject, *, simplification: type[Any] | None = None) -> SimplifiedSubject:
+def load_proxy(folder: str | Path, subject: Subject, *, simplification: type[Any] | None = None) -> SavedProxy:
     """A saved proxy (`SimplifiedSubject.save`), in force in a subject.
 
         proxy = assay.load_proxy("explanations/brackets", assay.load("./my-model"))
@@ -138,6 +138,8 @@ def load_proxy(folder: str | Path, subject: Subject, *, simplification: type[Any
     engine = _engine_of(folder, record, subject)
     made = _Reader(folder, tensors, simplification).simplification(record.simplification)
     proxy = applied(made, subject)
+    if is_whole(made) and isinstance(proxy, SavedProxy):
+        return proxy
     before = {item.place: item.streams for item in record.places}
     if not isinstance(proxy, EditedSubject) or _streams(proxy.edits) != before:
         raise AssayError(
@@ -172,7 +174,11 @@ def _format_of(folder: Path) -> object:
     return found.get("format") if isinstance(found, dict) else None
 
 
-def _changed(proxy: EditedSubject, engine: Engine) -> list[_Changed]:
+def _changed(proxy: SavedProxy) -> list[_Changed]:
+    """What is changed where; of what is no edit of its subject, nothing."""
+    if not isinstance(proxy, EditedSubject):
+        return []
+    engine = Engine(proxy.subject)
     by_place = _streams(proxy.edits)
     widths = _widths(engine, {edit.place: by_place[str(edit.place)] for edit in proxy.edits})
     return [
@@ -207,16 +213,20 @@ class _Writer:
         self._held: list[object] = []
 
     def simplification(self, fitted: Simplification) -> _Fitted:
-        kind = type(fitted)
+        kind: Any = type(fitted)
+        ours = next((name for name, own in _UNREGISTERED.items() if own is kind), None)
+        name = ours or simplifications.name_of(kind)
+        if hasattr(kind, "restored"):
+            saved = {key: self._of(value, fitted, key) for key, value in kind.saved(fitted).items()}
+            return _Fitted(name=name, made_by=kind.__qualname__, parameters={}, learned=saved)
         names = list(inspect.signature(kind).parameters.values())
         unnamed = [item.name for item in names if item.kind not in (item.POSITIONAL_OR_KEYWORD, item.KEYWORD_ONLY)]
         if unnamed:
             raise AssayError(f"{label(fitted)} cannot be saved: its parameter {unnamed[0]!r} is no keyword.")
         held = vars(fitted)
         learned = [key for key in held if key.endswith("_") and not key.startswith("_")]
-        ours = next((name for name, own in _UNREGISTERED.items() if own is kind), None)
         return _Fitted(
-            name=ours or simplifications.name_of(kind),
+            name=name,
             made_by=kind.__qualname__,
             parameters={item.name: self._of(getattr(fitted, item.name), fitted, item.name) for item in names},
             learned={key: self._of(held[key], fitted, key) for key in learned},
@@ -270,6 +280,8 @@ class _Reader:
 
     def simplification(self, fitted: _Fitted) -> Simplification:
         kind = self._class(fitted)
+        if hasattr(kind, "restored"):
+            return self._restored(kind, {name: self._of(value) for name, value in fitted.learned.items()})
         parameters = {name: self._of(value) for name, value in fitted.parameters.items()}
         try:
             made: Simplification = kind(**parameters)
@@ -285,6 +297,15 @@ class _Reader:
             if not name.endswith("_") or name.startswith("_"):
                 raise self._damaged(f"{name!r} is no name of what is learned")
             setattr(made, name, self._of(value))
+        return made
+
+    def _restored(self, kind: Any, saved: dict[str, Any]) -> Simplification:
+        try:
+            made: Simplification = kind.restored(saved)
+        except AssayError:
+            raise
+        except Exception as error:  # code of others may raise anything
+            raise self._damaged(f"{type(error).__name__} in {kind.__qualname__}.restored") from None
         return made
 
     def _class(self, fitted: _Fitted) -> Callable[..., Any]:

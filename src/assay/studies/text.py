@@ -7,9 +7,10 @@ from assay._errors import AssayError
 from assay.faithfulness import Comparison, Step, Workers, compare
 from assay.reports import Illustrations, write_figures, write_page
 from assay.simplify import Simplification
+from assay.studies.counted import COUNTS, counted, counts_table, write_counts
 from assay.studies.two_models import views
 from assay.subjects import Subject
-from assay.tasks import Text, TextSource
+from assay.tasks import Pairs, Split, Task, Text, TextSource
 
 MAX_LENGTH = 256
 """Tokens a sequence, where the model has positions for as many and nothing else is said."""
@@ -58,13 +59,36 @@ def task_of(
     )
 
 
+def pairs_of(subject: Subject, sources: Sequence[str]) -> Pairs:
+    """The task of files of pairs: one file, whose rows name their splits, or `NAME=FILE` for each split.
+
+    Raises AssayError as `Pairs.read` does, for two files that name no split, and for pairs that are none in the
+    subject's tokens, or in none of them.
+    """
+    named = dict(source.partition("=")[::2] for source in sources if "=" in source and not Path(source).is_file())
+    if len(named) == len(sources):
+        found = Pairs.read(named)
+    elif len(sources) == 1:
+        found = Pairs.read(sources[0])
+    else:
+        raise AssayError(
+            f"pairs {', '.join(sources)}: give one file, or NAME=FILE for each split (train=…, iid=…, and "
+            "shifts), each name once."
+        )
+    bound: Pairs = found if found.is_bound else found.bound_to(subject.tokenizer)
+    for name in bound.split_names:
+        bound.split(name, 1)
+    return bound
+
+
 def run(
     folder: Path,
     subject: Subject,
-    task: Text,
+    task: Task,
     simplifications: Sequence[Simplification],
     *,
     sites: Sequence[str] = ("all",),
+    positions: str = "all",
     sequences: int = 300,
     fit_sequences: int = 1_000,
     controls: bool = True,
@@ -72,20 +96,23 @@ def run(
     primary_kind: str | None = None,
     min_agreement: float = 0.95,
     max_gap: float = 0.02,
+    chunks: Mapping[str, Split] | None = None,
     overwrite: bool = False,
     workers: Workers = Workers(),
     progress: Callable[[Step], None] = lambda step: None,
 ) -> tuple[Comparison, Illustrations]:
     """Judge simplifications of a subject on its text and leave a run folder with figures and a page.
 
-    See `assay.compare` for the arguments and errors. A run that was stopped goes on where it was. Gives the comparison,
-    and what the page shows beside it of other models.
+    See `assay.compare` for the arguments and errors. A run that was stopped goes on where it was. With `chunks` (of
+    `assay.studies.counted.chunks_of`), other models are also counted as llama.cpp does, in a table and counting.json.
+    Gives the comparison, and what the page shows beside it of other models.
     """
     comparison = compare(
         subject,
         task,
         simplifications,
         sites=sites,
+        positions=positions,
         sequences=sequences,
         fit_sequences=fit_sequences,
         controls=controls,
@@ -99,7 +126,13 @@ def run(
         progress=progress,
     )
     progress(Step(1, 1, "figures"))
-    shown = views(comparison, subject, task, simplifications, sequences)
+    shown = views(comparison, subject, task, simplifications, sequences, fit_sequences)
+    (folder / COUNTS).unlink(missing_ok=True)
+    if chunks is not None:
+        progress(Step(1, 1, "counting"))
+        counts = counted(subject, simplifications, chunks)
+        write_counts(folder, counts, chunks)
+        shown = shown.model_copy(update={"tables": [*shown.tables, counts_table(comparison, counts, chunks)]})
     shown.save(folder)
     write_figures(comparison, folder / "figures", shown)
     write_page(comparison, folder / "report.html", shown)

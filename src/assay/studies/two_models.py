@@ -1,5 +1,6 @@
 """What a page shows of other models beside verdicts and gaps: flips, tails, where it breaks, the worst sequences."""
 
+import copy
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
@@ -8,11 +9,11 @@ import numpy as np
 import torch
 
 from assay._errors import AssayError
-from assay.engine import Proxy, tensors
+from assay.engine import Proxy, Samples, Site, WholeModel, collect, engine_of, tensors
 from assay.faithfulness import ALL, Comparison
-from assay.models import LARGE, Breaks, OtherModel, breaks
+from assay.models import LARGE, Breaks, breaks
 from assay.reports import Illustrations, TableView, TextView
-from assay.simplify import Simplification, label
+from assay.simplify import Simplification, applied, is_whole, label
 from assay.subjects import Subject
 from assay.tasks import UNSCORED, Split, Task
 
@@ -26,25 +27,47 @@ SHOWN_TOKENS = 400
 """Tokens of a sequence that are shown."""
 
 
-def views(
-    comparison: Comparison, subject: Subject, task: Task, simplifications: Sequence[Simplification], sequences: int
+def views(  # noqa: PLR0917
+    comparison: Comparison,
+    subject: Subject,
+    task: Task,
+    simplifications: Sequence[Simplification],
+    sequences: int,
+    fit_sequences: int,
 ) -> Illustrations:
-    """The tables and texts of the other models among `simplifications` that differ; nothing where there are none."""
-    others = {label(item): item for item in simplifications if isinstance(item, OtherModel)}
+    """The tables and texts of what replaces the subject whole and differs from it; nothing where there is none.
+
+    Recipes are fitted once more, on the same `fit_sequences` sequences: only what they learned about the subject was
+    kept. Where a model breaks, and on which sequences, is shown of those that are models of their own (other models,
+    and recipes on weights).
+    """
+    whole = {label(item): item for item in simplifications if is_whole(item)}
     names = [verdict.proxy for verdict in comparison.verdicts() if verdict.judgement != "identical"]
-    different = {name: other for name, other in others.items() if name in names}
+    different = {name: recipe for name, recipe in whole.items() if name in names}
     if not different:
         return Illustrations()
     splits = {
         split.name: task.split(split.name, sequences) for split in comparison.record.splits if split.role != "train"
     }
-    broken = list(_broken(subject, different, splits))
-    if subject.objective == "embedding":
-        return Illustrations(tables=broken)
-    return Illustrations(
-        tables=[*(make(comparison, different) for make in (_means, _tails, _flips)), *broken],
-        texts=list(_worst(comparison, subject, different, splits)),
-    )
+    embedding = subject.objective == "embedding"
+    tables = [] if embedding else [make(comparison, different) for make in (_means, _tails, _flips)]
+    texts: list[TextView] = []
+    for name, recipe in different.items():
+        model = _proxy_of(recipe, subject, task, fit_sequences)
+        if isinstance(model, WholeModel):
+            tables.append(_broken(subject, name, model.model, splits))
+            texts += [] if embedding else _worst(comparison, subject, name, model, splits)
+    return Illustrations(tables=tables, texts=texts)
+
+
+def _proxy_of(recipe: Simplification, subject: Subject, task: Task, fit_sequences: int) -> Proxy:
+    """What compare() has judged."""
+    train = task.split(task.split_names[0], fit_sequences)
+    if train.role == "train":
+        samples = collect(engine_of(subject, parts=bool(recipe.streams)), train, recipe.streams)
+    else:
+        samples = Samples((), subject=subject)
+    return applied(copy.deepcopy(recipe).fit(samples.at(Site("model", {}))), subject)
 
 
 def _in_order(comparison: Comparison, names: Collection[str]) -> list[dict[str, Any]]:
@@ -139,47 +162,45 @@ def _tails(comparison: Comparison, names: Collection[str]) -> TableView:
     )
 
 
-def _broken(subject: Subject, others: Mapping[str, OtherModel], splits: Mapping[str, Split]) -> Iterator[TableView]:
-    """A table of blocks for every model, on every split."""
-    for name, other in others.items():
-        found: dict[str, Breaks] = {}
-        reason = None
-        for split_name, split in splits.items():
-            try:
-                found[split_name] = breaks(subject, other.other(), split.first(BROKEN_ON))
-            except AssayError as error:
-                reason = str(error)
-        if not found:
-            yield TableView(title=f"Where {name} breaks", note=f"Skipped: {reason}", headings=["block"], rows=[])
-            continue
-        first = next(iter(found.values()))
-        blocks = first.blocks["layer"].tolist()
-        note = (
-            "Relative errors, block by block. Local: what the other model's block makes of the subject's input, so "
-            "that a block that differs stands out; accumulated: how far the residual stream has come from the "
-            f"subject's by then. On {BROKEN_ON} sequences a split."
-        )
-        for where, one in found.items():
-            if one.first_large is not None:
-                note += f" On {where} the stream is off by more than {100 * LARGE:g}% from block {one.first_large} on."
-        if first.reason is not None:
-            note += f" Skipped: {first.reason}."
-        yield TableView(
-            title=f"Where {name} breaks: {_says(found)}",
-            note=note,
-            headings=["block", *(f"{what}, {split}" for split in found for what in ("local", "accumulated"))],
-            rows=[
-                [
-                    (str(block), ""),
-                    *(
-                        (_number(float(one.blocks[what][place])), "")
-                        for one in found.values()
-                        for what in ("local", "accumulated")
-                    ),
-                ]
-                for place, block in enumerate(blocks)
-            ],
-        )
+def _broken(subject: Subject, name: str, other: Subject, splits: Mapping[str, Split]) -> TableView:
+    """The blocks of a model, on every split."""
+    found: dict[str, Breaks] = {}
+    reason = None
+    for split_name, split in splits.items():
+        try:
+            found[split_name] = breaks(subject, other, split.first(BROKEN_ON))
+        except AssayError as error:
+            reason = str(error)
+    if not found:
+        return TableView(title=f"Where {name} breaks", note=f"Skipped: {reason}", headings=["block"], rows=[])
+    first = next(iter(found.values()))
+    blocks = first.blocks["layer"].tolist()
+    note = (
+        "Relative errors, block by block. Local: what the other model's block makes of the subject's input, so "
+        "that a block that differs stands out; accumulated: how far the residual stream has come from the "
+        f"subject's by then. On {BROKEN_ON} sequences a split."
+    )
+    for where, one in found.items():
+        if one.first_large is not None:
+            note += f" On {where} the stream is off by more than {100 * LARGE:g}% from block {one.first_large} on."
+    if first.reason is not None:
+        note += f" Skipped: {first.reason}."
+    return TableView(
+        title=f"Where {name} breaks: {_says(found)}",
+        note=note,
+        headings=["block", *(f"{what}, {split}" for split in found for what in ("local", "accumulated"))],
+        rows=[
+            [
+                (str(block), ""),
+                *(
+                    (_number(float(one.blocks[what][place])), "")
+                    for one in found.values()
+                    for what in ("local", "accumulated")
+                ),
+            ]
+            for place, block in enumerate(blocks)
+        ],
+    )
 
 
 def _says(found: Mapping[str, Breaks]) -> str:
@@ -192,21 +213,19 @@ def _says(found: Mapping[str, Breaks]) -> str:
 
 
 def _worst(
-    comparison: Comparison, subject: Subject, others: Mapping[str, OtherModel], splits: Mapping[str, Split]
+    comparison: Comparison, subject: Subject, name: str, model: Proxy, splits: Mapping[str, Split]
 ) -> Iterator[TextView]:
     """The sequences of all splits with the largest mean KL, every token coloured by how far the models are apart."""
     frame = comparison.models()
-    for name, other in others.items():
-        model = other.apply(subject)
-        found = []
-        for row in frame[(frame["proxy"] == name) & (frame["kind"] == ALL)].to_dict("records"):
-            if isinstance(row["kl_worst"], float):
-                continue
-            pairs = zip(row["kl_worst"], row["kl_worst_means"], strict=True)
-            found += [(-float(mean), str(row["split"]), int(sequence)) for sequence, mean in pairs]
-        for mean, split, sequence in sorted(found)[:WORST]:
-            one = splits[split].take(np.array([sequence]))
-            yield _text(subject, model, one, name, f"{split}, sequence {sequence}: mean KL {-mean:.3f} nats")
+    found: list[tuple[float, str, int]] = []
+    for row in frame[(frame["proxy"] == name) & (frame["kind"] == ALL)].to_dict("records"):
+        if isinstance(row["kl_worst"], float):
+            continue
+        pairs = zip(row["kl_worst"], row["kl_worst_means"], strict=True)
+        found += [(-float(mean), str(row["split"]), int(sequence)) for sequence, mean in pairs]
+    for mean, split, sequence in sorted(found)[:WORST]:
+        one = splits[split].take(np.array([sequence]))
+        yield _text(subject, model, one, name, f"{split}, sequence {sequence}: mean KL {-mean:.3f} nats")
 
 
 def _text(subject: Subject, model: Proxy, one: Split, name: str, title: str) -> TextView:

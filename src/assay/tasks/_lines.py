@@ -61,6 +61,23 @@ def lines(source: TextSource, field: str, split: str) -> Iterator[str]:
     return (text for text in found if text.strip())
 
 
+def whole(source: TextSource, field: str, split: str) -> str:
+    """A source as one text: a plain file as it stands (its lines ended by LF, the last by nothing), and of any other a
+    line a sequence.
+
+    Raises AssayError, with the split's name, for what cannot be read as text.
+    """
+    named = isinstance(source, str | Path) and not str(source).startswith(HUB)
+    if named and _is_plain(path := Path(str(source))) and path.is_file():
+        return "\n".join(_plain(path, split))
+    return "\n".join(lines(source, field, split))
+
+
+def _is_plain(path: Path) -> bool:
+    """Whether a file is text without fields, by its name."""
+    return not (is_json_lines(path) or path.name.lower().endswith((".parquet", *_NOT_TEXT)))
+
+
 def _file(path: Path, field: str, split: str) -> Iterator[str]:
     if not path.is_file():
         raise AssayError(

@@ -12,7 +12,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from assay._errors import AssayError, unknown_name
-from assay.tasks._lines import TextSource, fingerprint, lines, settled
+from assay.tasks._lines import TextSource, fingerprint, lines, settled, whole
 from assay.tasks._overlap import copies_among, sequence_hashes, warn_of_overlaps
 from assay.tasks._pieces import CLASSES, Piece, pieces
 from assay.tasks._task import UNSCORED, Feature, Kind, Objective, Role, Split
@@ -228,6 +228,16 @@ class Text:
 
     def _lines(self, name: str) -> Iterator[str]:
         return lines(self._sources[name], self.text_field, name)
+
+    def whole(self, name: str) -> str:
+        """The text of a split as one, for those who cut it otherwise.
+
+        A plain file as it stands, blank lines included; of any other source a line a sequence. Raises AssayError for an
+        unknown split, and a source that cannot be read.
+        """
+        if name not in self.split_names:
+            raise unknown_name("split", name, self.split_names)
+        return whole(self._sources[name], self.text_field, name)
 
     @cached_property
     def _shares(self) -> dict[int, float]:

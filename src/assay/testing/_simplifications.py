@@ -134,7 +134,7 @@ def _check_site(
     _check_input_independence(proxy, tokens, proxy(tokens), where)
     whole = make()
     widths = {vectors.shape[-1] for place in site.places for vectors in samples.of(place)}
-    if hasattr(whole, "rank") and len(widths) == 1:
+    if hasattr(whole, "rank") and isinstance(whole.rank, int) and len(widths) == 1:
         whole.rank = widths.pop()
         proxy = whole.fit(samples).apply(engine.subject)
         _same(proxy(tokens), engine.subject(tokens), f"{where}: full rank changes predictions")
@@ -144,7 +144,7 @@ def _check_full_rank(
     make: Callable[[], Simplification], subject: Subject, samples: Samples, tokens: torch.Tensor, name: str
 ) -> None:
     whole = make()
-    if hasattr(whole, "rank"):
+    if hasattr(whole, "rank") and isinstance(whole.rank, int):
         whole.rank = subject.model.config.hidden_size if is_whole(whole) else _WIDTH
         _same(whole.fit(samples).apply(subject)(tokens), subject(tokens), f"{name}: full rank changes predictions")
 

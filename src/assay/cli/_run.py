@@ -1,0 +1,244 @@
+"""assay run: whole experiments on the shipped models."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from assay.cli._shared import (
+    AsJson,
+    Dask,
+    Device,
+    Functions,
+    Jobs,
+    Language,
+    OutFolder,
+    Overwrite,
+    argument,
+    default_folder,
+    follow,
+    out,
+    print_parts,
+    print_run,
+    progress_bar,
+    run_app,
+    say_where,
+    summary,
+)
+
+
+@run_app.command("dyck")
+def run_dyck(
+    full: Annotated[bool, typer.Option("--full", help="All seeds, sites and ranks, 2,000 sequences a split.")] = False,
+    seed: Annotated[int | None, typer.Option(help="Training seed of the shipped model (default 0).")] = None,
+    sequences: Annotated[int | None, typer.Option(min=2, help="Sequences a split (default 300, full 2,000).")] = None,
+    sentence: Annotated[str | None, typer.Option(help="A sentence to draw, such as '(0 (3 3) 0)'.")] = None,
+    device: Device = "cpu",
+    jobs: Jobs = 1,
+    dask: Dask = None,
+    out_folder: OutFolder = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Judge simplifications of bracket matchers in and out of distribution."""
+    from assay.faithfulness import Workers  # noqa: PLC0415  (keeps --help fast)
+    from assay.reports import terminal  # noqa: PLC0415
+    from assay.studies import dyck  # noqa: PLC0415
+    from assay.subjects import check_seed, resolve_device  # noqa: PLC0415
+    from assay.tasks import Dyck  # noqa: PLC0415
+
+    workers = argument("jobs", lambda: Workers(jobs, dask))
+    if full and seed is not None:
+        raise typer.BadParameter("--full runs every seed; leave out --seed.", param_hint="--seed")
+    device = argument("device", lambda: resolve_device(device))
+    argument("seed", lambda: check_seed(dyck.SUBJECT, seed or 0))
+    if sentence is not None:
+        argument("sentence", lambda: Dyck().read_sentence(sentence))
+    folder = out_folder or default_folder("dyck")
+    with progress_bar() as bar:
+        line = bar.add_task("starting", total=None)
+        comparison = dyck.run(
+            folder,
+            everything=full,
+            seed=seed or 0,
+            device=device,
+            sequences=sequences,
+            sentence=sentence,
+            overwrite=overwrite,
+            workers=workers,
+            progress=follow(bar, line),
+        )
+    if as_json:
+        print(json.dumps(summary(comparison, folder), indent=2))
+        return
+    out.print(terminal(comparison))
+    say_where(folder)
+
+
+@run_app.command("code")
+def run_code(
+    full: Annotated[bool, typer.Option("--full", help="All recipes, 300 functions a split: hours on a CPU.")] = False,
+    model: Annotated[str, typer.Option(help="A shipped model, or a folder made by assay train code.")] = "code-python",
+    data: Functions = "python",
+    language: Language = None,
+    functions: Annotated[int | None, typer.Option(min=2, help="Functions a split (default 20, full 300).")] = None,
+    fit_functions: Annotated[
+        int | None, typer.Option(min=2, help="Functions to fit on (default 50, full 1,000).")
+    ] = None,
+    device: Device = "cpu",
+    jobs: Jobs = 1,
+    dask: Dask = None,
+    out_folder: OutFolder = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Judge simplifications of a character model of functions on depths, repositories and languages not seen."""
+    from assay.faithfulness import Workers  # noqa: PLC0415  (keeps --help fast)
+    from assay.studies import code  # noqa: PLC0415
+    from assay.subjects import load, resolve_device  # noqa: PLC0415
+
+    workers = argument("jobs", lambda: Workers(jobs, dask))
+    device = argument("device", lambda: resolve_device(device))
+    subject = load(model, device=device)
+    argument("model", lambda: code.vocabulary_of(subject))
+    folder = out_folder or default_folder("code")
+    with progress_bar() as bar:
+        line = bar.add_task("reading functions", total=None)
+        task = argument("data", lambda: code.task_of(subject, data, language))
+        comparison, shown = code.run(
+            folder,
+            subject,
+            task,
+            everything=full,
+            functions=functions,
+            fit_functions=fit_functions,
+            overwrite=overwrite,
+            workers=workers,
+            progress=follow(bar, line),
+        )
+    if as_json:
+        tables = {table.title: [table.headings, *table.rows] for table in shown.tables}
+        print(json.dumps({**summary(comparison, folder), "tables": tables}, indent=2))
+        return
+    print_run(comparison, shown, folder)
+
+
+@run_app.command("compressed")
+def run_compressed(
+    full: Annotated[
+        bool, typer.Option("--full", help="Five Dyck seeds, pruning and low ranks, more sequences: an hour on a CPU.")
+    ] = False,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="dyck, code-python, code-java, encoder or smollm2 (slow), repeated (default the first two)."),
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Functions for code-java: a CodeSearchNet file or folder, hub:NAME, or a folder.")
+    ] = None,
+    sequences: Annotated[int | None, typer.Option(min=2, help="Sequences a split.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Also write the tables as Markdown to this file.")] = None,
+    device: Device = "cpu",
+    jobs: Jobs = 1,
+    dask: Dask = None,
+    out_folder: OutFolder = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Judge compressed copies of models: rounded, pruned, of low rank, and a table of n-grams in their place."""
+    from assay.faithfulness import Workers  # noqa: PLC0415  (keeps --help fast)
+    from assay.studies import compressed  # noqa: PLC0415
+    from assay.subjects import resolve_device  # noqa: PLC0415
+
+    workers = argument("jobs", lambda: Workers(jobs, dask))
+    device = argument("device", lambda: resolve_device(device))
+    argument("only", lambda: compressed.check_parts(only or (), data))
+    folder = out_folder or default_folder("compressed")
+    with progress_bar() as bar:
+        line = bar.add_task("starting", total=None)
+        done, shown = compressed.run(
+            folder,
+            everything=full,
+            only=only or (),
+            data=data,
+            device=device,
+            sequences=sequences,
+            overwrite=overwrite,
+            workers=workers,
+            progress=follow(bar, line),
+        )
+    print_parts(done, shown, folder, markdown=markdown, as_json=as_json)
+
+
+@run_app.command("circuits")
+def run_circuits(
+    full: Annotated[
+        bool, typer.Option("--full", help="Five Dyck seeds, more methods, sizes and pairs: an hour on a CPU.")
+    ] = False,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="dyck, induction or smollm2 (slow), repeated (default the first two)."),
+    ] = None,
+    sequences: Annotated[int | None, typer.Option(min=2, help="Pairs a split.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Also write the tables as Markdown to this file.")] = None,
+    device: Device = "cpu",
+    jobs: Jobs = 1,
+    dask: Dask = None,
+    out_folder: OutFolder = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Find circuits on pairs, and judge them under shifts, beside random ones and those found there."""
+    from assay.faithfulness import Workers  # noqa: PLC0415  (keeps --help fast)
+    from assay.studies import circuits  # noqa: PLC0415
+    from assay.subjects import resolve_device  # noqa: PLC0415
+
+    workers = argument("jobs", lambda: Workers(jobs, dask))
+    device = argument("device", lambda: resolve_device(device))
+    argument("only", lambda: circuits.check_parts(only or ()))
+    folder = out_folder or default_folder("circuits")
+    with progress_bar() as bar:
+        line = bar.add_task("starting", total=None)
+        done, shown = circuits.run(
+            folder,
+            everything=full,
+            only=only or (),
+            device=device,
+            sequences=sequences,
+            overwrite=overwrite,
+            workers=workers,
+            progress=follow(bar, line),
+        )
+    print_parts(done, shown, folder, markdown=markdown, as_json=as_json)
+
+
+@run_app.command("max-of-k")
+def run_max_of_k(
+    out_folder: Annotated[Path | None, typer.Option("--out", help="Run folder.", file_okay=False)] = None,
+    overwrite: Overwrite = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Only the models with K = 4, without brute force.")] = False,
+    markdown: Annotated[Path | None, typer.Option(help="Also write the tables as Markdown to this file.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Prove how often the shipped max-of-K models are right, over all inputs, by every strategy."""
+    from assay.studies import max_of_k  # noqa: PLC0415  (keeps --help fast)
+
+    folder = out_folder or default_folder("max-of-k")
+    with progress_bar() as bar:
+        line = bar.add_task("starting", total=None)
+        results = max_of_k.run(
+            folder,
+            quick=quick,
+            overwrite=overwrite,
+            progress=lambda done, total, text: bar.update(line, description=text, completed=done, total=total),
+        )
+    if markdown is not None:
+        sampled = max_of_k.sampled_lines(
+            dict.fromkeys((item.model, item.seed) for item in results if item.group == "frontier")
+        )
+        max_of_k.write_markdown(results, sampled, markdown)
+    if as_json:
+        print(json.dumps([result.row() for result in results], indent=2))
+        return
+    out.print(max_of_k.terminal(results))
+    say_where(folder)

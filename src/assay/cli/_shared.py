@@ -1,0 +1,166 @@
+"""What commands share: options, how arguments are refused, progress, and what is printed."""
+
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+from assay._errors import AssayError
+
+app = typer.Typer(
+    help="Test what an explanation of a Transformer is worth.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+run_app = typer.Typer(help="Run a whole experiment on the shipped models.", no_args_is_help=True)
+train_app = typer.Typer(help="Train a reference model; goes on where it was interrupted.", no_args_is_help=True)
+app.add_typer(run_app, name="run")
+app.add_typer(train_app, name="train")
+
+# Names and errors hold text of others: no emoji codes, and markup only where it is written here.
+out = Console(highlight=False, emoji=False)
+err = Console(stderr=True, highlight=False, emoji=False)
+
+Device = Annotated[str, typer.Option(help="cpu, cuda, mps or auto.")]
+Jobs = Annotated[int, typer.Option("--jobs", help="Processes that share the work; -1: one a core.")]
+Dask = Annotated[str | None, typer.Option("--dask", help="Address of a Dask scheduler whose workers do it.")]
+OutFolder = Annotated[
+    Path | None, typer.Option("--out", help="Run folder; an unfinished run in it goes on.", file_okay=False)
+]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace the finished run of another study that --out holds.")
+]
+Functions = Annotated[str, typer.Option(help="python, hub:NAME, a CodeSearchNet file or folder, or a folder.")]
+Language = Annotated[str | None, typer.Option(help="Training language, where the data does not say.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print machine-readable output instead of tables.")]
+
+
+def argument(name: str, value: Callable[[], Any]) -> Any:
+    """The value of an argument; one that cannot be is a wrong call (exit status 2)."""
+    try:
+        return value()
+    except AssayError as error:
+        raise typer.BadParameter(str(error), param_hint=f"--{name}") from None
+
+
+@contextmanager
+def progress_bar() -> Iterator[Progress]:
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(elapsed_when_finished=True),
+    )
+    with Progress(*columns, console=err, transient=not err.is_terminal) as bar:
+        yield bar
+
+
+def follow(bar: Progress, line: TaskID) -> Callable[[Any], None]:
+    """Shows the steps of a comparison on a line of the bar."""
+    return lambda step: bar.update(line, description=step.text, completed=step.done, total=step.total)
+
+
+def say_where(folder: Path) -> None:
+    out.print(
+        f"\nThe run is in {escape(str(folder))}; open [bold]{escape(str(folder / 'report.html'))}[/]", soft_wrap=True
+    )
+
+
+def print_run(comparison: Any, shown: Any, folder: Path) -> None:
+    """The tables of a study that are for the terminal, those of every comparison, and where the run is."""
+    from assay.reports import terminal, terminal_table  # noqa: PLC0415
+
+    for table in shown.tables:
+        if not table.quiet:
+            out.print(terminal_table(table), "")
+    out.print(terminal(comparison))
+    say_where(folder)
+
+
+def print_parts(done: Sequence[Any], shown: Any, folder: Path, *, markdown: Path | None, as_json: bool) -> None:
+    """What a study of several parts leaves: its tables, in the terminal and as Markdown, and where the pages are."""
+    from assay.reports import terminal_table, write_tables  # noqa: PLC0415
+
+    if markdown is not None:
+        write_tables(shown.tables, markdown)
+    if as_json:
+        tables = {table.title: [table.headings, *table.rows] for table in shown.tables}
+        parts = {one.part.name: summary(one.comparison, one.folder) for one in done}
+        print(json.dumps({"folder": str(folder), "tables": tables, "parts": parts}, indent=2))
+        return
+    for table in shown.tables:
+        if not table.quiet:
+            out.print(terminal_table(table), "")
+    for one in done:
+        out.print(f"{escape(one.part.name)}: {escape(str(one.folder / 'report.html'))}", soft_wrap=True)
+    say_where(folder)
+
+
+def default_folder(study: str) -> Path:
+    return Path("assay-runs") / f"{study}-{datetime.now():%Y%m%d-%H%M%S}"
+
+
+_PARTS = (
+    "per_sequence", "per_sequence_low", "per_sequence_high",
+    "matched", "matched_low", "matched_high", "effective", "matched_reason",
+    "overlap", "overlap_low", "overlap_high", "outside", "outside_low", "outside_high",
+    "perturbed", "perturbed_low", "perturbed_high",
+    "removed", "removed_low", "removed_high", "remaining", "remaining_low", "remaining_high",
+)  # fmt: skip
+"""What a gap is made of: the columns of `Comparison.gaps` that say so."""
+
+
+def summary(comparison: Any, folder: Path) -> dict[str, Any]:
+    """What `--json` prints: verdicts and what to know beforehand, agreement, gaps and comparisons with the controls.
+
+    The folder holds the rest.
+    """
+    columns = ["proxy", "site", "trained", "is_control", "split"]
+    agreement = [
+        comparison.agreement(split.name, trained=trained)
+        for split in comparison.record.splits[1:]
+        for trained in (True, False)
+    ]
+    return {
+        "folder": str(folder),
+        "primary_kind": comparison.record.primary_kind,
+        "primary_metric": comparison.record.primary_metric,
+        "noise_floor": comparison.record.noise_floor.model_dump(),
+        "warnings": list(comparison.warnings()),
+        "detectable": comparison.detectable(),
+        "verdicts": [_plain({**vars(verdict), "text": str(verdict)}) for verdict in comparison.verdicts()],
+        comparison.record.primary_metric: [
+            row for part in agreement for row in records(part, [*columns, "estimate", "low", "high", "sequences"])
+        ],
+        "gaps": records(comparison.gaps(), [*columns, "gap", "low", "high", "p_holm", *_PARTS]),
+        "controls": records(comparison.controls(), list(comparison.controls().columns)),
+    }
+
+
+def _plain(row: dict[str, Any]) -> dict[str, Any]:
+    """A row with null for what is not a number."""
+    return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in row.items()}
+
+
+def records(frame: Any, columns: list[str]) -> list[dict[str, Any]]:
+    """Rows as plain values, null where there is none."""
+    rows: list[dict[str, Any]] = json.loads(frame[columns].to_json(orient="records", double_precision=15))
+    return rows

@@ -1,0 +1,128 @@
+"""assay train: the reference models, made again."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from assay.cli._shared import (
+    AsJson,
+    Device,
+    Functions,
+    Language,
+    argument,
+    out,
+    progress_bar,
+    train_app,
+)
+
+
+@train_app.command("dyck")
+def train_dyck(
+    seed: Annotated[int, typer.Option(help="Seed of the weights and of the order of the data.")] = 0,
+    steps: Annotated[int | None, typer.Option(min=1, help="Training steps (default: the recipe's).")] = None,
+    device: Device = "cpu",
+    out_folder: Annotated[Path | None, typer.Option("--out", help="Folder of the model.", file_okay=False)] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train the Dyck reference model."""
+    from dataclasses import replace  # noqa: PLC0415
+
+    from assay.studies import dyck  # noqa: PLC0415
+    from assay.subjects import DYCK_RECIPE, resolve_device  # noqa: PLC0415
+
+    device = argument("device", lambda: resolve_device(device))
+    folder = out_folder or Path("assay-models") / dyck.SUBJECT / f"seed-{seed}"
+    recipe = DYCK_RECIPE if steps is None else replace(DYCK_RECIPE, steps=steps)
+    with progress_bar() as bar:
+        line = bar.add_task("training", total=recipe.steps)
+        subject = dyck.train(
+            folder,
+            seed=seed,
+            device=device,
+            recipe=recipe,
+            progress=lambda now: bar.update(line, completed=now.step, description=f"loss {now.loss:.3f} nats"),
+            measuring=lambda step: bar.update(line, description=step.text, completed=step.done, total=step.total),
+        )
+    if as_json:
+        print(json.dumps({"folder": str(folder), **subject.record}, indent=2))
+        return
+    for split, accuracy in subject.record["accuracy"].items():
+        out.print(f"{split:24} " + "  ".join(f"{kind} {value:.4f}" for kind, value in accuracy.items()))
+    out.print(f"The model is in {escape(str(folder))}", soft_wrap=True)
+
+
+@train_app.command("code")
+def train_code(
+    data: Functions = "python",
+    language: Language = None,
+    seed: Annotated[int, typer.Option(help="Seed of the weights and of the order of the data.")] = 0,
+    steps: Annotated[int | None, typer.Option(min=1, help="Training steps (default: the recipe's).")] = None,
+    device: Device = "cpu",
+    out_folder: Annotated[Path | None, typer.Option("--out", help="Folder of the model.", file_okay=False)] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train a character-level model of program functions."""
+    from dataclasses import replace  # noqa: PLC0415
+
+    from assay.studies import code  # noqa: PLC0415
+    from assay.subjects import CODE_RECIPE, resolve_device  # noqa: PLC0415
+    from assay.tasks import Code  # noqa: PLC0415
+
+    device = argument("device", lambda: resolve_device(device))
+    recipe = CODE_RECIPE if steps is None else replace(CODE_RECIPE, steps=steps)
+    with progress_bar() as bar:
+        line = bar.add_task("reading functions", total=None)
+        task = argument("data", lambda: Code.from_data(data, language))
+        folder = out_folder or Path("assay-models") / task.name / f"seed-{seed}"
+        bar.update(line, total=recipe.steps)
+        subject = code.train(
+            folder,
+            task=task,
+            seed=seed,
+            device=device,
+            recipe=recipe,
+            progress=lambda now: bar.update(line, completed=now.step, description=f"loss {now.loss:.3f} nats"),
+        )
+    if as_json:
+        print(json.dumps({"folder": str(folder), **subject.record}, indent=2))
+        return
+    for split, measured in subject.record["measured"].items():
+        bits, accuracy = measured["bits_per_character"], measured["accuracy"]
+        out.print(f"{split:20} {bits:.3f} bits a character  accuracy {accuracy:.3f}  {measured['functions']} functions")
+    out.print(f"The model is in {escape(str(folder))}", soft_wrap=True)
+
+
+@train_app.command("max-of-k")
+def train_max_of_k(
+    name: Annotated[str, typer.Argument(help="Which model: max-of-4, max-of-10, linear-max-of-2, …")] = "max-of-4",
+    seed: Annotated[int, typer.Option(help="Seed of the weights and of the data.")] = 0,
+    device: Device = "cpu",
+    out_folder: Annotated[Path | None, typer.Option("--out", help="Folder of the models.", file_okay=False)] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train a model that names the largest of K tokens."""
+    from assay.studies import max_of_k  # noqa: PLC0415
+    from assay.subjects import resolve_device  # noqa: PLC0415
+
+    device = argument("device", lambda: resolve_device(device))
+    task = argument("name", lambda: max_of_k.task_of(name))
+    folder = out_folder or Path("assay-models")
+    with progress_bar() as bar:
+        line = bar.add_task("training", total=None)
+        subject = max_of_k.train(
+            name,
+            seed=seed,
+            folder=folder,
+            device=device,
+            report=lambda now: bar.update(
+                line, completed=now.step, total=now.steps, description=f"loss {now.loss:.3f} nats"
+            ),
+        )
+    if as_json:
+        print(json.dumps({"folder": str(folder / name / f"seed-{seed}"), **subject.record}, indent=2))
+        return
+    out.print(f"{task.name}: accuracy {subject.record['iid_accuracy']:.4f} on fresh sequences")
+    out.print(f"The model is in {folder / name / f'seed-{seed}'}", highlight=False, soft_wrap=True)

@@ -1,0 +1,34 @@
+"""What is asked of an explanation beside a comparison: functions from an explanation to a record."""
+
+from assay.diagnostics._areas import Areas, area_from_one, area_under, areas
+from assay.diagnostics._fidelity import RobustFidelity, robust_fidelity
+from assay.diagnostics._illusion import Part, SubspacePatch, subspace_patch
+from assay.diagnostics._knock_outs import Completeness, EdgeEffect, KnockOut, Minimality, completeness, minimality
+from assay.diagnostics._mlp_subspaces import aligned_subspace, mlp_patch
+from assay.diagnostics._overlap import Overlap, Stability, overlap, stability
+from assay.diagnostics._setting import Estimate
+
+__all__ = [
+    "Areas",
+    "Completeness",
+    "EdgeEffect",
+    "Estimate",
+    "KnockOut",
+    "Minimality",
+    "Overlap",
+    "Part",
+    "RobustFidelity",
+    "Stability",
+    "SubspacePatch",
+    "aligned_subspace",
+    "area_from_one",
+    "area_under",
+    "areas",
+    "completeness",
+    "minimality",
+    "mlp_patch",
+    "overlap",
+    "robust_fidelity",
+    "stability",
+    "subspace_patch",
+]

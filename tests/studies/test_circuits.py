@@ -1,0 +1,139 @@
+"""The study of circuits, on a small part of it."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import assay
+from assay import AssayError
+from assay.circuits import Circuit
+from assay.studies import circuits
+from assay.studies._ioi import ioi_pairs
+from assay.tasks import NO_TOKEN, UNSCORED, DyckPairs
+
+
+def small(*, everything: bool, device: str) -> circuits.Part:
+    whole = circuits.dyck(everything=False, device=device)
+    return replace(whole, circuits=[Circuit(edges=n, method="eap") for n in (4, 8)], sequences=40, fit_sequences=40)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(circuits.PARTS, "dyck", small)
+        found, shown = circuits.run(folder, only=["dyck"])
+    return folder, found[0], shown
+
+
+def test_a_page_a_part_and_one_of_all(done):
+    folder, _, _ = done
+    for page in (folder / "report.html", folder / "dyck" / "report.html"):
+        text = page.read_text(encoding="utf-8")
+        assert "dyck: circuits, their effect and their agreement" in text
+        assert "dyck: circuits under every shift" in text
+    assert {path.name for path in (folder / "dyck" / "figures").glob("*dyck.svg")} == {
+        "circuit-dyck.svg", "effect-by-size-dyck.svg", "heads-dyck.svg", "same-prediction-by-size-dyck.svg",
+    }  # fmt: skip
+
+
+def test_the_table_has_what_the_comparison_found(done):
+    _, one, shown = done
+    table = shown.tables[0]
+    effects = one.comparison.effects().query("split == 'iid' and not is_control").set_index("proxy")
+    for row in table.rows:
+        name = row[0][0]
+        assert row[2][0] == f"{effects.loc[name, 'effect']:.2f}"
+        assert float(row[3][0]) < float(row[2][0]), "a random circuit has less"
+    assert [row[1][0].split()[-1] for row in table.rows] == ["23", "23"]
+
+
+def test_the_circuit_found_elsewhere_is_compared_edge_by_edge(done):
+    _, one, shown = done
+    for found in one.found:
+        for shift, other in found.elsewhere.items():
+            mine, theirs = (
+                {str(edge) for edge in circuit.graph_.edges(circuit.graph_.pruned(circuit.kept_))}
+                for circuit in (found.circuit, other)
+            )
+            row = next(
+                row for row in shown.tables[2].rows if row[0][0] == f"{assay.simplify.label(found.circuit)}, {shift}"
+            )
+            assert row[-1][0] == f"{len(mine & theirs)} of {min(len(mine), len(theirs))}"
+
+
+def test_the_drawn_edges_are_those_of_either_circuit(done):
+    _, one, shown = done
+    [view] = shown.circuits
+    drawn = {f"{edge.sender} -> {edge.receiver}" for edge in view.edges if edge.where != "under the shift"}
+    assert drawn in [
+        {str(edge) for edge in found.circuit.graph_.edges(found.circuit.graph_.pruned(found.circuit.kept_))}
+        for found in one.found
+    ]
+    [heat] = shown.heats
+    assert np.array(heat.values).shape == (2, 2)
+
+
+def test_unknown_parts_are_refused_by_name(tmp_path):
+    with pytest.raises(AssayError, match="part 'dick'"):
+        circuits.run(tmp_path, only=["dick"])
+    with pytest.raises(AssayError, match="dyck is named twice"):
+        circuits.run(tmp_path, only=["dyck", "dyck"])
+
+
+def test_sentences_with_indirect_objects():
+    pairs = ioi_pairs(train=30, judged=20)
+    rows = {name: pairs.pairs[name] for name in pairs.split_names}
+    assert {name: len(found) for name, found in rows.items()} == {
+        "train": 30, "iid": 20, "unseen_templates": 40, "unseen_names": 40, "distractors": 40,
+    }  # fmt: skip
+    everything = [pair for found in rows.values() for pair in found]
+    assert len({pair.clean for pair in everything}) == len(everything)
+    for pair in everything:
+        answer, (foil,) = pair.answer.strip(), (foil.strip() for foil in pair.foils)
+        words, others = (text.replace(",", "").replace(".", "").split() for text in (pair.clean, pair.counterfactual))
+        assert (words.count(answer), words.count(foil)) == (1, 2)
+        assert (others.count(answer), others.count(foil)) == (2, 1)
+        assert sum(word != other for word, other in zip(words, others, strict=True)) == 1
+    names = {name: {pair.answer for pair in found} for name, found in rows.items()}
+    assert not names["unseen_names"] & names["train"]
+
+
+def test_compare_judges_circuits_on_a_file_of_pairs(command, tmp_path: Path):
+    task = DyckPairs()
+    with (tmp_path / "pairs.jsonl").open("w", encoding="utf-8") as file:
+        for name in ("train", "iid", "unseen_depth"):
+            split = task.split(name, 40)
+            for row, length in enumerate(split.lengths):
+                (place,) = np.flatnonzero(split.kinds[row] != UNSCORED)
+                foils = np.atleast_1d(split.foils[row, place])
+                line = {
+                    "clean": split.tokens[row, :length].tolist(),
+                    "counterfactual": split.counterfactuals[row, :length].tolist(),
+                    "answer": int(split.answers[row, place]),
+                    "foil": [int(token) for token in foils if token != NO_TOKEN],
+                    "split": name,
+                }
+                file.write(json.dumps(line) + "\n")
+    pairs = str(tmp_path / "pairs.jsonl")
+    status, out, err = command(
+        "compare", "dyck-20-10", "--pairs", pairs, "--simplify", "circuit:edges=8,method=eap", "--sequences", "40",
+        "--fit-sequences", "40", "--out", str(tmp_path / "run"), "--json",
+    )  # fmt: skip
+    assert status == 0, err
+    [verdict] = json.loads(out)["verdicts"]
+    assert verdict["proxy"] == "Circuit(edges=8, method='eap')"
+    assert 0.8 < verdict["effect"] < 1.1
+    for wrong, words in (
+        (["--split", "iid=x.txt"], "pairs have splits"),
+        (["--max-length", "20"], "pairs have splits"),
+    ):
+        status, _, err = command("compare", "dyck-20-10", "--pairs", pairs, "--simplify", "circuit:edges=8", *wrong)
+        assert status == 2
+        assert words in " ".join(err.split())
+    status, _, err = command("compare", "dyck-20-10", "--simplify", "circuit:edges=8")
+    assert status == 2
+    assert "--pairs FILE" in " ".join(err.split())
