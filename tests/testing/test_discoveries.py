@@ -123,13 +123,29 @@ class _Breaks(_Broken):
         return found
 
 
+class _Nothing(_Broken):
+    partial = True
+
+    def scores(self, problem):
+        return np.full(problem.wiring.graph.shape, np.nan)
+
+
+class _SaysPartly(_TooManyNaN):
+    partial = True
+
+
+class _SaysTogether(_Sums):
+    pairwise = False
+
+
 class _Refuses(_Broken):
     def check(self, problem):
         raise AssayError("not today")
 
 
-def test_a_method_that_keeps_every_rule_passes():
-    assert set(check_discovery(_Broken)) == {"a small GPT-2", "a small Llama with grouped queries"}
+@pytest.mark.parametrize("method", [_Broken, _SaysPartly, _SaysTogether])
+def test_a_method_that_keeps_every_rule_passes(method):
+    assert set(check_discovery(method)) == {"a small GPT-2", "a small Llama with grouped queries"}
 
 
 @pytest.mark.parametrize(
@@ -139,6 +155,7 @@ def test_a_method_that_keeps_every_rule_passes():
         (_NoNaN, "must be NaN exactly where there is no edge"),
         (_TooManyNaN, "must be NaN exactly where there is no edge; 1 are not"),
         (_Infinite, "not finite"),
+        (_Nothing, "no edge has a score"),
         (_WrongShape, "scores have the shape"),
         (_Random, "the same pairs give other scores"),
         (_Remembers, "asked before"),

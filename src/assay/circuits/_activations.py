@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -35,6 +35,8 @@ class IntegratedActivationAttribution:
 
     steps: int = 5
     rule: Rule = "midpoint"
+
+    complete: ClassVar[Literal["embeddings"]] = "embeddings"
 
     def check(self, problem: Problem) -> None:
         """Raise AssayError for a number of steps or a rule that there is not."""

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import numpy as np
 import torch
@@ -53,6 +53,8 @@ class DiscreteCodes:
     penalty: float = 0.02
     steps: int = 300
     seed: int = 0
+
+    pairwise: ClassVar[bool] = False
 
     def check(self, problem: Problem) -> None:
         """Raise AssayError for bad parameters, or an ablation without counterfactuals."""

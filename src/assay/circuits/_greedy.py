@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -35,6 +36,8 @@ class GreedyEdges:
     """
 
     threshold: float = 0.01
+
+    pairwise: ClassVar[bool] = False
 
     def check(self, problem: Problem) -> None:
         """Raise AssayError unless `threshold` is a positive number."""

@@ -1,6 +1,7 @@
 """Path interventions: edges whose effect is shown, with a bound on the share of those that have none."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Float
@@ -25,6 +26,8 @@ class PathInterventions:
     """
 
     rate: float = 0.05
+
+    pairwise: ClassVar[bool] = False
 
     def check(self, problem: Problem) -> None:
         """Raise AssayError for a rate outside (0, 1)."""

@@ -3,7 +3,7 @@
 import functools
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -31,6 +31,8 @@ class ObservablePropagation:
     direction of all inputs; and the differences that the reference makes, for a head's outputs as such. Raises
     AssayError for `measure="kl"`, which is no observable.
     """
+
+    partial: ClassVar[bool] = True
 
     def check(self, problem: Problem) -> None:
         """Raise AssayError for a measure that is no linear function of logits."""

@@ -335,9 +335,11 @@ class Discovery(Protocol):
 
     `scores` gives, for every edge (sender, receiver), by how much m changes when the edge is ablated, a mean over pairs
     (an estimate, as a rule); NaN where there is no edge. Negative: the edge helps. Nothing may depend on how pairs are
-    cut into batches. Two members are optional: `check(problem)` raises AssayError for an ablation or a measure that it
-    cannot work with; `complete` says that the scores of "all" edges, or of those out of the "embeddings", sum to m with
-    all edges ablated less m of the subject. `assay.testing.check_discovery` checks all of this.
+    cut into batches. `assay.testing.check_discovery` checks that. Optional members: `check(problem)` raises AssayError
+    for an ablation or a measure that it cannot work with; `complete` says that the scores of "all" edges, or of those
+    out of the "embeddings", sum to m with all edges ablated less m of the subject; `partial = True`, that some edges
+    have no score either (NaN); `pairwise = False`, that scores are not the mean of those of every pair by itself, as
+    where a search is made on all pairs together.
     """
 
     def scores(self, problem: Problem) -> Float[np.ndarray, "sender receiver"]:

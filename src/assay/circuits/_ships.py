@@ -1,7 +1,7 @@
 """How much what the model says changes without a head, beyond what any head's loss changes."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import numpy as np
 import torch
@@ -41,6 +41,8 @@ class Ships:
     without: Without = "uniform"
     plain: Split | None = None
     contrast: bool = True
+
+    pairwise: ClassVar[bool] = False
 
     def check(self, problem: Problem) -> None:
         """Raise AssayError for an unknown way to take a head out, and where no plain prediction is left."""
