@@ -1,0 +1,59 @@
+"""Rooms import downwards only (design: what may know of what)."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1] / "src" / "assay"
+
+BELOW = {
+    "tasks": set(),
+    "subjects": {"tasks"},
+    "engine": {"tasks", "subjects"},
+    "simplify": {"tasks", "subjects", "engine"},
+    # Siblings: none imports another.
+    "circuits": {"tasks", "subjects", "engine", "simplify"},
+    "models": {"tasks", "subjects", "engine", "simplify"},
+    # Judging knows no kind of explanation.
+    "faithfulness": {"tasks", "subjects", "engine", "simplify"},
+    "diagnostics": {"tasks", "subjects", "engine", "simplify", "circuits", "faithfulness"},
+    "proofs": {"tasks", "subjects", "engine", "simplify"},
+    "testing": {"tasks", "subjects", "engine", "simplify", "circuits", "faithfulness"},
+    "reports": {"tasks", "subjects", "faithfulness"},
+    "studies": {
+        "tasks", "subjects", "engine", "simplify", "circuits", "models", "faithfulness", "diagnostics", "proofs", "testing",
+        "reports",
+    },
+}  # fmt: skip
+"""What each room may import; the command line may import all."""
+
+KNOWN = {("faithfulness/_comparison.py", "reports")}
+"""Upward imports that are still there: `Comparison.report` draws its page when it is called."""
+
+
+def rooms_imported(path: Path) -> Iterator[str]:
+    """The rooms that a file imports, wherever in it."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module is not None:
+            parts = node.module.split(".")
+            if parts[0] == "assay":
+                yield from [parts[1]] if len(parts) > 1 else [alias.name for alias in node.names]
+        elif isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[1] for alias in node.names if alias.name.startswith("assay."))
+
+
+def test_every_room_has_its_rule():
+    assert {path.name for path in ROOT.iterdir() if (path / "__init__.py").exists()} == {*BELOW, "cli"}
+
+
+@pytest.mark.parametrize("room", BELOW)
+def test_rooms_import_downwards_only(room):
+    upward = {
+        (str(path.relative_to(ROOT)), other)
+        for path in (ROOT / room).rglob("*.py")
+        for other in rooms_imported(path)
+        if other in {*BELOW, "cli"} and other not in BELOW[room] | {room}
+    }
+    assert upward == {known for known in KNOWN if known[0].startswith(f"{room}/")}
