@@ -23,8 +23,8 @@ BELOW = {
     "testing": {"tasks", "subjects", "engine", "simplify", "circuits", "faithfulness"},
     "reports": {"tasks", "subjects", "faithfulness"},
     "studies": {
-        "tasks", "subjects", "engine", "simplify", "circuits", "models", "faithfulness", "diagnostics", "proofs", "testing",
-        "reports",
+        "tasks", "subjects", "engine", "simplify", "circuits", "models", "faithfulness", "diagnostics", "proofs",
+        "testing", "reports",
     },
 }  # fmt: skip
 """What each room may import; the command line may import all."""
