@@ -32,7 +32,7 @@ Rule = Literal["midpoint", "left", "gauss"]
 """Where an integral over [0, 1] is taken: the middles of equal parts, their left ends (as EAP-IG does), or the nodes of
 Gauss and Legendre."""
 
-TOKENS, TOKENS_IN_A_BATCH = 512, 1_024
+TOKENS, TOKENS_IN_A_BATCH = 384, 1_024
 """Tokens of a pass with gradients on a CPU, and up to which several steps of an integral share one: more need more
 memory and save no time."""
 

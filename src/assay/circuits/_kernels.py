@@ -24,7 +24,9 @@ def product(inputs: Tensor, weight: Tensor) -> Tensor:
     rows = inputs.numel() // max(1, inputs.shape[-1])
     plain = inputs.dtype == torch.float32 and inputs.device.type == "cpu"
     if plain and rows >= ROWS and rows * weight.numel() >= LEAST and torch.backends.mkldnn.enabled and _by_onednn():
-        return _product(inputs.contiguous(), weight, None)
+        # With a part of a wider matrix as it lies, oneDNN falls back to loops.
+        dense = weight if weight.is_contiguous() or weight.t().is_contiguous() else weight.contiguous()
+        return _product(inputs.contiguous(), dense, None)
     return nn.functional.linear(inputs, weight)
 
 

@@ -13,8 +13,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from assay._errors import AssayError
+from assay.circuits._kernels import product
 from assay.circuits._wiring import Layer, Norm, Wiring, frozen, near, with_first
 from assay.engine import Engine, Run, instead
+from assay.engine._kernels import using_kernels
 
 Found = TypeVar("Found")
 
@@ -229,7 +231,7 @@ class _Pass:
         self.wiring, self.graph, self.reference = wiring, wiring.graph, reference
         self.shape = tokens.shape
         self.senders = np.flatnonzero(kept.any(axis=1))
-        self.kept = torch.from_numpy(kept[self.senders].T.astype(np.float32))
+        self.heard = [np.flatnonzero(row).tolist() for row in kept[self.senders].T]
         self.place = {int(sender): index for index, sender in enumerate(self.senders)}
         self.more = torch.empty(0)
 
@@ -246,24 +248,33 @@ class _Pass:
             stack.enter_context(
                 instead(final, lambda *_, **__: own(self._input(self.graph.logits, self.reference.final)))
             )
+            stack.enter_context(using_kernels(self.wiring.kernels))
             return compute()
 
     def _begin(self, _: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
         stream: Tensor = first_of(inputs, options).reshape(*self.shape, self.wiring.width)
         self.more = stream.new_empty((len(self.senders), *stream.shape))
-        self.kept = self.kept.to(stream)
         if 0 in self.place:
             self.more[self.place[0]] = stream - self.reference.embeddings
 
     def _input(self, receiver: int, reference: Tensor) -> Tensor:
         """What a receiver takes in."""
-        return self._inputs(self.kept[receiver : receiver + 1], reference)[0]
+        return self._inputs([self.heard[receiver]], reference)[0]
 
-    def _inputs(self, kept: Tensor, reference: Tensor) -> Float[Tensor, "group batch position width"]:
-        """What receivers take in that keep some senders each, (group, sender)."""
-        heard = int(kept.any(dim=0).nonzero()[-1]) + 1 if bool(kept.any()) else 0
-        sums = (kept[:, :heard] @ self.more[:heard].flatten(1)).view(len(kept), *self.more.shape[1:])
-        return sums + reference
+    def _inputs(self, heard: Sequence[Sequence[int]], reference: Tensor) -> Float[Tensor, "group batch position width"]:
+        """What receivers take in that keep some senders each, by their places in `more`."""
+        last = max((one[-1] + 1 for one in heard if one), default=0)
+        if sum(map(len, heard)) <= last // 2 + len(heard):
+            found = reference.expand(len(heard), *self.more.shape[1:]).clone()
+            for into, senders in zip(found, heard, strict=True):
+                for sender in senders:
+                    into.add_(self.more[sender])
+            return found
+        kept = np.zeros((len(heard), last), dtype=np.float32)
+        for row, senders in zip(kept, heard, strict=True):
+            row[list(senders)] = 1
+        sums = torch.from_numpy(kept).to(self.more) @ self.more[:last].flatten(1)
+        return sums.view(len(heard), *self.more.shape[1:]) + reference
 
     def _attend(self, stack: ExitStack, number: int, layer: Layer) -> None:
         """Attention of a layer on what its receivers take in; left out where none of its heads is heard."""
@@ -299,27 +310,24 @@ class _Pass:
         """What the projections give, receiver by receiver; where nothing is kept, what they gave in the reference."""
         given = self.reference.projected[number]
         found = [given[place].expand(*self.shape, -1).clone() for place in range(len(given))]
-        start = self.graph.reading(number).start
-        rows = self.kept[self.graph.reading(number)]
-        asked = rows.any(dim=1).nonzero()[:, 0]
-        if not len(asked):
+        reading = self.graph.reading(number)
+        heard = self.heard[reading]
+        # Receivers that keep the same senders take in the same.
+        groups = {tuple(senders): row for row, senders in enumerate(dict.fromkeys(map(tuple, filter(None, heard))))}
+        if not groups:
             return found
-        groups, which = torch.unique(rows[asked], dim=0, return_inverse=True)
-        inputs = layer.norm.module(self._inputs(groups, self.reference.attention_input[number]))
-        first = 0
-        for stream, place in enumerate(layer.streams):
-            count = len(place.columns)
-            mine = ((asked >= first) & (asked < first + count)).nonzero()[:, 0]
-            for group in which[mine].unique().tolist():
-                chosen = asked[mine[which[mine] == group]] - first
-                weight = layer.weight(stream)[chosen].flatten(0, 1)
-                bias = layer.bias(stream)
-                values = torch.nn.functional.linear(
-                    inputs[group], weight, None if bias is None else bias[chosen].flatten()
-                )
-                found[place.projection][..., place.columns.to(values.device)[chosen].flatten()] = values
-            first += count
-        assert start + first == self.graph.mlp(number)
+        inputs = layer.norm.module(self._inputs(list(groups), self.reference.attention_input[number]))
+        start = 0
+        for kind, stream in enumerate(layer.streams):
+            own = heard[start : start + len(stream.columns)]
+            start += len(own)
+            weight, bias = layer.weight(kind), layer.bias(kind)
+            for senders, row in groups.items():
+                chosen = [place for place, one in enumerate(own) if tuple(one) == senders]
+                if chosen:
+                    part = slice(chosen[0], chosen[-1] + 1) if len(chosen) == chosen[-1] + 1 - chosen[0] else chosen
+                    values = product(inputs[row], weight[part].flatten(0, 1)).unflatten(-1, (len(chosen), -1))
+                    stream.put(found[stream.projection], part, values if bias is None else values + bias[part])
         return found
 
     def _think(self, stack: ExitStack, number: int, layer: Layer) -> None:

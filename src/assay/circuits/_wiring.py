@@ -1,7 +1,7 @@
 """Where a decoder's residual stream is written and read: found in one pass, and checked by number."""
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -121,6 +121,15 @@ class Stream:
         chosen = self.chosen if isinstance(self.chosen, slice) else self.chosen.to(projected.device)
         found: Tensor = projected[..., chosen].unflatten(-1, self.columns.shape)
         return found
+
+    def put(
+        self, projected: Tensor, chosen: slice | Sequence[int], values: Float[Tensor, "*rows chosen width"]
+    ) -> None:
+        """Put values in the place of what the projection gives for some of its heads or groups."""
+        if isinstance(self.chosen, slice):
+            self.of(projected)[..., chosen, :] = values
+        else:
+            projected[..., self.columns[chosen].flatten().to(projected.device)] = values.flatten(-2)
 
 
 @dataclass(frozen=True)
