@@ -198,6 +198,6 @@ def census(
 def _key() -> str:
     digest = hashlib.sha256(f"{version('transformers')} {version('torch')}".encode())
     for path in sorted(Path(assay.__file__).parent.rglob("*.py")):
-        if path.parent.name in ("engine", "subjects", "testing", "simplify", "studies"):
+        if path.parent.name in ("circuits", "engine", "subjects", "testing", "simplify", "studies"):
             digest.update(path.read_bytes())
     return digest.hexdigest()[:16]

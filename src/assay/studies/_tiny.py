@@ -84,6 +84,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "laurel_rank": 4,
         "altup_num_inputs": 2,
     },
+    "lfm2": {"layer_types": ["conv", "full_attention", "full_attention"]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "full_attention"]},
     "kimi_linear": {"linear_num_heads": 4, "linear_head_dim": 8},
     "mamba2": {"num_heads": 8, "head_dim": 8},

@@ -1,21 +1,30 @@
 """Whether a model can be read and edited: the checks behind the table of architectures."""
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from jaxtyping import Bool
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from assay._errors import AssayError
+from assay.circuits import ExactEdges, Problem, Reference, measured
+from assay.circuits._run import run_circuit, traced, wiring_of
 from assay.engine import BLOCK_STREAMS, Block, Edit, Engine, Head, Run, collect
 from assay.engine._attention import using
 from assay.simplify import SVD
 from assay.subjects import Subject
-from assay.tasks import Split
+from assay.tasks import NO_TOKEN, UNSCORED, Split
 
 SEQUENCES, LENGTH, PADDED = 3, 12, 4
+
+EDGES = 6
+"""Edges that are patched one by one, to see that a circuit without them does the same."""
+
 STREAMS = ("queries", "keys", "values", "outputs")
 
 
@@ -25,14 +34,16 @@ class Support:
 
     `layers` and `heads` count the attention layers and heads that can be edited, in order of execution; `streams` are
     what can be edited there; `not_reached` names classes of attention modules that ran and cannot be edited.
-    `identity` is the largest change of an output by edits that change nothing, against the architecture's own eager
-    attention, and `as_loaded` against the attention implementation that the model was given with.
+    `edges` is empty where circuits of edges work (`assay.Circuit`), and else says why not. `identity` is the largest
+    change of an output by edits that change nothing, against the architecture's own eager attention, and `as_loaded`
+    against the attention implementation that the model was given with.
     """
 
     layers: int
     heads: int
     streams: tuple[str, ...]
     not_reached: tuple[str, ...]
+    edges: str
     identity: float
     as_loaded: float
 
@@ -45,7 +56,9 @@ def check_architecture(model: PreTrainedModel, *, seed: int = 0) -> Support:
     On random tokens, some of them padding: edits that give back what they get change nothing, at every head and block
     and in every stream; neither does an SVD at full width; an edit of any layer and stream changes the model's
     output, and at its own head alone; a causal model stays causal under an edit; a run that resumes equals the whole
-    run; attention in blocks of rows and logits at chosen positions equal those of the whole.
+    run; attention in blocks of rows and logits at chosen positions equal those of the whole. Where circuits of edges
+    work: that of all edges is the model, that of none its run on other tokens, one without an edge is patching of that
+    edge, and edges on no path do nothing.
 
     Works in float32 and float64. Raises AssayError if the model is not supported, and AssertionError that names the
     first check that failed, which is a bug worth reporting.
@@ -116,9 +129,62 @@ class _Check:
             heads=len(self.engine.heads),
             streams=(*STREAMS, "pattern", *blocks),
             not_reached=tuple(sorted(other)),
+            edges=self._edges(),
             identity=identity,
             as_loaded=as_loaded,
         )
+
+    def _edges(self) -> str:
+        """Why circuits of edges do not work; "" where they do."""
+        try:
+            wiring = wiring_of(self.engine)
+        except AssayError as error:
+            return re.sub(r"^.*?: (circuits of edges cannot be \w+ in this architecture: )?", "", str(error))
+        reference, graph = traced(wiring, self.others, self.valid), wiring.graph
+
+        def circuit(kept: Bool[np.ndarray, "sender receiver"]) -> Tensor:
+            run = run_circuit(self.engine, wiring, kept, reference, self.tokens, self.valid)
+            return self.engine.logits(run, slice(None))
+
+        others = self.subject(self.others, self.valid)
+        self.same(circuit(graph.exists), self.clean.logits, "a circuit of all edges is not the model")
+        self.same(circuit(np.zeros(graph.shape, dtype=bool)), others, "a circuit of no edges is not the other run")
+        kept = graph.exists & (np.random.default_rng(0).random(graph.shape) < 0.5)
+        self.same(circuit(kept), circuit(graph.pruned(kept)), "edges on no path change a circuit")
+        self._patching()
+        return ""
+
+    def _patching(self) -> None:
+        """Patching of the likeliest edges, which resumes from their receivers, is what circuits without them do."""
+        tokens, others = (both.cpu().numpy() for both in (self.tokens, self.others))
+        lengths = self.valid.sum(dim=1).cpu().numpy()
+        last = np.arange(LENGTH) == lengths[:, None] - 1
+        wrong = np.where(tokens != others, others, (tokens + 1) % self.subject.vocabulary)
+        split = Split(
+            name="random",
+            role="train",
+            description="random pairs",
+            tokens=tokens,
+            lengths=lengths,
+            kinds=np.where(last, 0, UNSCORED),
+            counterfactuals=others,
+            answers=np.where(last, tokens, NO_TOKEN),
+            foils=np.where(last, wrong, NO_TOKEN),
+        )
+        problem = Problem(self.engine, split, Reference("counterfactual"))
+        graph = problem.wiring.graph
+        scores = ExactEdges(screen=EDGES).scores(problem)
+        places = [tuple(place) for place in np.argwhere(graph.exists & (scores != 0)).tolist()]
+        kept = [graph.exists, *(graph.exists.copy() for _ in places)]
+        for mine, place in zip(kept[1:], places, strict=True):
+            mine[place] = False
+        whole, *without = measured(problem, kept).mean(axis=1)
+        for place, found in zip(places, without, strict=True):
+            difference = abs(float(scores[place] - (found - whole)))
+            edge = f"{graph.senders[place[0]]} -> {graph.receivers[place[1]]}"
+            assert difference <= self.tolerance, (
+                f"{self.name}: patching {edge} is not what a circuit without it does (m differs by {difference:.2g})"
+            )
 
     def _offered(self, stream: str) -> bool:
         try:
