@@ -8,15 +8,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from assay._errors import AssayError
 from assay.circuits._attribution import IntegratedEdgeAttribution
 from assay.circuits._graph import Graph
+from assay.circuits._kernels import product
 from assay.circuits._problem import Batch, Problem
-from assay.circuits._run import Trace, differences, resume_at, traced, with_given
+from assay.circuits._run import Trace, differences, first_of, resume_at, traced, with_given
 from assay.circuits._wiring import Layer
+from assay.engine import instead
 
 SCREEN = 2_000
 """Edges above which `ExactEdges` looks only at those that EAP-IG finds likely: beyond, every edge takes too long."""
@@ -110,13 +112,13 @@ class _Patched:
         self.more = differences(self.wiring, self.reference, self.trace)
         with torch.inference_mode():
             self.clean = self.wiring.norm.module(self.trace.final)
-            self.value = self._values(self.clean, 1)[0]
+            self.value = self._values(self.clean, batch, 1)[0]
         self.together = together(batch)
 
-    def _values(self, hidden: Tensor, count: int) -> list[float]:
+    def _values(self, hidden: Tensor, several: Batch, count: int) -> list[float]:
         """m, summed over pairs, of each of `count` equal parts of a batch of final hidden states."""
-        several = self.batch.repeated(count)
-        values = self.problem.value(hidden, several, self.clean.repeat(count, 1, 1))
+        clean = self.clean.repeat(count, 1, 1) if self.problem.measure == "kl" else None
+        values = self.problem.value(hidden, several, clean)
         found: list[float] = values.double().view(count, -1).sum(dim=1).tolist()
         return found
 
@@ -128,26 +130,17 @@ class _Patched:
         """What ablating each chosen edge changes, summed over pairs."""
         graph = self.wiring.graph
         found = np.zeros(graph.shape)
-        for number, layer in enumerate(self.wiring.layers):
-            reading = range(graph.reading(number).start, graph.reading(number).stop)
-            for senders in self._chunks(np.flatnonzero(chosen[:, reading].any(axis=1)).tolist()):
-                normed = self._normed(layer.norm.module, self.trace.attention_input[number], senders)
-                for receiver in reading:
-                    mine = [place for place, sender in enumerate(senders) if chosen[sender, receiver]]
-                    if mine:
-                        values = self._from(
-                            number, len(mine), self._projecting(layer, receiver - reading[0], normed[mine])
-                        )
-                        found[[senders[place] for place in mine], receiver] = np.array(values) - self.value
-            mlp = graph.mlp(number)
-            for senders in self._chunks(np.flatnonzero(chosen[:, mlp]).tolist()):
-                normed = self._normed(layer.mlp_norm.module, self.trace.mlp_input[number], senders)
-                values = self._from(number, len(senders), functools.partial(_entering, layer.entry, normed))
-                found[senders, mlp] = np.array(values) - self.value
+        for number in range(len(self.wiring.layers)):
+            receivers = range(graph.reading(number).start, graph.mlp(number) + 1)
+            edges = np.argwhere(chosen[:, receivers])
+            for start in range(0, len(edges), self.together):
+                some = edges[start : start + self.together]
+                values = self._from(number, len(some), functools.partial(self._patched, number, some))
+                found[some[:, 0], receivers[0] + some[:, 1]] = np.array(values) - self.value
         for senders in self._chunks(np.flatnonzero(chosen[:, graph.logits]).tolist()):
             hidden = self._normed(self.wiring.norm.module, self.trace.final, senders)
             with torch.inference_mode():
-                values = self._values(hidden.flatten(0, 1), len(senders))
+                values = self._values(hidden.flatten(0, 1), self.batch.repeated(len(senders)), len(senders))
             found[senders, graph.logits] = np.array(values) - self.value
         return found
 
@@ -173,23 +166,36 @@ class _Patched:
             found: Tensor = norm(stream + self.more[list(senders)])
             return found
 
-    def _projecting(self, layer: Layer, receiver: int, normed: Tensor) -> Callable[[ExitStack], None]:
-        """Puts in place what one receiver of attention projects from other inputs."""
-        owners = [(stream, place) for stream in range(3) for place in range(len(layer.streams[stream].columns))]
-        stream, receiver = owners[receiver]
-        place = layer.streams[stream]
-        weight, bias = layer.weight(stream)[receiver], layer.bias(stream)
-        with torch.inference_mode():
-            values = torch.nn.functional.linear(normed, weight, None if bias is None else bias[receiver])
-        columns = place.columns[receiver]
+    def _patched(self, number: int, edges: Int[np.ndarray, "edge 2"], stack: ExitStack) -> None:
+        """Until the stack is closed, each part of a batch has one edge into a layer ablated.
 
-        def hook(_: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
-            found = output.clone()
-            found[..., columns.to(found.device)] = values.reshape(*found.shape[:-1], -1)
-            return found
-
-        module = layer.projections[place.projection]
-        return functools.partial(_hooked, module, hook)
+        Edges are the numbers of their sender and of their receiver among the layer's own.
+        """
+        layer, shape = self.wiring.layers[number], self.batch.tokens.shape
+        into_mlp = edges[:, 1] == self.wiring.graph.readers
+        senders, which = np.unique(edges[~into_mlp, 0], return_inverse=True)
+        places = np.flatnonzero(~into_mlp)
+        if len(senders):
+            normed = self._normed(layer.norm.module, self.trace.attention_input[number], senders.tolist())
+        projected = [
+            self.trace.projected[number][place].repeat(len(edges), 1, 1).unflatten(0, (len(edges), -1))
+            for place in range(len(layer.projections))
+        ]
+        first = 0
+        for kind, stream in enumerate(layer.streams):
+            weight, bias = layer.weight(kind), layer.bias(kind)
+            for receiver in range(len(stream.columns)):
+                mine = edges[places, 1] == first + receiver
+                if mine.any():
+                    values = product(normed[which[mine]], weight[receiver])
+                    values = values if bias is None else values + bias[receiver]
+                    stream.put_rows(projected[stream.projection], places[mine], receiver, values)
+            first += len(stream.columns)
+        for module, found in zip(layer.projections, projected, strict=True):
+            stack.enter_context(instead(module, functools.partial(_given, found)))
+        if into_mlp.any():
+            normed = self._normed(layer.mlp_norm.module, self.trace.mlp_input[number], edges[into_mlp, 0].tolist())
+            _entering_some(stack, layer.entry, np.flatnonzero(into_mlp), normed, (len(edges), *shape))
 
     def _as_reference(self, layer: Layer, number: int, heads: Sequence[int], stack: ExitStack) -> None:
         """Until the stack is closed, each part of a batch has one head give what it gave in the reference."""
@@ -212,11 +218,25 @@ class _Patched:
             if number:
                 resume_at(stack, self.wiring, number, self.trace.attention_input[number].repeat(count, 1, 1))
             put(stack)
-            return self._values(self.wiring.hidden(several.tokens, several.valid), count)
+            return self._values(self.wiring.hidden(several.tokens, several.valid), several, count)
 
 
-def _hooked(module: nn.Module, hook: Callable[..., Any], stack: ExitStack) -> None:
-    stack.callback(module.register_forward_hook(hook).remove)
+def _given(found: Tensor, given: Tensor, *_: Any) -> Tensor:
+    """A tensor in the form that a module gives for what it was given."""
+    return found.reshape(*given.shape[:-1], found.shape[-1])
+
+
+def _entering_some(
+    stack: ExitStack, entry: nn.Module, rows: Int[np.ndarray, " chosen"], normed: Tensor, shape: Sequence[int]
+) -> None:
+    """Until the stack is closed, a module takes in something else in some parts of a batch."""
+
+    def hook(_: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        own = first_of(inputs, options).reshape(*shape, -1).clone()
+        own[rows] = normed
+        return with_given(inputs, options, own)
+
+    stack.callback(entry.register_forward_pre_hook(hook, with_kwargs=True).remove)
 
 
 def _entering(entry: nn.Module, normed: Tensor, stack: ExitStack) -> None:

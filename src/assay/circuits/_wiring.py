@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -123,13 +124,32 @@ class Stream:
         return found
 
     def put(
-        self, projected: Tensor, chosen: slice | Sequence[int], values: Float[Tensor, "*rows chosen width"]
+        self,
+        projected: Float[Tensor, "*rows output"],
+        chosen: slice | Sequence[int],
+        values: Float[Tensor, "*rows chosen width"],
     ) -> None:
         """Put values in the place of what the projection gives for some of its heads or groups."""
         if isinstance(self.chosen, slice):
             self.of(projected)[..., chosen, :] = values
         else:
             projected[..., self.columns[chosen].flatten().to(projected.device)] = values.flatten(-2)
+
+    def put_rows(
+        self,
+        projected: Float[Tensor, "row *rows output"],
+        rows: Int[np.ndarray, " chosen"],
+        one: int,
+        values: Float[Tensor, "chosen *rows width"],
+    ) -> None:
+        """Put values in the place of what the projection gives for one head or group in some rows."""
+        if isinstance(self.chosen, slice):
+            start = self.chosen.start + one * self.columns.shape[1]
+            projected[..., start : start + self.columns.shape[1]][rows] = values
+        else:
+            projected[torch.from_numpy(rows)[:, None], ..., self.columns[one].to(projected.device)] = values.movedim(
+                -1, 1
+            )
 
 
 @dataclass(frozen=True)
