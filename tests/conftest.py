@@ -18,6 +18,14 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def _gradients_stay_on():
+    """Nothing may leave gradients off, or another test (and a user's training) finds none."""
+    yield
+    assert torch.is_grad_enabled()
+    assert not torch.is_inference_mode_enabled()
+
+
 @pytest.fixture(scope="session")
 def task() -> Dyck:
     """A small Dyck language that is quick to generate."""

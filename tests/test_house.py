@@ -57,3 +57,37 @@ def test_rooms_import_downwards_only(room):
         if other in {*BELOW, "cli"} and other not in BELOW[room] | {room}
     }
     assert upward == {known for known in KNOWN if known[0].startswith(f"{room}/")}
+
+
+GRADIENT_MODES = ("no_grad", "enable_grad", "inference_mode", "set_grad_enabled")
+
+
+def yields_within_a_gradient_mode(tree: ast.AST) -> Iterator[int]:
+    """Lines at which a generator yields while it holds a mode that is the whole process's.
+
+    Two such generators in turn would restore each other's modes, and leave gradients off for good. A context manager
+    (one yield, and nothing runs in between but its block) is none.
+    """
+    for function in ast.walk(tree):
+        if not isinstance(function, ast.FunctionDef):
+            continue
+        if any("contextmanager" in ast.unparse(decorator) for decorator in function.decorator_list):
+            continue
+        for block in ast.walk(function):
+            held = isinstance(block, ast.With) and any(
+                mode in ast.unparse(item) for item in block.items for mode in GRADIENT_MODES
+            )
+            for node in ast.walk(block) if held else ():
+                if isinstance(node, ast.Yield | ast.YieldFrom):
+                    yield node.lineno
+
+
+def test_no_generator_yields_while_it_holds_a_gradient_mode():
+    found = {
+        f"{path.relative_to(ROOT)}:{line}"
+        for path in ROOT.rglob("*.py")
+        for line in yields_within_a_gradient_mode(ast.parse(path.read_text(encoding="utf-8")))
+    }
+    assert not found
+    bad = "def f():\n    with torch.no_grad():\n        yield 1\n"
+    assert list(yields_within_a_gradient_mode(ast.parse(bad))) == [3]

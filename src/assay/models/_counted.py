@@ -72,8 +72,10 @@ def count_like_llama_cpp(subject: Subject, other: Proxy, split: Split) -> Counts
 
     def rows(model: Proxy) -> Iterator[Tensor]:
         for chunk in tokens.split(1):
+            # Two of these run in turn: a yield within no_grad would leave gradients off for good.
             with torch.no_grad():
-                yield model(chunk, torch.ones_like(chunk))[0, scored]
+                found = model(chunk, torch.ones_like(chunk))[0, scored]
+            yield found
 
     targets = split.tokens[:, scored.start + 1 : scored.stop + 1].reshape(-1)
     return counting(map(through_llama_cpp, rows(subject)), rows(other), targets)
