@@ -114,9 +114,9 @@ _EXPLANATION = (
     "that of the tiny model. *Also editable* says which streams of blocks can be sites besides those of heads.",
     "",
     "*Edges* says whether circuits of edges (`assay.Circuit`) work in the causal language model, and whole heads with",
-    'them (`level="heads"`), which are found in the same graph: the residual stream has to be the sum of what heads and',
-    "MLPs add. Where it is, this was checked: a circuit of all edges is the model, one of no edges its run on the",
-    "counterfactual, one without an edge is patching of that edge, and edges on no path change nothing.",
+    "them (`level='heads'`), which are found in the same graph: the residual stream has to be the sum of what heads",
+    "and MLPs add. Where they do, this was checked: a circuit of all edges is the model, one of no edges its run on",
+    "the counterfactual, one without an edge is patching of that edge, and edges on no path change nothing.",
 )
 
 
