@@ -34,6 +34,8 @@ ARCHITECTURES = {
     "starcoder2": {},
     "stablelm": {},
     "olmo": {},  # norms without weights
+    "codegen": {},  # a projection that is split in four parts
+    "vaultgemma": {"final_logit_softcapping": 3.0},  # logits with a soft cap
 }
 """Architectures and what differs from their defaults."""
 
@@ -41,7 +43,7 @@ ARCHITECTURES = {
 def tiny(name: str, *, dtype: torch.dtype = torch.float64, scale: float = 2.0) -> Subject:
     """A random model with weights large enough for its attention to be far from uniform."""
     kind = name.partition("-")[0]
-    layers = "n_layer" if kind in ("gpt2", "gptj", "gpt_bigcode") else "num_hidden_layers"
+    layers = "n_layer" if kind in ("gpt2", "gptj", "gpt_bigcode", "codegen") else "num_hidden_layers"
     config = tiny_config(CONFIG_MAPPING[kind](**{layers: 2}), ARCHITECTURES.get(name, {}))
     model = tiny_model(_get_model_class(config, MODEL_FOR_CAUSAL_LM_MAPPING), config)
     if hasattr(config, "num_local_experts"):
@@ -71,7 +73,7 @@ def in_double(module: torch.nn.Module) -> None:
             x = x - x.mean(dim=-1, keepdim=True)
         found = x * (x.square().mean(dim=-1, keepdim=True) + eps).rsqrt()
         weight = getattr(module, "weight", None)
-        return found if weight is None else found * (1 + weight if name.startswith("Gemma") else weight)
+        return found if weight is None else found * (1 + weight if "Gemma" in name else weight)
 
     module.forward = forward
 

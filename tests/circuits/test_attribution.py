@@ -13,8 +13,8 @@ from assay.circuits._attribution import nodes
 from assay.circuits._wiring import Norm
 from assay.tasks import NO_TOKEN, UNSCORED
 
-ROUNDED = ("cohere", "mixtral")
-"""What computes in float32 whatever its weights are: rotary positions, and the choice of experts."""
+ROUNDED = ("cohere", "mixtral", "vaultgemma")
+"""What computes in float32 whatever its weights are: rotary positions, the choice of experts, attention weights."""
 
 
 @pytest.fixture(scope="module", params=list(ARCHITECTURES))

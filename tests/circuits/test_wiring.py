@@ -50,6 +50,12 @@ def test_scales_are_found():
     assert [(layer.scale, layer.mlp_scale) for layer in plain.layers] == [(1, 1)] * 2
 
 
+def test_soft_caps_are_found():
+    wiring = wiring_of(Engine(tiny("vaultgemma")))
+    assert (wiring.logit_scale, wiring.logit_cap) == (1, 3)
+    assert wiring_of(Engine(tiny("gpt2"))).logit_cap is None
+
+
 NORMS = {
     "layer": (lambda: nn.LayerNorm(16), True),
     "layer-eps": (lambda: nn.LayerNorm(16, eps=1e-2), True),
@@ -104,7 +110,7 @@ REFUSED = [
     ("deepseek_v3", "has the projections q_a_proj"),  # latent attention
     ("olmoe", "feeds other heads than its own"),  # a norm over the queries of all heads
     ("bitnet", "takes in something else than the heads' outputs"),  # a norm of all heads' outputs
-    ("vaultgemma", "soft cap"),
+    ("nanochat", "no norm was found between the last block and the final hidden states"),
     ("jamba", "blocks without attention"),  # Mamba between
     ("lfm2_moe", "blocks without attention"),  # a convolution before
     ("bamba", "blocks without attention"),

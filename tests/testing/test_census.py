@@ -37,6 +37,10 @@ DIFFERENT = [
     ("t5", "features"),  # relative bias passed from block to block
 ]
 
+WITH_EDGES = {("gpt2", "causal"), ("llama", "causal"), ("gpt_oss", "causal"), ("granite_swa", "causal"),
+              ("opt", "causal")}  # fmt: skip
+"""Those whose residual stream is the sum of what heads and MLPs add."""
+
 REFUSED = [
     ("mamba", "causal", "AttentionInterface"),  # has no attention
     ("diffllama", "causal", "one attention module twice"),
@@ -54,6 +58,7 @@ def test_architecture_passes(name, use):
     row = examine(name, use)
     assert (row.status, row.reason) == ("passes", "")
     assert row.details["layers"] >= 2
+    assert (row.details["edges"] == "") == ((name, use) in WITH_EDGES)
     assert row.details["identity"] <= 1e-4
 
 
@@ -189,7 +194,10 @@ def test_one_that_is_unknown_to_transformers_is_said_to_be():
 
 
 def row(name, use="causal", status="passes", reason="", **details):
-    known = {"layers": 3, "heads": 12, "streams": ("queries", "mlp"), "not_reached": (), "identity": 0, "as_loaded": 0}
+    known = {
+        "layers": 3, "heads": 12, "streams": ("queries", "mlp"), "not_reached": (), "edges": "", "identity": 0,
+        "as_loaded": 0,
+    }  # fmt: skip
     return Row(name, use, name.upper(), status, reason, {**known, **details} if status == "passes" else {})
 
 
@@ -223,12 +231,16 @@ def test_page_counts_and_gives_reasons():
         row("b", "causal", "refused", "b <is> a|b"),
         row("c", "masked", "not buildable", "ImportError: timm"),
         row("d", "features", "not text", "takes pixel_values"),
-        row("e", not_reached=("LinearAttention",)),
+        row("e", not_reached=("LinearAttention",), edges="its norms <come> last"),
     ]
     page = markdown(rows)
     assert "**2 of 4 architectures pass in at least one use.**" in page
     assert "| causal LM | 3 | 2 | 1 | 0 | 0 |" in page
-    assert "| a | passes |  | passes | 3 | mlp |" in page
+    assert "**Circuits of edges work in 1 of the 2 causal language models that pass.**" in page
+    assert "| a | passes |  | passes | 3 | mlp | yes |" in page
+    assert "| b | refused |  |  |  |  |  |" in page
+    assert "| e | passes |  |  | 3 | mlp | no |" in page
+    assert "| e | its norms &lt;come> last |" in page
     assert "| b | causal LM | refused | b &lt;is> a\\|b |" in page
     assert "- e (causal LM): LinearAttention" in page
     assert "1 architectures take no text as their main input: d." in page

@@ -274,7 +274,7 @@ class Problem:
         if self.measure == "kl":
             assert clean is not None
             log_p, log_q = (
-                (self.wiring.head(states) * self.wiring.logit_scale).double().log_softmax(dim=-1)
+                self.wiring.logits(states).double().log_softmax(dim=-1)
                 for states in (clean[batch.rows, batch.positions], here)
             )
             return batch.by_pair((log_p.exp() * (log_p - log_q)).sum(dim=-1))

@@ -1,7 +1,7 @@
 """Where a decoder's residual stream is written and read: found in one pass, and checked by number."""
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -219,8 +219,9 @@ class _Seen:
 class Wiring:
     """How the residual stream of one subject is written and read.
 
-    `blocks` are its blocks, `norm` the one before the unembedding `head`, whose logits are taken `logit_scale` times,
-    `base` everything up to there. With `resumes`, blocks can be left out of a pass. The model itself is not held.
+    `blocks` are its blocks, `norm` the one before the unembedding `head`, whose logits are taken `logit_scale` times
+    and softly capped at `logit_cap` (cap · tanh(logit / cap)), `base` everything up to there. With `resumes`, blocks
+    can be left out of a pass. The model itself is not held.
     """
 
     graph: Graph
@@ -231,6 +232,7 @@ class Wiring:
     base: nn.Module
     head: nn.Module
     logit_scale: float
+    logit_cap: float | None
     resumes: bool
     cached: bool
 
@@ -256,7 +258,16 @@ class Wiring:
         found = torch.einsum("rw,rtw->rt", hidden, head.weight[chosen])
         if getattr(head, "bias", None) is not None:
             found = found + head.bias[chosen]
-        return found * self.logit_scale
+        return self._as_given(found)
+
+    def logits(self, hidden: Float[Tensor, "row width"]) -> Float[Tensor, "row token"]:
+        """The logits of all tokens, from final hidden states."""
+        found: Tensor = self.head(hidden)
+        return self._as_given(found)
+
+    def _as_given(self, logits: Tensor) -> Tensor:
+        scaled = logits * self.logit_scale
+        return scaled if self.logit_cap is None else self.logit_cap * torch.tanh(scaled / self.logit_cap)
 
     def hidden(
         self, tokens: Int[Tensor, "batch position"], valid: Int[Tensor, "batch position"]
@@ -283,8 +294,6 @@ class _Search:
             self._refuse("it is in training mode, in which no two passes need be equal; call model.eval()")
         if self.subject.objective != "causal":
             self._refuse(f"it is asked for the objective {self.subject.objective!r}, and edges are for causal decoders")
-        if model.base_model is model:
-            self._refuse("it has no body apart from its unembedding")
         if len({str(parameter.device) for parameter in model.parameters()}) > 1:
             self._refuse("its weights are on several devices")
         seen, heads = self._watched()
@@ -301,7 +310,7 @@ class _Search:
         graph = Graph(engine.layers, self.heads, groups.pop(), parallel.pop())
         self._check_streams(layers, graph.groups)
         body = self._body(seen)
-        head, scale = self._head(seen, body)
+        head, scale, cap = self._head(seen, body)
         return Wiring(
             graph,
             self.width,
@@ -311,6 +320,7 @@ class _Search:
             body.module,
             head,
             scale,
+            cap,
             engine.resumes,
             bool(getattr(model.config, "use_cache", False)),
         )
@@ -476,11 +486,16 @@ class _Search:
         if outputs[0] % width or rest < 2 or rest % 2 or self.heads % (rest // 2):
             self._refuse(f"layer {number} projects to {outputs[0]} numbers for {self.heads} heads of {width}")
         groups = rest // 2
-        for layout in _layouts(self.heads, groups, width):
-            if self._feeds((projections[0].module,), layout, number, groups):
-                return layout, groups
-        self._refuse(f"how layer {number} splits its projection into queries, keys and values was not found")
-        raise AssertionError
+        columns = torch.arange(outputs[0]).view(-1, width)
+        fed = self._fed((projections[0].module,), [(0, one) for one in columns], number)
+        streams = []
+        for kind, count in enumerate((self.heads, groups, groups)):
+            wanted = torch.eye(count, dtype=torch.bool).repeat_interleave(self.heads // count, dim=1)
+            own = [[place for place, one in enumerate(fed) if torch.equal(one[kind], heads)] for heads in wanted]
+            if any(len(places) != 1 for places in own):
+                self._refuse(f"how layer {number} splits its projection into queries, keys and values was not found")
+            streams.append(Stream(0, columns[[places[0] for places in own]]))
+        return (streams[0], streams[1], streams[2]), groups
 
     def _check_streams(self, layers: tuple[Layer, ...], groups: int) -> None:
         """Raise AssayError unless the columns of every head feed this head alone."""
@@ -498,17 +513,31 @@ class _Search:
         """
         share = self.heads // groups
         owners = [(kind, place) for kind, stream in enumerate(streams) for place in range(len(stream.columns))]
-        tokens = self.tokens[:1].repeat(len(owners) + 1, 1)
+        columns = [(streams[kind].projection, streams[kind].columns[place]) for kind, place in owners]
+        expected = torch.zeros(len(owners), len(STREAMS), self.heads, dtype=torch.bool)
+        for row, (kind, place) in enumerate(owners):
+            mine = slice(place, place + 1) if kind == 0 else slice(place * share, (place + 1) * share)
+            expected[row, kind, mine] = True
+        return torch.equal(self._fed(projections, columns, number), expected)
+
+    def _fed(
+        self, projections: tuple[nn.Module, ...], columns: list[tuple[int, Int[Tensor, " width"]]], number: int
+    ) -> Bool[Tensor, "columns stream head"]:
+        """Which heads' queries, keys and values move with some columns, each of one of the projections.
+
+        A row of a batch each: first none is moved, then all columns in turn.
+        """
+        tokens = self.tokens[:1].repeat(len(columns) + 1, 1)
 
         def move(which: int) -> Callable[..., Tensor]:
             def hook(_: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
                 moved = output.clone()
-                for row, (kind, place) in enumerate(owners, start=1):
-                    if streams[kind].projection == which:
-                        columns = streams[kind].columns[place].to(output.device)
+                largest = output.abs().max()
+                for row, (projection, mine) in enumerate(columns, start=1):
+                    if projection == which:
                         rows = moved.view(len(tokens), -1, moved.shape[-1])[row]
-                        step = torch.linspace(0.5, 1, len(columns), device=output.device, dtype=output.dtype)
-                        rows[:, columns] += step * output.abs().max()
+                        step = torch.linspace(0.5, 1, len(mine), device=output.device, dtype=output.dtype)
+                        rows[:, mine.to(output.device)] += step * largest
                 return moved
 
             return hook
@@ -517,19 +546,13 @@ class _Search:
             for which, module in enumerate(projections):
                 stack.callback(module.register_forward_hook(move(which)).remove)
             run = self.engine.run(tokens, read=STREAMS, logits=False)
-        for kind, name in enumerate(STREAMS):
+        found = []
+        for name in STREAMS:
             states: Tensor = getattr(run, name)[number]
             # Rows of a batch may differ in rounding; what was moved was moved by half of the largest or more.
-            rounding = 10 * near(states.dtype)
-            changed = (states[1:] - states[:1]).abs().flatten(2).amax(dim=2) > rounding * states[:1].abs().max()
-            for row, (of, place) in enumerate(owners):
-                mine = range(place, place + 1) if kind == 0 else range(place * share, (place + 1) * share)
-                expected = torch.zeros(self.heads, dtype=torch.bool, device=changed.device)
-                if of == kind:
-                    expected[list(mine)] = True
-                if not torch.equal(changed[row], expected):
-                    return False
-        return True
+            least = max(1e-3, 2 * near(states.dtype)) * states[:1].abs().max()
+            found.append(((states[1:] - states[:1]).abs().flatten(2).amax(dim=2) > least).cpu())
+        return torch.stack(found, dim=1)
 
     def _check_outputs(self, number: int, layer: Layer) -> None:
         """Raise AssayError unless the output projection takes in the heads' outputs, one behind the other."""
@@ -564,8 +587,8 @@ class _Search:
         self._refuse("no norm was found between the last block and the final hidden states")
         raise AssertionError
 
-    def _head(self, seen: Mapping[nn.Module, _Seen], of_body: _Seen) -> tuple[nn.Module, float]:
-        """The unembedding and the scale of its logits."""
+    def _head(self, seen: Mapping[nn.Module, _Seen], of_body: _Seen) -> tuple[nn.Module, float, float | None]:
+        """The unembedding, the scale of its logits, and their soft cap."""
         model = self.subject.model
         head: Any = model.get_output_embeddings()
         body, logits = of_body.given, seen[model].given
@@ -575,9 +598,12 @@ class _Search:
             plain = head(body)
         whole, linear = _wide(logits, logits), _wide(plain, plain)
         (scale,) = self._scales(whole, torch.zeros_like(whole), linear)
-        if not self._near(whole, scale * linear):
-            self._refuse("its logits are not linear in the final hidden states (a soft cap)")
-        return head, scale
+        if self._near(whole, scale * linear):
+            return head, scale, None
+        cap: Any = getattr(model.config.get_text_config(decoder=True), "final_logit_softcapping", None)
+        if not cap or not self._near(whole, cap * torch.tanh(linear / cap)):
+            self._refuse("its logits are neither linear in the final hidden states nor that with a soft cap")
+        return head, 1.0, float(cap)
 
 
 @contextmanager
@@ -649,19 +675,3 @@ def _some_tokens(subject: Subject) -> Int[Tensor, "2 position"]:
     generator = torch.Generator().manual_seed(0)
     longest = min(6, subject.positions or 6)
     return torch.randint(subject.vocabulary, (2, longest), generator=generator).to(subject.device)
-
-
-def _layouts(heads: int, groups: int, width: int) -> Iterable[tuple[Stream, Stream, Stream]]:
-    """How one projection may hold queries, keys and values: one behind the other, or group by group."""
-    columns = torch.arange((heads + 2 * groups) * width).view(-1, width)
-    yield (
-        Stream(0, columns[:heads]),
-        Stream(0, columns[heads : heads + groups]),
-        Stream(0, columns[heads + groups :]),
-    )
-    by_group = columns.view(groups, heads // groups + 2, width)
-    yield (
-        Stream(0, by_group[:, :-2].reshape(heads, width)),
-        Stream(0, by_group[:, -2]),
-        Stream(0, by_group[:, -1]),
-    )

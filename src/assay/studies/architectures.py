@@ -45,10 +45,16 @@ def markdown(rows: Sequence[Row]) -> str:
         count = Counter(row.status for row in text if row.use == use)
         numbers = [count[status] for status in ("passes", "refused", "not buildable", "fails")]
         lines.append(f"| {title} | {sum(numbers)} | {' | '.join(map(str, numbers))} |")
+    causal = [row for row in text if row.use == "causal" and row.status == "passes"]
+    with_edges = [row for row in causal if not row.details["edges"]]
+    lines += [
+        "",
+        f"**Circuits of edges work in {len(with_edges)} of the {len(causal)} causal language models that pass.**",
+    ]
     lines += ["", *_EXPLANATION, "", "## All architectures", ""]
     lines += [
-        "| architecture | causal LM | masked LM | features | attention layers | also editable |",
-        "|---|---|---|---|---|---|",
+        "| architecture | causal LM | masked LM | features | attention layers | also editable | edges |",
+        "|---|---|---|---|---|---|---|",
     ]
     for name, uses in sorted(by_type.items()):
         cells = [_cell(uses.get(use)) for use in USES]
@@ -57,12 +63,20 @@ def markdown(rows: Sequence[Row]) -> str:
         if best is not None:
             layers = f"{best.details['layers']}"
             streams = ", ".join(stream for stream in best.details["streams"] if stream in BLOCK_STREAMS)
-        lines.append(f"| {name} | {' | '.join(cells)} | {layers} | {streams} |")
+        own = next((row for row in causal if row.type == name), None)
+        edges = "" if own is None else "no" if own.details["edges"] else "yes"
+        lines.append(f"| {name} | {' | '.join(cells)} | {layers} | {streams} | {edges} |")
     lines += ["", "## Why not", "", "| architecture | use | status | reason |", "|---|---|---|---|"]
     lines += [
         f"| {row.type} | {USES[row.use]} | {row.status} | {_escape(row.reason)} |"
         for row in sorted(text, key=lambda row: (row.status, row.type, row.use))
         if row.status != "passes"
+    ]
+    lines += ["", "## Why no circuits of edges", "", "| architecture | reason |", "|---|---|"]
+    lines += [
+        f"| {row.type} | {_escape(row.details['edges'])} |"
+        for row in sorted(causal, key=lambda row: row.type)
+        if row.details["edges"]
     ]
     reached = [row for row in text if row.status == "passes" and row.details["not_reached"]]
     lines += ["", "## Attention that is there and cannot be edited", ""]
@@ -98,6 +112,11 @@ _EXPLANATION = (
     "AutoModelForTextEncoding where that has one, so of an encoder-decoder the encoder). Models of text together with",
     "images or sound are run on text alone; their other towers are not touched. The number of attention layers is",
     "that of the tiny model. *Also editable* says which streams of blocks can be sites besides those of heads.",
+    "",
+    "*Edges* says whether circuits of edges (`assay.Circuit`) work in the causal language model, and whole heads with",
+    "them (`level='heads'`), which are found in the same graph: the residual stream has to be the sum of what heads",
+    "and MLPs add. Where they do, this was checked: a circuit of all edges is the model, one of no edges its run on",
+    "the counterfactual, one without an edge is patching of that edge, and edges on no path change nothing.",
 )
 
 
