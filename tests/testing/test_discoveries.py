@@ -19,7 +19,13 @@ AGREEMENT = {"exact": (1, 1), "eap": (0.5, 0.98), "eap-ig": (0.5, 0.99), "exact-
 """Between which bounds the rank correlation with exact patching is on the small models."""
 
 
-@pytest.mark.parametrize("name", [*discoveries, *MORE])
+SLOW = {"greedy", "path-interventions"}
+"""A run for every edge, on small models whose graphs have hundreds."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in (*discoveries, *MORE)]
+)
 def test_ours_keep_the_contract(name):
     agreement = check_discovery(MORE.get(name) or discoveries.get(name))
     assert list(agreement) == ["a small GPT-2", "a small Llama with grouped queries"]
