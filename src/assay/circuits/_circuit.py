@@ -16,7 +16,7 @@ from assay._errors import AssayError, unknown_name
 from assay._fingerprint import fingerprint_or_reason
 from assay.circuits._files import Format, of_plain, read_circuit, to_plain, write_circuit
 from assay.circuits._foreign import mib_circuits
-from assay.circuits._graph import Edge, Graph, shuffled
+from assay.circuits._graph import Edge, Graph, images, shuffled
 from assay.circuits._problem import Ablation, Batch, Discovery, Measure, Problem, Reference, by_name
 from assay.circuits._run import Trace, rows_at_a_time, run_circuit, wiring_of
 from assay.circuits._stated import Found, Given, Rank, Stated, described, laid_on, ranks
@@ -359,10 +359,11 @@ class Circuit:
 class RandomCircuit:
     """The control of a circuit: as many edges in the same shape, between heads drawn at random.
 
-    It is the circuit's image under a random permutation of the heads of every layer, their places as senders and
-    receivers moved together, so that size, profile over layers and paths stay. (Edges drawn evenly are no control:
-    hardly any would be on a path.) Where there are fewer than 20 images, random paths from the embeddings to the logits
-    are drawn until there are as many edges as the circuit has on paths.
+    It is another image of the circuit under a random permutation of the heads of every layer, their places as senders
+    and receivers moved together, so that size, profile over layers and paths stay. (Edges drawn evenly are no control:
+    hardly any would be on a path.) Where it has fewer than 20 different images, because layers have few heads or the
+    circuit few of them, random paths from the embeddings to the logits are drawn until there are as many edges as the
+    circuit has on paths.
     """
 
     of: Circuit
@@ -397,10 +398,10 @@ class RandomCircuit:
         self.fitted_ = self.of.fit(samples)
         graph, kept = self.fitted_._fitted()
         rng = np.random.default_rng(self.seed)
-        share = graph.heads // graph.groups
-        images = (math.factorial(graph.groups) * math.factorial(share) ** graph.groups) ** graph.layers
-        if images >= LEAST_IMAGES:
-            self.kept_ = shuffled(graph, kept, rng)
+        if images(graph, kept, LEAST_IMAGES) >= LEAST_IMAGES:
+            self.kept_ = kept
+            while np.array_equal(self.kept_, kept):
+                self.kept_ = shuffled(graph, kept, rng)
         else:
             self.kept_ = random_paths(graph, int(graph.pruned(kept).sum()), rng)
         return self

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 
 from assay._errors import AssayError
 
@@ -205,17 +205,58 @@ def shuffled(
     A head's place as a sender and as a receiver moves together, so sizes before and after pruning, the profile over
     layers and the structure of paths stay as they are; only which heads they are is forgotten.
     """
+    groups = np.stack([rng.permutation(graph.groups) for _ in range(graph.layers)])
+    share = graph.heads // graph.groups
+    within = np.stack([[rng.permutation(share) for _ in range(graph.groups)] for _ in range(graph.layers)])
+    return _image(graph, kept, groups, within)
+
+
+def images(graph: Graph, kept: Bool[np.ndarray, "sender receiver"], most: int) -> int:
+    """How many different images a circuit has, counted up to `most`: one that heads have no part in has one."""
+    share = graph.heads // graph.groups
+    groups = np.tile(np.arange(graph.groups), (graph.layers, 1))
+    within = np.tile(np.arange(share), (graph.layers, graph.groups, 1))
+    swaps = []
+    for layer in range(graph.layers):
+        for group in range(graph.groups - 1):
+            swapped = groups.copy()
+            swapped[layer, [group, group + 1]] = swapped[layer, [group + 1, group]]
+            swaps.append((swapped, within))
+        for group in range(graph.groups):
+            for head in range(share - 1):
+                moved = within.copy()
+                moved[layer, group, [head, head + 1]] = moved[layer, group, [head + 1, head]]
+                swaps.append((groups, moved))
+    known, left = {kept.tobytes()}, [kept]
+    while left:
+        circuit = left.pop()
+        for swap in swaps:
+            image = _image(graph, circuit, *swap)
+            if image.tobytes() not in known:
+                known.add(image.tobytes())
+                left.append(image)
+            if len(known) >= most:
+                return most
+    return len(known)
+
+
+def _image(
+    graph: Graph,
+    kept: Bool[np.ndarray, "sender receiver"],
+    groups: Int[np.ndarray, "layer group"],
+    within: Int[np.ndarray, "layer group head"],
+) -> Bool[np.ndarray, "sender receiver"]:
+    """The circuit with each group and each head of a group at another's place."""
     senders, receivers = np.arange(len(graph.senders)), np.arange(len(graph.receivers))
     share = graph.heads // graph.groups
     for layer in range(graph.layers):
-        groups = rng.permutation(graph.groups)
-        heads = np.concatenate([group * share + rng.permutation(share) for group in groups])
+        heads = (groups[layer][:, None] * share + within[layer]).ravel()
         first, start = graph.sender(layer, 0), graph.reading(layer).start
         senders[first : first + graph.heads] = first + heads
         receivers[start : start + graph.heads] = start + heads
         for part in range(2):
             begin = start + graph.heads + part * graph.groups
-            receivers[begin : begin + graph.groups] = begin + groups
+            receivers[begin : begin + graph.groups] = begin + groups[layer]
     image = np.zeros_like(kept)
     image[np.ix_(senders, receivers)] = kept
     return image
