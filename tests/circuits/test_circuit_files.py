@@ -44,7 +44,7 @@ def splits():
         count, length = pairs["clean"].shape
         last = {part: np.full((count, length), -1) for part in ("kinds", "answers", "foils")}
         for part, value in (("kinds", 0), ("answers", pairs["answers"]), ("foils", pairs["foils"])):
-            last[part][:, -1] = value
+            last[part][:, -1] = np.array(value.tolist() if isinstance(value, torch.Tensor) else value)
         tokens = {"tokens": pairs["clean"].numpy(), "counterfactuals": pairs["corrupt"].numpy()}
         found[name] = Split("train", "train", "two tokens", lengths=np.full(count, length), **tokens, **last)
     return found
