@@ -435,3 +435,22 @@ def test_reference_model_is_the_one_described(task):
 def test_reference_model_depends_on_its_seed(task):
     hashes = [Subject(dyck_model(task, seed=seed), None, "x").weights_sha256 for seed in (0, 0, 1)]
     assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_a_sharded_model_has_the_same_logits(folder, subject):
+    """Where there is one device only, all of it is there; with several, accelerate spreads it."""
+    pytest.importorskip("accelerate")
+    again = load(folder, sharded=True)
+    assert set(again.model.hf_device_map.values()) == {"cpu"} or torch.cuda.is_available()
+    tokens = torch.arange(6)[None] % subject.vocabulary
+    assert torch.equal(again(tokens).cpu(), load(folder)(tokens))
+
+
+def test_sharding_needs_accelerate_and_a_whole_model(folder, monkeypatch, tmp_path):
+    gguf = tmp_path / "model.gguf"
+    gguf.write_bytes(b"GGUF")
+    with pytest.raises(AssayError, match=r"sharded=True\): it is a GGUF file; only whole models"):
+        load(gguf, sharded=True)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(AssayError, match="needs the package accelerate: pip install accelerate"):
+        load(folder, sharded=True)

@@ -81,6 +81,9 @@ def compare_text(
     seed: Annotated[int, typer.Option(help="Training seed of a shipped model.")] = 0,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16 (default: the checkpoint's).")] = None,
     device: Device = "cpu",
+    sharded: Annotated[
+        bool, typer.Option("--sharded", help="Spread MODEL over all GPUs and the CPU, by accelerate.")
+    ] = False,
     controls: Annotated[bool, typer.Option(help="Judge controls and a shuffled copy too.")] = True,
     primary_kind: Annotated[
         str | None, typer.Option(help="Kind of prediction that verdicts are about, such as repeated (default all).")
@@ -157,6 +160,7 @@ def compare_text(
             prompt=prompt,
             allow_pickle=allow_pickle,
             trust_remote_code=trust_remote_code,
+            sharded=sharded,
         ),
     )
     recipes += argument("with", lambda: _others(others or (), subject, same_tokenizer))

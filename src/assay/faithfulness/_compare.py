@@ -679,7 +679,8 @@ def _have_parts(simplifications: Iterable[Simplification]) -> bool:
 
 def _placed(subject: Subject, place: int | None) -> Subject:
     """In a worker: the subject on the GPU that is this piece's turn, where there are several."""
-    if place is None or subject.device.type != "cuda" or torch.cuda.device_count() < 2:
+    spread = len(getattr(subject.model, "hf_device_map", {})) > 1
+    if place is None or spread or subject.device.type != "cuda" or torch.cuda.device_count() < 2:
         return subject
     return subject.to(f"cuda:{place % torch.cuda.device_count()}")
 

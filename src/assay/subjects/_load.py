@@ -2,6 +2,7 @@
 
 import copy
 import difflib
+import importlib.util
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -84,6 +85,7 @@ def load(
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
     base: Subject | str | Path | None = None,
+    sharded: bool = False,
 ) -> Subject:
     """Load a subject.
 
@@ -102,6 +104,9 @@ def load(
 
     Quantized weights (`quantization_config` in config.json) are read and computed with by the package that they are of,
     except that on a CPU 4-bit weights of bitsandbytes are multiplied in the dtype that their configuration asks for.
+
+    A model too large for one device is `sharded`: accelerate spreads its blocks over all GPUs that there are, and what
+    is left over stays on the CPU (transformers' `device_map="auto"`; `device` is not used).
 
     The subject's `record` tells what a GGUF file, an adapter or quantized weights were read from.
 
@@ -122,11 +127,13 @@ def load(
     not finite or, as a causal one, sees the future.
     """
     device = resolve_device(device)
+    if sharded and importlib.util.find_spec("accelerate") is None:
+        raise AssayError("load(sharded=True) needs the package accelerate: pip install accelerate.")
     if objective is not None:
         resolve_objective(objective)
     if pooling is not None:
         resolve_pooling(pooling)
-    how = _How(device, dtype, objective, pooling, prompt, allow_pickle, trust_remote_code, base)
+    how = _How(device, dtype, objective, pooling, prompt, allow_pickle, trust_remote_code, base, sharded)
     known = shipped()
     if str(name) in known:
         check_seed(str(name), seed)
@@ -167,6 +174,7 @@ class _How:
     allow_pickle: bool
     trust_remote_code: bool
     base: Subject | str | Path | None
+    sharded: bool
 
 
 def _read(source: str | Path, name: str, how: _How) -> Subject:
@@ -178,6 +186,7 @@ def _read(source: str | Path, name: str, how: _How) -> Subject:
             raise AssayError(f"{source / _RECORD} is damaged ({error}); remove it or restore it.") from None
     what = "a model" if how.objective is None else WHAT[how.objective]
     if is_adapter(source):
+        _refuse_sharded(name, "an adapter", how)
         return _read_adapter(source, name, how)
     if how.base is not None:
         raise AssayError(f"load(base=...): {name!r} is a whole model; base is for adapters and GGUF files.")
@@ -201,7 +210,7 @@ def _read(source: str | Path, name: str, how: _How) -> Subject:
                 dtype=how.dtype or record.get("dtype") or "auto",
                 ignore_mismatched_sizes=True,  # check_loaded refuses them by name
                 output_loading_info=True,
-                **({"device_map": {"": how.device}} if said else {}),
+                **({"device_map": "auto"} if how.sharded else {"device_map": {"": how.device}} if said else {}),
             )
             model: PreTrainedModel = found[0]
             info = found[1]
@@ -239,6 +248,7 @@ def _read_file(path: Path, how: _How) -> Subject:
             raise AssayError(
                 f"{str(path)!r} is a file, but no GGUF file; give one, or the folder that save_pretrained wrote."
             )
+    _refuse_sharded(str(path), "a GGUF file", how)
     found = read_gguf(path, path.stem, objective=how.objective, dtype=how.dtype, base=_base(how))
     if found.objective == "embedding":
         found = replace(found, pooling=how.pooling or "mean", prompt=how.prompt or "")
@@ -287,9 +297,15 @@ def _checked(subject: Subject, how: _How) -> Subject:
     broken = [key for key, value in subject.tensors() if not _finite(value)]
     if broken:
         raise AssayError(f"{subject.name!r} has weights that are not finite ({broken[0]}); it cannot be judged.")
-    subject.to(how.device)
+    if not how.sharded:
+        subject.to(how.device)
     _check_forward(subject)
     return subject
+
+
+def _refuse_sharded(name: str, what: str, how: _How) -> None:
+    if how.sharded:
+        raise AssayError(f"load({name!r}, sharded=True): it is {what}; only whole models are spread over devices.")
 
 
 def _finite(tensor: Tensor) -> bool:
