@@ -35,7 +35,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -391,14 +391,6 @@ def best_edges(scores: Result, count: int) -> np.ndarray:
     return kept
 
 
-class Measured(NamedTuple):
-    """Of one job, by tool: the least processor seconds, peak memory in MB, and how far it is from Assay's numbers."""
-
-    seconds: dict[str, float]
-    peaks: dict[str, float]
-    apart: dict[str, tuple[float, float]]
-
-
 def tools_of(case: Case, options: argparse.Namespace) -> Iterator[tuple[str, Any]]:
     """The tools that are there, each with a model of its own that gives the logits of Assay's."""
     pairs = pairs_of(case)
@@ -421,12 +413,11 @@ def tools_of(case: Case, options: argparse.Namespace) -> Iterator[tuple[str, Any
         yield key, tool
 
 
-def measure(key: str, options: argparse.Namespace) -> dict[str, Measured]:
-    """All jobs of one case. Stops if the tools do not agree."""
+def measure(key: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """All jobs of one case, as records. Stops if the tools do not agree."""
     case = CASES[key]
     tools = dict(tools_of(case, options))
     ranks = tools["assay"].scores("eap") if case.edges else None
-    found = {}
     for job in case.jobs:
         if job not in options.jobs:
             continue
@@ -446,9 +437,7 @@ def measure(key: str, options: argparse.Namespace) -> dict[str, Measured]:
         peaks = {}
         if not options.no_memory:
             peaks = {name: alone(name, key, job, ranks, options) for name in able}
-        found[job] = Measured({name: min(values) for name, values in seconds.items()}, peaks, distances)
-        print(json.dumps({"case": key, "job": job, "seconds": seconds, "MB": peaks, "apart": distances}), flush=True)
-    return found
+        yield {"case": key, "job": job, "seconds": seconds, "MB": peaks, "apart": distances}
 
 
 def circuits_of(case: Case, job: str, ranks: Result | None) -> list[np.ndarray]:
@@ -560,21 +549,23 @@ def trained(options: argparse.Namespace) -> list[str]:
 # -- the table -------------------------------------------------------------------------------------------------------
 
 
-def row(key: str, job: str, measured: Measured) -> list[str]:
-    """A line of the table for each tool."""
+def row(record: dict[str, Any]) -> list[str]:
+    """A line of the table for each tool: its least seconds, its memory, and how far it is from Assay's numbers."""
+    key, job = record["case"], record["job"]
     case, lines = CASES[key], []
-    for name, seconds in measured.seconds.items():
+    seconds, peaks = {name: min(values) for name, values in record["seconds"].items()}, record["MB"]
+    for name, spent in seconds.items():
         ratio, more, off = "", "", ""
-        peak = f"{measured.peaks[name]:,.0f}" if name in measured.peaks else ""
+        peak = f"{peaks[name]:,.0f}" if name in peaks else ""
         if name != "assay":
             goals = GOALS.get((key, job), {}).get(name, (None, None))
-            ratio = _against(seconds / measured.seconds["assay"], goals[0])
-            if name in measured.peaks:
-                more = _against(measured.peaks[name] / measured.peaks["assay"], goals[1])
-            distance, correlation = measured.apart[name]
+            ratio = _against(spent / seconds["assay"], goals[0])
+            if name in peaks:
+                more = _against(peaks[name] / peaks["assay"], goals[1])
+            distance, correlation = record["apart"][name]
             off = f"{distance:.1e}" + ("" if job in ("judge", "sweep") else f", {correlation:.8f}")
         where = f"{case.title}, {case.pairs} × {case.positions} | {JOBS[job]}" if name == "assay" else " | "
-        lines.append(f"| {where} | {TOOLS[name].name} | {seconds:.3f} | {ratio} | {peak} | {more} | {off} |")
+        lines.append(f"| {where} | {TOOLS[name].name} | {spent:.3f} | {ratio} | {peak} | {more} | {off} |")
     return lines
 
 
@@ -619,16 +610,24 @@ def versions(options: argparse.Namespace) -> str:
     return ", ".join(found)
 
 
+def records(file: Path) -> Iterator[dict[str, Any]]:
+    """What earlier runs printed, a record a line; other lines are left out."""
+    for line in file.read_text(encoding="utf-8").splitlines():
+        if line.startswith("{"):
+            yield json.loads(line)
+
+
 def main() -> None:
     """Print the table, and write it into a document."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--eap-ig", type=Path, help="a checkout of EAP-IG")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--cases", nargs="+", choices=(*CASES, "trained"), default=[*CASES, "trained"])
+    parser.add_argument("--cases", nargs="+", choices=(*CASES, "trained"), default=[*CASES, "trained"], help="(all)")
     parser.add_argument("--jobs", nargs="+", choices=JOBS, default=list(JOBS))
     parser.add_argument("--others", nargs="*", choices=list(TOOLS)[1:], default=list(TOOLS)[1:])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"))
     parser.add_argument("--no-memory", action="store_true", help="measure times only")
+    parser.add_argument("--kept", type=Path, help="output of earlier runs, whose numbers stand where none are made now")
     parser.add_argument("--profile", action="store_true", help="only show where Assay's own time goes")
     parser.add_argument("--markdown", type=Path, help="the document whose tables to replace")
     parser.add_argument("--alone", nargs=3, help=argparse.SUPPRESS)
@@ -649,11 +648,15 @@ def main() -> None:
 
 def table(options: argparse.Namespace) -> None:
     """Measure, print, write."""
-    lines = [f"{versions(options)}; {options.device}, best of {options.rounds}.", "", *HEAD]
+    known = {} if options.kept is None else {(one["case"], one["job"]): one for one in records(options.kept)}
     for key in options.cases:
-        if key in CASES:
-            for job, measured in measure(key, options).items():
-                lines += row(key, job, measured)
+        for record in measure(key, options) if key in CASES else ():
+            print(json.dumps(record), flush=True)
+            known[key, record["job"]] = record
+    lines = [f"{versions(options)}; {options.device}; the least of {options.rounds} rounds.", "", *HEAD]
+    for key, case in CASES.items():
+        for job in case.jobs:
+            lines += row(known[key, job]) if (key, job) in known else []
     lines += ["", *(f"{name} is left out: {why}." for name, why in options.missing.items())]
     parts = {"peers": lines}
     if "trained" in options.cases:
