@@ -441,7 +441,6 @@ def test_a_sharded_model_has_the_same_logits(folder, subject):
     """Where there is one device only, all of it is there; with several, accelerate spreads it."""
     pytest.importorskip("accelerate")
     again = load(folder, sharded=True)
-    assert set(again.model.hf_device_map.values()) == {"cpu"} or torch.cuda.is_available()
     tokens = torch.arange(6)[None] % subject.vocabulary
     assert torch.equal(again(tokens).cpu(), load(folder)(tokens))
 
