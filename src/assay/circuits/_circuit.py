@@ -207,7 +207,8 @@ class Circuit:
     def check(self, subject: Subject, splits: Sequence[Split]) -> None:
         """Raise AssayError, before any work, for a subject, splits or parameters that it cannot be made for."""
         self._check_parameters()
-        graph = wiring_of(Engine(subject)).graph
+        engine = Engine(subject)
+        graph = wiring_of(engine).graph
         if isinstance(self.edges, int):
             self._check_size(graph)
         else:
@@ -224,6 +225,11 @@ class Circuit:
                 raise AssayError(
                     f"{label(self)}: split {split.name!r} has {len(split)} pairs; to find a circuit give at least "
                     f"{LEAST_PAIRS}."
+                )
+            if fits and isinstance(self.edges, int):
+                method = by_name(self.method)
+                getattr(method, "check", lambda _: None)(
+                    Problem(engine, split, Reference(self.ablation, seed=self.seed), self.measure)
                 )
 
     def fit(self, samples: Samples) -> "Circuit":
@@ -410,8 +416,8 @@ class RandomCircuit:
         """The subject with every edge outside the random circuit ablated."""
         if self.fitted_ is None or self.kept_ is None or self.fitted_.reference_ is None:
             raise AssayError(f"{label(self)} has not been fitted; call fit(samples) before apply(subject).")
-        graph, _ = self.fitted_._fitted()
-        return CircuitProxy(subject, graph, self.kept_, self.fitted_.reference_, self)
+        fitted = self.fitted_.apply(subject)
+        return CircuitProxy(subject, fitted.graph, self.kept_, fitted.reference, self)
 
     def control(self) -> None:
         """None: it is a control."""
@@ -446,8 +452,9 @@ class AllAblated:
             raise AssayError(f"{label(self)} has not been fitted; call fit(samples) before apply(subject).")
         engine = Engine(subject)
         reference = self.reference_ or Reference.fitted(engine, self.ablation, None)
-        graph = wiring_of(engine).graph
-        return CircuitProxy(subject, graph, np.zeros(graph.shape, dtype=bool), reference, self)
+        wiring = wiring_of(engine)
+        nothing = np.zeros(wiring.graph.shape, dtype=bool)
+        return CircuitProxy(subject, wiring.graph, nothing, reference.within(wiring), self)
 
     def control(self) -> None:
         """None: it is a control."""
@@ -616,9 +623,6 @@ def _known(problem: Problem, method: Discovery) -> tuple[np.ndarray, Found]:
                 f"{change.mean():.3g} with a standard error of {error:.2g}; give pairs whose counterfactual changes "
                 "the subject's answer."
             )
-        check = getattr(method, "check", None)
-        if check is not None:
-            check(problem)
         where = Found(
             problem.wiring.graph,
             problem.wiring.width,
