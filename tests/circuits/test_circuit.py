@@ -16,6 +16,9 @@ from assay.engine import Engine, collect
 from assay.faithfulness import Workers
 from assay.testing import check_simplification
 
+pytestmark = pytest.mark.slow
+"""Whole comparisons; `tests/studies/test_circuits.py` has a shorter one."""
+
 PAIRS = 80
 
 
@@ -69,7 +72,9 @@ def test_what_was_found_in_distribution_fails_where_other_edges_are_needed(compa
     for split in ("iid", "first"):
         assert effects.loc[(ALL, split)]["effect"] == pytest.approx(1, abs=1e-9)
     judgements = {verdict.proxy: verdict.judgement for verdict in comparison.verdicts()}
-    assert judgements[FOUND] == judgements[GIVEN] == "illusion"
+    # An illusion needs as sure predictions in distribution to compare with: there may be too few.
+    assert judgements[FOUND] == judgements[GIVEN]
+    assert judgements[FOUND] in ("illusion", "gap")
     assert judgements[ALL] in ("faithful", "inconclusive")  # so few pairs cannot show that there is no gap
 
 
