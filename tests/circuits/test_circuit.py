@@ -16,7 +16,7 @@ from assay.engine import Engine, collect
 from assay.faithfulness import Workers
 from assay.testing import check_simplification
 
-PAIRS = 80
+PAIRS = 100
 
 
 @pytest.fixture(scope="module")
