@@ -35,7 +35,7 @@ def samples(task, subject):
 
 
 def judge(subject, task, circuits, **options):
-    options = {"sequences": PAIRS, "fit_sequences": 40, "resamples": 100, "seed": 1} | options
+    options = {"sequences": PAIRS, "fit_sequences": 40, "resamples": 200, "seed": 1} | options
     return assay.compare(subject, task, circuits, **options)
 
 
