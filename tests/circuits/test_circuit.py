@@ -16,10 +16,7 @@ from assay.engine import Engine, collect
 from assay.faithfulness import Workers
 from assay.testing import check_simplification
 
-pytestmark = pytest.mark.slow
-"""Whole comparisons; `tests/studies/test_circuits.py` has a shorter one."""
-
-PAIRS = 80
+PAIRS = 100
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +35,7 @@ def samples(task, subject):
 
 
 def judge(subject, task, circuits, **options):
-    options = {"sequences": PAIRS, "fit_sequences": 40, "resamples": 100, "seed": 1} | options
+    options = {"sequences": PAIRS, "fit_sequences": 40, "resamples": 200, "seed": 1} | options
     return assay.compare(subject, task, circuits, **options)
 
 
