@@ -16,6 +16,9 @@ from assay.engine import Engine, collect
 from assay.faithfulness import Workers
 from assay.testing import check_simplification
 
+pytestmark = pytest.mark.slow
+"""Whole comparisons; `tests/studies/test_circuits.py` has a shorter one."""
+
 PAIRS = 100
 
 
