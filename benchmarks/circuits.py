@@ -183,6 +183,28 @@ class WithAssay:
         return found
 
 
+class WithTorchsKernels(WithAssay):
+    """The same by torch's products and the model's own code alone: what is won otherwise than by kernels."""
+
+    name = "Assay, torch's kernels"
+
+    def __init__(self, model: GPT2LMHeadModel, pairs: Split, options: argparse.Namespace) -> None:
+        super().__init__(model, pairs, options)
+        self.engine._kernels = {}
+        vars(self.problem.wiring)["kernels"] = {}
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        return self.engine.subject.model(tokens).logits
+
+    def scores(self, method: str) -> Result:
+        with torch.backends.mkldnn.flags(enabled=False):
+            return super().scores(method)
+
+    def differences(self, circuits: Sequence[np.ndarray]) -> Result:
+        with torch.backends.mkldnn.flags(enabled=False):
+            return super().differences(circuits)
+
+
 def hooked(model: GPT2LMHeadModel, device: str) -> Any:
     """The same model as TransformerLens has it, with the hooks that the peers ask for and no weight changed."""
     from transformer_lens import HookedTransformer, HookedTransformerConfig  # noqa: PLC0415
@@ -324,7 +346,12 @@ class WithAutoCircuit:
         return found
 
 
-TOOLS: dict[str, Any] = {"assay": WithAssay, "eap-ig": WithEapIg, "auto-circuit": WithAutoCircuit}
+TOOLS: dict[str, Any] = {
+    "assay": WithAssay,
+    "torch": WithTorchsKernels,
+    "eap-ig": WithEapIg,
+    "auto-circuit": WithAutoCircuit,
+}
 
 
 # -- measuring -------------------------------------------------------------------------------------------------------
@@ -430,7 +457,7 @@ def measure(key: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
             for name in list(able) if number % 2 else list(able)[::-1]:
                 spent, results[name] = seconds_of(options.device, do, able[name], job, circuits)
                 seconds[name].append(spent)
-            for name in set(able) - {"assay"}:
+            for name in able.keys() - {"assay"}:
                 distances[name] = off, correlation = apart(job, results["assay"], results[name])
                 if not (off <= AGREEMENT and correlation >= CORRELATION):
                     sys.exit(f"{key}, {job}: {name} is off by {off:.1e} of the largest, correlation {correlation:.5f}.")

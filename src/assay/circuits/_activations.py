@@ -54,7 +54,7 @@ class IntegratedActivationAttribution:
             with torch.no_grad():
                 more = differences(wiring, reference, trace)
             for senders, start, module, ends in _groups(wiring, trace, reference):
-                for part in groups(points, batch):
+                for part in groups(problem, points, batch):
                     several = batch.repeated(len(part))
                     line = torch.cat([_between(*ends, point) for point, _ in part])
                     stream = trace.attention_input[start].repeat(len(part), 1, 1)

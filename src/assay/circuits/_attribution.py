@@ -126,7 +126,7 @@ def _integrated(problem: Problem, points: list[tuple[float, float]]) -> Float[np
     """Scores with gradients at e' + t (e - e'), weighted."""
     wiring = problem.wiring
     scores = no_scores(problem)
-    for batch in problem.batches(1, tokens=_tokens(problem)):
+    for batch in problem.batches(1, tokens=_tokens(problem, TOKENS)):
         reference = problem.trace(batch, SENDERS)
         if [point for point, _ in points] == [1.0]:
             trace = Trace()
@@ -135,7 +135,7 @@ def _integrated(problem: Problem, points: list[tuple[float, float]]) -> Float[np
             continue
         trace, clean = own_run(wiring, batch, SENDERS)
         line = trace.embeddings - reference.embeddings
-        for group in groups(points, batch):
+        for group in groups(problem, points, batch):
             streams = [reference.embeddings + point * line for point, _ in group]
             several = batch.repeated(len(group))
             # Made outside inference mode: what a graph is to keep must not be an inference tensor.
@@ -145,20 +145,24 @@ def _integrated(problem: Problem, points: list[tuple[float, float]]) -> Float[np
     return means_of(problem, scores)
 
 
-def _tokens(problem: Problem) -> int:
+def _tokens(problem: Problem, most: int) -> int:
     """Tokens of a pass with gradients: as many as are fast, and as what the graph keeps of them has room for."""
     wiring, model = problem.wiring, problem.engine.subject.model
-    scale = 1 if problem.engine.subject.device.type == "cpu" else 16
     # A block keeps some sixteen vectors of a token: what enters norms, projections and activations.
     kept = 16 * wiring.width * len(wiring.layers) * torch.finfo(model.dtype).bits // 8
-    return scale * max(1, min(TOKENS, BUDGET // kept))
+    return _scale(problem.engine.subject.device) * max(1, min(most, BUDGET // kept))
+
+
+def _scale(device: torch.device) -> int:
+    """How many times as much as on a CPU is done at a time."""
+    return 1 if device.type == "cpu" else 16
 
 
 def _add(wiring: Wiring, gradients: "Gradients", reference: Trace, trace: Trace, scores: Tensor) -> None:
     """Add the scores of a batch, a part of it at a time: what all senders write takes more room than all else."""
-    pairs, positions = trace.embeddings.shape[:2]
-    scale = 1 if scores.device.type == "cpu" else 16
-    room = max(1, scale * ROWS // positions)
+    pairs, positions, width = trace.embeddings.shape
+    of_token = len(wiring.graph.senders) * width * trace.embeddings.element_size()
+    room = max(1, _scale(scores.device) * min(ROWS, BUDGET // 4 // of_token) // positions)
     with torch.no_grad():
         for start in range(0, pairs, room):
             rows = slice(start, start + room)
@@ -187,9 +191,9 @@ def own_run(wiring: Wiring, batch: Batch, parts: Collection[str] = PARTS) -> tup
         return trace, wiring.hidden(batch.tokens, batch.valid)
 
 
-def groups(points: list[tuple[float, float]], batch: Batch) -> Iterator[list[tuple[float, float]]]:
-    """Points that share a batch: together they have at most so many tokens."""
-    room = max(1, TOKENS_IN_A_BATCH // batch.tokens.numel()) if batch.tokens.device.type == "cpu" else len(points)
+def groups(problem: Problem, points: list[tuple[float, float]], batch: Batch) -> Iterator[list[tuple[float, float]]]:
+    """Points that share a pass with gradients."""
+    room = max(1, _tokens(problem, TOKENS_IN_A_BATCH) // batch.tokens.numel())
     for start in range(0, len(points), room):
         yield points[start : start + room]
 
