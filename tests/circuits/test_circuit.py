@@ -1,5 +1,6 @@
 """Circuits through the harness: found, given, swept, refitted, controlled, by several workers, and resumed."""
 
+import hashlib
 from collections import Counter
 from dataclasses import replace
 
@@ -11,7 +12,7 @@ from planted_task import FOUND_ON_TRAIN, NEEDED_BY_THE_SHIFT, Induction
 
 import assay
 from assay import AssayError
-from assay.circuits import Circuit, EdgeAttribution
+from assay.circuits import Circuit, EdgeAttribution, IntegratedEdgeAttribution
 from assay.engine import Engine, collect
 from assay.faithfulness import Workers
 from assay.testing import check_simplification
@@ -86,6 +87,13 @@ def test_what_is_found_on_the_shift_itself_holds_there(comparison):
     gaps = comparison.gaps().set_index("proxy")
     assert (gaps.loc[FOUND, "removed"], gaps.loc[FOUND, "remaining"]) == (1, 0)
     assert np.isnan(gaps.loc[GIVEN, "removed"])
+    effects = comparison.effects().set_index("proxy")
+    again = effects.loc[f"{FOUND}, refitted"]  # one row: it is judged where it was fitted
+    assert (again["split"], again["is_control"], again["ablation"]) == ("first", True, "AllAblated()")
+    assert again["effect"] == pytest.approx(1, abs=1e-9)
+    assert again["subject_difference"] == effects.query("split == 'first'").loc[FOUND, "subject_difference"]
+    assert np.isnan(again["gap"])
+    assert f"{GIVEN}, refitted" not in effects.index
 
 
 def test_controls_know_nothing(comparison):
@@ -98,6 +106,33 @@ def test_controls_know_nothing(comparison):
     assert beyond.loc[(FOUND, "iid"), "beyond_control"] > 0.3
     assert beyond.loc[(FOUND, "iid"), "control"] == f"RandomCircuit({FOUND})"
     assert beyond.loc[(FOUND, "iid"), "recovered"] == pytest.approx(1)
+
+
+def test_the_record_says_what_a_circuit_was_defaults_too(comparison, tmp_path):
+    known = assay.faithfulness.Comparison.load(comparison.save(tmp_path / "run")).record.proxies
+    told = {proxy.proxy: proxy.about for proxy in known}
+    assert told[FOUND] == {
+        "edges": 3, "method": "exact", "parameters": {"screen": 2000}, "measure": "logit_difference",
+        "rank": "absolute", "level": "edges", "ablation": "counterfactual", "seed": 0,
+    }  # fmt: skip
+    names = "\n".join(sorted(FOUND_ON_TRAIN)).encode()
+    assert told[GIVEN] == {
+        "edges": 3, "edges_sha256": hashlib.sha256(names).hexdigest(), "found": {}, "ablation": "counterfactual",
+        "seed": 0,
+    }  # fmt: skip
+    assert told[f"RandomCircuit({FOUND})"] == {"of": FOUND, "seed": 0}
+    assert told["AllAblated()"] == {"edges": 0, "ablation": "counterfactual", "seed": 0}
+
+
+def test_a_circuit_from_a_file_says_where_it_is_from(samples, tmp_path):
+    found = Circuit(3, method=IntegratedEdgeAttribution(10, "gauss"), ablation="resample").fit(samples)
+    told = Circuit.read(found.write(tmp_path / "circuit.json")).describe()
+    assert found.describe()["method"] == "IntegratedEdgeAttribution(steps=10, rule='gauss')"
+    assert found.describe()["parameters"] == {"steps": 10, "rule": "gauss"}
+    assert (told["edges"], told["ablation"]) == (3, "resample")
+    assert told["found"]["method"] == found.describe()["method"]
+    assert told["found"]["subject"]["weights_sha256"] == samples.subject.weights_sha256
+    assert told["found"]["pairs_sha256"] == found.found_.pairs_sha256
 
 
 def test_logit_differences_are_those_of_the_pairs(comparison, subject, task):

@@ -128,21 +128,31 @@ def _integrated(problem: Problem, points: list[tuple[float, float]]) -> Float[np
     scores = no_scores(problem)
     for batch in problem.batches(1, tokens=_tokens(problem, TOKENS)):
         reference = problem.trace(batch, SENDERS)
+        where = _positions(problem, batch)
         if [point for point, _ in points] == [1.0]:
             trace = Trace()
             gradients = Gradients.at(problem, batch, None, trace)
-            _add(wiring, gradients, reference, trace, scores)
+            _add(wiring, gradients.within(where), reference.within(where), trace.within(where), scores)
             continue
         trace, clean = own_run(wiring, batch, SENDERS)
         line = trace.embeddings - reference.embeddings
+        senders = reference.within(where), trace.within(where)
         for group in groups(problem, points, batch):
             streams = [reference.embeddings + point * line for point, _ in group]
             several = batch.repeated(len(group))
             # Made outside inference mode: what a graph is to keep must not be an inference tensor.
             stream = torch.cat([one.expand_as(line) for one in streams]).clone()
             gradients = Gradients.at(problem, several, stream, Trace(), clean).weighted([one for _, one in group])
-            _add(wiring, gradients, reference, trace, scores)
+            _add(wiring, gradients.within(where), *senders, scores)
     return means_of(problem, scores)
+
+
+def _positions(problem: Problem, batch: Batch) -> slice:
+    """Those at which there can be a score: not before a pair's inputs differ, nor behind all that is scored."""
+    start, end = 0, batch.tokens.shape[1]
+    if problem.reference.ablation == "counterfactual" and batch.counterfactuals is not None:
+        start = int((batch.tokens != batch.counterfactuals).any(dim=0).int().argmax())
+    return slice(start, int(batch.positions.max()) + 1 if len(batch.positions) else end)
 
 
 def _tokens(problem: Problem, most: int) -> int:
@@ -269,6 +279,10 @@ class Gradients:
     def rows(self, chosen: slice) -> "Gradients":
         """Those of some pairs."""
         return self._each(lambda tensor: tensor[:, chosen])
+
+    def within(self, positions: slice) -> "Gradients":
+        """Those of some positions."""
+        return self._each(lambda tensor: tensor[:, :, positions])
 
     def _each(self, function: Callable[[Tensor], Tensor]) -> "Gradients":
         return Gradients(

@@ -1,5 +1,6 @@
 """A circuit as a simplification: found on pairs of the train split, or given, and judged as any other."""
 
+import hashlib
 import math
 import weakref
 from collections.abc import Iterator, Sequence
@@ -17,8 +18,18 @@ from assay._fingerprint import fingerprint_or_reason
 from assay.circuits._files import Format, of_plain, read_circuit, to_plain, write_circuit
 from assay.circuits._foreign import mib_circuits
 from assay.circuits._graph import Edge, Graph, images, shuffled
-from assay.circuits._problem import Ablation, Batch, Discovery, Measure, Problem, Reference, by_name
-from assay.circuits._run import Trace, rows_at_a_time, run_circuit, wiring_of
+from assay.circuits._problem import (
+    Ablation,
+    Batch,
+    Discovery,
+    Measure,
+    Problem,
+    Reference,
+    by_name,
+    parameters_of,
+    sha256_of_pairs,
+)
+from assay.circuits._run import Trace, rows_at_a_time, run_circuit, wired, wiring_of
 from assay.circuits._stated import Found, Given, Rank, Stated, described, laid_on, ranks
 from assay.engine import Answer, Clean, Engine, Run, Samples
 from assay.simplify import Origin, label, save_proxy, source_of
@@ -208,7 +219,14 @@ class Circuit:
         """Raise AssayError, before any work, for a subject, splits or parameters that it cannot be made for."""
         self._check_parameters()
         engine = Engine(subject)
-        graph = wiring_of(engine).graph
+        self._check(subject, wiring_of(engine).graph, splits)
+        for split in splits:
+            if split.role == "train" and isinstance(self.edges, int):
+                reference = Reference(self.ablation, seed=self.seed)
+                _check_method(Problem(engine, split, reference, self.measure), by_name(self.method))
+
+    def _check(self, subject: Subject, graph: Graph, splits: Sequence[Split]) -> None:
+        """All that can be said of a graph and splits without asking the method."""
         if isinstance(self.edges, int):
             self._check_size(graph)
         else:
@@ -226,25 +244,19 @@ class Circuit:
                     f"{label(self)}: split {split.name!r} has {len(split)} pairs; to find a circuit give at least "
                     f"{LEAST_PAIRS}."
                 )
-            if fits and isinstance(self.edges, int):
-                method = by_name(self.method)
-                getattr(method, "check", lambda _: None)(
-                    Problem(engine, split, Reference(self.ablation, seed=self.seed), self.measure)
-                )
 
     def fit(self, samples: Samples) -> "Circuit":
         """Find the edges on the pairs of the split, and what ablated edges carry."""
         subject, split = source_of(self, samples)
-        self.check(subject, [replace(split, role="train")])
-        engine = Engine(subject)
-        self.graph_ = wiring_of(engine).graph
-        self.reference_ = Reference.fitted(engine, self.ablation, split, self.seed)
+        self._check_parameters()
+        self.graph_ = wired(subject).graph
+        self._check(subject, self.graph_, [replace(split, role="train")])
+        self.reference_ = _reference(subject, self.ablation, split, self.seed)
         self.scores_ = self.baseline_ = None
         if not isinstance(self.edges, int):
             self._lay_on(subject)
             return self
-        problem = Problem(engine, split, self.reference_, self.measure)
-        self.scores_, found = _known(problem, by_name(self.method))
+        self.scores_, found = _known(subject, split, self.reference_, self.measure, by_name(self.method))
         self.baseline_ = found.baseline
         self.found_ = replace(found, method=self.method if isinstance(self.method, str) else label(self.method))
         self.kept_ = self._chosen(self.graph_, self.scores_)
@@ -279,12 +291,11 @@ class Circuit:
 
     def apply(self, subject: Subject) -> "CircuitProxy":
         """The subject with every edge outside the circuit ablated."""
-        engine = Engine(subject)
-        wiring = wiring_of(engine)
+        wiring = wired(subject)
         if not isinstance(self.edges, int) and (self.reference_ is not None or not self.learns):
             self._lay_on(subject)
         if not self.learns:
-            self.reference_ = Reference.fitted(engine, self.ablation, None)
+            self.reference_ = _reference(subject, self.ablation, None)
         graph, kept = self._fitted()
         assert self.reference_ is not None
         if graph != wiring.graph:
@@ -293,6 +304,25 @@ class Circuit:
                 f"{described(wiring.graph, None)}; fit it again."
             )
         return CircuitProxy(subject, graph, kept, self.reference_.within(wiring), self)
+
+    def describe(self) -> dict[str, Any]:
+        """What the record keeps of it: how it is found, with all parameters, those that have their defaults too.
+
+        Of given edges that is how many they are, a hash of their names, and where they are from.
+        """
+        carried = {"ablation": self.ablation, "seed": self.seed}
+        if isinstance(self.edges, int):
+            method = by_name(self.method)
+            how = {"method": self.method if isinstance(self.method, str) else label(method)}
+            how |= {"measure": self.measure, "rank": self.rank, "level": self.level}
+            return {"edges": self.edges, **how, "parameters": parameters_of(method), **carried}
+        edges = "\n".join(sorted(self.edges))
+        where: dict[str, Any] = {}
+        if self.found is not None:
+            subject = None if self.found.subject is None else vars(self.found.subject)
+            where = {"subject": subject, "method": self.found.method, "pairs_sha256": self.found.pairs_sha256}
+        sha256 = hashlib.sha256(edges.encode()).hexdigest()
+        return {"edges": len(self.edges), "edges_sha256": sha256, "found": where, **carried}
 
     def control(self) -> "RandomCircuit":
         """A circuit of the same size and shape that forgets which heads it is made of."""
@@ -305,7 +335,7 @@ class Circuit:
     def _laid_on(self, subject: Subject) -> tuple[Graph, int, Bool[np.ndarray, "sender receiver"]]:
         """The graph and the width of a subject, and which of its edges the given ones are."""
         assert not isinstance(self.edges, int)
-        wiring = wiring_of(Engine(subject))
+        wiring = wired(subject)
         kept, _ = laid_on(self.edges, self.found, wiring.graph, wiring.width, label(self), subject.name)
         return wiring.graph, wiring.width, kept
 
@@ -395,6 +425,10 @@ class RandomCircuit:
         """As its circuit does."""
         self.of.check(subject, splits)
 
+    def describe(self) -> dict[str, Any]:
+        """What the record keeps of it: which circuit it is an image of, and the seed of its first draw."""
+        return {"of": label(self.of), "seed": self.seed}
+
     def redrawn(self, number: int) -> "RandomCircuit":
         """The same control with another draw."""
         return RandomCircuit(self.of, self.seed + number)
@@ -440,19 +474,22 @@ class AllAblated:
         """Whether there is anything to fit."""
         return Reference.learns(self.ablation)
 
+    def describe(self) -> dict[str, Any]:
+        """What the record keeps of it: what ablated edges carry."""
+        return {"edges": 0, "ablation": self.ablation, "seed": self.seed}
+
     def fit(self, samples: Samples) -> "AllAblated":
         """Find what ablated edges carry."""
         subject, split = source_of(self, samples)
-        self.reference_ = Reference.fitted(Engine(subject), self.ablation, split, self.seed)
+        self.reference_ = _reference(subject, self.ablation, split, self.seed)
         return self
 
     def apply(self, subject: Subject) -> "CircuitProxy":
         """The subject with every edge ablated."""
         if self.reference_ is None and self.learns:
             raise AssayError(f"{label(self)} has not been fitted; call fit(samples) before apply(subject).")
-        engine = Engine(subject)
-        reference = self.reference_ or Reference.fitted(engine, self.ablation, None)
-        wiring = wiring_of(engine)
+        reference = self.reference_ or _reference(subject, self.ablation, None)
+        wiring = wired(subject)
         nothing = np.zeros(wiring.graph.shape, dtype=bool)
         return CircuitProxy(subject, wiring.graph, nothing, reference.within(wiring), self)
 
@@ -586,6 +623,18 @@ def _runs(engine: Engine, proxies: Sequence[CircuitProxy], batch: Batch) -> Iter
         ]
 
 
+def _reference(subject: Subject, ablation: Ablation, split: Split | None, seed: int = 0) -> Reference:
+    """What ablated edges carry; no engine is made where they carry what is in the pairs."""
+    if ablation == "counterfactual":
+        return Reference(ablation)
+    return Reference.fitted(Engine(subject), ablation, split, seed)
+
+
+def _check_method(problem: Problem, method: Discovery) -> None:
+    """Raise AssayError for an ablation or a measure that the method cannot work with."""
+    getattr(method, "check", lambda _: None)(problem)
+
+
 def _by_rank(
     graph: Graph, kept: Bool[np.ndarray, "sender receiver"], values: Float[np.ndarray, "sender receiver"] | None
 ) -> tuple[Edge, ...]:
@@ -602,33 +651,36 @@ _SCORES: "weakref.WeakKeyDictionary[nn.Module, dict[tuple[object, ...], tuple[np
 )
 
 
-def _known(problem: Problem, method: Discovery) -> tuple[np.ndarray, Found]:
+def _known(
+    subject: Subject, split: Split, reference: Reference, measure: Measure, method: Discovery
+) -> tuple[np.ndarray, Found]:
     """Scores, and where they are from, from before if they were found: a sweep over sizes is one discovery.
 
     Raises AssayError unless ablating everything changes m: its 99% interval has to exclude 0.
     """
-    model = problem.engine.subject.model
+    model = subject.model
     weights = tuple((tensor.data_ptr(), tensor._version) for tensor in model.parameters() if not tensor.is_inference())
-    found = fingerprint_or_reason(method)
-    key = (weights, problem.sha256, found, problem.reference.ablation, problem.reference.seed, problem.measure)
+    found, pairs = fingerprint_or_reason(method), sha256_of_pairs(split)
+    key = (weights, pairs, found, reference.ablation, reference.seed, measure)
     known = _SCORES.setdefault(model, {})
     if key not in known or not isinstance(found, str):
-        subject, ablated = problem.baseline
-        change = subject - ablated
+        problem = Problem(Engine(subject), split, reference, measure)
+        _check_method(problem, method)
+        whole, ablated = problem.baseline
+        change = whole - ablated
         error = float(change.std(ddof=1)) / math.sqrt(len(change))
         if not abs(float(change.mean())) > 2.576 * error:
             raise AssayError(
-                f"nothing to explain on split {problem.split.name!r}: ablating every edge "
-                f"({problem.reference.ablation}) changes the mean logit difference of answer and foils by "
-                f"{change.mean():.3g} with a standard error of {error:.2g}; give pairs whose counterfactual changes "
-                "the subject's answer."
+                f"nothing to explain on split {split.name!r}: ablating every edge ({reference.ablation}) changes the "
+                f"mean logit difference of answer and foils by {change.mean():.3g} with a standard error of "
+                f"{error:.2g}; give pairs whose counterfactual changes the subject's answer."
             )
         where = Found(
             problem.wiring.graph,
             problem.wiring.width,
-            subject=Origin.of(problem.engine.subject),
-            pairs_sha256=problem.sha256,
-            baseline=(float(subject.mean()), float(ablated.mean())),
+            subject=Origin.of(subject),
+            pairs_sha256=pairs,
+            baseline=(float(whole.mean()), float(ablated.mean())),
         )
         known[key] = method.scores(problem), where
     scores, where = known[key]

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import inspect
 import math
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
@@ -309,14 +310,16 @@ class Problem:
     @cached_property
     def sha256(self) -> str:
         """A hash of the pairs."""
-        digest = hashlib.sha256()
-        for array in (self.split.tokens, self.split.lengths, self.split.kinds, self.split.counterfactuals):
-            if array is not None:
-                digest.update(repr(array.shape).encode() + np.ascontiguousarray(array.astype(np.int64)).tobytes())
-        for array in (self.split.answers, self.split.foils):
-            if array is not None:
-                digest.update(repr(array.shape).encode() + np.ascontiguousarray(array.astype(np.int64)).tobytes())
-        return digest.hexdigest()
+        return sha256_of_pairs(self.split)
+
+
+def sha256_of_pairs(split: Split) -> str:
+    """A hash of the pairs of a split."""
+    digest = hashlib.sha256()
+    for array in (split.tokens, split.lengths, split.kinds, split.counterfactuals, split.answers, split.foils):
+        if array is not None:
+            digest.update(repr(array.shape).encode() + np.ascontiguousarray(array.astype(np.int64)).tobytes())
+    return digest.hexdigest()
 
 
 def logit_differences(wiring: Wiring, hidden: Float[Tensor, "scored width"], batch: Batch) -> Float[Tensor, " scored"]:
@@ -361,3 +364,12 @@ def by_name(method: "str | Discovery") -> Discovery:
             f"method={method!r}: give a name ({', '.join(discoveries)}) or an object with scores(problem)."
         )
     return method
+
+
+def parameters_of(method: Discovery) -> dict[str, bool | int | float | str | None]:
+    """The parameters of a method, as plain values; of what is none, the name of its type."""
+    found = {name: getattr(method, name, None) for name in inspect.signature(type(method)).parameters}
+    return {
+        name: value if value is None or isinstance(value, bool | int | float | str) else type(value).__name__
+        for name, value in found.items()
+    }

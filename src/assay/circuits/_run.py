@@ -17,6 +17,7 @@ from assay.circuits._kernels import product
 from assay.circuits._wiring import Layer, Norm, Wiring, frozen, near, with_first
 from assay.engine import Engine, Run, instead
 from assay.engine._kernels import using_kernels
+from assay.subjects import Subject
 
 Found = TypeVar("Found")
 
@@ -61,6 +62,10 @@ class Trace:
     def first(self, positions: int) -> "Trace":
         """That of the first positions."""
         return self._each(lambda tensor: tensor[:, :positions])
+
+    def within(self, positions: slice) -> "Trace":
+        """That of some positions; what is the same at all of them stays whole."""
+        return self._each(lambda tensor: tensor if tensor.shape[1] == 1 else tensor[:, positions])
 
     def senders_only(self, function: Callable[[Tensor], Tensor]) -> "Trace":
         """A function of what every sender writes; what entered the norms is left out."""
@@ -409,13 +414,23 @@ def wiring_of(engine: Engine) -> Wiring:
     Raises AssayError, as `Wiring.of` does, and if the circuit of all edges is not the subject or that of none not its
     counterfactual run, to twice `near` of the spread of the logits.
     """
-    model = engine.subject.model
+    return _known_or_found(engine.subject, lambda: engine)
+
+
+def wired(subject: Subject) -> Wiring:
+    """As `wiring_of`, of a subject: an engine, whose probes are a dozen passes, is made only if it is not known."""
+    return _known_or_found(subject, lambda: Engine(subject))
+
+
+def _known_or_found(subject: Subject, engine_of: Callable[[], Engine]) -> Wiring:
+    model = subject.model
     now = (
-        engine.subject.objective,
+        subject.objective,
         *((tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for tensor in model.parameters()),
     )
     known = _KNOWN.get(model)
     if known is None or known[0] != now:
+        engine = engine_of()
         with frozen(model):
             wiring = Wiring.of(engine)
             _check(engine, wiring)

@@ -9,9 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from assay._errors import AssayError
-from assay.circuits._run import wiring_of
+from assay.circuits._run import wired
 from assay.circuits._wiring import Wiring
-from assay.engine import Engine
 from assay.subjects import Subject
 
 
@@ -54,7 +53,7 @@ def token_scores(
             )
     if not series:
         raise AssayError("token_scores(series=[]): give at least one series of tokens.")
-    wiring = wiring_of(Engine(subject))
+    wiring = wired(subject)
     graph = wiring.graph
     hits = {name: np.zeros((2, graph.layers, graph.heads)) for name in ("successor", "copying", "predecessor")}
     counts = dict.fromkeys(hits, 0)

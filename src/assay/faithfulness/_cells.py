@@ -46,9 +46,9 @@ class Candidate:
     `name` is how the proxy is called in the results, `fingerprint` a hash of the simplification (see
     `assay._fingerprint`), or why there is none. `control` and `perturbation` are the names of its own control and of
     the control of equal size, `ablation` that of the one in which all is ablated that it could keep: what the recipe
-    calls `ablated`, else the mean ablation of its site; its own control has the same. With `refitted` it is a control
-    itself: fitted on other sequences of the shift that it is judged on. `redraw` numbers the draws of one control, from
-    0.
+    calls `ablated`, else the mean ablation of its site; its own control has the same, and so has the same recipe
+    refitted. With `refitted` it is a control itself: fitted on other sequences of the shift that it is judged on.
+    `redraw` numbers the draws of one control, from 0.
     """
 
     name: str
@@ -286,7 +286,7 @@ def _at(  # noqa: PLR0917
             perturbations[perturbation] = one.equal
         found.append(candidate(item, is_control=False, control=name, perturbation=perturbation, ablation=nothing))
         if refit and learns(item):
-            refitted.append(candidate(item, REFITTED, is_control=True, refitted=True))
+            refitted.append(candidate(item, REFITTED, is_control=True, ablation=nothing, refitted=True))
     for control in general:
         if names.of(control)[0] not in given:
             of_controls[names.of(control)[0]] = (control, None)

@@ -293,8 +293,9 @@ class Comparison:
         """The effect on the answer, on splits of pairs: one row a (proxy, site, split) of all that has an `ablation`.
 
         That is the simplification in which all is ablated that the proxy could keep: what the recipe calls `ablated`,
-        or the mean ablation of its site. A simplification's own control stands from the same one. Empty without pairs,
-        without controls (they include ablations), and where the three metrics of pairs were not all measured.
+        or the mean ablation of its site. A simplification's own control stands from the same one, and so does the same
+        recipe refitted on a shift (`…, refitted`), which has a row for that shift alone. Empty without pairs, without
+        controls (they include ablations), and where the three metrics of pairs were not all measured.
 
         `subject_difference`, `proxy_difference` and `ablated_difference` are the mean logit differences m(M), m(C) and
         m(∅) of the three models on the primary kind: logit of the answer minus the mean of its foils'. Each of the

@@ -152,14 +152,13 @@ def summarise(
                 continue
             if trained:
                 largest[item.name, item.site] = {name: cell.largest for name, cell in own.items()}
-                of_pairs[item.key] = {
-                    name: pairs for name, cell in own.items() if (pairs := cell.of_pairs(primary[1])) is not None
-                }
+                of_pairs[item.key] = _of_pairs(own, primary[1])
             columns[item.key] = {name: cell.column(primary) for name, cell in own.items()}
             again: dict[str, _Measured] = {}
             other = by_key.get(f"{item.name}{REFITTED} at {item.site}")
             if other is not None and trained:
                 again, rows[other.key] = measured(other, trained)
+                of_pairs[other.key] = _of_pairs(again, primary[1])
             variant = next(variant for variant in variants if variant.trained == trained)
             for name, split in splits.items():
                 if split.role == "shift":
@@ -207,7 +206,10 @@ def _effects(
     way: _Way,
     iid: str,
 ) -> Iterator[dict[str, Any]]:
-    """The effects on the answer of all that has an ablation, on the splits of pairs, if they were measured."""
+    """The effects on the answer of all that has an ablation, on the splits of pairs, if they were measured.
+
+    What was refitted on a shift is judged on that shift alone, from the same ablated model as what was not.
+    """
     named = [name for name, split in splits.items() if split.has_pairs]
     if not set(EFFECT_METRICS) <= set(way.by_name):
         return
@@ -216,7 +218,13 @@ def _effects(
             base = {"proxy": item.name, "site": item.site, "is_control": item.is_control, "ablation": item.ablation}
             ablated = of_pairs.get(f"{item.ablation} at {item.site}", {})
             own = of_pairs[item.key]
-            yield from effect_rows(base, own, ablated, named, iid=iid, weights=way.weights, level=way.level)
+            judged = [name for name in named if name in own] if item.refitted else named
+            yield from effect_rows(base, own, ablated, judged, iid=iid, weights=way.weights, level=way.level)
+
+
+def _of_pairs(cells: "Mapping[str, _Measured]", kind: str) -> dict[str, OfPairs]:
+    """What was measured of pairs of one kind, by split."""
+    return {name: pairs for name, cell in cells.items() if (pairs := cell.of_pairs(kind)) is not None}
 
 
 def _pairs(judged: Sequence[Metric], kinds: Sequence[Kind]) -> list[tuple[str, str]]:
