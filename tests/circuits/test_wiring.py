@@ -16,8 +16,8 @@ from transformers.models.olmo.modeling_olmo import OlmoLayerNorm
 from assay import AssayError
 from assay.circuits import Circuit, Graph
 from assay.circuits._run import wiring_of
-from assay.circuits._wiring import Norm, Wiring
-from assay.engine import Engine
+from assay.circuits._wiring import Norm
+from assay.engine import Engine, collect
 from assay.studies._census import build
 from assay.subjects import Subject
 
@@ -151,18 +151,78 @@ def test_a_subject_in_training_mode_is_refused():
     assert wiring_of(Engine(subject)).graph.layers == 2
 
 
-def test_quantized_weights_are_refused():
-    """Weights of a kind of their own: no slices of them are what the module multiplies by."""
+class Stored(nn.Parameter):
+    """Weights of a kind of their own, as those of bitsandbytes are."""
 
-    class Stored(nn.Parameter):
-        pass
 
-    subject = tiny("llama")
+class Rounded(nn.Linear):
+    """Whole numbers, and beside them what they are multiplied by: a plain layer to all who look at its class."""
+
+    def __init__(self, like: nn.Linear) -> None:
+        super().__init__(like.in_features, like.out_features, bias=like.bias is not None, dtype=like.weight.dtype)
+        self.scale = float(like.weight.detach().abs().max()) / 127
+        self.weight = nn.Parameter((like.weight.detach() / self.scale).round())
+        self.bias = like.bias
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(inputs, self.weight * self.scale, self.bias)
+
+
+def stored(subject: Subject) -> None:
     for module in subject.model.modules():
         if isinstance(module, nn.Linear):
             module.weight = Stored(module.weight.data)
-    with pytest.raises(AssayError, match="no linear projections"):
-        Wiring.of(Engine(subject))
+
+
+def rounded(subject: Subject, *names: str) -> None:
+    for parent in list(subject.model.modules()):
+        for name, module in parent.named_children():
+            if isinstance(module, nn.Linear) and name in names:
+                setattr(parent, name, Rounded(module))
+
+
+def in_eight_bits(subject: Subject) -> None:
+    """By torch's own layers, which pack their weights."""
+    if torch.backends.quantized.engine == "none":
+        pytest.skip("this torch computes nothing in eight bits")
+    torch.ao.quantization.quantize_dynamic(subject.model, {nn.Linear}, dtype=torch.qint8, inplace=True)
+
+
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+QUANTIZED = {
+    "weights of a kind of their own": (stored, "no linear projections .* dequantize"),
+    "packed in eight bits": (in_eight_bits, "no linear projections .* dequantize"),
+    "whole numbers and a scale": (lambda subject: rounded(subject, *ATTENTION), "does not give the subject's logits"),
+    "in the output projection alone": (lambda subject: rounded(subject, "o_proj"), "residual stream|logits"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.ao.quantization is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*[Qq]uantiz.*:UserWarning")
+@pytest.mark.parametrize("how", QUANTIZED)
+def test_quantized_weights_are_refused(how):
+    """No slices of them are what the module multiplies by: whoever looks at weights would explain another model."""
+    change, why = QUANTIZED[how]
+    subject = tiny("llama", dtype=torch.float32)
+    pairs = random_pairs(subject, 30)
+    assert wiring_of(Engine(subject)).graph.layers == 2
+    change(subject)
+    for call in (
+        lambda: wiring_of(Engine(subject)),
+        lambda: Circuit(["embeddings -> logits"]).check(subject, []),
+        lambda: Circuit(["embeddings -> logits"]).apply(subject),
+        lambda: Circuit(3, method="eap").fit(collect(Engine(subject), pairs, ())),
+    ):
+        with pytest.raises(AssayError, match=rf"LlamaForCausalLM \('llama'\).*({why})"):
+            call()
+
+
+def test_quantized_mlps_are_run_as_they_are():
+    """An MLP is one sender: it is run by its own code, and nothing is read from its weights."""
+    subject = tiny("llama")
+    rounded(subject, "gate_proj", "up_proj", "down_proj")
+    graph = wiring_of(Engine(subject)).graph
+    assert graph.size == len(graph.edges(graph.exists))
 
 
 def test_a_wiring_is_found_once_and_again_when_weights_change():

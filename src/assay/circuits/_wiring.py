@@ -371,7 +371,10 @@ class _Search:
         linear = [seen[module] for module in attention.modules() if module in seen and _is_linear(module)]
         linear = sorted(linear, key=list(seen.values()).index)
         if not linear or entered is None:
-            self._refuse(f"no linear projections were met in the attention of {where}")
+            self._refuse(
+                f"no linear projections were met in the attention of {where}; if its weights are quantized, dequantize "
+                "them (model.dequantize())"
+            )
         read = linear[0].taken
         projections = [one for one in linear if _same(one.taken, read)]
         rest = [one for one in linear if one not in projections]

@@ -177,7 +177,10 @@ def run_circuits(
     ] = False,
     only: Annotated[
         list[str] | None,
-        typer.Option(help="dyck, induction or smollm2 (slow), repeated (default the first two)."),
+        typer.Option(
+            help="dyck, induction, or smollm2 (indirect objects and agreement in SmolLM2-135M: ten minutes), repeated "
+            "(default the first two)."
+        ),
     ] = None,
     sequences: Annotated[int | None, typer.Option(min=2, help="Pairs a split.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Also write the tables as Markdown to this file.")] = None,

@@ -25,8 +25,8 @@ from assay.reports import (
     write_page,
 )
 from assay.simplify import label
-from assay.studies._ioi import ioi_pairs
 from assay.studies._packaged import load_smollm2
+from assay.studies._sentences import agreement_pairs, ioi_pairs
 from assay.subjects import Subject, load, shipped
 from assay.tasks import DyckPairs, InductionPairs, Task
 
@@ -54,22 +54,24 @@ def _circuits(sizes: Sequence[int], methods: Sequence[str]) -> list[Circuit]:
     return [Circuit(edges=size, method=method) for method in methods for size in sizes]
 
 
-def dyck(*, everything: bool, device: str) -> Part:
+def dyck(*, everything: bool, device: str) -> list[Part]:
     """Bracket matchers on far closing brackets: which opener was it? Five training seeds with `everything`."""
     seeds = shipped()["dyck-20-10"] if everything else (0,)
     methods = ("exact", "eap-ig", "eap", "greedy") if everything else ("exact", "eap-ig", "greedy")
-    return Part(
-        "dyck",
-        [load("dyck-20-10", seed=seed, device=device) for seed in seeds],
-        DyckPairs(),
-        _circuits((4, 6, 8, 10, 16), methods),
-        240,
-        200,
-        resamples=10 if everything else 0,
-    )
+    return [
+        Part(
+            "dyck",
+            [load("dyck-20-10", seed=seed, device=device) for seed in seeds],
+            DyckPairs(),
+            _circuits((4, 6, 8, 10, 16), methods),
+            240,
+            200,
+            resamples=10 if everything else 0,
+        )
+    ]
 
 
-def induction(*, everything: bool, device: str) -> Part:
+def induction(*, everything: bool, device: str) -> list[Part]:
     """A character model of Python on names that occur again: how does it go on?"""
     sizes, methods = (
         ((10, 20, 50, 100, 200), ("eap-ig", "exact", "eap")) if everything else ((20, 50, 100), ("eap-ig",))
@@ -77,20 +79,23 @@ def induction(*, everything: bool, device: str) -> Part:
     subject = load("code-python", device=device)
     task = InductionPairs()
     count = 200 if everything else 60
-    return Part("induction", [subject], task, _circuits(sizes, methods), count, 120)
+    return [Part("induction", [subject], task, _circuits(sizes, methods), count, 120)]
 
 
-def smollm2(*, everything: bool, device: str) -> Part:
-    """SmolLM2-135M on indirect objects, where the package that carries it is installed; slow."""
+def smollm2(*, everything: bool, device: str) -> list[Part]:
+    """SmolLM2-135M on indirect objects and on agreement, where the package that carries it is installed."""
     subject = load_smollm2(device)
     assert subject.tokenizer is not None
-    task = ioi_pairs().bound_to(subject.tokenizer)
-    sizes = (50, 100, 200, 500, 1000, 2000) if everything else (100, 500, 2000)
-    return Part("smollm2", [subject], task, _circuits(sizes, ("eap-ig",)), 60, 60)
+    sizes = (50, 100, 200, 500, 1000, 2000, 5000) if everything else (100, 500, 2000)
+    tasks = {"smollm2-ioi": ioi_pairs(), "smollm2-agreement": agreement_pairs()}
+    return [
+        Part(name, [subject], task.bound_to(subject.tokenizer), _circuits(sizes, ("eap-ig",)), 60, 60)
+        for name, task in tasks.items()
+    ]
 
 
-PARTS: dict[str, Callable[..., Part]] = {"dyck": dyck, "induction": induction, "smollm2": smollm2}
-"""All parts by name; the default run has the first two."""
+PARTS: dict[str, Callable[..., list[Part]]] = {"dyck": dyck, "induction": induction, "smollm2": smollm2}
+"""What can be run, by name; the default run has the first two."""
 
 
 @dataclass(frozen=True)
@@ -135,25 +140,24 @@ def run(
     """Find circuits on pairs of the train split, judge them in distribution and under every shift, leave a run folder.
 
     By default the Dyck model of seed 0 and induction in the Python model; with `everything` five seeds, more methods
-    and sizes. `only` names the parts to run (see `PARTS`), `sequences` how many pairs a split are judged. Every part is
-    a comparison in a folder of its name with a page of its own. A run that was stopped goes on where it was. Raises
-    AssayError as `assay.compare` does, for an unknown part, and for one whose model is missing.
+    and sizes. `only` names what to run (see `PARTS`; "smollm2" is two parts), `sequences` how many pairs a split are
+    judged. Every part is a comparison in a folder of its name with a page of its own. A run that was stopped goes on
+    where it was. Raises AssayError as `assay.compare` does, for an unknown part, and for one whose model is missing.
     """
     check_parts(only)
     chosen = list(only) or ["dyck", "induction"]
     done = []
     for name in chosen:
         progress(Step(0, 1, f"{name}: reading"))
-        part = PARTS[name](everything=everything, device=device)
-        if sequences is not None:
-            part = replace(part, sequences=sequences)
-        done.append(_judged(folder / name, part, overwrite, workers, progress))
+        for part in PARTS[name](everything=everything, device=device):
+            asked = part if sequences is None else replace(part, sequences=sequences)
+            done.append(_judged(folder / part.name, asked, overwrite, workers, progress))
     progress(Step(1, 1, "pages"))
     parts = [illustrations(one) for one in done]
-    for name, one, own in zip(chosen, done, parts, strict=True):
-        own.save(folder / name)
-        write_figures(one.comparison, folder / name / "figures", own)
-        write_page(one.comparison, folder / name / "report.html", own)
+    for one, own in zip(done, parts, strict=True):
+        own.save(one.folder)
+        write_figures(one.comparison, one.folder / "figures", own)
+        write_page(one.comparison, one.folder / "report.html", own)
     shown = _joined(parts)
     write_page(done[0].comparison, folder / "report.html", shown)
     return done, shown
@@ -290,6 +294,7 @@ def elsewhere(done: Done) -> TableView:
                 _cell(rows[name, shift], "gap"),
                 _cell(gap, "gap", 100.0, 1, ends=""),
                 _cell(gap, "matched", 100.0, 1),
+                _cell(again, "effect"),
                 _cell(again, "agreement", 100.0, 1),
                 ("–", "") if other is None else _shared(one.circuit, other),
             ])  # fmt: skip
@@ -301,7 +306,7 @@ def elsewhere(done: Done) -> TableView:
         "what circuits with as many edges between the same layers share by chance.",
         headings=[
             "circuit, shift", "gap of the effect", "gap of the same prediction", "at equal margin",
-            "same prediction if found there", "edges shared with that one",
+            "effect if found there", "same prediction if found there", "edges shared with that one",
         ],
         rows=lines,
         quiet=True,
