@@ -73,6 +73,38 @@ def test_a_run_is_what_loops_over_receivers_give(gpt2, pairs, ablation, share):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("start", [0, 3, 5])
+def test_nothing_is_computed_where_both_inputs_are_the_same(gpt2, start):
+    """Before the first difference every sender writes what it writes in the reference: no MLP is asked there."""
+    generator = torch.Generator().manual_seed(4)
+    tokens, others = (torch.randint(5, 90, (3, 8), generator=generator) for _ in range(2))
+    others[:, :start] = tokens[:, :start]
+    others[0, : start + 1] = tokens[0, : start + 1]  # one pair differs later than the others
+    others[1, start] = 5 + (tokens[1, start] - 4) % 85
+    engine = Engine(gpt2)
+    wiring = run_module.wiring_of(engine)
+    kept = wiring.graph.exists & (np.random.default_rng(3).random(wiring.graph.shape) < 0.5)
+    for layer in range(2):  # both MLPs are heard, or they would not be run at all
+        kept[wiring.graph.place(f"layer{layer}.mlp -> logits")] = True
+    names = {(edge.sender, edge.receiver) for edge in wiring.graph.edges(kept)}
+    _, expected = by_hand(gpt2.model, tokens, names, by_hand(gpt2.model, others, None)[0])
+    valid, asked = torch.ones_like(tokens), []
+    reference = traced(wiring, others, valid)
+    handles = [
+        layer.mlp.register_forward_hook(lambda _, inputs, __: asked.append(inputs[0].shape[1]))
+        for layer in wiring.layers
+    ]
+    run = run_circuit(engine, wiring, kept, reference, tokens, valid)
+    for handle in handles:
+        handle.remove()
+    assert asked == [8 - start] * 2
+    assert (engine.logits(run, slice(None)) - expected).abs().max() < 1e-10 * expected.std()
+    # And where they are the same altogether, the circuit is the subject.
+    same = run_circuit(engine, wiring, kept, traced(wiring, tokens, valid), tokens, valid)
+    assert (engine.logits(same, slice(None)) - gpt2(tokens)).abs().max() < 1e-10 * expected.std()
+
+
+@torch.no_grad()
 def test_the_trace_is_what_every_sender_writes(gpt2, pairs):
     engine = Engine(gpt2)
     wiring = run_module.wiring_of(engine)

@@ -228,7 +228,11 @@ def hidden_of_circuit(
 
 
 class _Pass:
-    """What one pass of a circuit keeps: what its senders write more than in the reference, as it becomes known."""
+    """What one pass of a circuit keeps: what its senders write more than in the reference, as it becomes known.
+
+    Up to where a batch first differs from the reference all senders write what they write there, and all receivers
+    take it in: decoders look back alone. So nothing is kept, projected or thought before `start`.
+    """
 
     def __init__(
         self, wiring: Wiring, kept: Bool[np.ndarray, "sender receiver"], reference: Trace, tokens: Tensor
@@ -238,6 +242,7 @@ class _Pass:
         self.senders = np.flatnonzero(kept.any(axis=1))
         self.heard = [np.flatnonzero(row).tolist() for row in kept[self.senders].T]
         self.place = {int(sender): index for index, sender in enumerate(self.senders)}
+        self.start = 0
         self.more = torch.empty(0)
 
     def run(self, compute: Callable[[], Found]) -> Found:
@@ -250,24 +255,43 @@ class _Pass:
                 self._think(stack, number, layer)
             final = self.wiring.norm.module
             own = final.forward
-            stack.enter_context(
-                instead(final, lambda *_, **__: own(self._input(self.graph.logits, self.reference.final)))
-            )
+
+            def last(*_: Any, **__: Any) -> Any:
+                return own(self._whole(self._input(self.graph.logits, self.reference.final), self.reference.final))
+
+            stack.enter_context(instead(final, last))
             stack.enter_context(using_kernels(self.wiring.kernels))
             return compute()
 
     def _begin(self, _: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
         stream: Tensor = first_of(inputs, options).reshape(*self.shape, self.wiring.width)
-        self.more = stream.new_empty((len(self.senders), *stream.shape))
+        more = stream - self.reference.embeddings
+        different = (more != 0).any(dim=-1).any(dim=0)
+        # Where they differ nowhere, one position is left: not all modules take none.
+        self.start = int(different.int().argmax()) if bool(different.any()) else self.shape[1] - 1
+        self.more = stream.new_empty((len(self.senders), *more[:, self.start :].shape))
         if 0 in self.place:
-            self.more[self.place[0]] = stream - self.reference.embeddings
+            self.more[self.place[0]] = more[:, self.start :]
+
+    def _part(self, tensor: Tensor) -> Tensor:
+        """What there is of a reference from `start` on."""
+        return tensor if tensor.shape[1] == 1 else tensor[:, self.start :]
+
+    def _whole(self, part: Float[Tensor, "batch rest width"], before: Tensor) -> Float[Tensor, "batch position width"]:
+        """What there is from `start` on, and `before` in front of it."""
+        if not self.start:
+            return part
+        found = before.expand(*self.shape, part.shape[-1]).clone()
+        found[:, self.start :] = part
+        return found
 
     def _input(self, receiver: int, reference: Tensor) -> Tensor:
-        """What a receiver takes in."""
+        """What a receiver takes in, from `start` on."""
         return self._inputs([self.heard[receiver]], reference)[0]
 
-    def _inputs(self, heard: Sequence[Sequence[int]], reference: Tensor) -> Float[Tensor, "group batch position width"]:
-        """What receivers take in that keep some senders each, by their places in `more`."""
+    def _inputs(self, heard: Sequence[Sequence[int]], reference: Tensor) -> Float[Tensor, "group batch rest width"]:
+        """What receivers take in that keep some senders each, by their places in `more`, from `start` on."""
+        reference = self._part(reference)
         last = max((one[-1] + 1 for one in heard if one), default=0)
         if sum(map(len, heard)) <= last // 2 + len(heard):
             found = reference.expand(len(heard), *self.more.shape[1:]).clone()
@@ -304,7 +328,7 @@ class _Pass:
 
         def give(outputs: Tensor, *_: Any) -> Tensor:
             own = outputs.reshape(*self.shape, -1)
-            change = own - self.reference.heads[number]
+            change = self._part(own) - self._part(self.reference.heads[number])
             start = self.place[self.graph.sender(number, heads[0])]
             _write_heads(self.graph.heads, layer, change, heads, self.more, start)
             return outputs.new_zeros(()).expand(*outputs.shape[:-1], self.wiring.width)
@@ -332,7 +356,8 @@ class _Pass:
                 if chosen:
                     part = slice(chosen[0], chosen[-1] + 1) if len(chosen) == chosen[-1] + 1 - chosen[0] else chosen
                     values = product(inputs[row], weight[part].flatten(0, 1)).unflatten(-1, (len(chosen), -1))
-                    stream.put(found[stream.projection], part, values if bias is None else values + bias[part])
+                    into = self._part(found[stream.projection])
+                    stream.put(into, part, values if bias is None else values + bias[part])
         return found
 
     def _think(self, stack: ExitStack, number: int, layer: Layer) -> None:
@@ -340,15 +365,23 @@ class _Pass:
         sender = self.graph.sender(number)
         heard = sender in self.place
 
-        def before(_: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
-            stream = self._input(self.graph.mlp(number), self.reference.mlp_input[number])
-            return with_given(inputs, options, layer.mlp_norm.module(stream))
+        apart = False
 
-        def after(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        def before(_: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
+            nonlocal apart
+            given = layer.mlp_norm.module(self._input(self.graph.mlp(number), self.reference.mlp_input[number]))
+            own = first_of(inputs, options)
+            # A module that takes in the stream and nothing else, at every position by itself, can be given a part.
+            apart = layer.entry is layer.mlp and own.shape[:-1] == self.shape and len(inputs) + len(options) == 1
+            return with_given(inputs, options, given if apart else self._whole(given, given.new_zeros(())))
+
+        def after(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
             added: Tensor = output[0] if isinstance(output, tuple) else output
-            added = added.reshape(*self.shape, -1)
+            added = added if apart else self._part(added.reshape(*self.shape, -1))
             added = added if layer.mlp_scale == 1 else added * layer.mlp_scale
-            torch.sub(added, self.reference.mlp[number], out=self.more[self.place[sender]])
+            torch.sub(added, self._part(self.reference.mlp[number]), out=self.more[self.place[sender]])
+            # What it gives back is read by nobody, but has to be of the form that the block expects.
+            return self._like(output) if apart else output
 
         if heard:
             stack.callback(layer.entry.register_forward_pre_hook(before, with_kwargs=True).remove)
@@ -380,7 +413,7 @@ def with_given(
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """What a module is called with, another tensor in the place of the first."""
     own = first_of(inputs, options)
-    given = given.reshape(own.shape)
+    given = given.reshape(own.shape) if given.numel() == own.numel() else given
     if inputs:
         return (given, *inputs[1:]), dict(options)
     return inputs, {**options, next(name for name in options if options[name] is own): given}
@@ -447,6 +480,7 @@ def _check(engine: Engine, wiring: Wiring) -> None:
         )
         for _ in range(2)
     )
+    others[:, : tokens.shape[1] - 3] = tokens[:, : tokens.shape[1] - 3]  # nothing is computed where inputs are the same
     valid = torch.ones_like(tokens)
     reference = traced(wiring, others, valid)
     for kept, on, what in (
