@@ -48,6 +48,7 @@ class ObservablePropagation:
 
     def scores(self, problem: Problem) -> Float[np.ndarray, "sender receiver"]:
         """The score of every edge, in the units of m; NaN where there is none, and at queries and keys."""
+        self.check(problem)
         with ExitStack() as stack:
             for layer in problem.wiring.layers:
                 for place, module in enumerate(layer.projections):

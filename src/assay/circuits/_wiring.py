@@ -638,9 +638,9 @@ class _Search:
         return torch.cat(rows)
 
     def _fed(
-        self, projections: tuple[nn.Module, ...], columns: list[tuple[int, Int[Tensor, " width"]]], number: int
+        self, projections: tuple[nn.Module, ...], columns: list[tuple[int, Tensor]], number: int
     ) -> Bool[Tensor, "columns stream head"]:
-        """Which heads' queries, keys and values move with some columns, each of one of the projections.
+        """Which heads' queries, keys and values move with some columns (of any number), each of one of the projections.
 
         A row of a batch each: first none is moved, then all columns in turn.
         """
@@ -690,10 +690,19 @@ class _Search:
         for module in (model.base_model, *model.modules()):
             one = seen.get(module)
             inside = one is not None and module is not model and any(part is last for part in module.modules())
-            if one is not None and inside and head is not None and _same(one.given, head.taken):
+            if one is not None and inside and head is not None and self._read_by(head, one):
                 return one
         self._refuse("no body was found whose final hidden states a linear unembedding reads")
         raise AssertionError
+
+    def _read_by(self, head: _Seen, one: _Seen) -> bool:
+        """Whether an unembedding reads what a module gives, or that times a number."""
+        if _same(one.given, head.taken):
+            return True
+        if one.given is None or head.taken is None or one.given.shape != head.taken.shape:
+            return False
+        given, taken = _wide(one.given, one.given), _wide(head.taken, head.taken)
+        return self._near(taken, self._scales(taken, torch.zeros_like(taken), given)[0] * given)
 
     def _final_norm(self, seen: Mapping[nn.Module, _Seen], body: _Seen) -> Norm:
         left = seen[self.engine.modules[-1]].given
