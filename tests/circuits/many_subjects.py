@@ -39,9 +39,11 @@ ARCHITECTURES = {
     "codegen": {},  # a projection that is split in four parts
     "vaultgemma": {"final_logit_softcapping": 3.0},  # logits with a soft cap
     "gemma2": {},  # norms before and after the branches
+    "hyperclovax": {"residual_multiplier": 0.4},  # what a norm after a branch gives is scaled
     "olmo2": {},  # norms after the branches alone, and norms over the queries and keys of all heads
     "olmoe": {"num_experts_per_tok": 4},  # the latter without the former
     "deepseek_v3": {"first_k_dense_replace": 2},  # queries made of one latent, keys and values of another
+    "minicpm3": {},  # the former, with final hidden states divided before the unembedding
     "sarvam_mla": {"first_k_dense_replace": 2},  # the same with queries of heads
 }
 """Architectures and what differs from their defaults."""

@@ -1,5 +1,7 @@
 """Norms behind branches, norms over all heads, and latent attention, against formulas written out head by head."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -354,3 +356,17 @@ def test_heads_that_take_from_their_neighbours_are_refused():
     subject.model.model.layers[1].self_attn.q_norm = Mixing(subject.model.model.layers[1].self_attn.q_norm)
     with pytest.raises(AssayError, match="projections of layer 1 feeds other heads than its own"):
         wiring_of(Engine(subject))
+
+
+def test_a_file_of_a_latent_in_groups_is_refused(tmp_path):
+    circuit = Circuit(["embeddings -> layer0.group0.latent", "layer0.head1 -> logits"])
+    circuit.apply(tiny(LATENT))
+    path = circuit.write(tmp_path / "circuit.json")
+    plain = json.loads(path.read_text())
+    assert plain["graph"] == {
+        "layers": 2, "heads": 4, "groups": 1, "parallel": False, "latent": True, "latent_queries": True, "width": 32,
+    }  # fmt: skip
+    plain["graph"]["groups"] = 2
+    path.write_text(json.dumps(plain))
+    with pytest.raises(AssayError, match="there is no such model"):
+        Circuit.read(path)

@@ -46,6 +46,12 @@ def test_scales_are_found():
     wiring = wiring_of(Engine(tiny("granite")))
     assert [(layer.scale, layer.mlp_scale) for layer in wiring.layers] == [pytest.approx((0.4, 0.4), rel=1e-9)] * 2
     assert wiring.logit_scale == pytest.approx(1 / 3, rel=1e-9)
+    behind = wiring_of(Engine(tiny("hyperclovax")))
+    assert [(layer.scale, layer.mlp_scale) for layer in behind.layers] == [pytest.approx((0.4, 0.4), rel=1e-6)] * 2
+    assert all(layer.after is not None and layer.mlp_after is not None for layer in behind.layers)
+    divided = tiny("minicpm3")
+    assert divided.model.config.logits_scaling != 1
+    assert wiring_of(Engine(divided)).logit_scale == pytest.approx(1 / divided.model.config.logits_scaling, rel=1e-6)
     plain = wiring_of(Engine(tiny("gpt2")))
     assert [(layer.scale, layer.mlp_scale) for layer in plain.layers] == [(1, 1)] * 2
 
