@@ -38,6 +38,13 @@ ARCHITECTURES = {
     "olmo": {},  # norms without weights
     "codegen": {},  # a projection that is split in four parts
     "vaultgemma": {"final_logit_softcapping": 3.0},  # logits with a soft cap
+    "gemma2": {},  # norms before and after the branches
+    "hyperclovax": {"residual_multiplier": 0.4},  # what a norm after a branch gives is scaled
+    "olmo2": {},  # norms after the branches alone, and norms over the queries and keys of all heads
+    "olmoe": {"num_experts_per_tok": 4},  # the latter without the former
+    "deepseek_v3": {"first_k_dense_replace": 2},  # queries made of one latent, keys and values of another
+    "minicpm3": {},  # the former, with final hidden states divided before the unembedding
+    "sarvam_mla": {"first_k_dense_replace": 2},  # the same with queries of heads
 }
 """Architectures and what differs from their defaults."""
 
@@ -208,7 +215,7 @@ def some_edges(problem: Problem, count: int, seed: int = 0) -> list[tuple[int, i
     graph = problem.wiring.graph
     rng = np.random.default_rng(seed)
     found = []
-    for kind in ("queries", "keys", "values", "mlp", "logits"):
+    for kind in ("queries", "keys", ("values", "latent"), "mlp", "logits"):
         places = np.argwhere(graph.exists & np.array([name.endswith(kind) for name in graph.receivers]))
         found += [tuple(int(n) for n in place) for place in places[rng.choice(len(places), count, replace=False)]]
     return found

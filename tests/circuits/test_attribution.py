@@ -13,7 +13,7 @@ from assay.circuits._attribution import nodes
 from assay.circuits._wiring import Norm
 from assay.tasks import NO_TOKEN, UNSCORED
 
-ROUNDED = ("cohere", "mixtral", "vaultgemma")
+ROUNDED = ("cohere", "mixtral", "vaultgemma", "gemma2", "olmoe", "deepseek_v3", "sarvam_mla")
 """What computes in float32 whatever its weights are: rotary positions, the choice of experts, attention weights."""
 
 

@@ -151,24 +151,33 @@ def test_baselines_are_m_of_the_subject_and_of_the_counterfactual(problem):
         assert value == pytest.approx(of_logits(problem, logits, logits) / len(split), abs=1e-6)
 
 
+ROUNDED = ("deepseek_v3", "sarvam_mla")
+"""What computes rotary positions and the choice of experts in float32 whatever its weights are."""
+
+
+def tolerance(subject):
+    return 1e-12 if subject.model.dtype == torch.float64 and subject.name not in ROUNDED else 1e-5
+
+
 def test_a_run_without_one_edge_is_exact_patching(problem):
     scores = ExactEdges().scores(problem)
     whole = means(problem, problem.wiring.graph.exists)
     largest = np.nanmax(np.abs(scores))
-    tolerance = 1e-12 if problem.engine.subject.model.dtype == torch.float64 else 1e-5
     assert largest > 0.01
     for edge in some_edges(problem, 3):
-        assert scores[edge] == pytest.approx(means(problem, without(problem, edge)) - whole, abs=tolerance)
+        expected = means(problem, without(problem, edge)) - whole
+        assert scores[edge] == pytest.approx(expected, abs=tolerance(problem.engine.subject))
 
 
 def test_pruning_changes_nothing_under_the_counterfactual(problem):
     graph, rng, pruned_some = problem.wiring.graph, np.random.default_rng(2), 0
-    tolerance = 1e-12 if problem.engine.subject.model.dtype == torch.float64 else 1e-5
+    # Where all heads of a layer hear of each other, few edges are on no path, unless there are few edges.
+    share = 0.06 if graph.joint else 0.3
     for _ in range(4):
-        kept = graph.exists & (rng.random(graph.shape) < 0.3)
+        kept = graph.exists & (rng.random(graph.shape) < share)
         pruned = graph.pruned(kept)
         pruned_some += int(kept.sum() > pruned.sum() > 0)
-        assert means(problem, kept) == pytest.approx(means(problem, pruned), abs=tolerance)
+        assert means(problem, kept) == pytest.approx(means(problem, pruned), abs=tolerance(problem.engine.subject))
     assert pruned_some
 
 

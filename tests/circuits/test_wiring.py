@@ -46,6 +46,12 @@ def test_scales_are_found():
     wiring = wiring_of(Engine(tiny("granite")))
     assert [(layer.scale, layer.mlp_scale) for layer in wiring.layers] == [pytest.approx((0.4, 0.4), rel=1e-9)] * 2
     assert wiring.logit_scale == pytest.approx(1 / 3, rel=1e-9)
+    behind = wiring_of(Engine(tiny("hyperclovax")))
+    assert [(layer.scale, layer.mlp_scale) for layer in behind.layers] == [pytest.approx((0.4, 0.4), rel=1e-6)] * 2
+    assert all(layer.after is not None and layer.mlp_after is not None for layer in behind.layers)
+    divided = tiny("minicpm3")
+    assert divided.model.config.logits_scaling != 1
+    assert wiring_of(Engine(divided)).logit_scale == pytest.approx(1 / divided.model.config.logits_scaling, rel=1e-6)
     plain = wiring_of(Engine(tiny("gpt2")))
     assert [(layer.scale, layer.mlp_scale) for layer in plain.layers] == [(1, 1)] * 2
 
@@ -103,19 +109,16 @@ def test_what_is_no_norm_is_left_to_autograd(module):
 
 
 REFUSED = [
-    ("gemma2", "before the MLP of layer 0 is not the sum of what was added to it"),  # norms after the branches
-    ("gemma3_text", "is not the sum of what was added"),
-    ("olmo2", "is given by no norm"),
+    ("gemma4_text", "what leaves layer 0 is not the sum of what was added to it"),  # a third branch
     ("bert", "has the projections query, key, value, not queries, keys, values and output"),
-    ("deepseek_v3", "has the projections q_a_proj"),  # latent attention
-    ("olmoe", "feeds other heads than its own"),  # a norm over the queries of all heads
+    ("deepseek_v32", "has the projections q_a_proj"),  # latent attention with an index
     ("bitnet", "takes in something else than the heads' outputs"),  # a norm of all heads' outputs
     ("nanochat", "no norm was found between the last block and the final hidden states"),
     ("jamba", "blocks without attention"),  # Mamba between
     ("lfm2_moe", "blocks without attention"),  # a convolution before
     ("bamba", "blocks without attention"),
     ("longcat_flash", "do not correspond one to one"),
-    ("bart", "is given by no norm"),  # a norm of the stream
+    ("bart", "is not the sum of what was added to it"),  # a norm of the stream
     ("mimo_v2_flash", "not all of one kind"),
 ]
 

@@ -78,7 +78,11 @@ def _groups(
     for number, layer in enumerate(wiring.layers):
         mlp = wiring.graph.sender(number)
         heads = slice(wiring.graph.sender(number, 0), mlp)
-        yield heads, number, layer.output, (trace.heads[number], reference.heads[number])
+        if layer.after is None:
+            yield heads, number, layer.output, (trace.heads[number], reference.heads[number])
+        else:
+            written = (layer.attended(trace.heads[number]), layer.attended(reference.heads[number]))
+            yield heads, number, layer.after.module, written
         ends = trace.mlp[number] / layer.mlp_scale, reference.mlp[number] / layer.mlp_scale
         yield slice(mlp, mlp + 1), number, layer.mlp, ends
 

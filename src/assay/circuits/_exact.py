@@ -198,7 +198,11 @@ class _Patched:
             _entering_some(stack, layer.entry, np.flatnonzero(into_mlp), normed, (len(edges), *shape))
 
     def _as_reference(self, layer: Layer, number: int, heads: Sequence[int], stack: ExitStack) -> None:
-        """Until the stack is closed, each part of a batch has one head give what it gave in the reference."""
+        """Until the stack is closed, each part of a batch has one head add what it added in the reference."""
+        if layer.after is not None:
+            more = self.more[[self.wiring.graph.sender(number, head) for head in heads]] / layer.scale
+            stack.callback(layer.after.module.register_forward_hook(functools.partial(_adding, more)).remove)
+            return
         own = self.reference.heads[number].unflatten(-1, (self.wiring.graph.heads, -1))
         size = len(self.batch.tokens)
 
@@ -246,6 +250,10 @@ def _entering(entry: nn.Module, normed: Tensor, stack: ExitStack) -> None:
         return with_given(inputs, options, normed)
 
     stack.callback(entry.register_forward_pre_hook(hook, with_kwargs=True).remove)
+
+
+def _adding(more: Tensor, _: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+    return output + more.reshape(output.shape)
 
 
 def _giving(module: nn.Module, added: Tensor, stack: ExitStack) -> None:

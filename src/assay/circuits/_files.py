@@ -59,6 +59,9 @@ class _Graph(_Strict):
     groups: int
     parallel: bool
     width: int | None
+    joint: bool = False
+    latent: bool = False
+    latent_queries: bool = False
 
 
 class _Record(_Strict):
@@ -86,19 +89,14 @@ def to_plain(stated: Stated) -> dict[str, Any]:
     if len(given.name) > _LONGEST or not given.name.isprintable():
         raise AssayError(f"name={short(given.name)}: a circuit's name has at most {_LONGEST} letters, all printable.")
     scores = found.scores or (None,) * len(given.edges)
+    graph = {**found.graph.describe(), "width": found.width}
     record = _Record(
         format=FORMAT,
         version=VERSION,
         assay=version("assay-interp"),
         name=given.name,
         subject=None if found.subject is None else _Subject(**vars(found.subject)),
-        graph=_Graph(
-            layers=found.graph.layers,
-            heads=found.graph.heads,
-            groups=found.graph.groups,
-            parallel=found.graph.parallel,
-            width=found.width,
-        ),
+        graph=_Graph.model_validate(graph),
         method=found.method,
         measure=given.measure,
         rank=given.rank,
@@ -108,7 +106,10 @@ def to_plain(stated: Stated) -> dict[str, Any]:
         edges_on_paths=int(found.graph.pruned(stated.kept).sum()),
         edges=list(zip(given.edges, scores, strict=True)),
     )
-    return record.model_dump(mode="json")
+    plain = record.model_dump(mode="json")
+    # What most graphs have not is left out, so that earlier versions read them.
+    plain["graph"] = graph
+    return plain
 
 
 def of_plain(plain: Any, path: Path, edges: int | None = None) -> Given:
@@ -129,9 +130,7 @@ def of_plain(plain: Any, path: Path, edges: int | None = None) -> Given:
         )
         where = short(".".join(map(str, first["loc"])))
         raise _damaged(path, f"{where}: {first['msg']}") from None
-    graph = check_size(
-        path, Graph(*(getattr(record.graph, part) for part in ("layers", "heads", "groups", "parallel")))
-    )
+    graph = check_size(path, Graph(**record.graph.model_dump(exclude={"width"})))
     names = tuple(name for name, _ in record.edges)
     try:
         parsed_edges = [str(Edge.parse(name)) for name in names]

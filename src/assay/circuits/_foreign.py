@@ -278,7 +278,8 @@ class _ByHead:
     """A circuit as other tools have it: keys and values by head, scores that say by how much a loss rises."""
 
     def __init__(self, stated: Stated) -> None:
-        graph, given = stated.given.found.graph, stated.given
+        graph, given = stated.given.found.graph.counted, stated.given
+        _check_by_head(graph)
         self.graph = Graph(graph.layers, graph.heads, graph.heads, graph.parallel)
         self.width = given.found.width
         self.scores = np.zeros(self.graph.shape)
@@ -288,7 +289,17 @@ class _ByHead:
             assert set(shared) <= {1, share}
             self.scores = np.nan_to_num(apart(graph, ranks(stated.scores, "helpful", given.measure) / shared))
         self.kept: np.ndarray = apart(graph, stated.kept)
-        self.nodes: list[bool] = [bool(row.any()) for row in graph.pruned(stated.kept)]
+        pruned = stated.given.found.graph.pruned(stated.kept)
+        self.nodes: list[bool] = [bool(row.any()) for row in pruned]
+
+
+def _check_by_head(graph: Graph) -> None:
+    """Raise AssayError for a graph whose keys, values or queries are not those of heads."""
+    if graph.latent or graph.latent_queries:
+        raise AssayError(
+            "other tools have edges into the queries, keys and values of heads, and this model makes them of a latent "
+            "of all heads; write the circuit with format='assay'."
+        )
 
 
 def write_eap_ig(stated: Stated, path: Path) -> None:
@@ -345,7 +356,8 @@ def mib_circuits(stated: Stated, form: Literal["json", "pt"]) -> dict[str, State
 
     Edges are counted as MIB does, with keys and values by head. Raises AssayError unless enough edges have scores.
     """
-    graph, given, scores = stated.given.found.graph, stated.given, stated.scores
+    graph, given, scores = stated.given.found.graph.counted, stated.given, stated.scores
+    _check_by_head(graph)
     values = np.full(0, np.nan) if scores is None else ranks(scores, given.rank, given.measure)[graph.exists]
     size = int(apart(graph, graph.exists).sum())
     places = np.argwhere(graph.exists)

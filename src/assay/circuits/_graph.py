@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -46,12 +46,20 @@ class Graph:
 
     A receiver hears every sender before it; an MLP also the heads of its own block, unless the block is `parallel`
     (attention and MLP read the same stream). Boolean matrices of edges are (sender, receiver).
+
+    With `latent` (then `groups` is 1) keys and values of all heads are made of one short vector: their receivers are
+    `layer3.group0.keys` (the part of the keys with positions) and `layer3.group0.latent`. With `latent_queries` so are
+    queries: `layer3.group0.queries`. With `joint` what one head hears changes what all heads of its layer write: a norm
+    takes in the queries or keys of all heads, or all that they write.
     """
 
     layers: int
     heads: int
     groups: int
     parallel: bool = False
+    joint: bool = False
+    latent: bool = False
+    latent_queries: bool = False
 
     @cached_property
     def senders(self) -> tuple[str, ...]:
@@ -65,11 +73,12 @@ class Graph:
     @cached_property
     def receivers(self) -> tuple[str, ...]:
         """Names of the receivers: of a layer all queries, all keys, all values and the MLP."""
-        who = "head" if self.groups == self.heads else "group"
+        who = "head" if self.groups == self.heads and not self.latent else "group"
+        asking = "group" if self.latent_queries else "head"
         found: list[str] = []
         for layer in range(self.layers):
-            found += [f"layer{layer}.head{head}.queries" for head in range(self.heads)]
-            for part in ("keys", "values"):
+            found += [f"layer{layer}.{asking}{place}.queries" for place in range(self.queries)]
+            for part in ("keys", "latent" if self.latent else "values"):
                 found += [f"layer{layer}.{who}{group}.{part}" for group in range(self.groups)]
             found.append(f"layer{layer}.mlp")
         return (*found, LOGITS)
@@ -80,9 +89,19 @@ class Graph:
         return len(self.senders), len(self.receivers)
 
     @property
+    def queries(self) -> int:
+        """How many receivers of a layer are queries."""
+        return 1 if self.latent_queries else self.heads
+
+    @property
     def readers(self) -> int:
         """How many receivers of a layer belong to its attention."""
-        return self.heads + 2 * self.groups
+        return self.queries + 2 * self.groups
+
+    @property
+    def counted(self) -> "Graph":
+        """The same graph without what only says which heads hear of each other: it has the same edges."""
+        return replace(self, joint=False)
 
     def sender(self, layer: int, head: int | None = None) -> int:
         """The number of a head among the senders, or of the MLP of a layer."""
@@ -124,14 +143,18 @@ class Graph:
 
     @cached_property
     def heads_of(self) -> tuple[tuple[int, ...], ...]:
-        """The senders that every receiver feeds: its head, all heads of its group, its MLP; of the logits none."""
+        """The senders that every receiver feeds: its head, all heads of its group, its MLP; of the logits none.
+
+        All heads of its layer where these are `joint`.
+        """
         found: list[tuple[int, ...]] = []
-        share = self.heads // self.groups
         for layer in range(self.layers):
-            found += [(self.sender(layer, head),) for head in range(self.heads)]
-            for _ in ("keys", "values"):
-                for group in range(self.groups):
-                    found.append(tuple(self.sender(layer, group * share + place) for place in range(share)))
+            heads = tuple(self.sender(layer, head) for head in range(self.heads))
+            for count in (self.queries, self.groups, self.groups):
+                share = self.heads // (1 if self.joint else count)
+                for place in range(count):
+                    start = 0 if self.joint else place * share
+                    found.append(heads[start : start + share])
             found.append((self.sender(layer),))
         return (*found, ())
 
@@ -194,7 +217,8 @@ class Graph:
 
     def describe(self) -> dict[str, int | bool]:
         """What a file keeps of it."""
-        return {"layers": self.layers, "heads": self.heads, "groups": self.groups, "parallel": self.parallel}
+        plain = {"layers": self.layers, "heads": self.heads, "groups": self.groups, "parallel": self.parallel}
+        return plain | {name: True for name in ("joint", "latent", "latent_queries") if getattr(self, name)}
 
 
 def shuffled(
@@ -253,9 +277,10 @@ def _image(
         heads = (groups[layer][:, None] * share + within[layer]).ravel()
         first, start = graph.sender(layer, 0), graph.reading(layer).start
         senders[first : first + graph.heads] = first + heads
-        receivers[start : start + graph.heads] = start + heads
+        if not graph.latent_queries:
+            receivers[start : start + graph.heads] = start + heads
         for part in range(2):
-            begin = start + graph.heads + part * graph.groups
+            begin = start + graph.queries + part * graph.groups
             receivers[begin : begin + graph.groups] = begin + groups[layer]
     image = np.zeros_like(kept)
     image[np.ix_(senders, receivers)] = kept

@@ -129,7 +129,8 @@ class InteractionGradients:
 
 
 def _norms(wiring: Wiring) -> list[Norm]:
-    return [wiring.norm, *(norm for layer in wiring.layers for norm in (layer.norm, layer.mlp_norm))]
+    of_layers = [norm for layer in wiring.layers for norm in (layer.norm, layer.mlp_norm, layer.after, layer.mlp_after)]
+    return [wiring.norm, *(norm for norm in of_layers if norm is not None)]
 
 
 def _held(layer: Layer) -> Layer:

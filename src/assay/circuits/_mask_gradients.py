@@ -67,8 +67,8 @@ def _ablate(stack: ExitStack, wiring: Wiring, batch: Batch, reference: Trace, sh
     """
     entering: dict[nn.Module, Tensor] = {wiring.norm.module: reference.final}
     for number, layer in enumerate(wiring.layers):
-        entering[layer.norm.module] = reference.attention_input[number]
-        entering[layer.mlp_norm.module] = reference.mlp_input[number]
+        entering[layer.norm.place] = reference.attention_input[number]
+        entering[layer.mlp_norm.place] = reference.mlp_input[number]
     for module, stream in entering.items():
         hook = functools.partial(_mix, stream.expand(*batch.tokens.shape, -1), share)
         stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from assay._errors import AssayError
 from assay.circuits._attribution import EdgeAttribution
 from assay.circuits._graph import Graph
 from assay.circuits._problem import Problem
@@ -29,17 +30,25 @@ class ObservablePropagation:
 
     Source: Dunefsky and Cohan, arXiv 2312.16291. Differences: the gradient of norms and MLPs at every input, for one
     direction of all inputs; and the differences that the reference makes, for a head's outputs as such. Raises
-    AssayError for `measure="kl"`, which is no observable.
+    AssayError for `measure="kl"`, which is no observable, and for architectures that make keys and values of the same
+    numbers (latent attention).
     """
 
     partial: ClassVar[bool] = True
 
     def check(self, problem: Problem) -> None:
-        """Raise AssayError for a measure that is no linear function of logits."""
+        """Raise AssayError for a measure that is no linear function of logits, and where values are made with keys."""
         EdgeAttribution().check(problem)
+        if problem.wiring.graph.latent:
+            subject = problem.engine.subject
+            raise AssayError(
+                f"method 'observable': {type(subject.model).__name__} ({subject.name!r}) makes keys and values of the "
+                "same numbers, so that values cannot be followed with attention held; use method='eap'."
+            )
 
     def scores(self, problem: Problem) -> Float[np.ndarray, "sender receiver"]:
         """The score of every edge, in the units of m; NaN where there is none, and at queries and keys."""
+        self.check(problem)
         with ExitStack() as stack:
             for layer in problem.wiring.layers:
                 for place, module in enumerate(layer.projections):

@@ -35,8 +35,9 @@ class Trace:
     """What every sender wrote in a pass, and what entered the norms, in shapes (batch or 1, position or 1, …).
 
     `embeddings` (…, width) enters the first block. By layer: `heads` (…, heads x width of a value), what the output
-    projection takes in; `mlp` (…, width), what the MLP adds; `attention_input` and `mlp_input`, the residual stream at
-    the norms before them; `projected`, what the projections gave. `final` is the residual stream at the last norm.
+    projection takes in (where a norm follows it, divided by what this divides by); `mlp` (…, width), what the MLP
+    adds; `attention_input` and `mlp_input`, the residual stream at the norms before them; `projected`, what the
+    projections gave. `final` is the residual stream at the last norm.
     """
 
     embeddings: Tensor = field(default_factory=lambda: torch.empty(0))
@@ -132,17 +133,21 @@ def keep(stack: ExitStack, wiring: Wiring, trace: Trace, shape: torch.Size, part
     entering(wiring.norm.module, functools.partial(setattr, trace, "final"))
     for number, layer in enumerate(wiring.layers):
         if "heads" in parts:
-            entering(layer.output, functools.partial(trace.heads.__setitem__, number))
+            entering(layer.output, functools.partial(_heads_into, trace.heads, number, layer))
         if "attention_input" in parts:
-            entering(layer.norm.module, functools.partial(trace.attention_input.__setitem__, number))
+            entering(layer.norm.place, functools.partial(trace.attention_input.__setitem__, number))
         if "mlp_input" in parts:
-            entering(layer.mlp_norm.module, functools.partial(trace.mlp_input.__setitem__, number))
+            entering(layer.mlp_norm.place, functools.partial(trace.mlp_input.__setitem__, number))
         if "projected" in parts:
             trace.projected[number] = {}
             for place, module in enumerate(layer.projections):
                 leaving(module, functools.partial(trace.projected[number].__setitem__, place))
         if "mlp" in parts:
             leaving(layer.mlp, functools.partial(_scaled_into, trace.mlp, number, layer.mlp_scale))
+
+
+def _heads_into(into: dict[int, Tensor], number: int, layer: Layer, given: Tensor) -> None:
+    into[number] = layer.heads(given)
 
 
 def _scaled_into(into: dict[int, Tensor], number: int, scale: float, found: Tensor) -> None:
@@ -327,7 +332,7 @@ class _Pass:
             stack.enter_context(instead(module, project(place)))
 
         def give(outputs: Tensor, *_: Any) -> Tensor:
-            own = outputs.reshape(*self.shape, -1)
+            own = layer.heads(outputs.reshape(*self.shape, -1))
             change = self._part(own) - self._part(self.reference.heads[number])
             start = self.place[self.graph.sender(number, heads[0])]
             _write_heads(self.graph.heads, layer, change, heads, self.more, start)

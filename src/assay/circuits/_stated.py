@@ -93,7 +93,8 @@ def check_size(path: Path, graph: Graph) -> Graph:
     """A graph of a file. Raises AssayError if it is larger than that of any model, or its heads cannot be grouped."""
     numbers = (graph.layers, graph.heads, graph.groups)
     senders, receivers = 1 + graph.layers * (graph.heads + 1), 1 + graph.layers * (graph.heads + 2 * graph.groups + 1)
-    if min(numbers) < 1 or graph.heads % graph.groups or senders * receivers > LARGEST:
+    odd = min(numbers) < 1 or graph.heads % graph.groups or (graph.latent and graph.groups > 1)
+    if odd or senders * receivers > LARGEST:
         layers, heads, groups = map(short, numbers)
         raise refusal(
             path,
@@ -233,7 +234,8 @@ def laid_on(  # noqa: PLR0917
         return graph.matrix(edges), None
     own = found.graph
     fits = found.width is None or width is None or found.width == width
-    if not fits or own not in (graph, replace(graph, groups=graph.heads)):
+    # Other tools' files do not say whether heads are joint; their edges are the same.
+    if not fits or own.counted not in (graph.counted, _by_head(graph)):
         raise AssayError(
             f"{who}: its edges are of a model of {described(own, found.width)}, and {whose!r} has "
             f"{described(graph, width)}; give the model that it was found in."
@@ -243,10 +245,15 @@ def laid_on(  # noqa: PLR0917
         scores = np.full(own.shape, np.nan)
         for edge, score in zip(edges, found.scores, strict=True):
             scores[own.place(edge)] = np.nan if score is None else score
-    if own != graph:
+    if own.counted != graph.counted:
         kept = together(own, graph.groups, kept, who)
         scores = None if scores is None else summed(own, graph.groups, scores)
     return kept, scores
+
+
+def _by_head(graph: Graph) -> Graph:
+    """The same with keys and values by head, where a graph can have them so."""
+    return graph.counted if graph.latent else replace(graph.counted, groups=graph.heads)
 
 
 def described(graph: Graph, width: int | None) -> str:
@@ -254,4 +261,6 @@ def described(graph: Graph, width: int | None) -> str:
     shared = "" if graph.groups == graph.heads else f" that share keys and values in {graph.groups} groups"
     wide = "" if width is None else f", of width {width}"
     beside = ", attention and MLP side by side" if graph.parallel else ""
+    beside += ", with keys and values made of a latent" if graph.latent else ""
+    beside += ", with queries made of a latent" if graph.latent_queries else ""
     return f"{graph.layers} layers of {graph.heads} heads{shared}{wide}{beside}"

@@ -43,7 +43,8 @@ def token_scores(
     Differences: the share among the whole vocabulary beside that among the series, which small sets inflate; the
     embedding is added to what the MLP gives; biases are left out.
 
-    Raises AssayError for a series of fewer than three different tokens, or tokens that the model does not have.
+    Raises AssayError for a series of fewer than three different tokens, or tokens that the model does not have, and for
+    a model that makes its values in several steps (latent attention).
     """
     for one in series:
         if len(set(one)) < max(3, len(one)) or not all(0 <= token < subject.vocabulary for token in one):
@@ -55,6 +56,11 @@ def token_scores(
         raise AssayError("token_scores(series=[]): give at least one series of tokens.")
     wiring = wired(subject)
     graph = wiring.graph
+    if graph.latent:
+        raise AssayError(
+            f"token_scores(): {type(subject.model).__name__} ({subject.name!r}) makes its values of a latent of all "
+            "heads, so that no head has one value map; use a model without latent attention."
+        )
     hits = {name: np.zeros((2, graph.layers, graph.heads)) for name in ("successor", "copying", "predecessor")}
     counts = dict.fromkeys(hits, 0)
     for one in series:
@@ -81,8 +87,10 @@ def _best(wiring: Wiring, subject: Subject, tokens: Tensor, effective: bool) -> 
     with torch.inference_mode():
         embedding: Tensor = subject.model.get_input_embeddings()(tokens)
         first = wiring.layers[0]
-        if effective and first.entry is first.mlp:
-            embedding = embedding + first.mlp_scale * _first(first.mlp(first.mlp_norm.module(embedding[None])))[0]
+        if effective and (first.entry is first.mlp or first.mlp_after is not None):
+            added = _first(first.entry(first.mlp_norm.module(embedding[None])))
+            added = added if first.entry is first.mlp else first.mlp(added)
+            embedding = embedding + first.mlp_scale * added[0]
         for layer in wiring.layers:
             values = torch.einsum("tm,gvm->gtv", layer.norm.module(embedding), layer.weight(2))
             writes = torch.einsum(

@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from assay._errors import AssayError
 from assay.circuits._graph import Graph
-from assay.circuits._kernels import kernels_of
+from assay.circuits._kernels import kernels_of, product
 from assay.engine import Engine
 from assay.engine._kernels import using_kernels
 from assay.subjects import Subject
@@ -27,13 +27,18 @@ STREAMS = ("queries", "keys", "values")
 
 _LINEAR = (nn.Linear, Conv1D)
 
+_PROJECTIONS = ((1, 1), (3, 1), (2, 2), (2, 3))
+"""How many linear maps of an attention module read the stream, and how many do not: one or three for queries, keys and
+values, and the output's; or one for queries and one for what keys and values are made of, and then those that make keys
+and values of it, the output's, and maybe one that makes queries."""
+
 
 @dataclass(frozen=True)
 class Norm:
     """A norm of vectors x (…, width): y = weight · x̂ + bias, with x̂ = (x - mean x) / σ if `centred`, else x / σ.
 
     `weight` is None where the module is no such norm; then its derivative is taken by autograd. Where σ is `held`, its
-    derivative is that at a constant σ.
+    derivative is that at a constant σ. Where there is no norm, y = x, and `reader` is the module that takes x in.
     """
 
     module: nn.Module
@@ -41,6 +46,18 @@ class Norm:
     weight: Tensor | None
     eps: float
     held: bool = False
+    reader: nn.Module | None = None
+
+    @classmethod
+    def none(cls, reader: nn.Module, width: int, like: Tensor) -> "Norm":
+        """No norm in front of a module."""
+        ones = torch.ones(width, dtype=like.dtype, device=like.device)
+        return cls(nn.Identity(), centred=False, weight=ones, eps=0.0, held=True, reader=reader)
+
+    @property
+    def place(self) -> nn.Module:
+        """The module that takes in x."""
+        return self.module if self.reader is None else self.reader
 
     @classmethod
     def of(cls, module: nn.Module, width: int, like: Tensor) -> "Norm":
@@ -85,6 +102,8 @@ class Norm:
 
     def unit(self, x: Float[Tensor, "*rows width"]) -> tuple[Float[Tensor, "*rows width"], Float[Tensor, "*rows 1"]]:
         """x̂, and 1 / σ."""
+        if self.reader is not None:
+            return x, torch.ones_like(x[..., :1])
         centre = x - x.mean(dim=-1, keepdim=True) if self.centred else x
         inverse = (centre.square().mean(dim=-1, keepdim=True) + self.eps).rsqrt()
         return centre * inverse, inverse
@@ -159,6 +178,10 @@ class Layer:
     `projections` read `norm`; what `output` gives is added, `scale` times; `entry` is what reads `mlp_norm` and `mlp`
     what gives back what the MLP adds, `mlp_scale` times (one module, as a rule). What the block, `attention` and
     `mlp` gave in a pass tells in which form they give it, so that they can be left out.
+
+    Where `after` is there, a norm of what `output` gives is what is added. It is y = weight · x̂, and x̂ = x / σ with the
+    σ of all heads: a head adds its part of the sum, divided by this σ. `mlp_after` is such a norm of the MLP, whose
+    module `mlp` then is.
     """
 
     attention: nn.Module
@@ -174,6 +197,8 @@ class Layer:
     block_gives: Any
     attention_gives: Any
     mlp_gives: Any
+    after: Norm | None = None
+    mlp_after: Norm | None = None
 
     def weight(self, stream: int) -> Float[Tensor, "count width model"]:
         """The weights of a stream's heads or groups, an output a row."""
@@ -191,16 +216,37 @@ class Layer:
 
     @cached_property
     def output_weight(self) -> Float[Tensor, "inputs model"]:
-        """The output projection, scaled: what an input of it adds to the residual stream."""
-        stored: Tensor = self.output.weight.detach()  # type: ignore[operator]
-        weight = stored if isinstance(self.output, Conv1D) else stored.T
+        """The output projection, scaled: what heads add to the residual stream, from what `heads` makes of them.
+
+        Where a norm follows, with its weight, and without what it divides by.
+        """
+        weight = self._projecting
+        if self.after is not None and self.after.weight is not None:
+            weight = weight - weight.mean(dim=-1, keepdim=True) if self.after.centred else weight
+            weight = weight * self.after.weight
         return weight if self.scale == 1 else weight * self.scale
 
     @property
     def output_bias(self) -> Float[Tensor, " model"] | None:
-        """What the output projection adds whatever its input, scaled."""
-        bias: Tensor | None = getattr(self.output, "bias", None)
+        """What attention adds whatever its heads give, scaled."""
+        bias: Tensor | None = getattr(self.output if self.after is None else self.after.module, "bias", None)
         return None if bias is None else bias.detach() * self.scale
+
+    def heads(self, inputs: Float[Tensor, "*rows inputs"]) -> Float[Tensor, "*rows inputs"]:
+        """What the output projection takes in, divided by what a norm after it divides by."""
+        if self.after is None:
+            return inputs
+        return inputs * self.after.unit(product(inputs, self._projecting.T))[1]
+
+    def attended(self, heads: Float[Tensor, "*rows inputs"]) -> Float[Tensor, "*rows model"]:
+        """What attention gives to be added, `scale` times, from what `heads` makes of its heads."""
+        added = heads @ self.output_weight
+        return (added if self.output_bias is None else added + self.output_bias) / self.scale
+
+    @property
+    def _projecting(self) -> Float[Tensor, "inputs model"]:
+        stored: Tensor = self.output.weight.detach()  # type: ignore[operator]
+        return stored if isinstance(self.output, Conv1D) else stored.T
 
 
 @dataclass
@@ -303,12 +349,13 @@ class _Search:
         (self.heads,) = counts
         self.width = _size(seen[engine.modules[0]].taken)
         found = [self._layer(seen, layer) for layer in range(engine.layers)]
-        layers = tuple(layer for layer, _, _ in found)
-        groups, parallel = {one for _, one, _ in found}, {one for _, _, one in found}
-        if len(groups) > 1 or len(parallel) > 1:
+        layers = tuple(layer for layer, _ in found)
+        kinds = {graph for _, graph in found}
+        if len(kinds) > 1:
             self._refuse("its layers are not all of one kind")
-        graph = Graph(engine.layers, self.heads, groups.pop(), parallel.pop())
-        self._check_streams(layers, graph.groups)
+        graph = kinds.pop()
+        joint = self._check_streams(layers, graph)
+        graph = replace(graph, joint=joint or any(layer.after is not None for layer in layers))
         body = self._body(seen)
         head, scale, cap = self._head(seen, body)
         return Wiring(
@@ -363,8 +410,8 @@ class _Search:
             widths.setdefault(head.layer, []).append(engine.widths[head.layer])
         return seen, widths
 
-    def _layer(self, seen: dict[nn.Module, _Seen], number: int) -> tuple[Layer, int, bool]:
-        """The parts of one block, how many groups its keys have, and whether attention and MLP read one stream."""
+    def _layer(self, seen: dict[nn.Module, _Seen], number: int) -> tuple[Layer, Graph]:
+        """The parts of one block, and the graph of a model of such blocks."""
         block, attention = self.engine.modules[number], self.engine.attentions[number]
         where = f"layer {number}"
         entered = seen[block].taken
@@ -378,46 +425,68 @@ class _Search:
         read = linear[0].taken
         projections = [one for one in linear if _same(one.taken, read)]
         rest = [one for one in linear if one not in projections]
-        if len(projections) not in (1, 3) or len(rest) != 1 or any(one.calls > 1 for one in linear):
+        if (len(projections), len(rest)) not in _PROJECTIONS or any(one.calls > 1 for one in linear):
             names = ", ".join(one.name.rpartition(".")[2] for one in linear)
             self._refuse(f"the attention of {where} has the projections {names}, not queries, keys, values and output")
-        output = rest[0]
+        output = rest[-1]
         inside = set(attention.modules())
-        norm = self._giving(seen, block, read, inside, f"what the attention of {where} reads")
-        if not _same(norm.taken, entered):
-            self._refuse(f"what the norm before the attention of {where} takes in is not what enters its block")
+        if _same(read, entered) and _same(seen[attention].taken, entered):
+            norm = Norm.none(attention, self.width, self._like)
+        else:
+            before = self._giving(seen, block, read, inside, f"what the attention of {where} reads")
+            if not _same(before.taken, entered):
+                self._refuse(f"what the norm before the attention of {where} takes in is not what enters its block")
+            norm = self._norm(before.module)
         mlp = seen.get(self.engine.mlp(number))
         if mlp is None or mlp.given is None:
             self._refuse(f"the MLP of {where} was not met")
         assert mlp is not None
-        entry, mlp_norm = self._entry(seen, block, inside, mlp, where)
+        entry, mlp_norm, read_by_mlp = self._entry(seen, block, inside, mlp, where)
+        behind, behind_mlp = self._behind(seen, block, output), self._behind(seen, block, mlp)
+        if behind is not None and getattr(output.module, "bias", None) is not None:
+            self._refuse(f"a norm follows the output projection of {where}, whose bias is part of no head")
         left = seen[block].given
-        attended, added = _wide(output.given, entered), _wide(mlp.given, entered)
-        x, between, after = _wide(entered, entered), _wide(mlp_norm.taken, entered), _wide(left, entered)
-        parallel = _same(mlp_norm.taken, entered) or (torch.equal(between, x) and bool(attended.any()))
+        attends, adds = behind or output, behind_mlp or mlp
+        attended, added = _wide(attends.given, entered), _wide(adds.given, entered)
+        x, between, after = _wide(entered, entered), _wide(read_by_mlp, entered), _wide(left, entered)
+        parallel = _same(read_by_mlp, entered) or (torch.equal(between, x) and bool(attended.any()))
         if parallel:
             scales = self._scales(after, x, attended, added)
         else:
             scales = [*self._scales(between, x, attended), *self._scales(after, between, added)]
             self._check_sum(between, x + scales[0] * attended, f"the residual stream before the MLP of {where}")
         self._check_sum(after, x + scales[0] * attended + scales[1] * added, f"what leaves {where}")
-        streams, groups = self._streams(projections, number)
+        streams, graph = self._streams(projections, len(rest) == 3, inside, seen, number)
         one = Layer(
             attention,
-            self._norm(norm.module),
+            norm,
             tuple(found.module for found in projections),
             streams,
             output.module,
             scales[0],
-            self._norm(mlp_norm.module),
+            mlp_norm,
             entry.module,
-            mlp.module,
+            adds.module,
             scales[1],
             seen[block].whole,
             seen[attention].whole,
-            mlp.whole,
+            adds.whole,
+            None if behind is None else self._norm(behind.module),
+            None if behind_mlp is None else self._norm(behind_mlp.module),
         )
-        return one, groups, parallel
+        if one.after is not None and one.after.weight is None:
+            self._refuse(f"what follows the output projection of {where} is no norm that divides by a length")
+        return one, replace(graph, parallel=parallel)
+
+    def _behind(self, seen: Mapping[nn.Module, _Seen], block: nn.Module, branch: _Seen) -> _Seen | None:
+        """The norm that takes in what a branch of a block gives, if there is one."""
+        for module in block.modules():
+            one = seen.get(module)
+            if one is None or module is branch.module or any(True for _ in module.children()) or _is_linear(module):
+                continue
+            if _same(one.taken, branch.given) and not _same(one.taken, one.given) and _size(one.given) == self.width:
+                return one
+        return None
 
     def _giving(
         self, seen: Mapping[nn.Module, _Seen], block: nn.Module, what: Tensor | None, without: set[nn.Module], text: str
@@ -434,8 +503,8 @@ class _Search:
 
     def _entry(
         self, seen: Mapping[nn.Module, _Seen], block: nn.Module, inside: set[nn.Module], mlp: _Seen, where: str
-    ) -> tuple[_Seen, _Seen]:
-        """The module that reads the residual stream for the MLP, and the norm that it reads."""
+    ) -> tuple[_Seen, Norm, Tensor | None]:
+        """The module that reads the residual stream for the MLP, the norm that it reads, and what the norm takes in."""
         leaves = [
             one
             for module in block.modules()
@@ -451,12 +520,18 @@ class _Search:
         for entry in (mlp, *(one for one in leaves if _is_linear(one.module))) if mlp.calls == 1 else ():
             for norm in norms:
                 if _same(norm.given, entry.taken):
-                    return entry, norm
+                    return entry, self._norm(norm.module), norm.taken
+        if mlp.calls == 1 and _size(mlp.taken) == self.width:
+            return mlp, Norm.none(mlp.module, self.width, self._like), mlp.taken
         self._refuse(f"what the MLP of {where} reads is given by no norm (norms after the branches, or none)")
         raise AssertionError
 
     def _norm(self, module: nn.Module) -> Norm:
-        return Norm.of(module, self.width, next(self.subject.model.parameters()))
+        return Norm.of(module, self.width, self._like)
+
+    @property
+    def _like(self) -> Tensor:
+        return next(self.subject.model.parameters())
 
     def _near(self, found: Tensor, expected: Tensor) -> bool:
         return _off(found, expected) <= near(self.subject.model.dtype)
@@ -474,17 +549,22 @@ class _Search:
         if not off <= near(self.subject.model.dtype):
             self._refuse(f"{what} is not the sum of what was added to it (off by {off:.1e} of its spread)")
 
-    def _streams(self, projections: list[_Seen], number: int) -> tuple[tuple[Stream, Stream, Stream], int]:
-        """Which columns are whose, as it seems (`_check_streams` tells), and how many groups there are."""
+    def _streams(
+        self, projections: list[_Seen], latent_queries: bool, inside: set[nn.Module], seen: Mapping[nn.Module, _Seen],
+        number: int,
+    ) -> tuple[tuple[Stream, Stream, Stream], Graph]:  # fmt: skip
+        """Which columns are whose, as it seems (`_check_streams` tells), and the graph of layers of that kind."""
         width = self.engine.widths[number]
         outputs = [_size(one.given) for one in projections]
+        if len(projections) == 2:
+            return self._latent(projections, latent_queries, inside, seen, number)
         if len(projections) == 3:
             groups = outputs[1] // width
             counts = (self.heads, groups, groups)
             if groups * width != outputs[1] or outputs[0] != self.heads * width or self.heads % groups:
                 self._refuse(f"layer {number} has projections of widths {outputs} for {self.heads} heads of {width}")
             found = tuple(Stream(place, torch.arange(outputs[place]).view(counts[place], -1)) for place in range(3))
-            return found, groups  # type: ignore[return-value]
+            return found, Graph(self.engine.layers, self.heads, groups)  # type: ignore[return-value]
         rest = outputs[0] // width - self.heads
         if outputs[0] % width or rest < 2 or rest % 2 or self.heads % (rest // 2):
             self._refuse(f"layer {number} projects to {outputs[0]} numbers for {self.heads} heads of {width}")
@@ -498,35 +578,72 @@ class _Search:
             if any(len(places) != 1 for places in own):
                 self._refuse(f"how layer {number} splits its projection into queries, keys and values was not found")
             streams.append(Stream(0, columns[[places[0] for places in own]]))
-        return (streams[0], streams[1], streams[2]), groups
+        return (streams[0], streams[1], streams[2]), Graph(self.engine.layers, self.heads, groups)
 
-    def _check_streams(self, layers: tuple[Layer, ...], groups: int) -> None:
-        """Raise AssayError unless the columns of every head feed this head alone."""
-        for number, layer in enumerate(layers):
-            if not self._feeds(layer.projections, layer.streams, number, groups):
-                self._refuse(f"a part of the projections of layer {number} feeds other heads than its own")
-            self._check_outputs(number, layer)
+    def _latent(
+        self, projections: list[_Seen], latent_queries: bool, inside: set[nn.Module], seen: Mapping[nn.Module, _Seen],
+        number: int,
+    ) -> tuple[tuple[Stream, Stream, Stream], Graph]:  # fmt: skip
+        """The same where a part of one projection is what keys and values are made of: a norm takes that part in."""
+        for place, one in enumerate(projections):
+            parts = [seen[module].taken for module in inside if module in seen]
+            found = next((columns for part in parts if (columns := _columns(part, one.given)) is not None), None)
+            if found is None:
+                continue
+            latent, keys = found
+            queries = torch.arange(_size(projections[1 - place].given))
+            count = 1 if latent_queries else self.heads
+            if len(queries) % count == 0:
+                streams = (
+                    Stream(1 - place, queries.view(count, -1)),
+                    Stream(place, keys[None]),
+                    Stream(place, latent[None]),
+                )
+                graph = Graph(self.engine.layers, self.heads, 1, latent=True, latent_queries=latent_queries)
+                return streams, graph
+        self._refuse(f"which part of the projections of layer {number} its keys and values are made of was not found")
+        raise AssertionError
 
-    def _feeds(
-        self, projections: tuple[nn.Module, ...], streams: tuple[Stream, Stream, Stream], number: int, groups: int
-    ) -> bool:
-        """Whether moving the columns of one head or group moves its queries, keys or values and no others.
+    def _check_streams(self, layers: tuple[Layer, ...], graph: Graph) -> bool:
+        """Whether the columns of a head feed the queries and keys of all heads, through a norm.
 
-        A row of a batch each: first none is moved, then those of each head and group in turn.
+        Raises AssayError unless they feed this head alone, or all heads in this way.
         """
-        share = self.heads // groups
-        owners = [(kind, place) for kind, stream in enumerate(streams) for place in range(len(stream.columns))]
-        columns = [(streams[kind].projection, streams[kind].columns[place]) for kind, place in owners]
-        expected = torch.zeros(len(owners), len(STREAMS), self.heads, dtype=torch.bool)
-        for row, (kind, place) in enumerate(owners):
-            mine = slice(place, place + 1) if kind == 0 else slice(place * share, (place + 1) * share)
-            expected[row, kind, mine] = True
-        return torch.equal(self._fed(projections, columns, number), expected)
+        joint = set()
+        for number, layer in enumerate(layers):
+            fed = self._feeds(layer, number)
+            apart, together = (self._expected(layer, graph, joint=joint) for joint in (False, True))
+            if not torch.equal(fed, apart) and not torch.equal(fed, together):
+                self._refuse(f"a part of the projections of layer {number} feeds other heads than its own")
+            joint.add(not torch.equal(fed, apart))
+            self._check_outputs(number, layer)
+        return True in joint
+
+    def _feeds(self, layer: Layer, number: int) -> Bool[Tensor, "receiver stream head"]:
+        """Which heads' queries, keys and values move when the columns of one head or group are moved."""
+        columns = [(stream.projection, one) for stream in layer.streams for one in stream.columns]
+        return self._fed(layer.projections, columns, number)
+
+    def _expected(self, layer: Layer, graph: Graph, *, joint: bool) -> Bool[Tensor, "receiver stream head"]:
+        """Which should move: those of its own heads and no others; if `joint`, of all heads but for values.
+
+        What keys and values are both made of moves both.
+        """
+        rows = []
+        for kind, stream in enumerate(layer.streams):
+            count = len(stream.columns)
+            mine = torch.eye(count, dtype=torch.bool).repeat_interleave(self.heads // count, dim=1)
+            found = torch.zeros(count, len(STREAMS), self.heads, dtype=torch.bool)
+            found[:, kind] = True if joint and kind < 2 else mine
+            if graph.latent and kind == 2:
+                found[:, 1] = mine
+            rows.append(found)
+        return torch.cat(rows)
 
     def _fed(
-        self, projections: tuple[nn.Module, ...], columns: list[tuple[int, Int[Tensor, " width"]]], number: int
+        self, projections: tuple[nn.Module, ...], columns: list[tuple[int, Tensor]], number: int
     ) -> Bool[Tensor, "columns stream head"]:
-        """Which heads' queries, keys and values move with some columns, each of one of the projections.
+        """Which heads' queries, keys and values move with some columns (of any number), each of one of the projections.
 
         A row of a batch each: first none is moved, then all columns in turn.
         """
@@ -576,10 +693,19 @@ class _Search:
         for module in (model.base_model, *model.modules()):
             one = seen.get(module)
             inside = one is not None and module is not model and any(part is last for part in module.modules())
-            if one is not None and inside and head is not None and _same(one.given, head.taken):
+            if one is not None and inside and head is not None and self._read_by(head, one):
                 return one
         self._refuse("no body was found whose final hidden states a linear unembedding reads")
         raise AssertionError
+
+    def _read_by(self, head: _Seen, one: _Seen) -> bool:
+        """Whether an unembedding reads what a module gives, or that times a number."""
+        if _same(one.given, head.taken):
+            return True
+        if one.given is None or head.taken is None or one.given.shape != head.taken.shape:
+            return False
+        given, taken = _wide(one.given, one.given), _wide(head.taken, head.taken)
+        return self._near(taken, self._scales(taken, torch.zeros_like(taken), given)[0] * given)
 
     def _final_norm(self, seen: Mapping[nn.Module, _Seen], body: _Seen) -> Norm:
         left = seen[self.engine.modules[-1]].given
@@ -655,6 +781,22 @@ def _same(first: Tensor | None, second: Tensor | None) -> bool:
     if first is None or second is None or first.numel() != second.numel():
         return False
     return first.data_ptr() == second.data_ptr() and first.shape[-1] == second.shape[-1]
+
+
+def _columns(
+    part: Tensor | None, whole: Tensor | None
+) -> tuple[Int[Tensor, " inside"], Int[Tensor, " outside"]] | None:
+    """Which columns of a tensor a part of it has, and which not; None if it is no such part."""
+    if part is None or whole is None or not 0 < _size(part) < _size(whole):
+        return None
+    if part.untyped_storage().data_ptr() != whole.untyped_storage().data_ptr() or part.dtype != whole.dtype:
+        return None
+    start = part.storage_offset() - whole.storage_offset()
+    if not 0 <= start <= _size(whole) - _size(part):
+        return None
+    inside = torch.arange(int(start), int(start) + _size(part))
+    every = torch.arange(_size(whole))
+    return inside, every[(every < start) | (every >= start + _size(part))]
 
 
 def _wide(tensor: Tensor | None, like: Tensor | None) -> Tensor:

@@ -38,7 +38,7 @@ def _end(view: CircuitView, receiver: str, places: dict[str, tuple[float, float]
     number = int(match[3]) * (view.heads // view.groups if match[2] == "group" else 1)
     node = f"layer{match[1]}.head{number}"
     x, y = places[node]
-    return node, (x + {"queries": -0.24, "keys": 0.0, "values": 0.24}[stream], y - 0.16)
+    return node, (x + {"queries": -0.24, "keys": 0.0}.get(stream, 0.24), y - 0.16)
 
 
 def circuit_figure(view: CircuitView) -> Figure:
