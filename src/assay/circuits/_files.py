@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError
 from assay._errors import AssayError
 from assay.circuits._foreign import is_torch, read_json, read_torch, write_auto_circuit, write_eap_ig
 from assay.circuits._graph import Edge, Graph
+from assay.circuits._parameters import is_whole, shown
 from assay.circuits._problem import Ablation, Measure
 from assay.circuits._stated import (
     Found,
@@ -173,8 +174,8 @@ def write_own(stated: Stated, path: Path) -> None:
 def read_circuit(path: Path, edges: int | None, groups: int | None) -> Given:
     """The circuit of a file of any format, told by its content, or its best edges. Raises AssayError for all else."""
     check_count(edges)
-    if groups is not None and (type(groups) is not int or groups < 1):
-        raise AssayError(f"groups={groups!r}: say in how many groups the heads of a layer share keys and values.")
+    if groups is not None and (not is_whole(groups) or groups < 1):
+        raise AssayError(f"groups={shown(groups)}: say in how many groups the heads of a layer share keys and values.")
     data = _content(path)
     if is_torch(data):
         scored, own = read_torch(path, data)
@@ -216,7 +217,7 @@ def _parsed(path: Path, data: bytes) -> Any:
 
 def write_circuit(stated: Stated, path: Path, form: Format) -> Path:
     """Write a circuit in a format. Raises AssayError for an unknown one, and where it cannot be written."""
-    if form not in get_args(Format):
-        raise AssayError(f"format={form!r}: circuits are written as {', '.join(get_args(Format))}.")
+    if not isinstance(form, str) or form not in get_args(Format):
+        raise AssayError(f"format={shown(form)}: circuits are written as {', '.join(get_args(Format))}.")
     {"assay": write_own, "eap-ig": write_eap_ig, "auto-circuit": write_auto_circuit}[form](stated, path)
     return path

@@ -10,7 +10,8 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from assay._errors import AssayError
-from assay.circuits._graph import Graph
+from assay.circuits._graph import Edge, Graph
+from assay.circuits._parameters import is_whole, shown
 from assay.circuits._problem import Ablation, Measure
 from assay.simplify import Origin
 from assay.subjects import write_atomically
@@ -115,9 +116,9 @@ def ranks(scores: Float[np.ndarray, "*shape"], rank: Rank, measure: Measure) -> 
 
 def check_count(edges: int | None) -> None:
     """Raise AssayError unless that is a number of edges, or None."""
-    if edges is not None and (not isinstance(edges, int) or isinstance(edges, bool) or edges < 1):
+    if edges is not None and (not is_whole(edges) or edges < 1):
         raise AssayError(
-            f"edges={edges!r}: say how many of the edges of a file to take, at least 1, or leave it out for the "
+            f"edges={shown(edges)}: say how many of the edges of a file to take, at least 1, or leave it out for the "
             "circuit that the file states."
         )
 
@@ -223,7 +224,7 @@ def apart(graph: Graph, matrix: np.ndarray) -> Any:
 
 
 def laid_on(  # noqa: PLR0917
-    edges: Sequence[str], found: Found | None, graph: Graph, width: int | None, who: str, whose: str
+    edges: Sequence[str | Edge], found: Found | None, graph: Graph, width: int | None, who: str, whose: str
 ) -> tuple[Bool[np.ndarray, "sender receiver"], Float[np.ndarray, "sender receiver"] | None]:
     """Given edges and their scores as matrices of a subject's graph; keys and values by head are put together.
 
