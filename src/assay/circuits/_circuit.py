@@ -87,7 +87,8 @@ class Circuit:
 
     @classmethod
     def read(cls, path: str | Path, *, edges: int | None = None, groups: int | None = None) -> "Circuit":
-        """A circuit from a file: ours (`write`), of EAP-IG or MIB (.json, .pt), or auto-circuit's scores (.pt).
+        """A circuit from a file: ours (`write`), of EAP-IG or MIB (.json, .pt), auto-circuit's scores (.pt), a subgraph
+        of ACDC (`save_subgraph`, .pth), or CircuitKIT's nodes (.pt) and scores of nodes (.json, .pt).
 
             circuit = Circuit.read("ioi.json")
             circuits = [Circuit.read("ioi-scores.pt", edges=n) for n in (100, 200, 400)]
@@ -95,7 +96,8 @@ class Circuit:
         Nothing is found again: its edges are those that the file has in the circuit, or with `edges` the best of its
         scores (by absolute value; of ours as the circuit was ranked). EAP-IG and auto-circuit have keys and values for
         every query head. Where heads share them, an edge is in the circuit if it is for all heads of the group;
-        `groups`, in how many there are, takes the sum of their scores. No code in a file is run.
+        `groups`, in how many there are, takes the sum of their scores. A file of nodes has all edges out of them. No
+        code in a file is run.
 
         The files say nothing of ablation but ours: it is "counterfactual". Under another one EAP-IG leaves learned
         positions be, which here are part of the embeddings: its numbers are others then.
@@ -160,7 +162,7 @@ class Circuit:
     def _stated(self) -> Stated:
         """The circuit as files have it."""
         found = self.found_ or self.found
-        if found is None:
+        if found is None or found.at_least:
             raise AssayError(
                 f"{label(self)} does not say yet of which graph its edges are; call fit(samples) or apply(subject) "
                 "before it is written."
@@ -324,7 +326,7 @@ class Circuit:
 
     def _lay_on(self, subject: Subject) -> None:
         self.graph_, width, self.kept_ = self._laid_on(subject)
-        self.found_ = replace(self.found or Found(self.graph_), graph=self.graph_, width=width)
+        self.found_ = replace(self.found or Found(self.graph_), graph=self.graph_, width=width, at_least=False)
 
     def _fitted(self) -> tuple[Graph, Bool[np.ndarray, "sender receiver"]]:
         if self.graph_ is None or self.kept_ is None:

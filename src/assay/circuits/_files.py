@@ -10,7 +10,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError
 
 from assay._errors import AssayError
-from assay.circuits._foreign import is_torch, read_json, read_torch, write_auto_circuit, write_eap_ig
+from assay.circuits._circuit_kit import is_theirs, read_nodes
+from assay.circuits._foreign import is_torch, read_json, read_torch, unpickled, write_auto_circuit, write_eap_ig
 from assay.circuits._graph import Edge, Graph
 from assay.circuits._parameters import is_whole, shown
 from assay.circuits._problem import Ablation, Measure
@@ -178,7 +179,10 @@ def read_circuit(path: Path, edges: int | None, groups: int | None) -> Given:
         raise AssayError(f"groups={shown(groups)}: say in how many groups the heads of a layer share keys and values.")
     data = _content(path)
     if is_torch(data):
-        scored, own = read_torch(path, data)
+        found = unpickled(path, data)
+        if is_theirs(found):
+            return read_nodes(path, found, edges, groups)
+        scored, own = read_torch(path, found)
     else:
         found = _parsed(path, data)
         if isinstance(found, dict) and found.get("format") == FORMAT:
@@ -186,13 +190,15 @@ def read_circuit(path: Path, edges: int | None, groups: int | None) -> Given:
             if groups not in (None, given.found.graph.groups):
                 raise refusal(path, f"says itself that there are {given.found.graph.groups} groups; leave groups= out.")
             return given
+        if isinstance(found, dict) and is_theirs(found):
+            return read_nodes(path, found, edges, groups)
         if not isinstance(found, dict) or "cfg" not in found:
             raise refusal(path, f"is no file of a circuit; {_KNOWN}")
         scored, own = read_json(path, found)
     return chosen(path, scored, edges, own if groups is None else groups)
 
 
-_KNOWN = "Assay reads its own, and those of EAP-IG, MIB and auto-circuit."
+_KNOWN = "Assay reads its own, and those of EAP-IG, MIB, auto-circuit, ACDC and CircuitKIT."
 
 
 def _content(path: Path) -> bytes:
