@@ -17,6 +17,9 @@ from typing import Any
 from assay._errors import AssayError, unknown_name
 from assay._from_file import FromFile, from_file
 
+PATH = "path"
+"""The parameter that text may give without its name, where a factory takes it first."""
+
 
 class Registry:
     """Factories by name, ours and those of entry points of `group`; a name is taken once.
@@ -83,8 +86,10 @@ class Registry:
     def build(self, specification: str) -> Any:
         """Make an object from text: `"svd:rank=8,joint=False"` is `SVD(rank=8, joint=False)`.
 
-        `"path/to/file.py:Mine(rank=8)"` is made by a class of that file. Raises AssayError if the name is unknown, the
-        parameters do not fit it, or the file has no such class.
+        Where the first parameter is a `path`, it may be given without its name: `"file:their.json,edges=20"`. What
+        has an `=` in it is a parameter if its name could be one, and else a path. `"path/to/file.py:Mine(rank=8)"` is
+        made by a class of that file. Raises AssayError if the name is unknown, the parameters do not fit it, or the
+        file has no such class.
         """
         own = from_file(specification)
         if own is not None:
@@ -92,17 +97,7 @@ class Registry:
         name, _, rest = specification.partition(":")
         factory = self.get(name.strip())
         signature = inspect.signature(factory)
-        keywords: dict[str, Any] = {}
-        for part in filter(None, (part.strip() for part in rest.split(","))):
-            key, equals, text = part.partition("=")
-            if not equals:
-                raise AssayError(f"{specification!r}: {part!r} is not of the form name=value; {name}{signature}.")
-            if key.strip() in keywords:
-                raise AssayError(f"{specification!r}: {key.strip()} is given twice.")
-            try:
-                keywords[key.strip()] = literal_eval(text)
-            except (ValueError, SyntaxError):
-                keywords[key.strip()] = text
+        keywords = _keywords(specification, name.strip(), rest, signature)
         _bind(specification, name, signature, (), keywords)
         return factory(**keywords)
 
@@ -124,6 +119,43 @@ class Registry:
                 f"{', '.join(self.members)}."
             )
         return made
+
+
+def _keywords(specification: str, name: str, rest: str, signature: inspect.Signature) -> dict[str, Any]:
+    """The parameters of `name=value,…`, of which a path that comes first needs no name."""
+    takes_path = next(iter(signature.parameters), None) == PATH
+    parts = [part.strip() for part in rest.split(",") if part.strip()]
+    found: dict[str, Any] = {}
+    for place, part in enumerate(parts):
+        key, equals, text = part.partition("=")
+        key = key.strip()
+        if takes_path and not (equals and key.isidentifier()):
+            if place:
+                raise AssayError(
+                    f"{specification!r}: {part!r} is not of the form name=value. Only the path, which comes first, "
+                    "needs no name, and a path with a comma cannot be given here; rename the file."
+                )
+            key, equals, text = PATH, "=", part
+        if not equals:
+            raise AssayError(f"{specification!r}: {part!r} is not of the form name=value; {name}{signature}.")
+        if key in found:
+            raise AssayError(f"{specification!r}: {key} is given twice.")
+        found[key] = _value(text, as_path=takes_path and key == PATH)
+    if takes_path and found and PATH not in found and signature.parameters[PATH].default is inspect.Parameter.empty:
+        raise AssayError(
+            f"{specification!r}: no path is given, since {parts[0]!r} is a parameter and its value; give the path "
+            f"first, {name}:FILE,{parts[0]}, or if that is the path itself, {name}:{PATH}={parts[0]}."
+        )
+    return found
+
+
+def _value(text: str, *, as_path: bool) -> Any:
+    """A literal, or else the text itself; a path is text, whatever it looks like."""
+    try:
+        value = literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+    return text if as_path and not isinstance(value, str) else value
 
 
 def _bind(

@@ -211,7 +211,7 @@ def test_everything_a_fitted_circuit_says(samples):
 @pytest.mark.parametrize("level", ["edges", "heads"])
 def test_other_sizes_come_from_the_same_scores(samples, level):
     circuit = Circuit(20, method="eap", level=level).fit(samples)
-    for size in (1, 7, 15, 30, 46):
+    for size in (1, 7, 15, 30, 46) if level == "edges" else (15, 22, 30, 46):
         again = Circuit(size, method="eap", level=level).fit(samples)
         assert np.array_equal(circuit.of_size(size).kept_, again.kept_)
 

@@ -740,7 +740,10 @@ def test_a_file_has_a_name_on_the_command_line(file):
     path = PEERS / "gpt2-20.json"
     assert registry.build(f"file:path={path}") == Circuit.read(path)
     assert registry.build(f"file:path={path},edges=5") == Circuit.read(path, edges=5)
-    with pytest.raises(AssayError, match="cannot be read"):
-        registry.build("file:path=nowhere.json")
+    assert registry.build(f"file:{path}") == Circuit.read(path)
+    assert registry.build(f"file: {path} , edges = 5") == Circuit.read(path, edges=5)
+    for text in ("file:path=nowhere.json", "file:nowhere.json"):
+        with pytest.raises(AssayError, match=r"'nowhere.json' cannot be read"):
+            registry.build(text)
     with pytest.raises(AssayError, match="missing a required argument: 'path'"):
         registry.build("file")

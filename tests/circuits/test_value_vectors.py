@@ -322,7 +322,7 @@ def test_bad_parameters_and_architectures_are_refused():
     subject = subject_of("gpt2")
     for options, what in (
         ({"token": 17}, "from 0 to 16"),
-        ({"token": 1, "strength": 0.0}, "strength must be above 0"),
+        ({"token": 1, "strength": 0.0}, "strength=0.0: must be a number above 0"),
         ({"token": 1, "neurons": 33}, "neurons must be 1 to 32"),
         ({"token": 1, "neurons": 0}, "at least 1"),
     ):

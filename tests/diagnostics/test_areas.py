@@ -74,7 +74,7 @@ def test_differences_of_areas_are_paired(decoder, pairs, found):
     cpr, cmd = first.minus(first)
     assert cpr == (0, 0, 0)
     assert cmd == (0, 0, 0)
-    other = fitted(Circuit(edges=12, method="exact-nodes", level="heads"), decoder, pairs_of(decoder, "train"))
+    other = fitted(Circuit(edges=15, method="exact-nodes", level="heads"), decoder, pairs_of(decoder, "train"))
     second = areas(other, decoder, pairs, resamples=300)
     more, _ = first.minus(second)
     assert more.value == pytest.approx(first.cpr.value - second.cpr.value)

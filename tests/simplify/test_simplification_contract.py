@@ -1,5 +1,6 @@
 """The estimator contract, labels, and the registry with its entry points."""
 
+from dataclasses import dataclass
 from importlib.metadata import EntryPoint
 
 import pytest
@@ -215,6 +216,56 @@ def test_wrong_parameters_are_refused(text, trouble):
 def test_parameter_given_twice_is_refused():
     with pytest.raises(AssayError, match="rank"):
         simplifications.build("svd:rank=8,rank=4")
+
+
+@dataclass
+class OfFile:
+    """A recipe that takes a path first."""
+
+    path: str
+    edges: int = 0
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("of-file:their.json", OfFile("their.json")),
+        ("of-file:path=their.json", OfFile("their.json")),
+        ("of-file:path='their.json'", OfFile("their.json")),
+        ("of-file: /a folder/their.json , edges = 5", OfFile("/a folder/their.json", 5)),
+        ("of-file:edges=5,path=their.json", OfFile("their.json", 5)),
+        ("of-file:C:/runs/their.json", OfFile("C:/runs/their.json")),
+        ("of-file:2026", OfFile("2026")),
+        ("of-file:path=2026,edges=5", OfFile("2026", 5)),
+        # What stands before the sign is no name of a parameter.
+        ("of-file:runs/edges=20.json,edges=5", OfFile("runs/edges=20.json", 5)),
+        ("of-file:path=edges=20.json", OfFile("edges=20.json")),
+    ],
+)
+def test_a_path_that_comes_first_needs_no_name(text, expected):
+    registry = Registry("nobody.uses.this", "thing")
+    registry.register("of-file", OfFile)
+    assert registry.build(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "trouble"),
+    [
+        ("of-file", "missing a required argument: 'path'"),
+        ("of-file:", "missing a required argument: 'path'"),
+        ("of-file:edges=20.json", "no path is given.*if that is the path itself, of-file:path=edges=20.json"),
+        ("of-file:edges=5", "no path is given, since 'edges=5' is a parameter"),
+        ("of-file:a,b.json", "'b.json' is not of the form name=value.*comma cannot be given here; rename the file"),
+        ("of-file:edges=5,their.json", "'their.json' is not of the form name=value.*which comes first"),
+        ("of-file:a.json,path=b.json", "path is given twice"),
+        ("of-file:a.json,size=5", "'size'.*of-file.*path"),
+    ],
+)
+def test_a_path_that_is_ambiguous_is_refused(text, trouble):
+    registry = Registry("nobody.uses.this", "thing")
+    registry.register("of-file", OfFile)
+    with pytest.raises(AssayError, match=trouble):
+        registry.build(text)
 
 
 def test_name_is_taken_once():

@@ -82,6 +82,25 @@ def test_the_drawn_edges_are_those_of_either_circuit(done):
     assert np.array(heat.values).shape == (2, 2)
 
 
+def test_the_curve_has_every_split_and_random_circuits_as_a_band(done):
+    _, one, shown = done
+    effects = one.comparison.effects().set_index(["proxy", "split"])
+    effect, same = shown.charts
+    for chart in (effect, same):
+        *lines, band = chart.series
+        assert [line.name for line in lines] == ["iid", *(shift.replace("_", " ") for shift in one.comparison.shifts)]
+        assert [line.band for line in lines] == [False] * len(lines)
+        assert band.band
+        assert band.name == "random circuits, iid: mean of 5 draws, with its 95% interval over pairs and draws"
+        assert {series.panel for series in chart.series} == {"eap"}
+        assert all(series.x == [one.found[0].circuit.pruned_] for series in chart.series)
+    for line, split in zip(effect.series, ("iid", *one.comparison.shifts), strict=False):
+        assert line.y == [effects.loc[("Circuit(edges=8, method='eap')", split), "effect"]]
+    row = effects.loc[("RandomCircuit(Circuit(edges=8, method='eap'))", "iid")]
+    drawn = (effect.series[-1].low[0], effect.series[-1].y[0], effect.series[-1].high[0])
+    assert drawn == (row["effect_low"], row["effect"], row["effect_high"])
+
+
 def test_unknown_parts_are_refused_by_name(tmp_path):
     with pytest.raises(AssayError, match="part 'dick'"):
         circuits.run(tmp_path, only=["dick"])

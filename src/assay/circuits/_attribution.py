@@ -11,8 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from assay._errors import AssayError, unknown_name
+from assay._errors import AssayError
 from assay.circuits._kernels import product
+from assay.circuits._parameters import check_choice, check_whole
 from assay.circuits._problem import Batch, Problem
 from assay.circuits._run import (
     BUDGET,
@@ -105,12 +106,10 @@ def check_gradient(problem: Problem, method: str) -> None:
         )
 
 
-def check_steps(steps: object, rule: str) -> None:
+def check_steps(steps: object, rule: object) -> None:
     """Raise AssayError unless there is such a rule and it can take so many steps."""
-    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
-        raise AssayError(f"steps={steps!r}: must be a whole number of at least 1.")
-    if rule not in get_args(Rule):
-        raise unknown_name("rule", rule, get_args(Rule))
+    check_whole("steps", steps)
+    check_choice("rule", rule, get_args(Rule))
 
 
 def nodes(rule: Rule, steps: int) -> list[tuple[float, float]]:

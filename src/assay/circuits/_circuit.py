@@ -13,11 +13,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from assay._errors import AssayError, unknown_name
+from assay._errors import AssayError
 from assay._fingerprint import fingerprint_or_reason
 from assay.circuits._files import Format, of_plain, read_circuit, to_plain, write_circuit
 from assay.circuits._foreign import mib_circuits
 from assay.circuits._graph import Edge, Graph, images, shuffled
+from assay.circuits._parameters import check_choice, check_whole, is_whole, shown
 from assay.circuits._problem import (
     Ablation,
     Batch,
@@ -26,6 +27,7 @@ from assay.circuits._problem import (
     Problem,
     Reference,
     by_name,
+    check_reach,
     parameters_of,
     sha256_of_pairs,
 )
@@ -55,21 +57,21 @@ class Circuit:
     nothing is discovered). They are those with the largest scores by `method` (a name, such as "eap-ig", "eap" or
     "exact", or an object with its parameters), by absolute value, or with `rank="helpful"` those whose ablation lowers
     m most. With `level="heads"` senders are ranked by the sum of their edges' scores and taken with all edges out of
-    them, as long as they fit. Edges on no path from the embeddings to the logits explain nothing and are taken out
-    again: the circuit has `pruned_` edges. Ablated edges carry what `ablation` says; `measure` is what discovery looks
-    at; `name` is how a circuit of given edges is called, and `found` says where they are from (`read` fills it in), so
-    that a subject of another form is refused.
+    them, as long as they fit; the embeddings come first, since without them nothing is on a path. Edges on no path from
+    the embeddings to the logits explain nothing and are taken out again: the circuit has `pruned_` edges. Ablated edges
+    carry what `ablation` says; `measure` is what discovery looks at; `name` is how a circuit of given edges is called,
+    and `found` says where they are from (`read` fills it in), so that a subject of another form is refused.
 
     After `fit`: `scores_` (sender, receiver), `edges_` the circuit before pruning in order of rank, `baseline_` the
     mean of m for the subject and with all edges ablated, `graph_`, `reference_`, `found_`.
 
     Raises AssayError if there are fewer than 30 pairs to find it on, if ablating everything is not shown to change m
     ("nothing to explain"), for a number of edges that the graph does not have, and for a method that does not go with
-    the ablation or the measure. Sources: see the methods; pruning and edges before pruning as in EAP-IG (arXiv
-    2403.17806).
+    the ablation or the measure, and for splits with positions that means by position, or sequences to draw from, do not
+    reach. Sources: see the methods; pruning and edges before pruning as in EAP-IG (arXiv 2403.17806).
     """
 
-    edges: int | Sequence[str]
+    edges: int | Sequence[str | Edge]
     method: "str | Discovery" = "eap-ig"
     ablation: Ablation = "counterfactual"
     measure: Measure = "logit_difference"
@@ -89,9 +91,16 @@ class Circuit:
     whole: ClassVar[bool] = True
     copies: ClassVar[bool] = False
 
+    def __post_init__(self) -> None:
+        # A number of NumPy's is the same number: it is written, hashed and told from a list as Python's.
+        for name in ("edges", "seed"):
+            if isinstance(getattr(self, name), np.integer):
+                setattr(self, name, int(getattr(self, name)))
+
     @classmethod
     def read(cls, path: str | Path, *, edges: int | None = None, groups: int | None = None) -> "Circuit":
-        """A circuit from a file: ours (`write`), of EAP-IG or MIB (.json, .pt), or auto-circuit's scores (.pt).
+        """A circuit from a file: ours (`write`), of EAP-IG or MIB (.json, .pt), auto-circuit's scores (.pt), a subgraph
+        of ACDC (`save_subgraph`, .pth), or CircuitKIT's nodes (.pt) and scores of nodes (.json, .pt).
 
             circuit = Circuit.read("ioi.json")
             circuits = [Circuit.read("ioi-scores.pt", edges=n) for n in (100, 200, 400)]
@@ -99,7 +108,8 @@ class Circuit:
         Nothing is found again: its edges are those that the file has in the circuit, or with `edges` the best of its
         scores (by absolute value; of ours as the circuit was ranked). EAP-IG and auto-circuit have keys and values for
         every query head. Where heads share them, an edge is in the circuit if it is for all heads of the group;
-        `groups`, in how many there are, takes the sum of their scores. No code in a file is run.
+        `groups`, in how many there are, takes the sum of their scores. A file of nodes has all edges out of them. No
+        code in a file is run.
 
         The files say nothing of ablation but ours: it is "counterfactual". Under another one EAP-IG leaves learned
         positions be, which here are part of the embeddings: its numbers are others then.
@@ -107,7 +117,7 @@ class Circuit:
         Raises AssayError, in one line, for a file of none of these forms, or one that does not say which edges.
         """
         if not isinstance(path, str | Path):
-            raise AssayError(f"path={path!r}: give the path of a file of a circuit.")
+            raise AssayError(f"path={shown(path)}: give the path of a file of a circuit.")
         return cls._of(read_circuit(Path(path), edges, groups))
 
     @classmethod
@@ -134,6 +144,8 @@ class Circuit:
 
         Raises AssayError for a circuit that is not fitted and of which nobody knows which graph its edges are of.
         """
+        if not isinstance(path, str | Path):
+            raise AssayError(f"path={shown(path)}: give the path of the file to write.")
         return write_circuit(self._stated(), Path(path), format)
 
     def saved(self) -> dict[str, Any]:
@@ -162,7 +174,7 @@ class Circuit:
     def _stated(self) -> Stated:
         """The circuit as files have it."""
         found = self.found_ or self.found
-        if found is None:
+        if found is None or found.at_least:
             raise AssayError(
                 f"{label(self)} does not say yet of which graph its edges are; call fit(samples) or apply(subject) "
                 "before it is written."
@@ -184,7 +196,7 @@ class Circuit:
     @property
     def title(self) -> str | None:
         """How a given circuit is called: its edges are too many to be written out."""
-        if isinstance(self.edges, int):
+        if not isinstance(self.edges, Sequence):
             return None
         ablation = "" if self.ablation == "counterfactual" else f", ablation={self.ablation!r}"
         return f"Circuit({self.name or 'given'}, {len(self.edges)} edges{ablation})"
@@ -216,7 +228,10 @@ class Circuit:
         return choices / math.log(2) + 32 * self.reference_.numbers
 
     def check(self, subject: Subject, splits: Sequence[Split]) -> None:
-        """Raise AssayError, before any work, for a subject, splits or parameters that it cannot be made for."""
+        """Raise AssayError, before any work, for a subject, splits or parameters that it cannot be made for.
+
+        The split of role "train" is fitted on, and so is a second one of a name, to be judged on the first.
+        """
         self._check_parameters()
         engine = Engine(subject)
         self._check(subject, wiring_of(engine).graph, splits)
@@ -231,6 +246,7 @@ class Circuit:
             self._check_size(graph)
         else:
             self._laid_on(subject)
+        check_reach(label(self), self.ablation, splits, fits_itself=isinstance(self.edges, int))
         for split in splits:
             fits = split.role == "train"
             if not split.has_pairs and (self.ablation == "counterfactual" or (fits and isinstance(self.edges, int))):
@@ -268,8 +284,7 @@ class Circuit:
         graph, scores = self._found()
         if self.level == "edges":
             return range(1, graph.size + 1)
-        totals = self._ranks(np.nansum(scores, axis=1))
-        return np.cumsum(graph.exists.sum(axis=1)[np.argsort(-totals, kind="stable")]).tolist()
+        return np.cumsum(graph.exists.sum(axis=1)[self._order(scores)]).tolist()
 
     def of_size(self, edges: int) -> "Circuit":
         """The circuit of another size by the same scores: nothing is discovered again.
@@ -293,6 +308,7 @@ class Circuit:
         """The subject with every edge outside the circuit ablated."""
         wiring = wired(subject)
         if not isinstance(self.edges, int) and (self.reference_ is not None or not self.learns):
+            self._check_parameters()
             self._lay_on(subject)
         if not self.learns:
             self.reference_ = _reference(subject, self.ablation, None)
@@ -341,7 +357,7 @@ class Circuit:
 
     def _lay_on(self, subject: Subject) -> None:
         self.graph_, width, self.kept_ = self._laid_on(subject)
-        self.found_ = replace(self.found or Found(self.graph_), graph=self.graph_, width=width)
+        self.found_ = replace(self.found or Found(self.graph_), graph=self.graph_, width=width, at_least=False)
 
     def _fitted(self) -> tuple[Graph, Bool[np.ndarray, "sender receiver"]]:
         if self.graph_ is None or self.kept_ is None:
@@ -362,33 +378,52 @@ class Circuit:
             order = np.argsort(-self._ranks(scores)[graph.exists], kind="stable")[: self.edges]
             kept[tuple(places[order].T)] = True
             return kept
-        totals = self._ranks(np.nansum(scores, axis=1))
         left = self.edges
-        for sender in np.argsort(-totals, kind="stable"):
+        for sender in self._order(scores):
             out = graph.exists[sender]
             if out.sum() <= left:
                 kept[sender] = out
                 left -= int(out.sum())
         return kept
 
+    def _order(self, scores: Float[np.ndarray, "sender receiver"]) -> Int[np.ndarray, " sender"]:
+        """The senders in the order in which they are taken with all their edges: the embeddings, then by score."""
+        totals = self._ranks(np.nansum(scores, axis=1))
+        totals[0] = np.inf
+        return np.argsort(-totals, kind="stable")
+
     def _check_parameters(self) -> None:
-        for name, value, known in (
-            ("ablation", self.ablation, get_args(Ablation)),
-            ("measure", self.measure, get_args(Measure)),
-            ("rank", self.rank, get_args(Rank)),
-            ("level", self.level, get_args(Level)),
-        ):
-            if value not in known:
-                raise unknown_name(name, str(value), known)
+        check_choice("ablation", self.ablation, get_args(Ablation))
+        check_choice("measure", self.measure, get_args(Measure))
+        check_choice("rank", self.rank, get_args(Rank))
+        check_choice("level", self.level, get_args(Level))
+        check_whole("seed", self.seed, least=0)
+        if not isinstance(self.name, str):
+            raise AssayError(f"name={shown(self.name)}: must be text, how a circuit of given edges is called.")
+        if self.found is not None and not isinstance(self.found, Found):
+            raise AssayError(f"found={shown(self.found)}: must be a Found, as Circuit.read fills it in, or None.")
         by_name(self.method)
-        if isinstance(self.edges, str | bool) or (isinstance(self.edges, Sequence) and not self.edges):
+        self._check_edges()
+
+    def _check_edges(self) -> None:
+        given = self.edges
+        several = isinstance(given, Sequence) and not isinstance(given, str | bytes)
+        if several and given and all(isinstance(edge, str | Edge) for edge in given):  # type: ignore[union-attr]
+            return
+        if several or not is_whole(given):
             raise AssayError(
-                f"Circuit(edges={self.edges!r}): give how many edges, or a list such as ['embeddings -> logits']."
+                f"Circuit(edges={shown(given)}): give how many edges, or a list such as ['embeddings -> logits']."
             )
 
     def _check_size(self, graph: Graph) -> None:
         if isinstance(self.edges, int) and not 1 <= self.edges <= graph.size:
             raise AssayError(f"{label(self)}: the graph has {graph.size:,} edges; edges must be 1 to {graph.size}.")
+        least = int(graph.exists[0].sum())
+        if isinstance(self.edges, int) and self.level == "heads" and self.edges < least:
+            raise AssayError(
+                f"{label(self)}: with level='heads' a sender is taken with all edges out of it, and the embeddings, "
+                f"without which nothing is on a path, have {least}; edges must be {least} to {graph.size}."
+            )
 
 
 @dataclass
@@ -423,11 +458,17 @@ class RandomCircuit:
 
     def check(self, subject: Subject, splits: Sequence[Split]) -> None:
         """As its circuit does."""
+        self._check_parameters()
         self.of.check(subject, splits)
 
     def describe(self) -> dict[str, Any]:
         """What the record keeps of it: which circuit it is an image of, and the seed of its first draw."""
         return {"of": label(self.of), "seed": self.seed}
+
+    def _check_parameters(self) -> None:
+        check_whole("seed", self.seed, least=0)
+        if not isinstance(self.of, Circuit):
+            raise AssayError(f"RandomCircuit(of={shown(self.of)}): must be the circuit that it is the control of.")
 
     def redrawn(self, number: int) -> "RandomCircuit":
         """The same control with another draw."""
@@ -435,6 +476,7 @@ class RandomCircuit:
 
     def fit(self, samples: Samples) -> "RandomCircuit":
         """Draw it."""
+        self._check_parameters()
         self.fitted_ = self.of.fit(samples)
         graph, kept = self.fitted_._fitted()
         rng = np.random.default_rng(self.seed)
@@ -478,14 +520,25 @@ class AllAblated:
         """What the record keeps of it: what ablated edges carry."""
         return {"edges": 0, "ablation": self.ablation, "seed": self.seed}
 
+    def check(self, subject: Subject, splits: Sequence[Split]) -> None:
+        """As a circuit does, of what it has itself."""
+        self._check_parameters()
+        check_reach(label(self), self.ablation, splits, fits_itself=False)
+
+    def _check_parameters(self) -> None:
+        check_choice("ablation", self.ablation, get_args(Ablation))
+        check_whole("seed", self.seed, least=0)
+
     def fit(self, samples: Samples) -> "AllAblated":
         """Find what ablated edges carry."""
+        self._check_parameters()
         subject, split = source_of(self, samples)
         self.reference_ = _reference(subject, self.ablation, split, self.seed)
         return self
 
     def apply(self, subject: Subject) -> "CircuitProxy":
         """The subject with every edge ablated."""
+        self._check_parameters()
         if self.reference_ is None and self.learns:
             raise AssayError(f"{label(self)} has not been fitted; call fit(samples) before apply(subject).")
         reference = self.reference_ or _reference(subject, self.ablation, None)

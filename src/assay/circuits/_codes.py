@@ -10,8 +10,9 @@ from jaxtyping import Float, Int
 from scipy import stats
 from torch import Tensor
 
-from assay._errors import AssayError, unknown_name
+from assay._errors import AssayError
 from assay.circuits._importance import spread
+from assay.circuits._parameters import check_choice, check_number, check_whole
 from assay.circuits._problem import Batch, Problem
 from assay.circuits._run import Trace, traced
 
@@ -58,15 +59,13 @@ class DiscreteCodes:
 
     def check(self, problem: Problem) -> None:
         """Raise AssayError for bad parameters, or an ablation without counterfactuals."""
-        if self.score not in get_args(CodeScore):
-            raise unknown_name("score of codes", str(self.score), get_args(CodeScore))
-        if self.classes not in get_args(Classes):
-            raise unknown_name("classes of codes", str(self.classes), get_args(Classes))
+        check_choice("score of codes", self.score, get_args(CodeScore))
+        check_choice("classes of codes", self.classes, get_args(Classes))
         if self.classes == "answer" and self.score != "information":
             raise AssayError(f"score={self.score!r} is of two classes; with classes='answer' use score='information'.")
-        for name in ("features", "steps"):
-            if getattr(self, name) < 1:
-                raise AssayError(f"{name}={getattr(self, name)!r}: must be at least 1.")
+        for name, least in (("features", 1), ("steps", 1), ("seed", 0)):
+            check_whole(name, getattr(self, name), least=least)
+        check_number("penalty", self.penalty, lambda value: 0 <= value < float("inf"), "a number of at least 0")
         if problem.split.counterfactuals is None:
             raise AssayError(f"method 'discrete-codes': split {problem.split.name!r} has no counterfactuals.")
 

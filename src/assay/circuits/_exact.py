@@ -15,6 +15,7 @@ from assay._errors import AssayError
 from assay.circuits._attribution import IntegratedEdgeAttribution
 from assay.circuits._graph import Graph
 from assay.circuits._kernels import product
+from assay.circuits._parameters import check_whole
 from assay.circuits._problem import Batch, Problem
 from assay.circuits._run import Trace, differences, first_of, resume_at, traced, with_given
 from assay.circuits._wiring import Layer
@@ -42,8 +43,7 @@ class ExactEdges:
 
     def check(self, problem: Problem) -> None:
         """Raise AssayError unless `screen` is a whole number of at least 1."""
-        if not isinstance(self.screen, int) or isinstance(self.screen, bool) or self.screen < 1:
-            raise AssayError(f"screen={self.screen!r}: must be a whole number of at least 1.")
+        check_whole("screen", self.screen)
 
     def scores(self, problem: Problem) -> Float[np.ndarray, "sender receiver"]:
         """The score of every edge, in the units of m; NaN where there is none, 0 where the screen left it out."""

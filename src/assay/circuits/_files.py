@@ -10,8 +10,10 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError
 
 from assay._errors import AssayError
-from assay.circuits._foreign import is_torch, read_json, read_torch, write_auto_circuit, write_eap_ig
+from assay.circuits._circuit_kit import is_theirs, read_nodes
+from assay.circuits._foreign import is_torch, read_json, read_torch, unpickled, write_auto_circuit, write_eap_ig
 from assay.circuits._graph import Edge, Graph
+from assay.circuits._parameters import is_whole, shown
 from assay.circuits._problem import Ablation, Measure
 from assay.circuits._stated import (
     Found,
@@ -172,11 +174,14 @@ def write_own(stated: Stated, path: Path) -> None:
 def read_circuit(path: Path, edges: int | None, groups: int | None) -> Given:
     """The circuit of a file of any format, told by its content, or its best edges. Raises AssayError for all else."""
     check_count(edges)
-    if groups is not None and (type(groups) is not int or groups < 1):
-        raise AssayError(f"groups={groups!r}: say in how many groups the heads of a layer share keys and values.")
+    if groups is not None and (not is_whole(groups) or groups < 1):
+        raise AssayError(f"groups={shown(groups)}: say in how many groups the heads of a layer share keys and values.")
     data = _content(path)
     if is_torch(data):
-        scored, own = read_torch(path, data)
+        found = unpickled(path, data)
+        if is_theirs(found):
+            return read_nodes(path, found, edges, groups)
+        scored, own = read_torch(path, found)
     else:
         found = _parsed(path, data)
         if isinstance(found, dict) and found.get("format") == FORMAT:
@@ -184,13 +189,15 @@ def read_circuit(path: Path, edges: int | None, groups: int | None) -> Given:
             if groups not in (None, given.found.graph.groups):
                 raise refusal(path, f"says itself that there are {given.found.graph.groups} groups; leave groups= out.")
             return given
+        if isinstance(found, dict) and is_theirs(found):
+            return read_nodes(path, found, edges, groups)
         if not isinstance(found, dict) or "cfg" not in found:
             raise refusal(path, f"is no file of a circuit; {_KNOWN}")
         scored, own = read_json(path, found)
     return chosen(path, scored, edges, own if groups is None else groups)
 
 
-_KNOWN = "Assay reads its own, and those of EAP-IG, MIB and auto-circuit."
+_KNOWN = "Assay reads its own, and those of EAP-IG, MIB, auto-circuit, ACDC and CircuitKIT."
 
 
 def _content(path: Path) -> bytes:
@@ -215,7 +222,7 @@ def _parsed(path: Path, data: bytes) -> Any:
 
 def write_circuit(stated: Stated, path: Path, form: Format) -> Path:
     """Write a circuit in a format. Raises AssayError for an unknown one, and where it cannot be written."""
-    if form not in get_args(Format):
-        raise AssayError(f"format={form!r}: circuits are written as {', '.join(get_args(Format))}.")
+    if not isinstance(form, str) or form not in get_args(Format):
+        raise AssayError(f"format={shown(form)}: circuits are written as {', '.join(get_args(Format))}.")
     {"assay": write_own, "eap-ig": write_eap_ig, "auto-circuit": write_auto_circuit}[form](stated, path)
     return path

@@ -20,12 +20,15 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from assay._errors import AssayError
+from assay.circuits._acdc import is_subgraph, read_subgraph
 from assay.circuits._graph import Graph
 from assay.circuits._stated import (
+    OF_NEURONS,
     Scored,
     Stated,
     apart,
     check_size,
+    finite_score,
     ranks,
     refusal,
     short,
@@ -33,10 +36,6 @@ from assay.circuits._stated import (
 )
 
 _NEURONS = ("neurons", "neurons_scores", "neurons_in_graph")
-_OF_NEURONS = (
-    "holds a circuit of neurons; Assay's circuits are of edges between heads and MLPs, all of a vector at once."
-)
-
 _OF_AUTO_CIRCUIT = re.compile(r"blocks\.(\d{1,6})\.hook_(\w+)")
 
 _OTHER_GRAPHS = {
@@ -63,19 +62,23 @@ def unpickled(path: Path, data: bytes) -> Any:
         raise refusal(
             path,
             f"is no file of a circuit ({type(error).__name__} in torch.load, which reads tensors and plain values "
-            "only); write it again as EAP-IG's to_pt or with torch.save(prune_scores, path).",
+            "only); write it again by EAP-IG's to_pt, by torch.save(prune_scores, path), or by ACDC's save_subgraph "
+            "(save_edges pickles objects).",
         ) from None
 
 
-def read_torch(path: Path, data: bytes) -> tuple[Scored, int | None]:
-    """Scores of a file of `torch.save`, and in how many groups heads share keys and values, if it says so."""
-    found = unpickled(path, data)
+def read_torch(path: Path, found: Any) -> tuple[Scored, int | None]:
+    """Scores of what `torch.save` wrote, and in how many groups heads share keys and values, if it says so."""
     if isinstance(found, dict) and "cfg" in found:
         return _matrices(path, found)
+    if isinstance(found, dict) and is_subgraph(found):
+        return read_subgraph(path, found), None
     if isinstance(found, dict) and found and all(isinstance(value, Tensor) for value in found.values()):
         return _prune_scores(path, found), None
     inner = "; give the scores of one task and one method" if isinstance(found, dict) else ""
-    raise refusal(path, f"holds a {type(found).__name__}, and neither a circuit of EAP-IG nor PruneScores{inner}.")
+    raise refusal(
+        path, f"holds a {type(found).__name__}, and neither a circuit of EAP-IG or ACDC nor PruneScores{inner}."
+    )
 
 
 # -- EAP-IG and MIB -------------------------------------------------------------------------------------------------
@@ -124,7 +127,7 @@ def read_json(path: Path, found: dict[str, Any]) -> tuple[Scored, int | None]:
         if name not in senders and name != "logits":
             raise refusal(path, f"has the node {short(name)}, which a model of its cfg has not.")
         if isinstance(node, dict) and any(key in node for key in _NEURONS):
-            raise refusal(path, _OF_NEURONS)
+            raise refusal(path, OF_NEURONS)
     kept = np.zeros(graph.shape, dtype=bool)
     scores = np.full(graph.shape, np.nan)
     for name, edge in edges.items():
@@ -141,22 +144,8 @@ def read_json(path: Path, found: dict[str, Any]) -> tuple[Scored, int | None]:
                 path, f"has the edge {short(name)}: {short(edge)}; it needs in_graph (true or false) and score."
             )
         kept[place] = edge["in_graph"]
-        scores[place] = _score(path, name, edge.get("score"))
+        scores[place] = math.nan if edge.get("score") is None else finite_score(path, name, edge["score"])
     return Scored(graph, kept, _turned(scores), width), groups
-
-
-def _score(path: Path, name: str, value: Any) -> float:
-    if value is None:
-        return math.nan
-    if type(value) not in (int, float):
-        raise refusal(path, f"has the score {short(value)} for {short(name)}, which is no number.")
-    try:
-        score = float(value)
-    except OverflowError:
-        score = math.inf
-    if not math.isfinite(score):
-        raise refusal(path, f"has the score {short(value)} for {short(name)}, which is not finite.")
-    return score
 
 
 def _turned(scores: Float[np.ndarray, "sender receiver"]) -> Float[np.ndarray, "sender receiver"] | None:
@@ -167,7 +156,7 @@ def _turned(scores: Float[np.ndarray, "sender receiver"]) -> Float[np.ndarray, "
 def _matrices(path: Path, found: dict[Any, Any]) -> tuple[Scored, int | None]:
     """What EAP-IG's `to_pt` wrote."""
     if any(key in found for key in _NEURONS):
-        raise refusal(path, _OF_NEURONS)
+        raise refusal(path, OF_NEURONS)
     needed = ("cfg", "src_nodes", "dst_nodes", "edges_scores", "edges_in_graph", "nodes_in_graph")
     _check_keys(path, found, needed, ("nodes_scores",))
     graph, width, groups = _graph(path, found["cfg"])

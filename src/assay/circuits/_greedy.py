@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from assay._errors import AssayError
 from assay.circuits._attribution import own_run
 from assay.circuits._graph import Graph
+from assay.circuits._parameters import check_number
 from assay.circuits._problem import Batch, Problem
 from assay.circuits._run import Trace, hidden_of_circuit
 
@@ -41,11 +41,12 @@ class GreedyEdges:
 
     def check(self, problem: Problem) -> None:
         """Raise AssayError unless `threshold` is a positive number."""
-        known = isinstance(self.threshold, int | float) and not isinstance(self.threshold, bool)
-        if not known or not 0 < self.threshold < float("inf"):
-            raise AssayError(
-                f"threshold={self.threshold!r}: must be a positive number, in nats or in units of the logit difference."
-            )
+        check_number(
+            "threshold",
+            self.threshold,
+            lambda value: 0 < value < float("inf"),
+            "a positive number, in nats or in units of the logit difference",
+        )
 
     def scores(self, problem: Problem) -> Float[np.ndarray, "sender receiver"]:
         """What ablating every edge cost when it was tried; NaN where there is none."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 import numpy as np
 import torch
@@ -9,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from assay._errors import AssayError
+from assay.circuits._parameters import check_choice, is_whole, shown
 from assay.circuits._run import wiring_of
 from assay.circuits._ships import Without, without_head
 from assay.engine import Engine, Head, batches, tensors
@@ -36,13 +38,14 @@ def head_group(subject: Subject, split: Split, size: int, *, rank: int = 1, with
     their left ones are of prompts, and do not see a change that is the same on all. The angle is that of subspaces, and
     does not see a change of sign. Raises AssayError for a size or a rank that there is not.
     """
+    check_choice("way to take a head out", without, get_args(Without))
     engine = Engine(subject)
     heads = list(engine.heads)
     predictions = int((split.kinds >= 0).sum())
-    if not 1 <= size <= len(heads):
-        raise AssayError(f"head_group(size={size}): {subject.name!r} has {len(heads)} heads; give 1 to that.")
-    if not 1 <= rank <= min(predictions, wiring_of(engine).width):
-        raise AssayError(f"head_group(rank={rank}): there are {predictions} states; give 1 to at most as many.")
+    if not is_whole(size) or not 1 <= size <= len(heads):
+        raise AssayError(f"head_group(size={shown(size)}): {subject.name!r} has {len(heads)} heads; give 1 to that.")
+    if not is_whole(rank) or not 1 <= rank <= min(predictions, wiring_of(engine).width):
+        raise AssayError(f"head_group(rank={shown(rank)}): there are {predictions} states; give 1 to at most as many.")
     whole = _directions(_states(engine, split, (), without), rank)
     taken: list[Head] = []
     angles: list[float] = []

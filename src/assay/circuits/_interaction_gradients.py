@@ -14,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from assay._errors import AssayError
 from assay.circuits._attribution import Gradients, check_gradient, means_of, no_scores
+from assay.circuits._parameters import check_number
 from assay.circuits._problem import Problem
 from assay.circuits._run import Trace, differences
 from assay.circuits._wiring import Layer, Norm, Wiring
@@ -53,9 +54,7 @@ class InteractionGradients:
 
     def check(self, problem: Problem) -> None:
         """Raise AssayError for a temperature, a measure or an architecture that it cannot work with."""
-        known = isinstance(self.temperature, int | float) and not isinstance(self.temperature, bool)
-        if not known or not 1 <= self.temperature < float("inf"):
-            raise AssayError(f"temperature={self.temperature!r}: must be a number of at least 1.")
+        check_number("temperature", self.temperature, lambda value: 1 <= value < float("inf"), "a number of at least 1")
         check_gradient(problem, "gim")
         self._gates(problem)
 

@@ -7,8 +7,8 @@ import numpy as np
 from jaxtyping import Float
 from scipy import stats
 
-from assay._errors import AssayError
 from assay.circuits._measured import measured
+from assay.circuits._parameters import check_number
 from assay.circuits._problem import Problem
 
 
@@ -31,8 +31,7 @@ class PathInterventions:
 
     def check(self, problem: Problem) -> None:
         """Raise AssayError for a rate outside (0, 1)."""
-        if not 0 < self.rate < 1:
-            raise AssayError(f"rate={self.rate!r}: must be between 0 and 1.")
+        check_number("rate", self.rate, lambda value: 0 < value < 1, "a number between 0 and 1")
 
     def scores(self, problem: Problem) -> Float[np.ndarray, "sender receiver"]:
         """The score of every edge, in the units of m; NaN where there is none."""

@@ -4,7 +4,7 @@ import functools
 import hashlib
 import inspect
 import math
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal, Protocol, get_args, runtime_checkable
@@ -14,8 +14,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from assay._errors import AssayError, unknown_name
+from assay._errors import AssayError
 from assay._registry import Registry
+from assay.circuits._parameters import check_choice, shown
 from assay.circuits._run import PARTS, Trace, constant, rows_at_a_time, traced, wiring_of
 from assay.circuits._wiring import Wiring
 from assay.engine import Engine, batches, tensors
@@ -99,8 +100,7 @@ class Reference:
     @classmethod
     def fitted(cls, engine: Engine, ablation: Ablation, split: Split | None, seed: int = 0) -> "Reference":
         """That of an ablation, with what it takes from the train split."""
-        if ablation not in get_args(Ablation):
-            raise unknown_name("ablation", ablation, get_args(Ablation))
+        check_choice("ablation", ablation, get_args(Ablation))
         wiring = wiring_of(engine)
         if ablation == "counterfactual":
             return cls(ablation)
@@ -195,6 +195,46 @@ class Reference:
         return sum(part.numel() for part in parts)
 
 
+def check_reach(who: str, ablation: Ablation, splits: Sequence[Split], *, fits_itself: bool) -> None:
+    """Raise AssayError where a split to judge has sequences that the split fitted on has nothing to ablate by.
+
+    Means by position reach as far as its longest sequence, and of what is drawn there has to be another as long. The
+    split of role "train" is fitted on for all others, and a second one of a name for the first. With `fits_itself`,
+    what is fitted on is run with the ablation, too.
+    """
+    if ablation not in ("position", "resample"):
+        return
+    judged: dict[str, Split] = {}
+    again: list[Split] = []
+    for split in splits:
+        if judged.setdefault(split.name, split) is not split:
+            again.append(split)
+    uses = [(split, other) for split in judged.values() if split.role == "train" for other in judged.values()]
+    uses += [(split, judged[split.name]) for split in again] + [(split, split) for split in again]
+    for fitted_on, split in uses:
+        if fits_itself or split is not fitted_on:
+            _check_reach(who, ablation, fitted_on, split)
+
+
+def _check_reach(who: str, ablation: Ablation, fitted_on: Split, split: Split) -> None:
+    most, longest = int(fitted_on.lengths.max()), int(split.lengths.max())
+    if longest > most:
+        has = f"means of positions 0 to {most - 1}" if ablation == "position" else f"sequences of up to {most} tokens"
+        raise AssayError(
+            f"{who}: split {split.name!r} has sequences of up to {longest} tokens, and what is fitted on "
+            f"{fitted_on.name!r} has {has}; fit it on sequences as long, use ablation='mean', or leave "
+            f"{split.name!r} out."
+        )
+    for row, length in enumerate(split.lengths if ablation == "resample" else ()):
+        able, own = np.flatnonzero(fitted_on.lengths >= length), split.tokens[row, :length]
+        # The first two are enough, as a rule.
+        if not any((fitted_on.tokens[some, :length] != own).any() for some in (able[:2], able)):
+            raise AssayError(
+                f"{who}: sequence {row} of split {split.name!r} has {length} tokens, and {fitted_on.name!r}, which is "
+                "drawn from, has no other sequence as long; give it more there, or use ablation='mean'."
+            )
+
+
 def _zeros(engine: Engine, wiring: Wiring) -> Trace:
     """Senders that write nothing."""
     subject = engine.subject
@@ -206,7 +246,7 @@ def _zeros(engine: Engine, wiring: Wiring) -> Trace:
 
 def _means(engine: Engine, wiring: Wiring, split: Split, *, by_position: bool) -> Trace:
     """What senders write on average over the valid positions of a split, by position or over all."""
-    width = split.tokens.shape[1] if by_position else 1
+    width = int(split.lengths.max()) if by_position else 1
     sums: Trace | None = None
     count = torch.zeros(1, width, 1, dtype=torch.float64)
     for _, part in batches(engine, split):
@@ -354,14 +394,14 @@ discoveries = Registry("assay.discoveries", "discovery method", ("scores",))
 """All discovery methods by name (`Circuit(method="eap-ig")`)."""
 
 
-def by_name(method: "str | Discovery") -> Discovery:
+def by_name(method: object) -> Discovery:
     """A discovery method by name, with its defaults, or as it is."""
     if isinstance(method, str):
         make: Callable[[], Discovery] = discoveries.get(method)
         return make()
     if not isinstance(method, Discovery) or isinstance(method, type):
         raise AssayError(
-            f"method={method!r}: give a name ({', '.join(discoveries)}) or an object with scores(problem)."
+            f"method={shown(method)}: give a name ({', '.join(discoveries)}) or an object with scores(problem)."
         )
     return method
 

@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from assay._errors import AssayError, unknown_name
+from assay._errors import AssayError
 from assay.circuits._importance import spread
+from assay.circuits._parameters import check_choice, check_flag, shown
 from assay.circuits._problem import Problem
 from assay.engine import Block, Edit, Engine, Head, Run, batches, tensors
 from assay.tasks import Split
@@ -45,9 +46,11 @@ class Ships:
     pairwise: ClassVar[bool] = False
 
     def check(self, problem: Problem) -> None:
-        """Raise AssayError for an unknown way to take a head out, and where no plain prediction is left."""
-        if self.without not in get_args(Without):
-            raise unknown_name("way to take a head out", str(self.without), get_args(Without))
+        """Raise AssayError for bad parameters, and where no plain prediction is left."""
+        check_choice("way to take a head out", self.without, get_args(Without))
+        check_flag("contrast", self.contrast)
+        if self.plain is not None and not isinstance(self.plain, Split):
+            raise AssayError(f"plain={shown(self.plain)}: must be a split of plain sequences, or None.")
         split = problem.split
         if self.contrast and self.plain is None and not (split.valid & (split.kinds < 0)).any():
             raise AssayError(

@@ -10,7 +10,8 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from assay._errors import AssayError
-from assay.circuits._graph import Graph
+from assay.circuits._graph import Edge, Graph
+from assay.circuits._parameters import is_whole, shown
 from assay.circuits._problem import Ablation, Measure
 from assay.simplify import Origin
 from assay.subjects import write_atomically
@@ -26,7 +27,8 @@ class Found:
 
     `graph` is the one that its edges are of, and `width` that of its residual stream; `scores` are those of its edges,
     in their order (None: nobody gave any). `subject` is what it was found on, by `method` on the pairs of a hash;
-    `baseline` is the mean of m there for the subject and with all edges ablated.
+    `baseline` is the mean of m there for the subject and with all edges ablated. With `at_least`, `graph` has the heads
+    that the edges name, and nobody says whether there are more.
     """
 
     graph: Graph
@@ -36,6 +38,7 @@ class Found:
     method: str | None = None
     pairs_sha256: str | None = None
     baseline: tuple[float, float] | None = None
+    at_least: bool = False
 
 
 class Given(NamedTuple):
@@ -64,6 +67,25 @@ class Scored(NamedTuple):
     kept: Bool[np.ndarray, "sender receiver"] | None
     scores: Float[np.ndarray, "sender receiver"] | None
     width: int | None = None
+    at_least: bool = False
+
+
+OF_NEURONS = (
+    "holds a circuit of neurons; Assay's circuits are of edges between heads and MLPs, all of a vector at once."
+)
+
+
+def finite_score(path: Path, name: str, value: Any) -> float:
+    """A score of a file. Raises AssayError for what is no number, or not finite."""
+    if type(value) not in (int, float):
+        raise refusal(path, f"has the score {short(value)} for {short(name)}, which is no number.")
+    try:
+        score = float(value)
+    except OverflowError:
+        score = math.inf
+    if not math.isfinite(score):
+        raise refusal(path, f"has the score {short(value)} for {short(name)}, which is not finite.")
+    return score
 
 
 def refusal(path: Path, why: str) -> AssayError:
@@ -116,9 +138,9 @@ def ranks(scores: Float[np.ndarray, "*shape"], rank: Rank, measure: Measure) -> 
 
 def check_count(edges: int | None) -> None:
     """Raise AssayError unless that is a number of edges, or None."""
-    if edges is not None and (not isinstance(edges, int) or isinstance(edges, bool) or edges < 1):
+    if edges is not None and (not is_whole(edges) or edges < 1):
         raise AssayError(
-            f"edges={edges!r}: say how many of the edges of a file to take, at least 1, or leave it out for the "
+            f"edges={shown(edges)}: say how many of the edges of a file to take, at least 1, or leave it out for the "
             "circuit that the file states."
         )
 
@@ -128,7 +150,11 @@ def chosen(path: Path, found: Scored, edges: int | None, groups: int | None) -> 
 
     Raises AssayError if the file does not say which edges those are.
     """
-    graph, kept, scores, width = found
+    graph, kept, scores, width, at_least = found
+    if groups is not None and at_least:
+        raise refusal(
+            path, "does not say how many heads there are; leave groups= out, apply(subject) knows the groups."
+        )
     if groups is not None:
         if groups < 1 or graph.heads % groups:
             raise refusal(
@@ -153,7 +179,7 @@ def chosen(path: Path, found: Scored, edges: int | None, groups: int | None) -> 
         places = places[order[:edges]]
     names = tuple(f"{graph.senders[sender]} -> {graph.receivers[receiver]}" for sender, receiver in places)
     own = None if scores is None else tuple(known(score) for score in scores[tuple(places.T)].tolist())
-    return Given(names, Found(graph, width, own), name_of(path))
+    return Given(names, Found(graph, width, own, at_least=at_least), name_of(path))
 
 
 def known(score: float) -> float | None:
@@ -224,7 +250,7 @@ def apart(graph: Graph, matrix: np.ndarray) -> Any:
 
 
 def laid_on(  # noqa: PLR0917
-    edges: Sequence[str], found: Found | None, graph: Graph, width: int | None, who: str, whose: str
+    edges: Sequence[str | Edge], found: Found | None, graph: Graph, width: int | None, who: str, whose: str
 ) -> tuple[Bool[np.ndarray, "sender receiver"], Float[np.ndarray, "sender receiver"] | None]:
     """Given edges and their scores as matrices of a subject's graph; keys and values by head are put together.
 
@@ -233,11 +259,13 @@ def laid_on(  # noqa: PLR0917
     if found is None:
         return graph.matrix(edges), None
     own = found.graph
+    if found.at_least and own.layers == graph.layers and own.heads <= graph.heads:
+        own = replace(graph, groups=graph.heads)
     fits = found.width is None or width is None or found.width == width
     # Other tools' files do not say whether heads are joint; their edges are the same.
     if not fits or own.counted not in (graph.counted, _by_head(graph)):
         raise AssayError(
-            f"{who}: its edges are of a model of {described(own, found.width)}, and {whose!r} has "
+            f"{who}: its edges are of a model of {described(own, found.width, found.at_least)}, and {whose!r} has "
             f"{described(graph, width)}; give the model that it was found in."
         )
     kept, scores = own.matrix(edges), None
@@ -256,11 +284,12 @@ def _by_head(graph: Graph) -> Graph:
     return graph.counted if graph.latent else replace(graph.counted, groups=graph.heads)
 
 
-def described(graph: Graph, width: int | None) -> str:
+def described(graph: Graph, width: int | None, at_least: bool = False) -> str:
     """The form of a model, as far as a graph has it."""
     shared = "" if graph.groups == graph.heads else f" that share keys and values in {graph.groups} groups"
     wide = "" if width is None else f", of width {width}"
     beside = ", attention and MLP side by side" if graph.parallel else ""
     beside += ", with keys and values made of a latent" if graph.latent else ""
     beside += ", with queries made of a latent" if graph.latent_queries else ""
-    return f"{graph.layers} layers of {graph.heads} heads{shared}{wide}{beside}"
+    most = "at least " if at_least else ""
+    return f"{graph.layers} layers of {most}{graph.heads} heads{shared}{wide}{beside}"

@@ -13,13 +13,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from assay._errors import AssayError, unknown_name
+from assay._errors import AssayError
 from assay.circuits._mlp import inputs_first, last_linear
+from assay.circuits._parameters import check_choice, check_number, check_whole, is_whole
 from assay.circuits._run import wiring_of
 from assay.circuits._wiring import Wiring
 from assay.engine import Engine, Samples, WholeModel, batches, tensors
 from assay.simplify import label, source_of
-from assay.simplify._protocol import check_positive
 from assay.subjects import Subject
 from assay.tasks import UNSCORED, Split
 
@@ -179,13 +179,17 @@ class ValueVectorEdit:
         return -self.strength * sign * values.direction(self.token)
 
     def _check(self, values: "_Values") -> None:
-        check_positive(self, neurons=self.neurons)
-        if self.edit not in get_args(EditOfValues):
-            raise unknown_name("edit", str(self.edit), get_args(EditOfValues))
-        if not 0 <= self.token < values.subject.vocabulary:
+        check_whole("neurons", self.neurons)
+        check_choice("edit", self.edit, get_args(EditOfValues))
+        if not is_whole(self.token) or not 0 <= self.token < values.subject.vocabulary:
             raise AssayError(f"{label(self)}: token has to be an id from 0 to {values.subject.vocabulary - 1}.")
-        if not self.strength > 0:
-            raise AssayError(f"{label(self)}: strength must be above 0; 1 is the edit as published.")
+        check_number(
+            "strength",
+            self.strength,
+            lambda value: 0 < value < float("inf"),
+            "a number above 0; 1 is the edit as published",
+        )
+        check_number("least_gap", self.least_gap, lambda value: abs(value) < float("inf"), "a number of logits")
         most = min(values.counts) // 2
         if self.neurons > most:
             raise AssayError(f"{label(self)}: neurons must be 1 to {most}, half of a layer's, to leave others beside.")

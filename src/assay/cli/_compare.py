@@ -48,7 +48,8 @@ def compare_text(
     simplify: Annotated[
         list[str] | None,
         typer.Option(
-            help="Such as svd:rank=8, one-hot (see assay list), or your class: file.py:Name(rank=4); repeated."
+            help="Such as svd:rank=8, circuit:edges=200, file:their_circuit.json, one-hot (see assay list), or your "
+            "class: file.py:Name(rank=4); repeated."
         ),
     ] = None,
     others: Annotated[

@@ -96,7 +96,8 @@ def areas(
     graph = setting.problem.wiring.graph
     sizes, x = _log2(circuit) if grid == "log2" else _mib(graph.size)
     nothing = np.zeros(graph.shape, dtype=bool)
-    masks = [_kept(circuit, size) if size else nothing for size in sizes]
+    least = circuit.sizes_[0]
+    masks = [nothing if size < least else _kept(circuit, size) for size in sizes]
     found = measured(setting.problem, masks)
     columns = (*(values - setting.ablated for values in found), setting.subject - setting.ablated)
 

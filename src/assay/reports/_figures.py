@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from assay.faithfulness import LAYER, Comparison, FeatureRecord
@@ -404,19 +405,31 @@ _MARKERS = ("o", "D", "^", "s", "v")
 _LEGEND_LETTERS = 110
 """About as many letters stand beside each other below a chart."""
 
+_BANDS, _BAND = ("#80868b", "#c9a66b", "#8fa8c9"), 0.3
+"""Colours of bands, and how much of them is seen."""
+
 
 def points_chart(chart: Chart) -> Figure:
-    """A chart as it is given: a colour a name, a marker a variant (hollow from the second on)."""
+    """A chart as it is given: a colour a name, a marker a variant (hollow from the second on), bands behind them."""
+    panels = list(dict.fromkeys(series.panel for series in chart.series))
     figure = Figure(figsize=(9, 4.2))
-    axes = figure.subplots()
-    colours = dict(zip(dict.fromkeys(series.name for series in chart.series), cycle(PALETTE), strict=False))
-    markers = dict(zip(dict.fromkeys(series.variant for series in chart.series), cycle(_MARKERS), strict=False))
+    grid = dict(zip(panels, figure.subplots(1, len(panels), squeeze=False, sharey=True)[0], strict=True))
+    points = [series for series in chart.series if not series.band]
+    colours = dict(zip(dict.fromkeys(series.name for series in points), cycle(PALETTE), strict=False))
+    markers = dict(zip(dict.fromkeys(series.variant for series in points), cycle(_MARKERS), strict=False))
+    bands = dict.fromkeys(series.name for series in chart.series if series.band)
+    greys = dict(zip(bands, cycle(_BANDS), strict=False))
     plain = next(iter(markers), "")
     for number, series in enumerate(chart.series):
+        axes = grid[series.panel]
         x = np.array(series.x, dtype=float)
         if chart.names is not None:
             x = x + (number - (len(chart.series) - 1) / 2) * 0.8 / max(len(chart.series), 2)
         y, low, high = (np.array(values, dtype=float) for values in (series.y, series.low, series.high))
+        if series.band:
+            axes.fill_between(x, low, high, color=greys[series.name], alpha=_BAND, linewidth=0, zorder=0)
+            axes.plot(x, y, color=greys[series.name], linewidth=1, linestyle=":", zorder=1)
+            continue
         error = np.nan_to_num(np.clip(np.stack((y - low, high - y)), 0, None))
         axes.errorbar(
             x,
@@ -435,16 +448,21 @@ def points_chart(chart: Chart) -> Figure:
                    markerfacecolor=INK if variant == plain else "none")
             for variant, marker in markers.items()
         ]  # fmt: skip
-    if chart.names is not None:
-        axes.set_xticks(range(len(chart.names)), [name.replace("_", " ") for name in chart.names])
-        axes.axhline(0, color=INK, linewidth=1)
-        axes.grid(axis="x", visible=False)
-    if chart.logarithmic:
-        axes.set_xscale("log", base=2)
-        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axes.set_xlabel(chart.x_label)
-    axes.set_ylabel(chart.y_label)
+    for title, axes in grid.items():
+        if chart.names is not None:
+            axes.set_xticks(range(len(chart.names)), [name.replace("_", " ") for name in chart.names])
+            axes.axhline(0, color=INK, linewidth=1)
+            axes.grid(axis="x", visible=False)
+        if chart.logarithmic:
+            axes.set_xscale("log", base=2)
+            axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.set_title(title, loc="left")
+        axes.set_xlabel(chart.x_label)
+    grid[panels[0]].set_ylabel(chart.y_label)
     longest = max(len(str(entry.get_label())) for entry in entries)
     columns = max(1, min(len(entries), _LEGEND_LETTERS // (longest + 8)))
     figure.legend(handles=entries, loc="outside lower center", ncols=columns)
+    if greys:
+        shades = [Patch(color=grey, alpha=_BAND, linewidth=0, label=name) for name, grey in greys.items()]
+        figure.legend(handles=shades, loc="outside upper center")
     return figure

@@ -74,11 +74,14 @@ class TableView(_Model):
 class Series(_Model):
     """Points of a chart with limits; None where there is nothing.
 
-    Series of one name share a colour, those of one variant a marker.
+    Series of one name share a colour, those of one variant a marker, those of one panel the axes that have it as title.
+    A `band` is drawn between its limits, with a line at y and no points: its name says what the limits are.
     """
 
     name: str
     variant: str = ""
+    panel: str = ""
+    band: bool = False
     x: list[float]
     y: list[float | None]
     low: list[float | None]
@@ -86,7 +89,8 @@ class Series(_Model):
 
 
 class Chart(_Model):
-    """A figure of its own. With `names`, x counts them and points stand apart; without, they are joined by lines."""
+    """A figure of its own, a panel beside another. With `names`, x counts them and points stand apart; without, they
+    are joined by lines."""
 
     name: str
     caption: str

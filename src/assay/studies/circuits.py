@@ -381,42 +381,37 @@ def _estimate(estimate: Estimate) -> tuple[str, str]:
 
 
 def curve(done: Done, what: str) -> Chart:
-    """Effect or same prediction against the number of edges, in distribution, under the worst shift, and at random."""
+    """Effect or same prediction against the number of edges, in distribution and under every shift, and at random."""
     rows = _rows(done)
-    series = []
     by_method: dict[str, list[Found]] = {}
     for one in done.found:
-        by_method.setdefault(str(one.circuit.method), []).append(one)
+        if one.circuit.pruned_:
+            by_method.setdefault(str(one.circuit.method), []).append(one)
     key, scale = ("effect", 1.0) if what == "effect" else ("agreement", 100.0)
-    shifts = done.comparison.shifts
+    record = done.comparison.record
+    level = float(record.settings["level"])
+    drawn = max((proxy.draws for proxy in record.proxies if proxy.is_control), default=1)
+    random = f"random circuits, iid: mean of {drawn} draws, with its {100 * level:g}% interval over pairs and draws"
+    series = []
     for method, found in by_method.items():
-        kept = [one for one in found if one.circuit.pruned_]
-        for variant in ("iid", "worst shift", "random, iid"):
-            places = []
-            for one in kept:
-                name = label(one.circuit if variant != "random, iid" else one.circuit.control())
-                split = "iid"
-                if variant == "worst shift":
-                    split = min(shifts, key=lambda shift, name=name: rows[name, shift]["agreement"])  # type: ignore[misc]
-                places.append(rows.get((name, split), {}))
-            series.append(
-                Series(
-                    name=method,
-                    variant=variant,
-                    x=[one.circuit.pruned_ for one in kept],
-                    **{
-                        axis: [_or_none(scale * place.get(f"{key}{end}", np.nan)) for place in places]
-                        for axis, end in (("y", ""), ("low", "_low"), ("high", "_high"))
-                    },
-                )
+        found.sort(key=lambda one: one.circuit.pruned_)
+        lines = {split.replace("_", " "): [rows.get((label(one.circuit), split), {}) for one in found]
+                 for split in ("iid", *done.comparison.shifts)}  # fmt: skip
+        lines[random] = [rows.get((label(one.circuit.control()), "iid"), {}) for one in found]
+        for name, places in lines.items():
+            y, low, high = (
+                [_or_none(scale * place.get(f"{key}{end}", np.nan)) for place in places]
+                for end in ("", "_low", "_high")
             )
+            x: list[float] = [one.circuit.pruned_ for one in found]
+            series.append(Series(name=name, panel=method, band=name == random, x=x, y=y, low=low, high=high))
     words = "share of the subject's effect on the answer" if what == "effect" else "same prediction as the subject, %"
     return Chart(
         name=f"{what.replace('_', '-')}-by-size-{done.part.name}",
-        caption=f"{done.part.name}: {words} against the number of edges on paths; in distribution, under the shift of "
-        "least agreement, and for random circuits of the same shape.",
-        x_label="edges on paths from the embeddings to the logits",
-        y_label=words,
+        caption=f"{done.part.name}: {words} against the number of edges on paths from the embeddings to the logits, a "
+        "panel a method; in distribution, under every shift, and (band) of random circuits of the same shape.",
+        x_label="edges on paths",
+        y_label="share of the effect" if what == "effect" else "same prediction, %",
         names=None,
         series=series,
         logarithmic=True,
