@@ -80,7 +80,7 @@ class Dictionary:
     | `gated` | max(u exp(r_mag) + b_mag, 0), u without b_enc, where u > 0 | arXiv 2404.16014 |
 
     and what is decoded is z W_dec + b_dec, plus W_skip x for a transcoder with a skip connection (arXiv 2501.18823).
-    `W_enc` is (width, feature), `W_dec` (feature, out); out is the width, but for transcoders between streams of
+    `W_enc` is (width, feature), `W_dec` (feature, out), `W_skip` (out, width); out is the width, but for transcoders between streams of
     different widths. `transcodes` says that what is decoded is not x but what a module makes of it.
 
     `normalization` is done to x before, and undone after (not where it transcodes): `constant_norm_rescale` scales x to
@@ -93,15 +93,16 @@ class Dictionary:
     """
 
     kind: str
-    W_enc: Float[Tensor, "width feature"]
-    b_enc: Float[Tensor, " feature"]
-    W_dec: Float[Tensor, "feature out"]
-    b_dec: Float[Tensor, " out"]
+    # Plain, for shapes that do not fit are refused in words below, where they come from a file.
+    W_enc: Tensor
+    b_enc: Tensor
+    W_dec: Tensor
+    b_dec: Tensor
     k: int | None = None
-    threshold: Float[Tensor, " feature"] | None = None
-    r_mag: Float[Tensor, " feature"] | None = None
-    b_mag: Float[Tensor, " feature"] | None = None
-    W_skip: Float[Tensor, "out width"] | None = None
+    threshold: Tensor | None = None
+    r_mag: Tensor | None = None
+    b_mag: Tensor | None = None
+    W_skip: Tensor | None = None
     pre_bias: bool = False
     normalization: str | None = None
     transcodes: bool = False
