@@ -80,8 +80,8 @@ class Dictionary:
     | `gated` | max(u exp(r_mag) + b_mag, 0), u without b_enc, where u > 0 | arXiv 2404.16014 |
 
     and what is decoded is z W_dec + b_dec, plus W_skip x for a transcoder with a skip connection (arXiv 2501.18823).
-    `W_enc` is (width, feature), `W_dec` (feature, out), `W_skip` (out, width); out is the width, but for transcoders between streams of
-    different widths. `transcodes` says that what is decoded is not x but what a module makes of it.
+    `W_enc` is (width, feature), `W_dec` (feature, out), `W_skip` (out, width); out is the width, but for transcoders
+    between streams of different widths. `transcodes` says that what is decoded is not x but what a module makes of it.
 
     `normalization` is done to x before, and undone after (not where it transcodes): `constant_norm_rescale` scales x to
     the norm √width, `layer_norm` takes its mean off and divides by its standard deviation (with width - 1, plus 1e-5),
