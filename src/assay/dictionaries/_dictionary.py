@@ -111,6 +111,10 @@ class Dictionary:
     def __post_init__(self) -> None:
         _check(self)
 
+    def __deepcopy__(self, _: dict[int, Any]) -> "Dictionary":
+        # It never changes, and recipes that hold one are copied for every fit.
+        return self
+
     @property
     def width(self) -> int:
         """Numbers of a vector that is encoded."""
