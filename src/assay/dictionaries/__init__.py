@@ -1,6 +1,6 @@
 """Dictionaries: sparse codes of a stream, trained here or read from the field's files."""
 
 from assay.dictionaries._dictionary import KINDS, Codes, Dictionary
-from assay.dictionaries._measures import Measures, measure
+from assay.dictionaries._measures import DENSE, Measures, measure
 
-__all__ = ["KINDS", "Codes", "Dictionary", "Measures", "measure"]
+__all__ = ["DENSE", "KINDS", "Codes", "Dictionary", "Measures", "measure"]

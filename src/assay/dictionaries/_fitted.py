@@ -37,9 +37,7 @@ def in_force(
         functions: dict[str, Any] = {}
         for stream, dictionary in zip(meant[place], found[place], strict=True):
             functions |= (
-                {"mlp_map": _transcoded(dictionary)}
-                if dictionary.transcodes
-                else {stream: _reconstructed(dictionary)}
+                {"mlp_map": _transcoded(dictionary)} if dictionary.transcodes else {stream: _reconstructed(dictionary)}
             )
         return Edit(place, **functions)
 
@@ -96,7 +94,9 @@ def bits_of(
     the map, not the message. Raises AssayError before `fit`.
     """
     if not fitted or measures is None:
-        raise AssayError(f"{label(recipe)} has not been fitted; its bits depend on the dictionary that fit(samples) makes.")
+        raise AssayError(
+            f"{label(recipe)} has not been fitted; its bits depend on the dictionary that fit(samples) makes."
+        )
     own, *_ = fitted.values()
     first, features = own[0], own[0].features
     l0 = next(iter(measures.values())).l0 if first.k is None else first.k

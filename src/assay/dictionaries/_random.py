@@ -82,7 +82,9 @@ class RandomDictionary:
         seed = ((self.seed * 1_000 + place.layer) * 1_000 + head) * 10 + number
         generator = torch.Generator().manual_seed(seed)
         decoder = normalize(torch.randn(features, out, generator=generator))
-        encoder = torch.randn(width, features, generator=generator) / width**0.5 if self.transcodes else decoder.T.clone()
+        encoder = (
+            torch.randn(width, features, generator=generator) / width**0.5 if self.transcodes else decoder.T.clone()
+        )
         return Dictionary(
             "topk",
             encoder,

@@ -1,7 +1,7 @@
 """Sparse autoencoders and transcoders, trained on a subject's own vectors."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from torch import Tensor

@@ -16,6 +16,7 @@ from assay.simplify._protocol import (
     is_whole,
     label,
     learns,
+    own_sites_of,
     simplifications,
     source_of,
 )
@@ -52,6 +53,7 @@ __all__ = [
     "label",
     "learns",
     "load_proxy",
+    "own_sites_of",
     "representation_bits",
     "save_proxy",
     "simplifications",
