@@ -152,8 +152,9 @@ class GivenDictionary:
             )
         if own <= 0:
             raise AssayError(
-                f"{label(self)} explains {own:.2f} of the variance at {here} of {found.engine.subject.name!r}, no more than a "
-                f"constant; {hint or 'it is of another model, hook or scale'}. With unchecked=True it is compared as it is."
+                f"{label(self)} explains {own:.2f} of the variance at {here} of {found.engine.subject.name!r}, no more "
+                f"than a constant; {hint or 'it is of another model, hook or scale'}. With unchecked=True it is "
+                "compared as it is."
             )
         if hint:
             self.caution = f"it explains {own:.2f} of the variance at {here}, and {hint.removesuffix(';')}."

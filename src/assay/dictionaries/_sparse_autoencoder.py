@@ -37,8 +37,8 @@ class SparseAutoencoder:
     the same bits.
 
     A reconstruction stands in for the vector without the error that it leaves: nothing of the subject is put back.
-    After `fit`, `dictionaries_` has the trained ones by place, one a stream, and `measures_` what they do on a sample of
-    the train split. `fit` raises AssayError for parameters that do not fit, and for fewer vectors than features.
+    After `fit`, `dictionaries_` has the trained ones by place, one a stream, and `measures_` what they do on a sample
+    of the train split. `fit` raises AssayError for parameters that do not fit, and for fewer vectors than features.
     """
 
     k: int = 32
@@ -184,8 +184,8 @@ def _trained(
     features = features_of(recipe, sample[0].shape[1], recipe.features, recipe.expansion, recipe.k)
     if len(sample[0]) < min(features, SAMPLE):
         raise AssayError(
-            f"{label(recipe)}: {place} has {len(sample[0])} vectors on the sequences to fit on, and {features} features "
-            "cannot be told from so few; fit on more sequences, or ask for fewer features."
+            f"{label(recipe)}: {place} has {len(sample[0])} vectors on the sequences to fit on, and {features} "
+            "features cannot be told from so few; fit on more sequences, or ask for fewer features."
         )
     settings = Training(
         kind=recipe.kind,

@@ -13,7 +13,7 @@ FITTED = "fitted"
 
 
 class Fits:
-    """Fitted recipes of classes that say `keeps = True`, by a hash of all that made them; without a folder in memory."""
+    """Fitted recipes of classes that say `keeps`, by a hash of all that made them; without a folder in memory."""
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
