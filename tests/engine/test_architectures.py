@@ -398,6 +398,83 @@ def test_edits_of_blocks_resume_and_share_a_batch(name, layer, stream):
         torch.testing.assert_close(run.logits, whole, atol=2e-6, rtol=2e-6)
 
 
+MLPS = {
+    "gpt2": ("transformer.h.{}.mlp", "transformer.h.{}.mlp"),
+    "gpt-neox": ("gpt_neox.layers.{}.mlp", "gpt_neox.layers.{}.mlp"),
+    "opt": ("model.decoder.layers.{}.fc1", "model.decoder.layers.{}.fc2"),
+    "bert": ("bert.encoder.layer.{}.intermediate.dense", "bert.encoder.layer.{}.output.dense"),
+    "bert-encoder": ("bert.encoder.layer.{}.intermediate.dense", "bert.encoder.layer.{}.output.dense"),
+}
+"""What an MLP's input enters and what its output leaves, by their names; elsewhere the module `mlp`."""
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("layer", range(LAYERS))
+def test_an_mlp_is_read_and_replaced_as_by_hooks(name, layer):
+    """With padding: input and output of one pass, and a transcoder of them that is fitted by least squares."""
+    engine, tokens = engine_of(name), tokens_for()
+    valid = torch.ones_like(tokens)
+    valid[1, 9:] = 0
+    entry, exit_ = (
+        engine.subject.model.get_submodule(path.format(layer))
+        for path in MLPS.get(name, ("model.layers.{}.mlp", "model.layers.{}.mlp"))
+    )
+    run = engine.run(tokens, valid, read=("mlp_input", "mlp"))
+    x, y = run.mlp_input[layer], run.mlp[layer]
+    map_ = torch.linalg.lstsq(x[valid.bool()], y[valid.bool()]).solution
+    seen = {}
+
+    def change(entered, given):
+        return entered @ map_ + 0.1 * given
+
+    def replace(_, inputs, output):
+        given = output[0] if isinstance(output, tuple) else output
+        seen["output"] = given.reshape(y.shape).clone()
+        changed = change(seen["input"], seen["output"]).reshape(given.shape)
+        return (changed, *output[1:]) if isinstance(output, tuple) else changed
+
+    hooks = [
+        entry.register_forward_pre_hook(lambda _, inputs: seen.update(input=inputs[0].reshape(x.shape).clone())),
+        exit_.register_forward_hook(replace),
+    ]
+    try:
+        expected = engine.subject(tokens, valid)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    keep = valid.bool()
+    torch.testing.assert_close(x[keep], seen["input"][keep], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(y[keep], seen["output"][keep], atol=1e-5, rtol=1e-4)
+    found = engine.run(tokens, valid, edits=[Edit(Block(layer), mlp_map=change)]).logits
+    torch.testing.assert_close(found[keep], expected[keep], atol=1e-4, rtol=1e-4)
+    assert (found - engine.run(tokens, valid).logits)[keep].abs().max() > 1e-3
+
+
+class Sideways(nn.Module):
+    """An MLP that looks at the position before, too."""
+
+    def __init__(self, mlp: nn.Module) -> None:
+        super().__init__()
+        self.inner = mlp
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.inner(hidden) + hidden.cumsum(dim=1)
+
+
+def test_an_mlp_that_sees_more_than_its_input_at_a_position_is_refused():
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(configuration("llama")).eval()
+    model.model.layers[1].mlp = Sideways(model.model.layers[1].mlp)
+    engine = Engine(Subject(model, None, "mine"))
+    for call in (
+        lambda: engine.site("layer0.mlp_input"),
+        lambda: engine.run(tokens_for(), edits=[Edit(Block(0), mlp_map=lambda x, y: x)]),
+    ):
+        with pytest.raises(AssayError, match=r"layer 1 of 'mine'\) is not made of what enters Sideways alone"):
+            call()
+    assert engine.site("all.mlp").places == engine.blocks
+
+
 def scaled_residuals() -> PreTrainedModel:
     """A Granite that halves what attention adds, after the projection."""
     return AutoModelForCausalLM.from_config(GraniteConfig(**GATED, residual_multiplier=0.5))

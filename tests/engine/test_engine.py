@@ -1,5 +1,6 @@
 """The engine on GPT-2 against attention written out by hand from the weights, and its manners towards the model."""
 
+import itertools
 import math
 from copy import deepcopy
 from dataclasses import replace
@@ -13,6 +14,7 @@ from assay import AssayError
 from assay.engine import (
     ATTENTION,
     BLOCK_STREAMS,
+    AtScored,
     Block,
     Edit,
     EditedSubject,
@@ -21,6 +23,7 @@ from assay.engine import (
     Site,
     batches,
     collect,
+    run_together,
     tensors,
 )
 from assay.engine._engine import READABLE
@@ -71,14 +74,16 @@ def double(vectors):
     return 2 * vectors
 
 
-def by_hand(model, tokens, change=unchanged, alter=None):
+def by_hand(model, tokens, change=unchanged, alter=None, map_mlp=None):
     """GPT-2 written out; `change(layer, q, k, pattern)` may replace the pattern, `alter(stream, layer, x)` the rest.
+
+    `map_mlp(layer, entered, given)` replaces what an MLP gives.
 
     Returns logits and what was seen.
     """
     weights = {name: value.double() for name, value in model.state_dict().items()}
     seen = {"queries": {}, "keys": {}, "values": {}, "outputs": {}, "patterns": {}}
-    seen |= {"residual": {}, "attention": {}, "mlp": {}, "after": {}}
+    seen |= {"residual": {}, "attention": {}, "mlp_input": {}, "mlp": {}, "after": {}}
     alter = alter or (lambda stream, layer, x: x)
 
     def normal(x, name):
@@ -109,8 +114,10 @@ def by_hand(model, tokens, change=unchanged, alter=None):
         mixed = linear(mixed.transpose(1, 2).flatten(2), f"{block}.attn.c_proj")
         seen["attention"][layer] = mixed = alter("attention", layer, mixed)
         x = x + mixed
-        inner = linear(normal(x, f"{block}.ln_2"), f"{block}.mlp.c_fc")
+        seen["mlp_input"][layer] = entered = alter("mlp_input", layer, normal(x, f"{block}.ln_2"))
+        inner = linear(entered, f"{block}.mlp.c_fc")
         added = linear(inner * 0.5 * (1 + torch.erf(inner / math.sqrt(2))), f"{block}.mlp.c_proj")
+        added = added if map_mlp is None else map_mlp(layer, entered, added)
         seen["mlp"][layer] = added = alter("mlp", layer, added)
         seen["after"][layer] = x = alter("after", layer, x + added)
     return normal(x, "transformer.ln_f") @ weights["transformer.wte.weight"].T, seen
@@ -310,8 +317,60 @@ def test_what_leaves_a_block_is_what_entered_and_what_was_added(reader, tokens):
     assert torch.equal(run.after[0], run.residual[1])
 
 
+@pytest.mark.parametrize("layer", [0, 1])
+@pytest.mark.parametrize("others", [False, True])
+def test_an_mlp_is_replaced_by_a_function_of_what_enters_it_and_what_it_gives(gpt2, reader, tokens, layer, others):
+    """Alone, or between edits of what enters and of what is given, which it sees and which sees it."""
+
+    def change(entered, given):
+        return entered.flip(-1) * 0.5 + given * entered.square()
+
+    beside = {"mlp_input": lambda x: x + 0.3, "mlp": lambda x: 2 * x} if others else {}
+
+    def alter(where, at, x):
+        return beside[where](x) if at == layer and where in beside else x
+
+    def map_mlp(at, entered, given):
+        return change(entered, given) if at == layer else given
+
+    expected, seen = by_hand(gpt2.model, tokens, alter=alter, map_mlp=map_mlp)
+    edits = [Edit(Block(layer), mlp_map=change, **beside)]
+    run = reader.run(tokens, edits=edits, read=("mlp_input", "mlp", "after"))
+    close(run.logits, expected)
+    for stream in ("mlp_input", "mlp", "after"):
+        close(getattr(run, stream)[layer], seen[stream][layer])
+    assert (run.logits - gpt2(tokens)).abs().max() > 0.05
+    clean = reader.run(tokens, resumable=True)
+    assert torch.equal(reader.run(tokens, edits=edits, resume=clean).logits, run.logits)
+    assert reader.first_edited(edits) == layer
+    identity = Edit(Block(layer), mlp_map=lambda entered, given: given)
+    assert torch.equal(reader.run(tokens, edits=[identity]).logits, clean.logits)
+
+
+def test_runs_in_one_batch_with_and_without_an_mlp_replaced(reader, tokens):
+    replaced = [Edit(Block(1), mlp_map=lambda entered, given: entered - given)]
+    other = [Edit(Block(1), mlp=double)]
+    clean = reader.run(tokens, resumable=True)
+    for run, edits in zip(run_together(reader, clean, [replaced, other]), (replaced, other), strict=True):
+        torch.testing.assert_close(run.logits, reader.run(tokens, edits=edits).logits, atol=2e-6, rtol=2e-6)
+
+
+def test_an_mlp_is_replaced_at_scored_positions_only(gpt2, reader, tokens):
+    """Elsewhere it gives what it gave, not what entered it."""
+    scored = torch.zeros_like(tokens, dtype=torch.bool)
+    scored[:, ::3] = True
+
+    def change(entered, given):
+        return entered - given
+
+    proxy = AtScored(EditedSubject(gpt2, [Edit(Block(0), mlp_map=change)]))
+    where = [Edit(Block(0), mlp_map=lambda x, y: torch.where(scored[..., None], change(x, y), y))]
+    assert torch.equal(proxy(tokens, None, scored), reader.run(tokens, edits=where).logits)
+
+
 @pytest.mark.parametrize(
-    ("place", "stream"), [(Head(0, 0), "mlp"), (Head(0, 0), "after"), (Block(0), "values"), (Block(0), "pattern")]
+    ("place", "stream"),
+    [(Head(0, 0), name) for name in ("mlp", "after", "mlp_map")] + [(Block(0), "values"), (Block(0), "pattern")],
 )
 def test_stream_that_a_place_does_not_have_is_refused(place, stream):
     with pytest.raises(AssayError, match=rf"{place}, {stream}=.*(queries, keys|mlp, residual)"):
@@ -470,8 +529,10 @@ def test_runs_that_resume_one_after_another_are_those_from_the_start(reader, tok
     if padded:
         valid[1, 6:] = 0
     clean = reader.run(tokens, valid, resumable=True)
-    of_heads, of_blocks = ("queries", "values", "keys", "outputs"), ("mlp", "residual", "attention", "after")
-    streams = [pair for two in zip(of_heads, of_blocks, strict=True) for pair in zip(two, (Head, Block), strict=True)]
+    of_heads = itertools.cycle(("queries", "values", "keys", "outputs"))
+    streams = [
+        pair for two in zip(of_heads, BLOCK_STREAMS, strict=False) for pair in zip(two, (Head, Block), strict=True)
+    ]
     pairs = [(layer, *stream) for layer in (0, 1, 0) for stream in streams]
     for layer, stream, kind in pairs:
         place = Head(layer, 1) if kind is Head else Block(layer)
@@ -579,20 +640,22 @@ def test_model_is_as_it_was_after_a_run(gpt2, tokens, implementation):
     model.set_attn_implementation("sdpa")
 
 
-@pytest.mark.parametrize("part", ["queries", "keys", "pattern"])
+@pytest.mark.parametrize("part", ["queries", "keys", "pattern", "mlp_map", *BLOCK_STREAMS])
 def test_model_is_as_it_was_after_an_exception_in_an_edit(gpt2, reader, tokens, part):
-    before = gpt2(tokens)
+    before, hash_before = gpt2(tokens), gpt2.weights_sha256
+    place = Block(1) if part in ("mlp_map", *BLOCK_STREAMS) else Head(1, 0)
     clean = reader.run(tokens, resumable=True)
 
     def fail(*_):
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        reader.run(tokens, edits=[Edit(Head(1, 0), **{part: fail})], read=("residual", "mlp", "patterns"), resume=clean)
+        reader.run(tokens, edits=[Edit(place, **{part: fail})], read=("residual", "mlp", "patterns"), resume=clean)
     assert gpt2.model.config._attn_implementation == "sdpa"
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in gpt2.model.modules())
     assert not any("forward" in vars(module) for module in gpt2.model.modules())
     assert torch.equal(gpt2(tokens), before)
+    assert gpt2.weights_sha256 == hash_before
     assert torch.equal(reader.run(tokens).logits, clean.logits)
 
 

@@ -1,6 +1,6 @@
 """How a subject is read and edited: its attention, through transformers' AttentionInterface, its MLPs and residuals."""
 
-from assay.engine._attention import Edit, PatternEdit, VectorEdit
+from assay.engine._attention import Edit, MapEdit, PatternEdit, VectorEdit
 from assay.engine._engine import Engine
 from assay.engine._places import ATTENTION, BLOCK_STREAMS, HEAD_STREAMS, Block, Head, Named, Place, Site
 from assay.engine._plain import PlainEngine, engine_of
@@ -34,6 +34,7 @@ __all__ = [
     "EditedSubject",
     "Engine",
     "Head",
+    "MapEdit",
     "Named",
     "PatternEdit",
     "Place",

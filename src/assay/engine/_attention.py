@@ -9,7 +9,7 @@ silently stops being causal.
 import functools
 import itertools
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, fields
@@ -31,6 +31,10 @@ VectorEdit = Callable[[Float[Tensor, "batch position width"]], Float[Tensor, "ba
 PatternEdit = Callable[
     [Float[Tensor, "batch query key"], Bool[Tensor, "batch query key"]], Float[Tensor, "batch query key"]
 ]
+MapEdit = Callable[
+    [Float[Tensor, "batch position width"], Float[Tensor, "batch position given"]],
+    Float[Tensor, "batch position given"],
+]
 LayerObserver = Callable[[int, Tensor], None]
 RowObserver = Callable[[int, slice, Tensor, Tensor | None], None]
 
@@ -45,8 +49,10 @@ class Edit:
     (batch, query, key), and which of them the mask leaves visible, to new weights.
 
     At a `Block`, all (batch, position, model width): `residual` maps the residual stream that enters it, `attention`
-    what its attention adds to that (all heads together, after the output projection), `mlp` what its MLP adds, and
-    `after` the residual stream that leaves it. Raises AssayError for a stream that the place does not have.
+    what its attention adds to that (all heads together, after the output projection), `mlp_input` what enters its MLP
+    (behind the norm that stands before it), `mlp` what its MLP gives, and `after` the residual stream that leaves it.
+    `mlp_map` maps what enters the MLP and what the MLP gives to what it is to give; `mlp` is applied on top of that.
+    Raises AssayError for a stream that the place does not have.
     """
 
     place: Place
@@ -55,17 +61,24 @@ class Edit:
     values: VectorEdit | None = None
     outputs: VectorEdit | None = None
     pattern: PatternEdit | None = None
+    mlp_input: VectorEdit | None = None
+    mlp_map: MapEdit | None = None
     mlp: VectorEdit | None = None
     residual: VectorEdit | None = None
     attention: VectorEdit | None = None
     after: VectorEdit | None = None
 
     def __post_init__(self) -> None:
-        own = (*HEAD_STREAMS, "pattern") if isinstance(self.place, Head) else BLOCK_STREAMS
+        own = (*HEAD_STREAMS, "pattern") if isinstance(self.place, Head) else (*BLOCK_STREAMS, "mlp_map")
         for item in fields(self)[1:]:
             if getattr(self, item.name) is not None and item.name not in own:
                 what = "head" if isinstance(self.place, Head) else "block"
                 raise AssayError(f"Edit({self.place}, {item.name}=...): a {what} has {', '.join(own)}.")
+
+
+def replaced(name: str, arguments: Sequence[Tensor]) -> Tensor:
+    """Of what an edit's function of this name is given, the tensor that its result stands for."""
+    return arguments[1] if name == "mlp_map" else arguments[0]
 
 
 @dataclass

@@ -1,5 +1,6 @@
 """Running a subject: plainly, watched, or edited."""
 
+import functools
 import re
 import sys
 from collections import defaultdict
@@ -19,6 +20,7 @@ from assay.engine._attention import (
     IMPLEMENTATION,
     Edit,
     LayerObserver,
+    MapEdit,
     Masks,
     Plan,
     RowObserver,
@@ -48,6 +50,12 @@ from assay.subjects import Subject
 READABLE = (*HEAD_STREAMS, "patterns", *BLOCK_STREAMS)
 
 _MLP_NAMES = ("mlp", "feed_forward", "feedforward", "ffn", "ff", "moe", "block_sparse_moe", "output.dense", "fc2")
+
+_MLP_BEGINS = {"output.dense": "intermediate.dense", "fc2": "fc1"}
+"""Where no one module is the MLP: what its input enters, by what its output leaves."""
+
+_PROBED = {"mlp_input": ("mlp_input", "mlp_map"), "attention": ("attention",), "after": ("after",)}
+"""Streams that are tried out before they are first read or edited, and the edits that need them."""
 
 _SWEEPS = ("all-heads", "all-layers")
 
@@ -211,10 +219,10 @@ class Engine:
         """The places and streams that a site's name stands for.
 
         `all`, `layer1` or `layer1.head0` are attention heads; `all.values`, `layer1.outputs`, `layer1.head0.values`
-        their streams (queries, keys, values, outputs); `all.mlp`, `layer1.residual` streams of blocks (mlp, residual,
-        attention, after); `embeddings` the residual stream that enters the first block. `L1`, `L1H0` and `1.0` are read
-        as `layer1`, `layer1.head0` and `layer1.head0`. Several of these, joined by `+` or in a list, are one site.
-        Raises AssayError if the subject has no such place, the place no such stream, or one is meant twice.
+        their streams (queries, keys, values, outputs); `all.mlp`, `layer1.residual` streams of blocks (mlp_input, mlp,
+        residual, attention, after); `embeddings` the residual stream that enters the first block. `L1`, `L1H0` and
+        `1.0` are read as `layer1`, `layer1.head0` and `layer1.head0`. Several of these, joined by `+` or in a list, are
+        one site. Raises AssayError if the subject has no such place, the place no such stream, or one is meant twice.
         """
         whole = name if isinstance(name, str) else "+".join(name)
         texts = [part.strip() for part in whole.split("+")]
@@ -278,6 +286,8 @@ class Engine:
                 )
             if stream == "after":
                 self._check_passed_on(met)
+            if stream == "mlp_input":
+                self._check_mapped(met)
         except AssayError:
             self._checked.discard(stream)
             raise
@@ -303,6 +313,26 @@ class Engine:
                 raise AssayError(
                     f"what {type(self._blocks[layer]).__name__} gives back (layer {layer} of {self.subject.name!r}) is "
                     "not what enters the next block; sites that end in .after cannot be used with this architecture."
+                )
+
+    def _check_mapped(self, entered: Mapping[int, Tensor]) -> None:
+        """Raise AssayError unless what an MLP gives at a position is made of what enters it there, and nothing else.
+
+        Where the same vector enters at all positions, it has to give the same at all.
+        """
+        tokens = self.few_tokens()
+        given = self.run(tokens, read=("mlp",)).mlp
+        same = [
+            Edit(Block(layer), mlp_input=functools.partial(_everywhere, vectors[:, -1:]))
+            for layer, vectors in entered.items()
+        ]
+        for layer, found in self.run(tokens, edits=same, read=("mlp",)).mlp.items():
+            near = 1e-2 if found.dtype in (torch.float16, torch.bfloat16) else 1e-4
+            if not torch.allclose(found, given[layer][:, -1:].expand_as(found), atol=near * float(found.abs().max())):
+                raise AssayError(
+                    f"what the MLP of {type(self._blocks[layer]).__name__} gives (layer {layer} of "
+                    f"{self.subject.name!r}) is not made of what enters {type(self._entry(layer)).__name__} alone; "
+                    "sites that end in .mlp_input, and mlp_map, cannot be used with this architecture."
                 )
 
     def _lists(self, layer: int) -> list[tuple[list[nn.Module], int]]:
@@ -407,8 +437,9 @@ class Engine:
         if unknown:
             raise AssayError(f"read={sorted(unknown)}: can read {', '.join(READABLE)}.")
         by_layer = self._by_layer(edits)
-        for stream in ("attention", "after"):
-            if stream in read or any(getattr(edit, stream) for own in by_layer.values() for edit in own):
+        for stream, changes in _PROBED.items():
+            edited = any(getattr(edit, change) for own in by_layer.values() for edit in own for change in changes)
+            if stream in read or edited:
                 self._check_stream(stream)
         if resume is not None and (
             resume._edited
@@ -542,14 +573,23 @@ class Engine:
             if self._block_start(layer) != layer:
                 continue
             edits = [edit for edit in by_layer.get(layer, ()) if isinstance(edit.place, Block)]
+            changes = {
+                item.name: own for edit in edits for item in fields(edit)[1:] if (own := getattr(edit, item.name))
+            }
+            kept: dict[str, dict[int, Tensor]] = {
+                stream: getattr(run, stream) for stream in BLOCK_STREAMS if stream in read and layer >= first
+            }
+            if "mlp_map" in changes:
+                entered = kept.setdefault("mlp_input", {})
+                changes["mlp"] = _mapped(changes["mlp_map"], entered, layer, changes.get("mlp"))
             for stream in BLOCK_STREAMS:
-                edit = next((own for edit in edits if (own := getattr(edit, stream)) is not None), None)
-                keep = getattr(run, stream) if stream in read and layer >= first else None
+                edit, keep = changes.get(stream), kept.get(stream)
                 if edit is None and keep is None:
                     continue
-                if stream == "residual":
-                    before = at_input(layer, edit, keep, shape)
-                    stack.callback(block.register_forward_pre_hook(before, with_kwargs=True).remove)
+                if stream in ("mlp_input", "residual"):
+                    module = block if stream == "residual" else self._entry(layer)
+                    before = at_input(stream, layer, edit, keep, shape)
+                    stack.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
                 else:
                     behind = at_output(stream, layer, edit, keep, shape)
                     stack.callback(self._giving(stream, layer).register_forward_hook(behind).remove)
@@ -559,6 +599,22 @@ class Engine:
         if stream == "mlp":
             return self.mlp(layer)
         return self._blocks[layer] if stream == "after" else self._attending[layer]
+
+    def _entry(self, layer: int) -> nn.Module:
+        """The module that the input of a block's MLP enters: the MLP itself, or the first of its layers.
+
+        Raises AssayError as `mlp` does, or if that is not found.
+        """
+        block, whole = self._blocks[layer], self.mlp(layer)
+        for last, first in _MLP_BEGINS.items():
+            if _has(block, last) and block.get_submodule(last) is whole:
+                if not _has(block, first):
+                    raise AssayError(
+                        f"{type(block).__name__} (layer {layer} of {self.subject.name!r}) has an MLP whose input was "
+                        "not found; sites that end in .mlp_input, and mlp_map, cannot be used with this architecture."
+                    )
+                return block.get_submodule(first)
+        return whole
 
     def logits(self, run: Run, positions: slice | Int[Tensor, " chosen"]) -> Float[Tensor, "batch chosen vocabulary"]:
         """The logits of some positions of a run that left them out (of any run: it takes a part of them)."""
@@ -662,6 +718,22 @@ class Engine:
             return float((difference if valid is None else difference * valid).max())
 
         return IdentityDifference(largest(untouched), largest(as_loaded), edited, as_loaded)
+
+
+def _everywhere(vector: Tensor, states: Tensor) -> Tensor:
+    return vector.expand_as(states)
+
+
+def _mapped(
+    function: MapEdit, entered: Mapping[int, Tensor], layer: int, then: Callable[[Tensor], Tensor] | None
+) -> Callable[[Tensor], Tensor]:
+    """An edit of what an MLP gives that is a function of what entered it, too, and what follows on top of it."""
+
+    def edit(given: Tensor) -> Tensor:
+        found = function(entered[layer].clone(), given)
+        return found if then is None else then(found)
+
+    return edit
 
 
 def _only_after(edit: Edit) -> bool:

@@ -17,10 +17,11 @@ class Run:
 
     `logits` is (batch, position, vocabulary), empty where they were left out (`Engine.logits` makes them up). The
     others hold what was asked for, by layer: `queries`, `keys`, `values` and `outputs` (batch, head, position,
-    width), `patterns` (batch, head, query, key), `mlp` (batch, position, model width): what each block's MLP adds, and
-    of the same shape `residual`: the residual stream that enters each block, `attention`: what its attention adds, and
-    `after`: the residual stream that leaves it. All are as edited. What each block gave back is kept for runs that
-    resume from this one, with the masks and with the projections of the layer that was resumed at last.
+    width), `patterns` (batch, head, query, key), `mlp` (batch, position, model width): what each block's MLP gives, and
+    of the same shape `mlp_input`: what enters the MLP, `residual`: the residual stream that enters each block,
+    `attention`: what its attention adds, and `after`: the residual stream that leaves it. All are as edited. What each
+    block gave back is kept for runs that resume from this one, with the masks and with the projections of the layer
+    that was resumed at last.
     """
 
     logits: Float[Tensor, "batch position vocabulary"]
@@ -29,6 +30,7 @@ class Run:
     values: dict[int, Tensor] = field(default_factory=dict)
     outputs: dict[int, Tensor] = field(default_factory=dict)
     patterns: dict[int, Tensor] = field(default_factory=dict)
+    mlp_input: dict[int, Tensor] = field(default_factory=dict)
     mlp: dict[int, Tensor] = field(default_factory=dict)
     residual: dict[int, Tensor] = field(default_factory=dict)
     attention: dict[int, Tensor] = field(default_factory=dict)

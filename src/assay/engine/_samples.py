@@ -37,6 +37,7 @@ class Samples:
     keys: Vectors = field(default_factory=dict)
     values: Vectors = field(default_factory=dict)
     outputs: Vectors = field(default_factory=dict)
+    mlp_input: Vectors = field(default_factory=dict)
     mlp: Vectors = field(default_factory=dict)
     residual: Vectors = field(default_factory=dict)
     attention: Vectors = field(default_factory=dict)
