@@ -107,7 +107,10 @@ def test_loss_added_is_that_of_two_passes(subject, task, at_site):
     ]
     row = row_of(found, "iid")
     assert row["loss_added"] == pytest.approx(losses[1] - losses[0], abs=1e-5)
-    assert row["recovered_from_zeros"] == pytest.approx(1 - row["loss_added"] / row["loss_added_by_zeros"])
+    # This model is random: nothing that is taken from it is shown to add loss, and no share of nothing is told.
+    assert row["loss_added_by_zeros"] < 0
+    assert np.isnan(row["recovered_from_zeros"])
+    assert "not shown to add loss" in row["reason"]
 
 
 def test_what_changes_no_vectors_is_refused(subject, task, samples, engine):
