@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +21,9 @@ NORMALIZATIONS = ("constant_norm_rescale", "layer_norm", "centring")
 
 SPARSE = 0.08
 """The share of features on above which plain products are faster than sums over the features that are on."""
+
+_Prepared = tuple[Tensor, Tensor, tuple[Tensor | float, Tensor | float]]
+"""Vectors as they are encoded, as a skip connection takes them, and the scale and mean that were taken off each."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,14 +83,15 @@ class Dictionary:
     | `jumprelu` | u where u > max(`threshold`, 0), one number a feature, else 0 | arXiv 2407.14435 |
     | `gated` | max(u exp(r_mag) + b_mag, 0), u without b_enc, where u > 0 | arXiv 2404.16014 |
 
-    and what is decoded is z W_dec + b_dec, plus W_skip x for a transcoder with a skip connection (arXiv 2501.18823).
+    and what is decoded is z W_dec + b_dec, plus W_skip x for one with a skip connection (arXiv 2501.18823).
     `W_enc` is (width, feature), `W_dec` (feature, out), `W_skip` (out, width); out is the width, but for transcoders
     between streams of different widths. `transcodes` says that what is decoded is not x but what a module makes of it.
 
     `normalization` is done to x before, and undone after (not where it transcodes): `constant_norm_rescale` scales x to
     the norm √width, `layer_norm` takes its mean off and divides by its standard deviation (with width - 1, plus 1e-5),
-    `centring` only takes the mean off, as models do whose writing weights are centred. `origin` is what is known of
-    where it comes from: model, hook, format.
+    `centring` only takes the mean off, as models do whose writing weights are centred. A skip connection takes x as it
+    is given, but for centring, where x is the vector of such a model. `origin` is what is known of where it comes from:
+    model, hook, format; its keys are those of `assay.dictionaries.formats`.
 
     Raises AssayError for an unknown kind, shapes that do not fit each other, a number that is not finite, a `k` that is
     not between 1 and the number of features, and a negative threshold.
@@ -136,6 +141,27 @@ class Dictionary:
         held = {item.name: getattr(self, item.name) for item in fields(self)}
         return {name: value for name, value in held.items() if isinstance(value, Tensor)}
 
+    @classmethod
+    def read(
+        cls, path: str | Path, *, site: str | None = None, scale: float | None = None, transcodes: bool | None = None
+    ) -> "Dictionary":
+        """A dictionary of the field's files: `assay.dictionaries.formats.read`, which says what is read and how."""
+        from assay.dictionaries.formats import read  # noqa: PLC0415  (which makes dictionaries itself)
+
+        return read(path, site=site, scale=scale, transcodes=transcodes)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write to a folder in the format of SAELens, with `origin` beside it in `assay.json`; returns the folder.
+
+        `read` gives the same tensors back, bit for bit. SAELens reads autoencoders of all kinds, and transcoders of the
+        kinds `relu` and `jumprelu`, with a skip connection or without; it has no others, which only Assay reads. What
+        is saved twice is replaced, a file at a time, each whole or not at all. Raises AssayError for a folder that
+        holds something else than a saved dictionary, and for an origin that JSON cannot hold.
+        """
+        from assay.dictionaries.formats.saelens import save  # noqa: PLC0415  (as above)
+
+        return save(self, Path(folder))
+
     def to(self, like: Tensor) -> "Dictionary":
         """The same with its tensors on the device of `like`, and in its dtype, at least float32."""
         dtype = torch.promote_types(like.dtype, torch.float32)
@@ -147,7 +173,7 @@ class Dictionary:
     def encode(self, vectors: Float[Tensor, "row width"]) -> Codes:
         """The codes of some vectors, each by itself. Raises AssayError for vectors of another width."""
         own = self.to(vectors)
-        prepared, _ = own._prepared(own._checked(vectors))
+        prepared, _, _ = own._prepared(own._checked(vectors))
         if own.k is not None:
             return _of_largest(*largest_of_rows(own._pre_activations(prepared), own.k), own.features)
         return Codes.of_dense(own._dense(prepared))
@@ -156,22 +182,27 @@ class Dictionary:
         """What codes stand for.
 
         `vectors` are those that were encoded: a skip connection needs them, and a normalization that is to be undone.
-        Raises AssayError where they are needed and missing.
+        Raises AssayError where they are needed and missing, or there are more or fewer than codes, and for codes of
+        another number of features.
         """
-        if vectors is None and (self.W_skip is not None or self.normalization is not None):
+        if codes.features != self.features:
+            raise AssayError(f"these codes are of {codes.features} features, and this dictionary has {self.features}.")
+        if vectors is not None and len(vectors) != len(codes.start):
+            raise AssayError(f"there are codes of {len(codes.start)} vectors, and {len(vectors)} vectors.")
+        undone = self.normalization is not None and not self.transcodes
+        if vectors is None and (self.W_skip is not None or undone):
             raise AssayError(
                 "this dictionary decodes with what was encoded (a skip connection or a normalization); give decode() "
                 "the vectors, too."
             )
         own = self.to(codes.value)
         summed = embedding_bag(codes.index, own.W_dec, codes.start, per_sample_weights=codes.value, mode="sum")
-        return own._finished(summed, None if vectors is None else own._prepared(vectors.to(codes.value)))
+        return own._finished(summed, None if vectors is None else own._prepared(own._checked(vectors.to(codes.value))))
 
     def reconstruct(self, vectors: Float[Tensor, "row width"]) -> Float[Tensor, "row out"]:
         """What is decoded of the codes of some vectors, in their dtype."""
         own = self.to(vectors)
-        whole = own._checked(vectors)
-        prepared = own._prepared(whole)
+        prepared = own._prepared(own._checked(vectors))
         if own.k is not None:
             codes = _of_largest(*largest_of_rows(own._pre_activations(prepared[0]), own.k), own.features)
         else:
@@ -190,21 +221,21 @@ class Dictionary:
             )
         return vectors.to(self.W_enc.dtype)
 
-    def _prepared(self, vectors: Tensor) -> tuple[Tensor, tuple[Tensor | float, Tensor | float]]:
-        """Vectors as they are encoded, and the scale and mean that were taken off each."""
+    def _prepared(self, vectors: Tensor) -> _Prepared:
+        """Vectors made ready to be encoded."""
         match self.normalization:
             case "constant_norm_rescale":
                 scale = vectors.norm(dim=1, keepdim=True) / self.width**0.5
                 # A vector of zeros has no norm to rescale to; left alone, it is encoded as the zeros that it is.
-                return vectors / scale.clamp_min(torch.finfo(vectors.dtype).tiny), (scale, 0.0)
+                return vectors / scale.clamp_min(torch.finfo(vectors.dtype).tiny), vectors, (scale, 0.0)
             case "layer_norm":
                 mean = vectors.mean(dim=1, keepdim=True)
                 spread = vectors.std(dim=1, keepdim=True)
-                return (vectors - mean) / (spread + 1e-5), (spread, mean)
+                return (vectors - mean) / (spread + 1e-5), vectors, (spread, mean)
             case "centring":
                 mean = vectors.mean(dim=1, keepdim=True)
-                return vectors - mean, (1.0, mean)
-        return vectors, (1.0, 0.0)
+                return vectors - mean, vectors - mean, (1.0, mean)
+        return vectors, vectors, (1.0, 0.0)
 
     def _pre_activations(self, prepared: Tensor) -> Tensor:
         bias = self.b_enc
@@ -227,15 +258,15 @@ class Dictionary:
             return found.mul_(found > self.threshold)
         return found.clamp_min_(0)
 
-    def _finished(self, summed: Tensor, prepared: tuple[Tensor, tuple[Any, Any]] | None) -> Tensor:
+    def _finished(self, summed: Tensor, prepared: _Prepared | None) -> Tensor:
         """What features give together, with all that does not come from features."""
         found = summed + self.b_dec
         if prepared is None:
             return found
-        vectors, (scale, mean) = prepared
-        if self.W_skip is not None:
-            found = found + vectors @ self.W_skip.T
-        return found if self.transcodes or self.normalization is None else found * scale + mean
+        _, skipping, (scale, mean) = prepared
+        if not self.transcodes and self.normalization is not None:
+            found = found * scale + mean
+        return found if self.W_skip is None else found + skipping @ self.W_skip.T
 
 
 def _of_largest(values: Float[Tensor, "row k"], index: Int[Tensor, "row k"], features: int) -> Codes:
