@@ -49,11 +49,7 @@ class RandomDictionary:
 
     streams: ClassVar[tuple[str, ...]] = ("queries", "keys")
     any_stream: ClassVar[bool] = True
-
-    @property
-    def beside(self) -> tuple[str, ...]:
-        """What has to be read beside the streams to act on."""
-        return ("mlp_input",) if self.transcodes else ()
+    streams_rows: ClassVar[bool] = True
 
     def fit(self, samples: Samples) -> "RandomDictionary":
         """Draw the directions of each place, and fit their length."""
@@ -65,7 +61,7 @@ class RandomDictionary:
         for place in places:
             own = []
             for number, stream in enumerate(samples.streams_of(place)):
-                rows = samples.some(place, ROWS, seed=self.seed, streams=(*self.beside, stream))
+                rows = samples.some(place, ROWS, seed=self.seed, streams=("mlp_input", stream) if self.transcodes else (stream,))
                 one = self._scaled(self._drawn(place, number, rows), rows)
                 measures[key_of(place, stream)] = measure(one, *rows)
                 own.append(one)

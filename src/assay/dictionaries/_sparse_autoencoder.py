@@ -11,8 +11,8 @@ from assay.dictionaries._dictionary import Dictionary
 from assay.dictionaries._fitted import bits_of, blocks_of, features_of, in_force, key_of, restored, saved
 from assay.dictionaries._measures import Measures, measure
 from assay.dictionaries._random import RandomDictionary
-from assay.dictionaries._training import TRAINED, Training, train
-from assay.engine import Place, Samples
+from assay.dictionaries._training import COUNTED, PENALIZED, Training, train
+from assay.engine import Place, Samples, shuffled
 from assay.simplify import RepresentationBits, SimplifiedSubject, label
 from assay.simplify._protocol import check_positive
 from assay.subjects import Subject
@@ -60,6 +60,7 @@ class SparseAutoencoder:
 
     streams: ClassVar[tuple[str, ...]] = ("queries", "keys")
     any_stream: ClassVar[bool] = True
+    streams_rows: ClassVar[bool] = True
     keeps: ClassVar[bool] = True
     caution: ClassVar[str] = (
         "a dictionary is trained by many small steps: vectors that differ by 1e-6, as on another machine, give other "
@@ -124,8 +125,8 @@ class Transcoder:
     measures_: dict[str, Measures] | None = field(default=None, init=False, repr=False, compare=False)
 
     streams: ClassVar[tuple[str, ...]] = ("mlp",)
-    beside: ClassVar[tuple[str, ...]] = ("mlp_input",)
     any_stream: ClassVar[bool] = True
+    streams_rows: ClassVar[bool] = True
     keeps: ClassVar[bool] = True
     caution: ClassVar[str] = SparseAutoencoder.caution
 
@@ -179,7 +180,7 @@ def _trained(
     recipe: SparseAutoencoder | Transcoder, samples: Samples, place: Place, stream: str
 ) -> tuple[Dictionary, tuple[Tensor, ...]]:
     """The dictionary of one stream, and the vectors that it was prepared and calibrated on."""
-    streams = (*getattr(recipe, "beside", ()), stream)
+    streams = ("mlp_input", stream) if isinstance(recipe, Transcoder) else (stream,)
     sample = samples.some(place, SAMPLE, seed=recipe.seed, streams=streams)
     features = features_of(recipe, sample[0].shape[1], recipe.features, recipe.expansion, recipe.k)
     if len(sample[0]) < min(features, SAMPLE):
@@ -187,11 +188,13 @@ def _trained(
             f"{label(recipe)}: {place} has {len(sample[0])} vectors on the sequences to fit on, and {features} "
             "features cannot be told from so few; fit on more sequences, or ask for fewer features."
         )
+    counted = recipe.kind in COUNTED
     settings = Training(
         kind=recipe.kind,
         features=features,
-        k=recipe.k,
+        k=recipe.k if counted else None,
         penalty=recipe.penalty,
+        l0=None if counted or recipe.penalty is not None else float(recipe.k),
         steps=recipe.steps,
         lr=recipe.lr,
         transcodes=isinstance(recipe, Transcoder),
@@ -199,12 +202,12 @@ def _trained(
         rescale=recipe.rescale,
         seed=recipe.seed,
     )
-    options = {"batch": recipe.batch, "steps": recipe.steps, "seed": recipe.seed, "streams": streams}
-
-    def rows() -> Iterator[tuple[Tensor, ...]]:
-        return samples.rows(place, most=recipe.rows, **options)
-
-    return train(settings, rows, sample=sample).dictionary, sample
+    options: dict[str, Any] = {"seed": recipe.seed, "streams": streams}
+    if recipe.rows is None:
+        rows = samples.rows(place, batch=recipe.batch, steps=recipe.steps, **options)
+    else:
+        rows = shuffled(samples.some(place, recipe.rows, **options), recipe.batch, recipe.seed)
+    return train(settings, rows, sample=sample, calibration=sample).dictionary, sample
 
 
 def _check(recipe: SparseAutoencoder | Transcoder) -> None:
@@ -212,13 +215,14 @@ def _check(recipe: SparseAutoencoder | Transcoder) -> None:
     whole = {name: getattr(recipe, name) for name in ("k", "expansion", "steps", "batch")}
     optional = {name: value for name in ("features", "rows") if (value := getattr(recipe, name)) is not None}
     check_positive(recipe, **whole, **optional)
-    if recipe.kind not in TRAINED:
-        raise AssayError(f"{label(recipe)}: unknown kind {recipe.kind!r}; use one of {', '.join(TRAINED)}.")
+    if recipe.kind not in (*COUNTED, *PENALIZED):
+        known = ", ".join((*COUNTED, *PENALIZED))
+        raise AssayError(f"{label(recipe)}: unknown kind {recipe.kind!r}; use one of {known}.")
     for name in ("lr", "penalty"):
         value = getattr(recipe, name)
         if value is not None and (not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < 1e6):
             raise AssayError(f"{label(recipe)}: {name} is {value!r}; give a number above 0, or None for the default.")
-    if recipe.penalty is not None and recipe.kind not in ("relu", "jumprelu", "gated"):
+    if recipe.penalty is not None and recipe.kind not in PENALIZED:
         raise AssayError(
             f"{label(recipe)}: a dictionary of the kind {recipe.kind!r} has its number of features on by k, and no "
             "penalty; leave it out."

@@ -72,8 +72,7 @@ class Candidate:
     def streams(self) -> tuple[str, ...]:
         """What has to be read of the train split to fit it."""
         own = self.simplification.streams
-        beside: tuple[str, ...] = getattr(self.simplification, "beside", ())
-        return (*beside, *(self.at.read if own and self.at.explicit else own))
+        return self.at.read if own and self.at.explicit else own
 
     @property
     def key(self) -> str:

@@ -38,8 +38,7 @@ class Simplification(Protocol):
     judged several times. `caution`, a sentence, stands in the warnings of every comparison that judges the recipe.
 
     A recipe that belongs to one place, as what was trained on the vectors of a layer, says which: `own_sites(engine)`
-    gives the names of sites at which it is judged whatever others are asked for, or None. `beside` names streams that
-    `fit` needs to see beside those that it acts on, of the same places.
+    gives the names of sites at which it is judged whatever others are asked for, or None.
 
     A recipe that replaces the model as a whole says `whole = True`: it is judged once, whatever the sites (and
     `copies = False` if its proxy holds no weights of its own). If it learns
