@@ -16,6 +16,7 @@ from assay.simplify._protocol import (
     is_whole,
     label,
     learns,
+    reads,
     simplifications,
     source_of,
 )
@@ -52,6 +53,7 @@ __all__ = [
     "label",
     "learns",
     "load_proxy",
+    "reads",
     "representation_bits",
     "save_proxy",
     "simplifications",
