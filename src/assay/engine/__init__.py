@@ -1,6 +1,7 @@
 """How a subject is read and edited: its attention, through transformers' AttentionInterface, its MLPs and residuals."""
 
 from assay.engine._attention import Edit, MapEdit, PatternEdit, VectorEdit
+from assay.engine._batches import batches, device_scale, tensors
 from assay.engine._engine import Engine
 from assay.engine._places import ATTENTION, BLOCK_STREAMS, HEAD_STREAMS, Block, Head, Named, Place, Site
 from assay.engine._plain import PlainEngine, engine_of
@@ -16,7 +17,7 @@ from assay.engine._proxy import (
     check_proxy,
 )
 from assay.engine._run import Run
-from assay.engine._samples import Samples, batches, collect, device_scale, tensors
+from assay.engine._samples import Samples, collect
 from assay.engine._scored import AtScored
 from assay.engine._tail import instead
 from assay.engine._together import run_together, shared

@@ -4,8 +4,8 @@ import functools
 import re
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import fields
 from functools import cached_property
 from typing import Any
@@ -395,7 +395,8 @@ class Engine:
     def _forward(
         self, tokens: Tensor, valid: Tensor | None, plan: Plan, expected: int, call: Callable[..., Any] | None = None
     ) -> Any:
-        with in_force(self.subject.model, plan), using_kernels(self._kernels):
+        result = None
+        with in_force(self.subject.model, plan), using_kernels(self._kernels), suppress(_StopError):
             result = (call or self.subject)(tokens, valid)
         if len(plan.met) != expected:
             raise AssayError(
@@ -416,6 +417,7 @@ class Engine:
         rows: int | None = None,
         beside: Run | None = None,
         logits: bool = True,
+        layers: Collection[int] | None = None,
         resumable: bool = False,
         resume: Run | None = None,
     ) -> Run:
@@ -428,19 +430,18 @@ class Engine:
         Its last argument are the same rows of another run `beside` this one, made again from its queries and keys, or
         None. With `logits=False` the unembedding is left to `logits()`.
 
+        With `layers`, streams and patterns of these alone are kept. Where nothing else is asked for (no logits, no
+        observer, no resuming from here) the run stops behind the last of them: blocks above are not run, and there are
+        no logits to be made up.
+
         A run with `resumable` keeps what each block gave. `resume` is such a run, unedited, on the same tokens and
         padded alike: blocks below the first edited layer are not computed again, and so nothing is read there (they
         are, where later blocks of the architecture need more of them than their outputs). Raises AssayError for a place
-        that the subject does not have, two edits of one place, an unknown name in `read`, or another `resume`.
+        or a layer that the subject does not have, two edits of one place, an unknown name in `read`, or another
+        `resume`.
         """
-        unknown = set(read) - set(READABLE)
-        if unknown:
-            raise AssayError(f"read={sorted(unknown)}: can read {', '.join(READABLE)}.")
         by_layer = self._by_layer(edits)
-        for stream, changes in _PROBED.items():
-            edited = any(getattr(edit, change) for own in by_layer.values() for edit in own for change in changes)
-            if stream in read or edited:
-                self._check_stream(stream)
+        self._check_asked(by_layer, read, layers)
         if resume is not None and (
             resume._edited
             or len(resume._blocks) != self.layers
@@ -456,7 +457,7 @@ class Engine:
         if resumable:
             run._masks = masks
         observers: dict[str, LayerObserver] = {
-            stream: getattr(run, stream).__setitem__ for stream in (*HEAD_STREAMS, "patterns") if stream in read
+            stream: _keeper(getattr(run, stream), layers) for stream in (*HEAD_STREAMS, "patterns") if stream in read
         }
         if on_pattern is not None:
             observers["patterns"] = _both(observers.get("patterns"), on_pattern)
@@ -482,7 +483,11 @@ class Engine:
                 moved = moved or any(edit.after for layer in by_layer if layer < first for edit in by_layer[layer])
                 if self._reuses and not moved:
                     self._project(stack, resume, first, plan)
-            self._hook(stack, run, by_layer, set(read), first, resumable=resumable)
+            self._hook(stack, run, by_layer, set(read), first, layers=layers, resumable=resumable)
+            if layers and not (logits or resumable or on_pattern or on_rows):
+                run.stopped = max(layers)
+                self._read_up_to(stack, run, plan, first)
+                return run
             if logits or self._tail is None:
                 run.logits = self._forward(tokens, valid, plan, self.layers - first)
             else:
@@ -490,6 +495,33 @@ class Engine:
         if resume is not None and plan.masks_met != len(masks.made):
             raise AssayError(f"{self.subject.name!r} made another number of attention masks than before.")
         return run
+
+    def _check_asked(
+        self, by_layer: Mapping[int, tuple[Edit, ...]], read: Sequence[str], layers: Collection[int] | None
+    ) -> None:
+        """Raise AssayError for what cannot be read or edited here."""
+        unknown = set(read) - set(READABLE)
+        if unknown:
+            raise AssayError(f"read={sorted(unknown)}: can read {', '.join(READABLE)}.")
+        if layers is not None and not set(layers) <= set(range(self.layers)):
+            raise AssayError(f"layers={sorted(layers)}: {self.subject.name!r} has layers 0 to {self.layers - 1}.")
+        for stream, changes in _PROBED.items():
+            edited = any(getattr(edit, change) for own in by_layer.values() for edit in own for change in changes)
+            if stream in read or edited:
+                self._check_stream(stream)
+
+    def _read_up_to(self, stack: ExitStack, run: Run, plan: Plan, first: int) -> None:
+        """A pass that ends behind the block of layer `run.stopped`."""
+        assert run.stopped is not None
+        assert run._tokens is not None
+        block = self._blocks[run.stopped]
+        met = [layer for layer, own in enumerate(self._blocks) if own is block][-1] + 1
+
+        def stop(*_: Any) -> None:
+            raise _StopError
+
+        stack.callback(block.register_forward_hook(stop).remove)
+        self._forward(run._tokens, run._valid, plan, max(0, met - first))
 
     def plainly(self, tokens: Int[Tensor, "batch position"], valid: Int[Tensor, "batch position"] | None = None) -> Run:
         """A pass of the model's own code with whatever hooks stand on its modules, logits left to `logits()`."""
@@ -560,6 +592,7 @@ class Engine:
         read: set[str],
         first: int,
         *,
+        layers: Collection[int] | None,
         resumable: bool,
     ) -> None:
         """Until the stack is closed, blocks from `first` on are edited and read as a run needs it.
@@ -577,7 +610,9 @@ class Engine:
                 item.name: own for edit in edits for item in fields(edit)[1:] if (own := getattr(edit, item.name))
             }
             kept: dict[str, dict[int, Tensor]] = {
-                stream: getattr(run, stream) for stream in BLOCK_STREAMS if stream in read and layer >= first
+                stream: getattr(run, stream)
+                for stream in BLOCK_STREAMS
+                if stream in read and layer >= first and (layers is None or layer in layers)
             }
             if "mlp_map" in changes:
                 entered = kept.setdefault("mlp_input", {})
@@ -617,7 +652,15 @@ class Engine:
         return whole
 
     def logits(self, run: Run, positions: slice | Int[Tensor, " chosen"]) -> Float[Tensor, "batch chosen vocabulary"]:
-        """The logits of some positions of a run that left them out (of any run: it takes a part of them)."""
+        """The logits of some positions of a run that left them out (of any run: it takes a part of them).
+
+        Raises AssayError for a run that stopped below the last block.
+        """
+        if run.stopped is not None:
+            raise AssayError(
+                f"the run stopped behind layer {run.stopped}, the last that was read (layers=...), and has no logits; "
+                "leave layers out, or ask for logits in the run."
+            )
         if run._body is None or self._tail is None or run._tokens is None:
             return run.logits[:, positions]
         with using_kernels(self._kernels):
@@ -718,6 +761,20 @@ class Engine:
             return float((difference if valid is None else difference * valid).max())
 
         return IdentityDifference(largest(untouched), largest(as_loaded), edited, as_loaded)
+
+
+class _StopError(Exception):
+    """Ends a pass when all that is wanted has been read."""
+
+
+def _keeper(into: dict[int, Tensor], layers: Collection[int] | None) -> LayerObserver:
+    """An observer that keeps what it sees, of some layers."""
+
+    def keep(layer: int, states: Tensor) -> None:
+        if layers is None or layer in layers:
+            into[layer] = states
+
+    return keep
 
 
 def _everywhere(vector: Tensor, states: Tensor) -> Tensor:

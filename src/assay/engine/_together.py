@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from assay.engine._attention import Edit, RowObserver, replaced
+from assay.engine._batches import copies_that_fit
 from assay.engine._engine import Engine
 from assay.engine._places import Place
 from assay.engine._run import Run
-from assay.engine._samples import copies_that_fit
 
 _AGREE: WeakKeyDictionary[Engine, bool] = WeakKeyDictionary()
 

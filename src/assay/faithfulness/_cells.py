@@ -26,6 +26,7 @@ from assay.simplify import (
     label,
     learns,
     own_sites_of,
+    reads,
 )
 from assay.subjects import write_atomically
 from assay.tasks import Task
@@ -71,8 +72,7 @@ class Candidate:
     @property
     def streams(self) -> tuple[str, ...]:
         """What has to be read of the train split to fit it."""
-        own = self.simplification.streams
-        return self.at.read if own and self.at.explicit else own
+        return reads(self.simplification, self.at)
 
     @property
     def key(self) -> str:

@@ -17,6 +17,7 @@ from assay.simplify._protocol import (
     label,
     learns,
     own_sites_of,
+    reads,
     simplifications,
     source_of,
 )
@@ -54,6 +55,7 @@ __all__ = [
     "learns",
     "load_proxy",
     "own_sites_of",
+    "reads",
     "representation_bits",
     "save_proxy",
     "simplifications",

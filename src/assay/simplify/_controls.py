@@ -257,6 +257,11 @@ class RandomPerturbation:
         """Whether the simplification that sets the size acts on any stream."""
         return getattr(self.of, "any_stream", False)
 
+    @property
+    def streams_rows(self) -> bool:
+        """Whether the simplification that sets the size takes its vectors as rows."""
+        return getattr(self.of, "streams_rows", False)
+
     def fit(self, samples: Samples) -> "RandomPerturbation":
         """Fit the simplification that sets the size."""
         self.fitted_ = None
