@@ -130,7 +130,7 @@ def loss_recovered(
     proxies = {
         "own": own,
         "zeros": EditedSubject(
-            subject, [Edit(place, **dict.fromkeys(names, torch.zeros_like)) for place, names in by_place.items()]
+            subject, [Edit(place, **dict.fromkeys(names, _zeros)) for place, names in by_place.items()]
         ),
         "means": applied(MeanAblation().fit(samples.at(site)), subject),
     }
@@ -148,6 +148,10 @@ def loss_recovered(
         for kind in (ALL, *(kind.name for kind in task.kinds if kind.determined)):
             rows.append(_loss_row(split, kind, scores, weights, metric.name, level))
     return pd.DataFrame(rows, columns=list(LOSS_COLUMNS))
+
+
+def _zeros(vectors: Tensor) -> Tensor:
+    return torch.zeros_like(vectors)
 
 
 def judged_splits(task: Task, sequences: int) -> list[Split]:

@@ -13,7 +13,7 @@ from assay.dictionaries._dictionary import Dictionary
 from assay.dictionaries._fitted import bits_of, in_force, key_of, restored, saved
 from assay.dictionaries._measures import Measures, measure
 from assay.dictionaries._random import RandomDictionary
-from assay.engine import BLOCK_STREAMS, Block, Engine, Head, Place, Samples, collect, site_of_hook
+from assay.engine import BLOCK_STREAMS, Block, Engine, Head, Place, Samples, collect
 from assay.simplify import RepresentationBits, SimplifiedSubject, label
 from assay.simplify._protocol import source_of
 from assay.subjects import Subject
@@ -96,6 +96,8 @@ class GivenDictionary:
         hook = origin.get("hook_out") if self.own.transcodes else origin.get("hook")
         if hook is None:
             return None
+        from assay.engine import site_of_hook
+
         return (site_of_hook(engine, str(hook), head=origin.get("head_index")),)
 
     def check(self, subject: Subject, splits: Sequence[Split]) -> None:

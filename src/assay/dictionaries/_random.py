@@ -61,7 +61,9 @@ class RandomDictionary:
         for place in places:
             own = []
             for number, stream in enumerate(samples.streams_of(place)):
-                rows = samples.some(place, ROWS, seed=self.seed, streams=("mlp_input", stream) if self.transcodes else (stream,))
+                rows = samples.some(
+                    place, ROWS, seed=self.seed, streams=("mlp_input", stream) if self.transcodes else (stream,)
+                )
                 one = self._scaled(self._drawn(place, number, rows), rows)
                 measures[key_of(place, stream)] = measure(one, *rows)
                 own.append(one)

@@ -1,6 +1,6 @@
 """Sparse autoencoders and transcoders, trained on a subject's own vectors."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -12,7 +12,8 @@ from assay.dictionaries._fitted import bits_of, blocks_of, features_of, in_force
 from assay.dictionaries._measures import Measures, measure
 from assay.dictionaries._random import RandomDictionary
 from assay.dictionaries._training import COUNTED, PENALIZED, Training, train
-from assay.engine import Place, Samples, shuffled
+from assay.engine import Place, Samples
+from assay.engine._rows import shuffled
 from assay.simplify import RepresentationBits, SimplifiedSubject, label
 from assay.simplify._protocol import check_positive
 from assay.subjects import Subject

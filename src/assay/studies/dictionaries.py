@@ -12,8 +12,8 @@ from assay._errors import AssayError, unknown_name
 from assay.diagnostics import loss_recovered, reconstruction
 from assay.dictionaries import SparseAutoencoder
 from assay.engine import Engine
-from assay.faithfulness import ALL, Comparison, Step, Workers, compare
-from assay.reports import Chart, Illustrations, Series, TableView, write_figures, write_page
+from assay.faithfulness import Comparison, Step, Workers, compare
+from assay.reports import Illustrations, write_figures, write_page
 from assay.simplify import SVD, Simplification, label, representation_bits
 from assay.studies import code
 from assay.subjects import Subject, load, shipped
@@ -101,7 +101,9 @@ def code_python(*, everything: bool, device: str, data: str | None) -> Part:
 def code_java(*, everything: bool, device: str, data: str | None) -> Part:
     """A character model of Java, on functions that the caller has."""
     if data is None:
-        raise AssayError("code-java needs functions: give --data, a CodeSearchNet file or folder, hub:NAME, or a folder.")
+        raise AssayError(
+            "code-java needs functions: give --data, a CodeSearchNet file or folder, hub:NAME, or a folder."
+        )
     subject = load("code-java", device=device)
     return _code("code-java", code.task_of(subject, data), subject, everything=everything)
 
@@ -146,7 +148,9 @@ def check_parts(only: Sequence[str], data: str | None = None) -> None:
     if twice:
         raise AssayError(f"{', '.join(sorted(twice))} is named twice.")
     if "code-java" in only and data is None:
-        raise AssayError("code-java needs functions: give --data, a CodeSearchNet file or folder, hub:NAME, or a folder.")
+        raise AssayError(
+            "code-java needs functions: give --data, a CodeSearchNet file or folder, hub:NAME, or a folder."
+        )
 
 
 def run(
