@@ -1,7 +1,8 @@
 """Dictionaries in files: what other libraries wrote does here what it does there, and what is saved comes back.
 
-The files are of those libraries' own code (`peer_files/README.md`), but for Gemma Scope and Llama Scope, whose files are
-written as published and read by SAELens. The first release of circuit-tracer is not installed: its layout is made here.
+The files are of those libraries' own code (`peer_files/README.md`), but for Gemma Scope and Llama Scope, whose files
+are written as published and read by SAELens. The first release of circuit-tracer is not installed: its layout is made
+here.
 """
 
 import json
@@ -225,7 +226,7 @@ def test_gemma_scope_outside_its_folders_has_to_be_told_what_it_decodes(tmp_path
 
 
 def test_llama_scope_folds_norms_and_factors_as_its_library_does(tmp_path):
-    """After its code: activations are compared with the threshold when factors and norms are folded, of outputs, too."""
+    """After its code: activations are compared with the threshold once all factors and norms are folded."""
     [source] = (PEERS / "llama_scope").rglob("hyperparams.json")
     shutil.copytree(source.parent, tmp_path / "llama")
     folder = tmp_path / "llama"
@@ -293,7 +294,7 @@ def test_what_cannot_be_saved_is_refused_and_leaves_nothing(tmp_path):
     for origin in ({"x": float("nan")}, {"x": {1, 2}}, {"x": Path("y")}):
         with pytest.raises(AssayError, match="origin of this dictionary cannot be saved"):
             tiny(origin=origin).save(tmp_path / "new")
-    with pytest.raises(AssayError, match="hook_z.*set its normalization to None"):
+    with pytest.raises(AssayError, match=r"hook_z.*set its normalization to None"):
         tiny(normalization="centring", origin={"hook": "blocks.1.attn.hook_z"}).save(tmp_path / "new")
     assert not (tmp_path / "new").exists()
     (tmp_path / "notes.txt").write_text("mine")
@@ -314,7 +315,7 @@ def test_a_write_that_was_cut_off_is_seen(tmp_path):
     before = (folder / "cfg.json").read_bytes()
     tiny("topk", features=12).save(folder)
     (folder / "cfg.json").write_bytes(before)
-    with pytest.raises(AssayError, match="disagree|belongs to another"):
+    with pytest.raises(AssayError, match=r"disagree|belongs to another"):
         Dictionary.read(folder)
     tiny("relu", b_dec=torch.ones(4)).save(folder)
     record = json.loads((folder / "assay.json").read_text())
