@@ -27,11 +27,11 @@ class CrossLayerTranscoder:
     negative threshold.
     """
 
-    W_enc: Sequence[Float[Tensor, "width feature"]]
-    b_enc: Sequence[Float[Tensor, " feature"]]
-    W_dec: Sequence[Float[Tensor, "feature later width"]]
+    W_enc: Sequence[Float[Tensor, "width _"]]
+    b_enc: Sequence[Float[Tensor, " _"]]
+    W_dec: Sequence[Float[Tensor, "_ _ width"]]
     b_dec: Sequence[Float[Tensor, " width"]]
-    threshold: Sequence[Float[Tensor, " feature"]] | None = None
+    threshold: Sequence[Float[Tensor, " _"]] | None = None
     origin: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

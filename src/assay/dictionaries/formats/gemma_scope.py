@@ -61,7 +61,7 @@ def read(path: Path, scale: float | None, transcodes: bool | None) -> Dictionary
     tensors.finish()
     origin = _origin(path, config)
     parts["transcodes"] = _transcodes(path, config, transcodes)
-    if "embedding" in path.resolve().parent.as_posix().rpartition("layer_")[2]:
+    if "embedding" in path.resolve().parent.parts:
         _of_embedding(path, origin, parts, scale)
     elif scale is not None:
         raise AssayError(f"scale={short(scale)}: {str(path)!r} is of no embedding, and needs none; leave scale out.")
