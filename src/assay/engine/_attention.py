@@ -243,9 +243,7 @@ def _attention(
         owner = _Ungrouped(module)
     query, key = _edited(query, edits, "queries"), _edited(key, edits, "keys")
     value = _edited(value, edits, "values")
-    for stream, states in (("queries", query), ("keys", key), ("values", value)):
-        if stream in plan.observers:
-            plan.observers[stream](layer, states)
+    _observe(plan, layer, queries=query, keys=key, values=value)
     attend = functools.partial(eager, owner)
     other = plan.beside.get(layer)
     pattern: Tensor | None = None
@@ -273,10 +271,14 @@ def _attention(
         for (rows, reach), beside in zip(blocks, rows_beside, strict=False):
             on_rows(layer, rows, pattern[:, :, rows, :reach], beside)
     output = _side_by_side(_edited(output, edits, "outputs", heads_at=2), edits)
-    for stream, states in (("outputs", output.transpose(1, 2)), ("heads", output.flatten(2))):
+    _observe(plan, layer, outputs=output.transpose(1, 2), heads=output.flatten(2))
+    return output, pattern
+
+
+def _observe(plan: Plan, layer: int, **streams: Tensor) -> None:
+    for stream, states in streams.items():
         if stream in plan.observers:
             plan.observers[stream](layer, states)
-    return output, pattern
 
 
 def _unseen(layer: int, rows: slice, pattern: Tensor, beside: Tensor | None) -> None:
