@@ -353,6 +353,56 @@ def test_attention_is_what_the_projection_gives(name, layer):
     assert not torch.allclose(found.attention[layer], heads, atol=1e-3), "only the heads' outputs, side by side"
 
 
+PROJECTIONS = {key: value for key, value in PROJECTED.items() if key != "gemma2"}
+"""What projects the heads, by its name; elsewhere `o_proj`."""
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("layer", range(LAYERS))
+def test_heads_are_what_enters_the_projection(name, layer):
+    """Read and replaced, with padding, against the model with a hook on its output projection."""
+    engine, tokens = engine_of(name), tokens_for()
+    valid = torch.ones_like(tokens)
+    valid[1, 9:] = 0
+    path = PROJECTIONS.get(name, "model.layers.{}.self_attn.o_proj").format(layer)
+    seen = []
+
+    def hook(_, inputs):
+        seen.append(inputs[0].clone())
+        return (shifted(inputs[0]),)
+
+    run = engine.run(tokens, valid, read=("heads",))
+    edited = engine.run(tokens, valid, edits=[Edit(Block(layer), heads=shifted)]).logits
+    handle = engine.subject.model.get_submodule(path).register_forward_pre_hook(hook)
+    try:
+        expected = engine.subject(tokens, valid)
+    finally:
+        handle.remove()
+    keep = valid.bool()
+    assert run.heads[layer].shape == (3, POSITIONS, 32)
+    torch.testing.assert_close(run.heads[layer][keep], seen[0][keep], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(edited[keep], expected[keep], atol=1e-4, rtol=1e-4)
+    assert (edited - engine.run(tokens, valid).logits)[keep].abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+@pytest.mark.parametrize("change", ["heads", "mlp_input", "mlp_map"])
+def test_a_model_whose_block_is_edited_stays_causal_and_reads_a_sequence_alone(name, change):
+    """Later tokens, padding and the rest of the batch do not matter."""
+    engine, tokens = engine_of(name), tokens_for()
+    functions = {"mlp_map": lambda entered, given: given + shifted(entered)[..., : given.shape[-1]]}
+    edits = [Edit(Block(1), **{change: functions.get(change, shifted)})]
+    later = tokens.clone()
+    later[:, 8:] = tokens_for(seed=2)[:, 8:]
+    edited = engine.run(tokens, edits=edits).logits
+    torch.testing.assert_close(engine.run(later, edits=edits).logits[:, :8], edited[:, :8], atol=1e-5, rtol=0)
+    torch.testing.assert_close(engine.run(tokens[:1], edits=edits).logits, edited[:1], atol=1e-5, rtol=1e-5)
+    valid = torch.ones_like(tokens)
+    valid[:, 8:] = 0
+    short = engine.run(tokens[:, :8], edits=edits).logits
+    torch.testing.assert_close(engine.run(later, valid, edits=edits).logits[:, :8], short, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("name", [name for name in ALL if "bert" not in name and name != "gemma2"])
 def test_a_block_adds_its_attention_and_its_mlp(name):
     run = engine_of(name).run(tokens_for(), read=BLOCK_STREAMS)

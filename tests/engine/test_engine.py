@@ -83,7 +83,7 @@ def by_hand(model, tokens, change=unchanged, alter=None, map_mlp=None):
     """
     weights = {name: value.double() for name, value in model.state_dict().items()}
     seen = {"queries": {}, "keys": {}, "values": {}, "outputs": {}, "patterns": {}}
-    seen |= {"residual": {}, "attention": {}, "mlp_input": {}, "mlp": {}, "after": {}}
+    seen |= {stream: {} for stream in BLOCK_STREAMS}
     alter = alter or (lambda stream, layer, x: x)
 
     def normal(x, name):
@@ -111,7 +111,8 @@ def by_hand(model, tokens, change=unchanged, alter=None, map_mlp=None):
         seen["queries"][layer], seen["keys"][layer], seen["patterns"][layer] = q, k, pattern
         seen["values"][layer] = v = alter("values", layer, v)
         seen["outputs"][layer] = mixed = alter("outputs", layer, pattern @ v)
-        mixed = linear(mixed.transpose(1, 2).flatten(2), f"{block}.attn.c_proj")
+        seen["heads"][layer] = mixed = alter("heads", layer, mixed.transpose(1, 2).flatten(2))
+        mixed = linear(mixed, f"{block}.attn.c_proj")
         seen["attention"][layer] = mixed = alter("attention", layer, mixed)
         x = x + mixed
         seen["mlp_input"][layer] = entered = alter("mlp_input", layer, normal(x, f"{block}.ln_2"))
@@ -308,6 +309,34 @@ def test_heads_and_blocks_are_edited_together(gpt2, reader, tokens):
     of_block = {"attention": lambda x: 3 * x, "after": lambda x: x - 2}
     edits.append(Edit(Block(1), mlp=lambda x: x / 2, residual=lambda x: x + 1, **of_block))
     close(reader.run(tokens, edits=edits).logits, by_hand(gpt2.model, tokens, alter=alter)[0])
+
+
+def test_heads_side_by_side_are_the_outputs_of_heads(reader, tokens):
+    """An edit of one head's share is that of the head, and comes on top of edits of heads."""
+    run = reader.run(tokens, read=("heads", "outputs"))
+    for layer in (0, 1):
+        assert torch.equal(run.heads[layer], run.outputs[layer].transpose(1, 2).flatten(2))
+
+    def one(share):
+        share[..., HEAD_WIDTH : 2 * HEAD_WIDTH] *= 2
+        return share
+
+    alone = reader.run(tokens, edits=[Edit(Head(0, 1), outputs=double)])
+    shared = reader.run(tokens, edits=[Edit(Block(0), heads=one)], read=("outputs",))
+    assert torch.equal(alone.logits, shared.logits)
+    assert torch.equal(shared.outputs[0][:, 1], 2 * run.outputs[0][:, 1])
+    assert torch.equal(shared.outputs[0][:, [0, 2]], run.outputs[0][:, [0, 2]])
+    both = reader.run(tokens, edits=[Edit(Head(0, 1), outputs=lambda x: x + 1), Edit(Block(0), heads=one)])
+    assert torch.equal(both.logits, reader.run(tokens, edits=[Edit(Head(0, 1), outputs=lambda x: 2 * (x + 1))]).logits)
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+def test_heads_side_by_side_by_rows(reader, tokens, rows):
+    edits = [Edit(Block(1), heads=lambda x: x.flip(-1))]
+    whole = reader.run(tokens, edits=edits, read=("heads",))
+    blocked = reader.run(tokens, edits=edits, read=("heads",), rows=rows)
+    torch.testing.assert_close(blocked.logits, whole.logits, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(blocked.heads[1], whole.heads[1], atol=1e-6, rtol=1e-5)
 
 
 def test_what_leaves_a_block_is_what_entered_and_what_was_added(reader, tokens):

@@ -54,8 +54,11 @@ _MLP_NAMES = ("mlp", "feed_forward", "feedforward", "ffn", "ff", "moe", "block_s
 _MLP_BEGINS = {"output.dense": "intermediate.dense", "fc2": "fc1"}
 """Where no one module is the MLP: what its input enters, by what its output leaves."""
 
-_PROBED = {"mlp_input": ("mlp_input", "mlp_map"), "attention": ("attention",), "after": ("after",)}
+_PROBED = {"mlp_input": ("mlp_input", "mlp_map"), "attention": ("attention",), "after": ("after",), "heads": ("heads",)}
 """Streams that are tried out before they are first read or edited, and the edits that need them."""
+
+_HOOKED = tuple(stream for stream in BLOCK_STREAMS if stream != "heads")
+"""Streams of blocks that enter or leave a module; heads are side by side in the attention function alone."""
 
 _SWEEPS = ("all-heads", "all-layers")
 
@@ -220,9 +223,10 @@ class Engine:
 
         `all`, `layer1` or `layer1.head0` are attention heads; `all.values`, `layer1.outputs`, `layer1.head0.values`
         their streams (queries, keys, values, outputs); `all.mlp`, `layer1.residual` streams of blocks (mlp_input, mlp,
-        residual, attention, after); `embeddings` the residual stream that enters the first block. `L1`, `L1H0` and
-        `1.0` are read as `layer1`, `layer1.head0` and `layer1.head0`. Several of these, joined by `+` or in a list, are
-        one site. Raises AssayError if the subject has no such place, the place no such stream, or one is meant twice.
+        residual, attention, after, heads); `embeddings` the residual stream that enters the first block. `L1`, `L1H0`
+        and `1.0` are read as `layer1`, `layer1.head0` and `layer1.head0`. Several of these, joined by `+` or in a list,
+        are one site. Raises AssayError if the subject has no such place, the place no such stream, or one is meant
+        twice.
         """
         whole = name if isinstance(name, str) else "+".join(name)
         texts = [part.strip() for part in whole.split("+")]
@@ -288,6 +292,8 @@ class Engine:
                 self._check_passed_on(met)
             if stream == "mlp_input":
                 self._check_mapped(met)
+            if stream == "heads":
+                self._check_side_by_side(met)
         except AssayError:
             self._checked.discard(stream)
             raise
@@ -333,6 +339,18 @@ class Engine:
                     f"what the MLP of {type(self._blocks[layer]).__name__} gives (layer {layer} of "
                     f"{self.subject.name!r}) is not made of what enters {type(self._entry(layer)).__name__} alone; "
                     "sites that end in .mlp_input, and mlp_map, cannot be used with this architecture."
+                )
+
+    def _check_side_by_side(self, heads: Mapping[int, Tensor]) -> None:
+        """Raise AssayError unless a block has the outputs of heads once, at every token."""
+        tokens = self.few_tokens()
+        for layer, vectors in heads.items():
+            several = self._blocks.count(self._blocks[layer]) > 1
+            if several or vectors.shape[:2] != tokens.shape:
+                why = "has several attention layers" if several else "has heads at other positions than tokens"
+                raise AssayError(
+                    f"{type(self._blocks[layer]).__name__} (layer {layer} of {self.subject.name!r}) {why}; sites that "
+                    "end in .heads cannot be used with this architecture."
                 )
 
     def _lists(self, layer: int) -> list[tuple[list[nn.Module], int]]:
@@ -457,7 +475,9 @@ class Engine:
         if resumable:
             run._masks = masks
         observers: dict[str, LayerObserver] = {
-            stream: _keeper(getattr(run, stream), layers) for stream in (*HEAD_STREAMS, "patterns") if stream in read
+            stream: _keeper(getattr(run, stream), layers)
+            for stream in (*HEAD_STREAMS, "patterns", "heads")
+            if stream in read
         }
         if on_pattern is not None:
             observers["patterns"] = _both(observers.get("patterns"), on_pattern)
@@ -466,7 +486,7 @@ class Engine:
             {
                 layer: heads
                 for layer, edits in by_layer.items()
-                if (heads := tuple(edit for edit in edits if isinstance(edit.place, Head)))
+                if (heads := tuple(edit for edit in edits if isinstance(edit.place, Head) or edit.heads is not None))
             },
             observers,
             on_rows,
@@ -617,7 +637,7 @@ class Engine:
             if "mlp_map" in changes:
                 entered = kept.setdefault("mlp_input", {})
                 changes["mlp"] = _mapped(changes["mlp_map"], entered, layer, changes.get("mlp"))
-            for stream in BLOCK_STREAMS:
+            for stream in _HOOKED:
                 edit, keep = changes.get(stream), kept.get(stream)
                 if edit is None and keep is None:
                     continue

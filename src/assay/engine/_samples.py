@@ -43,6 +43,7 @@ class Samples:
     residual: Vectors = field(default_factory=dict)
     attention: Vectors = field(default_factory=dict)
     after: Vectors = field(default_factory=dict)
+    heads: Vectors = field(default_factory=dict)
     streams: Mapping[Place, tuple[str, ...]] = field(default_factory=dict)
     subject: Subject | None = None
     split: Split | None = None

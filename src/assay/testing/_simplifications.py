@@ -25,6 +25,8 @@ _SITES = (
     "layer1.residual",
     "all.attention",
     "layer1.after",
+    "all.mlp_input",
+    "layer1.heads",
     "embeddings",
     "layer0.head1+layer0.mlp+layer1.head0.values+layer1.head1.queries",
 )
