@@ -129,9 +129,7 @@ def loss_recovered(
     site = engine.site([one.name for one in streams])
     proxies = {
         "own": own,
-        "zeros": EditedSubject(
-            subject, [Edit(place, **dict.fromkeys(names, _zeros)) for place, names in by_place.items()]
-        ),
+        "zeros": EditedSubject(subject, [_zeros_at(place, names) for place, names in by_place.items()]),
         "means": applied(MeanAblation().fit(samples.at(site)), subject),
     }
     metric = LogPerplexityRatio()
@@ -150,8 +148,9 @@ def loss_recovered(
     return pd.DataFrame(rows, columns=list(LOSS_COLUMNS))
 
 
-def _zeros(vectors: Tensor) -> Tensor:
-    return torch.zeros_like(vectors)
+def _zeros_at(place: Place, streams: Sequence[str]) -> Edit:
+    functions: dict[str, Any] = dict.fromkeys(streams, lambda vectors: torch.zeros_like(vectors))
+    return Edit(place, **functions)
 
 
 def judged_splits(task: Task, sequences: int) -> list[Split]:
