@@ -288,11 +288,9 @@ def test_what_is_no_cross_layer_transcoder_is_refused(change, match, tmp_path):
     refused(CrossLayerTranscoder.read, folder, match)
 
 
-def test_a_cross_layer_transcoder_is_no_dictionary(tmp_path):
-    for path in (
-        PEERS / "circuit_tracer" / "cross-relu",
-        PEERS / "circuit_tracer" / "cross-relu" / "W_enc_1.safetensors",
-    ):
+def test_a_cross_layer_transcoder_is_no_dictionary():
+    folder = PEERS / "circuit_tracer" / "cross-relu"
+    for path in (folder, folder / "W_enc_1.safetensors"):
         refused(Dictionary.read, path, r"CrossLayerTranscoder\.read")
     made = CrossLayerTranscoder.read(folder)
     with pytest.raises(AssayError, match="has 3 layers, and vectors of 2"):
