@@ -376,11 +376,13 @@ def test_a_folder_of_several_names_them(tmp_path):
 def test_anything_else_says_what_was_looked_for(tmp_path):
     refused(Dictionary.read, tmp_path, r"looked for cfg\.json with sae_weights\.safetensors \(SAELens\)")
     refused(Dictionary.read, tmp_path / "nothing", "is no file or folder")
-    for name in ("model.pkl.gz", "x.bin", "notes"):
+    for name, match in (("model.pkl.gz", "would run code of its own"), ("x.bin", "no format"), ("notes", "no format")):
         (tmp_path / name).write_bytes(b"x")
-        refused(Dictionary.read, tmp_path / name, "is of no format of dictionaries")
+        refused(Dictionary.read, tmp_path / name, match)
     (tmp_path / "other.safetensors").write_bytes(b"x")
-    refused(Dictionary.read, tmp_path / "other.safetensors", "damaged")
+    refused(Dictionary.read, tmp_path / "other.safetensors", r"no config\.yaml beside it")
+    shutil.copy(PEERS / LEARNED.format("JumpReluAutoEncoder") / "ae.pt", tmp_path / "other.pt")
+    refused(Dictionary.read, tmp_path / "other.pt", r"not named as dictionary_learning.*no config\.json")
     refused(CrossLayerTranscoder.read, tmp_path, "encoders of the layers none")
 
 
@@ -441,4 +443,6 @@ def test_a_yaml_of_a_set_says_what_it_is_about(tmp_path):
     (folder / "config.yaml").write_text(yaml.dump({"feature_input_hook": "hook_resid_mid"}))
     assert Dictionary.read(folder / "layer_1.safetensors").origin["hook"] == "blocks.1.hook_resid_mid"
     (folder / "config.yaml").unlink()
-    assert "hook" not in Dictionary.read(folder / "layer_1.safetensors").origin
+    refused(Dictionary.read, folder / "layer_1.safetensors", r"no config\.yaml beside it.*transcodes=True")
+    refused(Dictionary.read, folder / "layer_1.safetensors", "no config", transcodes=False)
+    assert "hook" not in Dictionary.read(folder / "layer_1.safetensors", transcodes=True).origin
