@@ -107,9 +107,9 @@ HUGE = struct.pack("<Q", 80) + json.dumps(
 ).encode().ljust(80)
 
 SAELENS = [
-    ("temporal", setting(CFG, architecture="temporal"), r"unknown architecture 'temporal'"),
-    ("matching-pursuit", setting(CFG, architecture="matching_pursuit"), "unknown architecture"),
-    ("abstopk", setting(CFG, architecture="abstopk"), "unknown architecture"),
+    ("temporal", setting(CFG, architecture="temporal"), "'temporal', which is not read; standard, "),
+    ("matching-pursuit", setting(CFG, architecture="matching_pursuit"), "which is not read"),
+    ("abstopk", setting(CFG, architecture="abstopk"), "which is not read"),
     ("architecture-number", setting(CFG, architecture=3), "architecture: 3, which is no text"),
     ("activation", setting(CFG, activation_fn="tanh-relu"), "'tanh-relu', which is not read"),
     ("whitening", setting(CFG, normalize_activations="covariance_whitening"), "let SAELens fold it"),
