@@ -197,7 +197,7 @@ def test_norms_of_decoder_directions_are_folded(changed):
 
 def test_classes_are_told_by_their_tensors_where_these_are_their_own(tmp_path):
     for folder in sorted((PEERS / "dictionary_learning").iterdir()):
-        copy = tmp_path / f"{folder.name}.pt"
+        copy = tmp_path / f"ae_{folder.name}.pt"
         shutil.copy(folder / "trainer_0" / "ae.pt", copy)
         if folder.name in ("AutoEncoderTopK", "BatchTopKSAE"):
             with pytest.raises(AssayError, match=r"AutoEncoderTopK or BatchTopKSAE.*config\.json"):
@@ -206,7 +206,7 @@ def test_classes_are_told_by_their_tensors_where_these_are_their_own(tmp_path):
             assert Dictionary.read(copy).origin["architecture"] == folder.name
     checkpoints = tmp_path / "run" / "checkpoints"
     checkpoints.mkdir(parents=True)
-    shutil.copy(tmp_path / "BatchTopKSAE.pt", checkpoints / "ae_100.pt")
+    shutil.copy(tmp_path / "ae_BatchTopKSAE.pt", checkpoints / "ae_100.pt")
     shutil.copy(PEERS / "dictionary_learning" / "BatchTopKSAE" / "trainer_0" / "config.json", tmp_path / "run")
     assert Dictionary.read(checkpoints / "ae_100.pt").origin["trained_as"] == "batchtopk"
 

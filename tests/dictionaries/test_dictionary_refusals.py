@@ -107,9 +107,9 @@ HUGE = struct.pack("<Q", 80) + json.dumps(
 ).encode().ljust(80)
 
 SAELENS = [
-    ("temporal", setting(CFG, architecture="temporal"), r"unknown architecture 'temporal'"),
-    ("matching-pursuit", setting(CFG, architecture="matching_pursuit"), "unknown architecture"),
-    ("abstopk", setting(CFG, architecture="abstopk"), "unknown architecture"),
+    ("temporal", setting(CFG, architecture="temporal"), "'temporal', which is not read; standard, "),
+    ("matching-pursuit", setting(CFG, architecture="matching_pursuit"), "which is not read"),
+    ("abstopk", setting(CFG, architecture="abstopk"), "which is not read"),
     ("architecture-number", setting(CFG, architecture=3), "architecture: 3, which is no text"),
     ("activation", setting(CFG, activation_fn="tanh-relu"), "'tanh-relu', which is not read"),
     ("whitening", setting(CFG, normalize_activations="covariance_whitening"), "let SAELens fold it"),
@@ -288,11 +288,9 @@ def test_what_is_no_cross_layer_transcoder_is_refused(change, match, tmp_path):
     refused(CrossLayerTranscoder.read, folder, match)
 
 
-def test_a_cross_layer_transcoder_is_no_dictionary(tmp_path):
-    for path in (
-        PEERS / "circuit_tracer" / "cross-relu",
-        PEERS / "circuit_tracer" / "cross-relu" / "W_enc_1.safetensors",
-    ):
+def test_a_cross_layer_transcoder_is_no_dictionary():
+    folder = PEERS / "circuit_tracer" / "cross-relu"
+    for path in (folder, folder / "W_enc_1.safetensors"):
         refused(Dictionary.read, path, r"CrossLayerTranscoder\.read")
     made = CrossLayerTranscoder.read(folder)
     with pytest.raises(AssayError, match="has 3 layers, and vectors of 2"):
@@ -378,11 +376,13 @@ def test_a_folder_of_several_names_them(tmp_path):
 def test_anything_else_says_what_was_looked_for(tmp_path):
     refused(Dictionary.read, tmp_path, r"looked for cfg\.json with sae_weights\.safetensors \(SAELens\)")
     refused(Dictionary.read, tmp_path / "nothing", "is no file or folder")
-    for name in ("model.pkl.gz", "x.bin", "notes"):
+    for name, match in (("model.pkl.gz", "would run code of its own"), ("x.bin", "no format"), ("notes", "no format")):
         (tmp_path / name).write_bytes(b"x")
-        refused(Dictionary.read, tmp_path / name, "is of no format of dictionaries")
+        refused(Dictionary.read, tmp_path / name, match)
     (tmp_path / "other.safetensors").write_bytes(b"x")
-    refused(Dictionary.read, tmp_path / "other.safetensors", "damaged")
+    refused(Dictionary.read, tmp_path / "other.safetensors", r"no config\.yaml beside it")
+    shutil.copy(PEERS / LEARNED.format("JumpReluAutoEncoder") / "ae.pt", tmp_path / "other.pt")
+    refused(Dictionary.read, tmp_path / "other.pt", r"not named as dictionary_learning.*no config\.json")
     refused(CrossLayerTranscoder.read, tmp_path, "encoders of the layers none")
 
 
@@ -443,4 +443,6 @@ def test_a_yaml_of_a_set_says_what_it_is_about(tmp_path):
     (folder / "config.yaml").write_text(yaml.dump({"feature_input_hook": "hook_resid_mid"}))
     assert Dictionary.read(folder / "layer_1.safetensors").origin["hook"] == "blocks.1.hook_resid_mid"
     (folder / "config.yaml").unlink()
-    assert "hook" not in Dictionary.read(folder / "layer_1.safetensors").origin
+    refused(Dictionary.read, folder / "layer_1.safetensors", r"no config\.yaml beside it.*transcodes=True")
+    refused(Dictionary.read, folder / "layer_1.safetensors", "no config", transcodes=False)
+    assert "hook" not in Dictionary.read(folder / "layer_1.safetensors", transcodes=True).origin

@@ -34,7 +34,7 @@ from assay._errors import AssayError
 from assay.dictionaries._cross_layer import CrossLayerTranscoder
 from assay.dictionaries._dictionary import Dictionary
 from assay.dictionaries.formats import circuit_tracer, dictionary_learning, gemma_scope, llama_scope, saelens, sparsify
-from assay.dictionaries.formats._shared import listed, refusal, short
+from assay.dictionaries.formats._shared import CONVERT, listed, refusal, short
 
 __all__ = ["read", "read_cross_layer"]
 
@@ -110,9 +110,11 @@ def _of_file(path: Path, scale: float | None, transcodes: bool | None) -> Dictio
     if circuit_tracer.ENCODER.fullmatch(path.name):
         raise _cross_layer(path.parent)
     if path.suffix == ".safetensors":
-        return circuit_tracer.read(path)
+        return circuit_tracer.read(path, transcodes)
     if path.suffix in (".pt", ".pth"):
         return dictionary_learning.read(path)
+    if {".pkl", ".pickle"} & set(path.suffixes):
+        raise refusal(path, f"is a pickle, which would run code of its own. {CONVERT}")
     raise refusal(path, f"is of no format of dictionaries; in a folder Assay looks for {_LOOKED_FOR}.")
 
 

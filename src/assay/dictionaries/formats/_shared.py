@@ -25,6 +25,12 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 MOST_TIMES = 50
 """How many times its size on the disk a compressed file may hold: weights hardly shrink when they are compressed."""
 
+CONVERT = (
+    "Only tensors by name are read: where it was made, give its tensors to assay.dictionaries.Dictionary, and save() "
+    "that."
+)
+"""How to bring what only its own code can read."""
+
 _SHOWN = 80
 """Letters of a value, or of another package's message, that a refusal repeats."""
 
@@ -106,9 +112,7 @@ def read_torch(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # a damaged or hostile archive may raise anything
         raise refusal(
             path,
-            f"is not read ({type(error).__name__}): it is damaged, or would run code of its own, and only tensors by "
-            "name are read. Where it was made, convert it to tensors by name: "
-            "torch.save(dictionary.state_dict(), 'ae.pt').",
+            f"is not read ({type(error).__name__}): it is damaged, or would run code of its own. {CONVERT}",
         ) from None
     size = path.stat().st_size
     held = _object(path, found)

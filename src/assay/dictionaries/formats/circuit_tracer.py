@@ -34,9 +34,18 @@ THRESHOLD = "activation_function.threshold"
 _KINDS = {"transcoder_set": "set of transcoders", "cross_layer_transcoder": "cross-layer transcoder"}
 
 
-def read(path: Path) -> Dictionary:
-    """The transcoder of one layer. Raises AssayError where a file holds none, or one that means something else here."""
+def read(path: Path, transcodes: bool | None) -> Dictionary:
+    """The transcoder of one layer. Raises AssayError where a file holds none, or one that means something else here.
+
+    An autoencoder may have tensors of the same names: without a `config.yaml`, the caller says that it transcodes.
+    """
     config = _config(path.parent)
+    if not config.held and not transcodes:
+        raise refusal(
+            path,
+            f"has no {CONFIG} beside it, which would say that it is one of a set of transcoders; copy it there, or say "
+            "so: transcodes=True.",
+        )
     kind = config.text("model_kind")
     if kind not in (None, "transcoder_set"):
         raise config.wrong("model_kind", f"no set of transcoders, to which {path.name} would belong")

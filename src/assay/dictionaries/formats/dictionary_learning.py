@@ -59,6 +59,12 @@ def read(path: Path) -> Dictionary:
     """The dictionary of a file. Raises AssayError where it holds none, or one that means something else here."""
     held = read_torch(path)
     config = _config(path)
+    if not config.held and not path.name.startswith("ae"):
+        raise refusal(
+            path,
+            f"is not named as dictionary_learning names its files ({WEIGHTS}, ae_1000.pt), and there is no {CONFIG} "
+            "beside it; copy it there.",
+        )
     name = _class_of(path, set(held), config)
     given = _CLASSES[name]
     trainer = config.inner("trainer")

@@ -23,7 +23,7 @@ from typing import Any, Literal
 import safetensors.torch
 from torch import Tensor
 
-from assay._errors import AssayError, unknown_name
+from assay._errors import AssayError
 from assay.dictionaries._dictionary import KINDS, Dictionary
 from assay.dictionaries.formats._shared import (
     Config,
@@ -155,9 +155,7 @@ def _architecture(config: _Values) -> tuple[str, bool, bool]:
     if name in _IN_TRAINING:
         return "jumprelu", False, False
     if name not in _ARCHITECTURES:
-        raise refusal(
-            config.path, f"cannot be read: {unknown_name('architecture', name, [*_ARCHITECTURES, *_IN_TRAINING])}"
-        )
+        raise config.top.wrong("architecture", f"not read; {', '.join((*_ARCHITECTURES, *_IN_TRAINING))} are")
     return _ARCHITECTURES[name]
 
 
