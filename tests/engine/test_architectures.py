@@ -109,7 +109,13 @@ def configuration(name: str) -> PreTrainedConfig:
 
 CAUSAL = ("gpt2", *GROUPED, "gpt-neox", "opt", "bert")
 ALL = (*CAUSAL, "bert-encoder")
+PARALLEL_OR_NORMED = ("gpt-neox", "bert", "bert-encoder")
+"""Without a residual stream between attention and MLP."""
 _engines: dict[str, Engine] = {}
+
+
+def streams_of(name: str) -> tuple[str, ...]:
+    return tuple(stream for stream in BLOCK_STREAMS if stream != "middle" or name not in PARALLEL_OR_NORMED)
 
 
 def engine_of(name: str) -> Engine:
@@ -385,8 +391,81 @@ def test_heads_are_what_enters_the_projection(name, layer):
     assert (edited - engine.run(tokens, valid).logits)[keep].abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("name", CAUSAL)
-@pytest.mark.parametrize("change", ["heads", "mlp_input", "mlp_map"])
+NORMS = {
+    "gpt2": "transformer.h.{}.ln_2",
+    "opt": "model.decoder.layers.{}.final_layer_norm",
+    "gemma2": "model.layers.{}.pre_feedforward_layernorm",
+}
+"""The norm before the MLP by its name; elsewhere `post_attention_layernorm`."""
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if name not in PARALLEL_OR_NORMED])
+@pytest.mark.parametrize("layer", range(LAYERS))
+def test_between_attention_and_mlp_is_what_the_norm_before_the_mlp_reads(name, layer):
+    """Read, and edited for the norm and for what is carried on, with hooks on the norm and on the block."""
+    engine, tokens = engine_of(name), tokens_for()
+    valid = torch.ones_like(tokens)
+    valid[1, 9:] = 0
+    norm = engine.subject.model.get_submodule(NORMS.get(name, "model.layers.{}.post_attention_layernorm").format(layer))
+    seen = {}
+
+    def enter(_, inputs):
+        seen["before"] = inputs[0].clone()
+        return (shifted(inputs[0]),)
+
+    def leave(_, inputs, output):
+        own = output[0] if isinstance(output, tuple) else output
+        moved = own + (shifted(seen["before"]) - seen["before"]).reshape(own.shape)
+        return (moved, *output[1:]) if isinstance(output, tuple) else moved
+
+    run = engine.run(tokens, valid, read=streams_of(name))
+    edited = engine.run(tokens, valid, edits=[Edit(Block(layer), middle=shifted)], read=("middle",))
+    handles = [norm.register_forward_pre_hook(enter), engine.modules[layer].register_forward_hook(leave)]
+    try:
+        expected = engine.subject(tokens, valid)
+    finally:
+        for handle in handles:
+            handle.remove()
+    keep = valid.bool()
+    before = seen["before"].reshape(run.middle[layer].shape)
+    torch.testing.assert_close(run.middle[layer][keep], before[keep], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(edited.middle[layer], shifted(run.middle[layer]), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(edited.logits[keep], expected[keep], atol=1e-4, rtol=1e-4)
+    assert torch.equal(run.middle[layer], run.residual[layer] + run.attention[layer])
+    behind = (run.after[layer] - run.middle[layer])[keep]
+    if name == "gemma2":
+        mlp = engine.modules[layer].post_feedforward_layernorm(run.mlp[layer]).detach()[keep]
+        torch.testing.assert_close(behind, mlp, atol=1e-5, rtol=1e-4)
+    else:
+        torch.testing.assert_close(behind, run.mlp[layer][keep], atol=1e-5, rtol=1e-4)
+    nothing = engine.run(tokens, valid, edits=[Edit(Block(layer), middle=lambda x: x)]).logits
+    torch.testing.assert_close(nothing, run.logits, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("gpt-neox", "its MLP does not read it"),
+        ("bert", "not that stream and what a module adds"),
+        ("bert-encoder", ""),
+    ],
+)
+def test_a_block_without_a_stream_between_attention_and_mlp_says_so(name, reason):
+    engine, tokens = engine_of(name), tokens_for()
+    words = rf"layer 0 of '{name}'\) has no residual stream between attention and MLP: .*{reason}"
+    for call in (
+        lambda: engine.site("layer1.middle"),
+        lambda: engine.run(tokens, read=("middle",)),
+        lambda: engine.run(tokens, edits=[Edit(Block(1), middle=shifted)]),
+    ):
+        with pytest.raises(AssayError, match=words):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [(name, change) for name in CAUSAL for change in ("mlp_map", *streams_of(name))],
+)
 def test_a_model_whose_block_is_edited_stays_causal_and_reads_a_sequence_alone(name, change):
     """Later tokens, padding and the rest of the batch do not matter."""
     engine, tokens = engine_of(name), tokens_for()
@@ -405,7 +484,7 @@ def test_a_model_whose_block_is_edited_stays_causal_and_reads_a_sequence_alone(n
 
 @pytest.mark.parametrize("name", [name for name in ALL if "bert" not in name and name != "gemma2"])
 def test_a_block_adds_its_attention_and_its_mlp(name):
-    run = engine_of(name).run(tokens_for(), read=BLOCK_STREAMS)
+    run = engine_of(name).run(tokens_for(), read=streams_of(name))
     for layer in range(LAYERS):
         added = run.residual[layer] + run.attention[layer] + run.mlp[layer]
         torch.testing.assert_close(run.after[layer], added, atol=1e-5, rtol=1e-5)
@@ -428,9 +507,8 @@ def test_what_leaves_a_block_enters_the_next(name):
     assert not torch.equal(engine.run(tokens, edits=[first]).logits, engine.run(tokens, edits=[before]).logits)
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize(("name", "stream"), [(name, stream) for name in ALL for stream in streams_of(name)])
 @pytest.mark.parametrize("layer", range(LAYERS))
-@pytest.mark.parametrize("stream", BLOCK_STREAMS)
 def test_edits_of_blocks_resume_and_share_a_batch(name, layer, stream):
     engine, tokens = engine_of(name), tokens_for()
     valid = torch.ones_like(tokens)

@@ -114,7 +114,7 @@ def by_hand(model, tokens, change=unchanged, alter=None, map_mlp=None):
         seen["heads"][layer] = mixed = alter("heads", layer, mixed.transpose(1, 2).flatten(2))
         mixed = linear(mixed, f"{block}.attn.c_proj")
         seen["attention"][layer] = mixed = alter("attention", layer, mixed)
-        x = x + mixed
+        seen["middle"][layer] = x = alter("middle", layer, x + mixed)
         seen["mlp_input"][layer] = entered = alter("mlp_input", layer, normal(x, f"{block}.ln_2"))
         inner = linear(entered, f"{block}.mlp.c_fc")
         added = linear(inner * 0.5 * (1 + torch.erf(inner / math.sqrt(2))), f"{block}.mlp.c_proj")

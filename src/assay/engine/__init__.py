@@ -3,6 +3,7 @@
 from assay.engine._attention import Edit, MapEdit, PatternEdit, VectorEdit
 from assay.engine._batches import batches, device_scale, tensors
 from assay.engine._engine import Engine
+from assay.engine._hook_names import affine_of_hook, site_of_hook
 from assay.engine._places import ATTENTION, BLOCK_STREAMS, HEAD_STREAMS, Block, Head, Named, Place, Site
 from assay.engine._plain import PlainEngine, engine_of
 from assay.engine._proxy import (
@@ -47,6 +48,7 @@ __all__ = [
     "VectorEdit",
     "Watch",
     "WholeModel",
+    "affine_of_hook",
     "answers",
     "batches",
     "check_proxy",
@@ -56,5 +58,6 @@ __all__ = [
     "instead",
     "run_together",
     "shared",
+    "site_of_hook",
     "tensors",
 ]

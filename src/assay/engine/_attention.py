@@ -51,6 +51,7 @@ class Edit:
     At a `Block`, all (batch, position, model width): `residual` maps the residual stream that enters it, `attention`
     what its attention adds to that (all heads together, after the output projection), `mlp_input` what enters its MLP
     (behind the norm that stands before it), `mlp` what its MLP gives, and `after` the residual stream that leaves it;
+    `middle` maps the residual stream between attention and MLP, for the MLP that reads it and for what is carried on;
     `heads` (batch, position, heads x width) the outputs of all heads side by side, before the output projection.
     `mlp_map` maps what enters the MLP and what the MLP gives to what it is to give; `mlp` is applied on top of that.
     Raises AssayError for a stream that the place does not have.
@@ -69,6 +70,7 @@ class Edit:
     attention: VectorEdit | None = None
     after: VectorEdit | None = None
     heads: VectorEdit | None = None
+    middle: VectorEdit | None = None
 
     def __post_init__(self) -> None:
         own = (*HEAD_STREAMS, "pattern") if isinstance(self.place, Head) else (*BLOCK_STREAMS, "mlp_map")

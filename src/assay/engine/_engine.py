@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from assay._errors import AssayError
-from assay.engine._added import added_by_attention
+from assay.engine._added import added_behind, added_by_attention
 from assay.engine._attention import (
     IMPLEMENTATION,
     Edit,
@@ -54,7 +54,13 @@ _MLP_NAMES = ("mlp", "feed_forward", "feedforward", "ffn", "ff", "moe", "block_s
 _MLP_BEGINS = {"output.dense": "intermediate.dense", "fc2": "fc1"}
 """Where no one module is the MLP: what its input enters, by what its output leaves."""
 
-_PROBED = {"mlp_input": ("mlp_input", "mlp_map"), "attention": ("attention",), "after": ("after",), "heads": ("heads",)}
+_PROBED = {
+    "mlp_input": ("mlp_input", "mlp_map"),
+    "attention": ("attention",),
+    "after": ("after",),
+    "heads": ("heads",),
+    "middle": ("middle",),
+}
 """Streams that are tried out before they are first read or edited, and the edits that need them."""
 
 _HOOKED = tuple(stream for stream in BLOCK_STREAMS if stream != "heads")
@@ -223,10 +229,10 @@ class Engine:
 
         `all`, `layer1` or `layer1.head0` are attention heads; `all.values`, `layer1.outputs`, `layer1.head0.values`
         their streams (queries, keys, values, outputs); `all.mlp`, `layer1.residual` streams of blocks (mlp_input, mlp,
-        residual, attention, after, heads); `embeddings` the residual stream that enters the first block. `L1`, `L1H0`
-        and `1.0` are read as `layer1`, `layer1.head0` and `layer1.head0`. Several of these, joined by `+` or in a list,
-        are one site. Raises AssayError if the subject has no such place, the place no such stream, or one is meant
-        twice.
+        residual, attention, after, heads, middle); `embeddings` the residual stream that enters the first block. `L1`,
+        `L1H0` and `1.0` are read as `layer1`, `layer1.head0` and `layer1.head0`. Several of these, joined by `+` or in
+        a list, are one site. Raises AssayError if the subject has no such place, the place no such stream, or one is
+        meant twice.
         """
         whole = name if isinstance(name, str) else "+".join(name)
         texts = [part.strip() for part in whole.split("+")]
@@ -294,6 +300,8 @@ class Engine:
                 self._check_mapped(met)
             if stream == "heads":
                 self._check_side_by_side(met)
+            if stream == "middle":
+                self._check_between(met)
         except AssayError:
             self._checked.discard(stream)
             raise
@@ -353,6 +361,33 @@ class Engine:
                     "end in .heads cannot be used with this architecture."
                 )
 
+    def _check_between(self, between: Mapping[int, Tensor]) -> None:
+        """Raise AssayError unless what leaves a block is the stream between attention and MLP, and what is made of it.
+
+        What a module gives is added to it, and with the same vector there at all positions the same has to leave at
+        all: an MLP beside attention, or a norm of the stream itself, shows.
+        """
+        tokens = self.few_tokens()
+        added = added_behind(self._inside, self._attending, self._probe)
+        clean = self.run(tokens, read=("after",), resumable=True)
+        for layer, vectors in between.items():
+            same = Edit(Block(layer), middle=functools.partial(_everywhere, vectors[:, -1:]))
+            found = self.run(tokens, edits=[same], read=("after",), resume=clean, layers=[layer], logits=False)
+            after, expected = found.after[layer], clean.after[layer][:, -1:]
+            near = 1e-2 if after.dtype in (torch.float16, torch.bfloat16) else 1e-4
+            alike = torch.allclose(after, expected.expand_as(after), atol=near * float(expected.abs().max()))
+            if layer not in added or not alike:
+                why = (
+                    "its MLP does not read it (it may stand beside attention)"
+                    if layer in added
+                    else "what leaves it is not that stream and what a module adds to it (a norm or a scale follows)"
+                )
+                raise AssayError(
+                    f"{type(self._blocks[layer]).__name__} (layer {layer} of {self.subject.name!r}) has no residual "
+                    f"stream between attention and MLP: {why}; sites that end in .middle cannot be used with this "
+                    "architecture."
+                )
+
     def _lists(self, layer: int) -> list[tuple[list[nn.Module], int]]:
         """The lists of modules around a layer's block, from without, each with the place of what the block is in."""
         found: list[tuple[list[nn.Module], int]] = []
@@ -364,16 +399,19 @@ class Engine:
                 found.append((list(parent), list(parent).index(child)))
         return found[::-1] or [([self._blocks[layer]], 0)]
 
+    @property
+    def _inside(self) -> dict[int, tuple[nn.Module, nn.Module]]:
+        """Every block with its attention module."""
+        return {block.layer: (self._blocks[block.layer], self._modules[block.layer]) for block in self.blocks}
+
+    def _probe(self) -> None:
+        self._forward(self.few_tokens(), None, Plan(self._layers), self.layers)
+
     @cached_property
     def _attending(self) -> dict[int, nn.Module]:
         """The module of each block that gives back what its attention adds. Raises AssayError if there is none."""
-        inside = {block.layer: (self._blocks[block.layer], self._modules[block.layer]) for block in self.blocks}
-
-        def probe() -> None:
-            self._forward(self.few_tokens(), None, Plan(self._layers), self.layers)
-
-        found = added_by_attention(inside, probe)
-        for layer, (block, _) in inside.items():
+        found = added_by_attention(self._inside, self._probe)
+        for layer, (block, _) in self._inside.items():
             several = self._blocks.count(block) > 1
             if several or layer not in found:
                 why = "has several attention layers" if several else "gives what its attention adds by no module"
@@ -382,6 +420,10 @@ class Engine:
                     ".attention cannot be used with this architecture."
                 )
         return found
+
+    def number_of(self, block: Block) -> int:
+        """The number of a block in the subject's list of blocks, from 0; some may have no attention, and no layer."""
+        return self._lists(block.layer)[0][1]
 
     def expand(self, name: Named) -> tuple[Named, ...]:
         """The names of sites that a sweep stands for, one at a time; any other name stands for itself.
@@ -637,6 +679,9 @@ class Engine:
             if "mlp_map" in changes:
                 entered = kept.setdefault("mlp_input", {})
                 changes["mlp"] = _mapped(changes["mlp_map"], entered, layer, changes.get("mlp"))
+            if "middle" in changes or "middle" in kept:
+                entered = kept.setdefault("residual", {})
+                changes["middle"] = _between(changes.get("middle"), kept.pop("middle", None), entered, layer)
             for stream in _HOOKED:
                 edit, keep = changes.get(stream), kept.get(stream)
                 if edit is None and keep is None:
@@ -647,13 +692,16 @@ class Engine:
                     stack.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
                 else:
                     behind = at_output(stream, layer, edit, keep, shape)
-                    stack.callback(self._giving(stream, layer).register_forward_hook(behind).remove)
+                    stack.callback(self.giving(stream, layer).register_forward_hook(behind).remove)
 
-    def _giving(self, stream: str, layer: int) -> nn.Module:
-        """The module that gives back a stream of a block."""
+    def giving(self, stream: str, layer: int) -> nn.Module:
+        """The module that gives back a stream of a block: mlp, attention or after.
+
+        Raises AssayError if the architecture has none.
+        """
         if stream == "mlp":
             return self.mlp(layer)
-        return self._blocks[layer] if stream == "after" else self._attending[layer]
+        return self._blocks[layer] if stream == "after" else self._attending[layer]  # that of middle, too
 
     def _entry(self, layer: int) -> nn.Module:
         """The module that the input of a block's MLP enters: the MLP itself, or the first of its layers.
@@ -809,6 +857,23 @@ def _mapped(
     def edit(given: Tensor) -> Tensor:
         found = function(entered[layer].clone(), given)
         return found if then is None else then(found)
+
+    return edit
+
+
+def _between(
+    change: Callable[[Tensor], Tensor] | None, keep: dict[int, Tensor] | None, entered: Mapping[int, Tensor], layer: int
+) -> Callable[[Tensor], Tensor]:
+    """An edit of what attention adds that makes the stream it is added to what `change` makes of it, and keeps that."""
+
+    def edit(added: Tensor) -> Tensor:
+        stream = entered[layer] + added
+        if change is not None:
+            stream = change(stream)
+            added = (stream - entered[layer]).to(added.dtype)
+        if keep is not None:
+            keep[layer] = stream
+        return added
 
     return edit
 

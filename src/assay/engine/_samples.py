@@ -44,6 +44,7 @@ class Samples:
     attention: Vectors = field(default_factory=dict)
     after: Vectors = field(default_factory=dict)
     heads: Vectors = field(default_factory=dict)
+    middle: Vectors = field(default_factory=dict)
     streams: Mapping[Place, tuple[str, ...]] = field(default_factory=dict)
     subject: Subject | None = None
     split: Split | None = None
