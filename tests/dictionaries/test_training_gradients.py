@@ -97,10 +97,9 @@ def made(seed: int = 0, **given) -> tuple[Run, tuple[Tensor, ...]]:
         for size in ((WIDTH, OUT) if given.get("transcodes") else (WIDTH,))
     )
     run = Run(Training(features=FEATURES, steps=10, **given), both)
-    for name, parameter in run.own.items():
-        parameter += 0.3 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-        if name == "decoder":
-            parameter /= parameter.norm(dim=1, keepdim=True)
+    for parameter in run.own.values():
+        parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+    run.own["decoder"].div_(run.own["decoder"].norm(dim=1, keepdim=True))
     run._done = 5  # the penalty is whole by then
     return run, both
 

@@ -48,9 +48,11 @@ class Entries:
         decoder: Float[Tensor, "feature out"],
     ) -> None:
         self._index, self._bags, self._decoder = index, bags, decoder
-        self._start = _starts(bags_of, bags)
+        each = torch.bincount(bags_of, minlength=bags)
+        self._start = each.cumsum(0) - each
         self._order = _by_feature(index, len(decoder))
-        self._first = _starts(index, len(decoder))
+        self._counts = torch.bincount(index, minlength=len(decoder))
+        self._first = self._counts.cumsum(0) - self._counts
         self._bags_by_feature = bags_of[self._order]
         self._graph: tuple[Tensor, Tensor] | None = None
 
@@ -86,7 +88,10 @@ class Entries:
 
     def fired(self, values: Float[Tensor, " entry"]) -> Bool[Tensor, " feature"]:
         """Whether a feature has a value above 0."""
-        return torch.bincount(self._index[values > 0], minlength=len(self._decoder)) > 0
+        on = values > 0
+        if bool(on.all()):
+            return self._counts > 0
+        return torch.bincount(self._index[on], minlength=len(self._decoder)) > 0
 
 
 class Everything:
@@ -120,12 +125,6 @@ class Everything:
     def fired(self, values: Float[Tensor, "row feature"]) -> Bool[Tensor, " feature"]:
         """Whether a feature has a value above 0."""
         return values.amax(dim=0) > 0
-
-
-def _starts(sorted_or_not: Int[Tensor, " entry"], count: int) -> Int[Tensor, " count"]:
-    """Where the entries of each bag begin once they are in order, given each entry's bag."""
-    each = torch.bincount(sorted_or_not, minlength=count)
-    return each.cumsum(0) - each
 
 
 def _by_feature(index: Int[Tensor, " entry"], features: int) -> Int[Tensor, " entry"]:

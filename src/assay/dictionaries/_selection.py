@@ -58,7 +58,7 @@ def _split(place: np.ndarray, rows: int, features: int) -> tuple[np.ndarray, np.
 
 
 def _in_two_steps(values: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray] | None:
-    """The k largest of each row by place; None where equal values or NaN leave other than k of a row."""
+    """The k largest of each row by place; None where numbers that are not finite leave other than k of a row."""
     rows, features = values.shape
     size = 1
     while size < 32 and features % (2 * size) == 0 and features // (2 * size) >= _GROUPS * k:
@@ -75,8 +75,16 @@ def _in_two_steps(values: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray] |
     if most > k:
         padded = np.full((rows, most), -np.inf, dtype=values.dtype)
         padded[row, np.arange(len(place)) - begin[row]] = chosen
-        kept = chosen >= np.partition(padded, most - k, axis=1)[row, most - k]
-        counts, index, chosen = np.bincount(row[kept], minlength=rows), index[kept], chosen[kept]
+        bar = np.partition(padded, most - k, axis=1)[:, most - k]
+        kept = chosen >= bar[row]
+        counts = np.bincount(row[kept], minlength=rows)
+        if int(counts.max()) > k:
+            # Of the values at a row's bar, the last ones are too many.
+            equal = np.flatnonzero(chosen == bar[row])
+            last = np.searchsorted(row[equal], row[equal], side="right")
+            kept[equal[last - np.arange(len(equal)) <= counts[row[equal]] - k]] = False
+            counts = np.bincount(row[kept], minlength=rows)
+        chosen, index = chosen[kept], index[kept]
     if bool((counts != k).any()):
         return None
     return chosen.reshape(rows, k), index.reshape(rows, k)

@@ -65,11 +65,11 @@ class Training:
     kind: str = "topk"
     features: int = 1_024
     k: int | None = None
-    penalty: float | None = None
-    l0: float | None = None
+    penalty: float | int | None = None
+    l0: float | int | None = None
     groups: tuple[int, ...] | None = None
     steps: int = 2_000
-    lr: float | None = None
+    lr: float | int | None = None
     seed: int = 0
     transcodes: bool = False
     skip: bool = False
@@ -482,8 +482,8 @@ def _check_kind(given: Training) -> None:
         if given.l0 is not None and not 0 < given.l0 < given.features:
             raise AssayError(f"l0 is {given.l0}; it has to be between 0 and the {given.features} features.")
     if given.groups is not None:
-        ends = given.groups
-        if given.kind != "matryoshka" or list(ends) != sorted(set(ends)) or ends[0] < 1 or ends[-1] != given.features:
+        rises = list(given.groups) == sorted(set(given.groups)) and min(given.groups, default=0) >= 1
+        if given.kind != "matryoshka" or not rises or given.groups[-1] != given.features:
             raise AssayError(
                 f"groups are {given.groups}; only 'matryoshka' has them, rising up to all {given.features} features."
             )
