@@ -603,6 +603,21 @@ def test_an_mlp_that_sees_more_than_its_input_at_a_position_is_refused():
     assert engine.site("all.mlp").places == engine.blocks
 
 
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("layer", range(LAYERS))
+def test_a_run_that_stops_reads_what_a_whole_run_reads(name, layer):
+    engine, tokens = engine_of(name), tokens_for()
+    valid = torch.ones_like(tokens)
+    valid[1, 9:] = 0
+    read = ("values", "patterns", *streams_of(name))
+    whole = engine.run(tokens, valid, read=read)
+    part = engine.run(tokens, valid, read=read, layers=[layer], logits=False)
+    for stream in read:
+        assert set(getattr(part, stream)) == {layer}
+        assert torch.equal(getattr(part, stream)[layer], getattr(whole, stream)[layer])
+    assert torch.equal(engine.run(tokens, valid).logits, whole.logits)
+
+
 def scaled_residuals() -> PreTrainedModel:
     """A Granite that halves what attention adds, after the projection."""
     return AutoModelForCausalLM.from_config(GraniteConfig(**GATED, residual_multiplier=0.5))

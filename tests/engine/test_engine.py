@@ -28,7 +28,7 @@ from assay.engine import (
 )
 from assay.engine._engine import READABLE
 from assay.subjects import Subject
-from assay.tasks import Dyck
+from assay.tasks import Dyck, Split
 
 VOCABULARY, WIDTH, HEADS, LAYERS, HEAD_WIDTH = 29, 24, 3, 2, 8
 
@@ -643,6 +643,109 @@ def test_attention_by_rows_without_an_observer(reader, tokens, rows):
 def test_resuming_without_edits_gives_the_clean_logits(reader, tokens):
     clean = reader.run(tokens, resumable=True)
     assert torch.equal(reader.run(tokens, resume=clean).logits, clean.logits)
+
+
+# -- stopping -------------------------------------------------------------------------------------------------------
+
+
+def blocks_met(model):
+    """Which blocks are run, until the hooks are removed."""
+    met = []
+    blocks = enumerate(model.transformer.h)
+    return met, [
+        block.register_forward_pre_hook(lambda *_, number=number: met.append(number)) for number, block in blocks
+    ]
+
+
+@pytest.mark.parametrize("stream", READABLE)
+@pytest.mark.parametrize("edits", [[], [Edit(Head(0, 1), values=double), Edit(Block(1), mlp=double)]])
+def test_a_run_stops_behind_the_last_layer_that_is_read(gpt2, reader, tokens, stream, edits):
+    """With the same vectors as a whole run, in which the other layers are kept as well."""
+    reader.run(tokens, read=(stream,))  # what is tried out at first has been
+    whole = getattr(reader.run(tokens, edits=edits, read=(stream,)), stream)
+    before, hash_before = gpt2(tokens), gpt2.weights_sha256
+    met, hooks = blocks_met(gpt2.model)
+    try:
+        for layers, expected in (([0], [0]), ([1], [0, 1]), ((1, 0), [0, 1])):
+            met.clear()
+            run = reader.run(tokens, edits=edits, read=(stream,), layers=layers, logits=False)
+            assert met == expected
+            found = getattr(run, stream)
+            assert set(found) == set(layers)
+            assert all(torch.equal(found[layer], whole[layer]) for layer in layers)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert torch.equal(gpt2(tokens), before)
+    assert gpt2.weights_sha256 == hash_before
+    assert gpt2.model.config._attn_implementation == "sdpa"
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in gpt2.model.modules())
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_a_run_that_stops_may_resume_and_be_padded(reader, tokens, padded):
+    valid = torch.ones_like(tokens)
+    if padded:
+        valid[1, 6:] = 0
+    clean = reader.run(tokens, valid, resumable=True)
+    edits = [Edit(Head(1, 0), queries=double)]
+    read = ("attention", "queries")
+    whole = reader.run(tokens, valid, edits=edits, read=read)
+    for _ in range(2):
+        part = reader.run_from(clean, edits=edits, read=read, layers=[1], logits=False)
+        assert torch.equal(part.attention[1], whole.attention[1])
+        assert torch.equal(part.queries[1], whole.queries[1])
+    assert torch.equal(reader.run_from(clean, edits=edits).logits, whole.logits), "masks taken over after a stop"
+    assert reader.run_from(clean, edits=edits, read=read, layers=[0], logits=False).attention == {}
+
+
+def test_a_run_that_has_more_to_do_does_not_stop(gpt2, reader, tokens):
+    met, hooks = blocks_met(gpt2.model)
+    expected = reader.run(tokens).logits
+    seen = []
+    options = {"read": ("mlp",), "layers": [0]}
+    try:
+        for more in (
+            {},
+            {"logits": False, "resumable": True},
+            {"logits": False, "on_pattern": lambda *given: seen.append(given)},
+            {"logits": False, "on_rows": lambda *given: seen.append(given)},
+        ):
+            met.clear()
+            run = reader.run(tokens, **options, **more)
+            assert met == [0, 1]
+            assert set(run.mlp) == {0}
+            torch.testing.assert_close(reader.logits(run, slice(None)), expected, atol=1e-5, rtol=1e-5)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert {layer for layer, *_ in seen} == {0, 1}
+
+
+def test_a_run_that_stopped_has_no_logits(reader, tokens):
+    run = reader.run(tokens, read=("mlp",), layers=[0], logits=False)
+    with pytest.raises(AssayError, match=r"stopped behind layer 0, .*\(layers=\.\.\.\), and has no logits"):
+        reader.logits(run, slice(0, 2))
+
+
+@pytest.mark.parametrize("layers", [[2], [-1], [0, 7]])
+def test_a_layer_that_is_not_there_is_refused(reader, tokens, layers):
+    with pytest.raises(AssayError, match="'three-heads' has layers 0 to 1"):
+        reader.run(tokens, read=("mlp",), layers=layers)
+
+
+def test_rows_are_read_without_the_blocks_above(gpt2, reader):
+    rng = np.random.default_rng(0)
+    drawn = rng.integers(VOCABULARY, size=(5, 8))
+    split = Split("random", "train", "random tokens", drawn, np.full(5, 8), drawn * 0)
+    samples = collect(reader, split, ()).at(reader.site("layer0.mlp"))
+    met, hooks = blocks_met(gpt2.model)
+    try:
+        next(samples.rows(Block(0), batch=4, steps=1))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert set(met) == {0}
 
 
 # -- manners towards the model --------------------------------------------------------------------------------------
