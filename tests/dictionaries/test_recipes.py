@@ -22,7 +22,8 @@ def fitted(recipe, subject, task, site=SITE, count=150):
 
 
 def test_the_contract_of_autoencoders():
-    check_simplification(lambda: SparseAutoencoder(**SMALL))
+    sites = ["all", "layer0.residual+layer1.mlp", "layer0.head1.values"]
+    check_simplification(lambda: SparseAutoencoder(**SMALL), sites=sites)
 
 
 @pytest.mark.parametrize("kind", ["batchtopk", "matryoshka", "relu", "gated", "jumprelu"])
@@ -167,8 +168,11 @@ def test_what_was_fitted_is_saved_and_loaded(recipe, site, subject, task, tmp_pa
 )
 def test_parameters_that_no_dictionary_has_are_refused(wrong, subject, task):
     for kind, site in ((SparseAutoencoder, SITE), (Transcoder, "layer1.mlp")):
+        recipe = kind(**SMALL)
+        for name, value in wrong.items():
+            setattr(recipe, name, value)  # past the types that tests check
         with pytest.raises(AssayError) as caught:
-            fitted(kind(**{**SMALL, **wrong}), subject, task, site)
+            fitted(recipe, subject, task, site)
         assert "\n" not in str(caught.value)
 
 
@@ -201,20 +205,18 @@ def test_a_given_dictionary_does_as_the_trained_one(subject, task, trained, tmp_
     assert f"{trained.features} features" in verdict.proxy.replace(",", "")
 
 
-def test_a_given_dictionary_at_the_wrong_place_is_found_out(subject, task, trained):
+@pytest.mark.parametrize(("right", "wrong"), [("layer1.mlp", "layer0.mlp"), ("layer0.attention", "layer1.residual")])
+def test_a_given_dictionary_at_the_wrong_place_is_found_out(right, wrong, subject, task):
     splits = [task.split("train", 60)]
-    wrong = GivenDictionary(trained, site="layer0.residual")
-    right = GivenDictionary(trained, site=SITE)
-    right.check(subject, splits)
-    assert right.caution is None
-    try:
-        wrong.check(subject, splits)
-    except AssayError as error:
-        text = str(error)
-    else:
-        text = wrong.caution
-    assert f"site='{SITE}'" in text
-    GivenDictionary(trained, site="layer0.residual", unchecked=True).check(subject, splits)
+    ((dictionary,),) = fitted(
+        SparseAutoencoder(k=6, expansion=4, steps=200, batch=256), subject, task, right
+    ).dictionaries_.values()
+    own = GivenDictionary(dictionary, site=right)
+    own.check(subject, splits)
+    assert own.caution is None
+    with pytest.raises(AssayError, match=f"it explains 0.[5-9][0-9] at {right}: .* give site='{right}'"):
+        GivenDictionary(dictionary, site=wrong).check(subject, splits)
+    GivenDictionary(dictionary, site=wrong, unchecked=True).check(subject, splits)
 
 
 def test_a_dictionary_of_a_centred_model_is_found_out(subject, task, trained):

@@ -13,7 +13,17 @@ from assay.dictionaries._dictionary import Dictionary
 from assay.dictionaries._fitted import bits_of, in_force, key_of, restored, saved
 from assay.dictionaries._measures import Measures, measure
 from assay.dictionaries._random import RandomDictionary
-from assay.engine import BLOCK_STREAMS, Block, Engine, Head, Place, Samples, collect
+from assay.engine import (
+    BLOCK_STREAMS,
+    Block,
+    Engine,
+    Head,
+    Place,
+    Samples,
+    affine_of_hook,
+    collect,
+    site_of_hook,
+)
 from assay.simplify import RepresentationBits, SimplifiedSubject, label
 from assay.simplify._protocol import source_of
 from assay.subjects import Subject
@@ -96,9 +106,23 @@ class GivenDictionary:
         hook = origin.get("hook_out") if self.own.transcodes else origin.get("hook")
         if hook is None:
             return None
-        from assay.engine import site_of_hook
-
         return (site_of_hook(engine, str(hook), head=origin.get("head_index")),)
+
+    def _in(self, engine: Engine) -> Dictionary:
+        """The dictionary of the vectors that there are at its site, where its hook has others."""
+        own, hook = self.own, self.own.origin.get("hook")
+        affine = affine_of_hook(engine, str(hook)) if own.transcodes and hook is not None else None
+        if affine is None:
+            return own
+        weight, bias = (part.detach().cpu().to(own.W_enc.dtype) for part in affine)
+        skip = own.W_skip
+        return replace(
+            own,
+            W_enc=own.W_enc / weight[:, None],
+            b_enc=own.b_enc - (bias / weight) @ own.W_enc,
+            W_skip=None if skip is None else skip / weight,
+            b_dec=own.b_dec if skip is None else own.b_dec - skip @ (bias / weight),
+        )
 
     def check(self, subject: Subject, splits: Sequence[Split]) -> None:
         """Raise AssayError for a dictionary that explains nothing of the vectors that it is said to be of."""
@@ -107,13 +131,14 @@ class GivenDictionary:
         if names is None:
             return
         self.caution = None
-        found, site = _Vectors.of(engine, splits[0]), engine.site(names[0])
+        found, site, own = _Vectors.of(engine, splits[0]), engine.site(names[0]), self._in(engine)
         for place in site.places:
             for stream in site.streams_of(place):
                 rows = self._rows(found, place, stream)
-                self.l0_ = measure(self.own, *rows).l0
+                measures = measure(own, *rows)
+                self.l0_ = measures.l0
                 if not self.unchecked:
-                    self._try(found, place, stream)
+                    self._try(found, own, measures.explained, place, stream)
 
     def _rows(self, found: "_Vectors", place: Place, stream: str) -> tuple[Tensor, ...]:
         """Vectors of a stream that the dictionary is to act on. Raises AssayError if it cannot."""
@@ -131,18 +156,19 @@ class GivenDictionary:
                 )
         return rows
 
-    def _try(self, found: "_Vectors", place: Place, stream: str) -> None:
+    def _try(  # noqa: PLR0917
+        self, found: "_Vectors", dictionary: Dictionary, own: float, place: Place, stream: str
+    ) -> None:
         """Look whether these are the vectors that the dictionary is of. Raises AssayError if they are not."""
-        own = found.explained(self.own, place, stream)
         others = [
-            (found.explained(self.own, other, another), f"{other}.{another}")
-            for other, another in found.like(self.own, place, stream)
+            (found.explained(dictionary, other, another), f"{other}.{another}")
+            for other, another in found.like(dictionary, place, stream)
         ]
         best, where = max(others, default=(-np.inf, ""))
         here = f"{place}.{stream}"
         centred = -np.inf
-        if self.own.normalization is None and not self.own.transcodes:
-            centred = found.explained(replace(self.own, normalization="centring"), place, stream)
+        if dictionary.normalization is None and not dictionary.transcodes:
+            centred = found.explained(replace(dictionary, normalization="centring"), place, stream)
         hint = ""
         if max(best, centred) > max(own, 0) + BETTER:
             hint = (
@@ -166,14 +192,15 @@ class GivenDictionary:
         self.dictionaries_ = None
         self.streams_ = {place: samples.streams_of(place) for place in samples.places}
         subject, split = source_of(self, samples)
-        found = _Vectors.of(Engine(subject), split)
+        engine = Engine(subject)
+        found, own = _Vectors.of(engine, split), self._in(engine)
         self.measures_ = {
-            key_of(place, stream): measure(self.own, *self._rows(found, place, stream))
+            key_of(place, stream): measure(own, *self._rows(found, place, stream))
             for place, streams in self.streams_.items()
             for stream in streams
         }
         self.l0_ = next(iter(self.measures_.values())).l0
-        self.dictionaries_ = {place: (self.own,) * len(streams) for place, streams in self.streams_.items()}
+        self.dictionaries_ = {place: (own,) * len(streams) for place, streams in self.streams_.items()}
         return self
 
     def apply(self, subject: Subject) -> SimplifiedSubject:
