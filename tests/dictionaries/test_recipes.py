@@ -205,7 +205,7 @@ def test_a_given_dictionary_does_as_the_trained_one(subject, task, trained, tmp_
     assert f"{trained.features} features" in verdict.proxy.replace(",", "")
 
 
-@pytest.mark.parametrize(("right", "wrong"), [("layer1.mlp", "layer0.mlp"), ("layer0.attention", "layer1.residual")])
+@pytest.mark.parametrize(("right", "wrong"), [("layer1.mlp", "layer0.mlp"), ("layer1.mlp", "layer0.residual")])
 def test_a_given_dictionary_at_the_wrong_place_is_found_out(right, wrong, subject, task):
     splits = [task.split("train", 60)]
     ((dictionary,),) = fitted(

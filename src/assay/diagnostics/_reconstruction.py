@@ -149,7 +149,7 @@ def loss_recovered(
 
 
 def _zeros_at(place: Place, streams: Sequence[str]) -> Edit:
-    functions: dict[str, Any] = dict.fromkeys(streams, lambda vectors: torch.zeros_like(vectors))
+    functions: dict[str, Any] = dict.fromkeys(streams, torch.zeros_like)
     return Edit(place, **functions)
 
 

@@ -156,9 +156,7 @@ class GivenDictionary:
                 )
         return rows
 
-    def _try(  # noqa: PLR0917
-        self, found: "_Vectors", dictionary: Dictionary, own: float, place: Place, stream: str
-    ) -> None:
+    def _try(self, found: "_Vectors", dictionary: Dictionary, own: float, place: Place, stream: str) -> None:
         """Look whether these are the vectors that the dictionary is of. Raises AssayError if they are not."""
         others = [
             (found.explained(dictionary, other, another), f"{other}.{another}")
