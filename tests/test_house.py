@@ -15,16 +15,17 @@ BELOW = {
     "simplify": {"tasks", "subjects", "engine"},
     # Siblings: none imports another.
     "circuits": {"tasks", "subjects", "engine", "simplify"},
+    "dictionaries": {"tasks", "subjects", "engine", "simplify"},
     "models": {"tasks", "subjects", "engine", "simplify"},
     # Judging knows no kind of explanation.
     "faithfulness": {"tasks", "subjects", "engine", "simplify"},
-    "diagnostics": {"tasks", "subjects", "engine", "simplify", "circuits", "faithfulness"},
+    "diagnostics": {"tasks", "subjects", "engine", "simplify", "circuits", "dictionaries", "faithfulness"},
     "proofs": {"tasks", "subjects", "engine", "simplify"},
-    "testing": {"tasks", "subjects", "engine", "simplify", "circuits", "faithfulness"},
+    "testing": {"tasks", "subjects", "engine", "simplify", "circuits", "dictionaries", "faithfulness"},
     "reports": {"tasks", "subjects", "faithfulness"},
     "studies": {
-        "tasks", "subjects", "engine", "simplify", "circuits", "models", "faithfulness", "diagnostics", "proofs",
-        "testing", "reports",
+        "tasks", "subjects", "engine", "simplify", "circuits", "dictionaries", "models", "faithfulness", "diagnostics",
+        "proofs", "testing", "reports",
     },
 }  # fmt: skip
 """What each room may import; the command line may import all."""

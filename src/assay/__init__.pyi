@@ -1,5 +1,6 @@
 from . import circuits as circuits
 from . import diagnostics as diagnostics
+from . import dictionaries as dictionaries
 from . import engine as engine
 from . import faithfulness as faithfulness
 from . import models as models
@@ -11,6 +12,11 @@ from . import tasks as tasks
 from . import testing as testing
 from ._errors import AssayError as AssayError
 from .circuits import Circuit as Circuit
+from .dictionaries import Dictionary as Dictionary
+from .dictionaries import GivenDictionary as GivenDictionary
+from .dictionaries import RandomDictionary as RandomDictionary
+from .dictionaries import SparseAutoencoder as SparseAutoencoder
+from .dictionaries import Transcoder as Transcoder
 from .faithfulness import Comparison as Comparison
 from .faithfulness import Verdict as Verdict
 from .faithfulness import Workers as Workers

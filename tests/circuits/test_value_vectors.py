@@ -311,7 +311,7 @@ def test_what_is_found_does_not_depend_on_batches(monkeypatch):
     base, planted = _planted("gpt2")
     split = pairs_of(base, "train")
     whole = _edit(least_gap=0.0).fit(_samples(planted, split))
-    monkeypatch.setattr("assay.engine._samples.TOKENS_PER_BATCH", 7)
+    monkeypatch.setattr("assay.engine._batches.TOKENS_PER_BATCH", 7)
     single = _edit(least_gap=0.0).fit(_samples(planted, split.take(np.random.default_rng(0).permutation(len(split)))))
     assert single.neurons_ == whole.neurons_
     for one, other in zip(single.activations_, whole.activations_, strict=True):

@@ -109,7 +109,13 @@ def configuration(name: str) -> PreTrainedConfig:
 
 CAUSAL = ("gpt2", *GROUPED, "gpt-neox", "opt", "bert")
 ALL = (*CAUSAL, "bert-encoder")
+PARALLEL_OR_NORMED = ("gpt-neox", "bert", "bert-encoder")
+"""Without a residual stream between attention and MLP."""
 _engines: dict[str, Engine] = {}
+
+
+def streams_of(name: str) -> tuple[str, ...]:
+    return tuple(stream for stream in BLOCK_STREAMS if stream != "middle" or name not in PARALLEL_OR_NORMED)
 
 
 def engine_of(name: str) -> Engine:
@@ -353,9 +359,132 @@ def test_attention_is_what_the_projection_gives(name, layer):
     assert not torch.allclose(found.attention[layer], heads, atol=1e-3), "only the heads' outputs, side by side"
 
 
+PROJECTIONS = {key: value for key, value in PROJECTED.items() if key != "gemma2"}
+"""What projects the heads, by its name; elsewhere `o_proj`."""
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("layer", range(LAYERS))
+def test_heads_are_what_enters_the_projection(name, layer):
+    """Read and replaced, with padding, against the model with a hook on its output projection."""
+    engine, tokens = engine_of(name), tokens_for()
+    valid = torch.ones_like(tokens)
+    valid[1, 9:] = 0
+    path = PROJECTIONS.get(name, "model.layers.{}.self_attn.o_proj").format(layer)
+    seen = []
+
+    def hook(_, inputs):
+        seen.append(inputs[0].clone())
+        return (shifted(inputs[0]),)
+
+    run = engine.run(tokens, valid, read=("heads",))
+    edited = engine.run(tokens, valid, edits=[Edit(Block(layer), heads=shifted)]).logits
+    handle = engine.subject.model.get_submodule(path).register_forward_pre_hook(hook)
+    try:
+        expected = engine.subject(tokens, valid)
+    finally:
+        handle.remove()
+    keep = valid.bool()
+    assert run.heads[layer].shape == (3, POSITIONS, 32)
+    torch.testing.assert_close(run.heads[layer][keep], seen[0][keep], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(edited[keep], expected[keep], atol=1e-4, rtol=1e-4)
+    assert (edited - engine.run(tokens, valid).logits)[keep].abs().max() > 1e-3
+
+
+NORMS = {
+    "gpt2": "transformer.h.{}.ln_2",
+    "opt": "model.decoder.layers.{}.final_layer_norm",
+    "gemma2": "model.layers.{}.pre_feedforward_layernorm",
+}
+"""The norm before the MLP by its name; elsewhere `post_attention_layernorm`."""
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if name not in PARALLEL_OR_NORMED])
+@pytest.mark.parametrize("layer", range(LAYERS))
+def test_between_attention_and_mlp_is_what_the_norm_before_the_mlp_reads(name, layer):
+    """Read, and edited for the norm and for what is carried on, with hooks on the norm and on the block."""
+    engine, tokens = engine_of(name), tokens_for()
+    valid = torch.ones_like(tokens)
+    valid[1, 9:] = 0
+    norm = engine.subject.model.get_submodule(NORMS.get(name, "model.layers.{}.post_attention_layernorm").format(layer))
+    seen = {}
+
+    def enter(_, inputs):
+        seen["before"] = inputs[0].clone()
+        return (shifted(inputs[0]),)
+
+    def leave(_, inputs, output):
+        own = output[0] if isinstance(output, tuple) else output
+        moved = own + (shifted(seen["before"]) - seen["before"]).reshape(own.shape)
+        return (moved, *output[1:]) if isinstance(output, tuple) else moved
+
+    run = engine.run(tokens, valid, read=streams_of(name))
+    edited = engine.run(tokens, valid, edits=[Edit(Block(layer), middle=shifted)], read=("middle",))
+    handles = [norm.register_forward_pre_hook(enter), engine.modules[layer].register_forward_hook(leave)]
+    try:
+        expected = engine.subject(tokens, valid)
+    finally:
+        for handle in handles:
+            handle.remove()
+    keep = valid.bool()
+    before = seen["before"].reshape(run.middle[layer].shape)
+    torch.testing.assert_close(run.middle[layer][keep], before[keep], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(edited.middle[layer], shifted(run.middle[layer]), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(edited.logits[keep], expected[keep], atol=1e-4, rtol=1e-4)
+    assert torch.equal(run.middle[layer], run.residual[layer] + run.attention[layer])
+    behind = (run.after[layer] - run.middle[layer])[keep]
+    if name == "gemma2":
+        mlp = engine.modules[layer].post_feedforward_layernorm(run.mlp[layer]).detach()[keep]
+        torch.testing.assert_close(behind, mlp, atol=1e-5, rtol=1e-4)
+    else:
+        torch.testing.assert_close(behind, run.mlp[layer][keep], atol=1e-5, rtol=1e-4)
+    nothing = engine.run(tokens, valid, edits=[Edit(Block(layer), middle=lambda x: x)]).logits
+    torch.testing.assert_close(nothing, run.logits, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("gpt-neox", "its MLP does not read it"),
+        ("bert", "not that stream and what a module adds"),
+        ("bert-encoder", ""),
+    ],
+)
+def test_a_block_without_a_stream_between_attention_and_mlp_says_so(name, reason):
+    engine, tokens = engine_of(name), tokens_for()
+    words = rf"layer 0 of '{name}'\) has no residual stream between attention and MLP: .*{reason}"
+    for call in (
+        lambda: engine.site("layer1.middle"),
+        lambda: engine.run(tokens, read=("middle",)),
+        lambda: engine.run(tokens, edits=[Edit(Block(1), middle=shifted)]),
+    ):
+        with pytest.raises(AssayError, match=words):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [(name, change) for name in CAUSAL for change in ("mlp_map", *streams_of(name))],
+)
+def test_a_model_whose_block_is_edited_stays_causal_and_reads_a_sequence_alone(name, change):
+    """Later tokens, padding and the rest of the batch do not matter."""
+    engine, tokens = engine_of(name), tokens_for()
+    functions = {"mlp_map": lambda entered, given: given + shifted(entered)[..., : given.shape[-1]]}
+    edits = [Edit(Block(1), **{change: functions.get(change, shifted)})]
+    later = tokens.clone()
+    later[:, 8:] = tokens_for(seed=2)[:, 8:]
+    edited = engine.run(tokens, edits=edits).logits
+    torch.testing.assert_close(engine.run(later, edits=edits).logits[:, :8], edited[:, :8], atol=1e-5, rtol=0)
+    torch.testing.assert_close(engine.run(tokens[:1], edits=edits).logits, edited[:1], atol=1e-5, rtol=1e-5)
+    valid = torch.ones_like(tokens)
+    valid[:, 8:] = 0
+    short = engine.run(tokens[:, :8], edits=edits).logits
+    torch.testing.assert_close(engine.run(later, valid, edits=edits).logits[:, :8], short, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("name", [name for name in ALL if "bert" not in name and name != "gemma2"])
 def test_a_block_adds_its_attention_and_its_mlp(name):
-    run = engine_of(name).run(tokens_for(), read=BLOCK_STREAMS)
+    run = engine_of(name).run(tokens_for(), read=streams_of(name))
     for layer in range(LAYERS):
         added = run.residual[layer] + run.attention[layer] + run.mlp[layer]
         torch.testing.assert_close(run.after[layer], added, atol=1e-5, rtol=1e-5)
@@ -378,9 +507,8 @@ def test_what_leaves_a_block_enters_the_next(name):
     assert not torch.equal(engine.run(tokens, edits=[first]).logits, engine.run(tokens, edits=[before]).logits)
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize(("name", "stream"), [(name, stream) for name in ALL for stream in streams_of(name)])
 @pytest.mark.parametrize("layer", range(LAYERS))
-@pytest.mark.parametrize("stream", BLOCK_STREAMS)
 def test_edits_of_blocks_resume_and_share_a_batch(name, layer, stream):
     engine, tokens = engine_of(name), tokens_for()
     valid = torch.ones_like(tokens)
@@ -396,6 +524,98 @@ def test_edits_of_blocks_resume_and_share_a_batch(name, layer, stream):
     runs = run_together(engine, clean, [own, other, own])
     for run, whole in zip(runs, (*alone, alone[0]), strict=True):
         torch.testing.assert_close(run.logits, whole, atol=2e-6, rtol=2e-6)
+
+
+MLPS = {
+    "gpt2": ("transformer.h.{}.mlp", "transformer.h.{}.mlp"),
+    "gpt-neox": ("gpt_neox.layers.{}.mlp", "gpt_neox.layers.{}.mlp"),
+    "opt": ("model.decoder.layers.{}.fc1", "model.decoder.layers.{}.fc2"),
+    "bert": ("bert.encoder.layer.{}.intermediate.dense", "bert.encoder.layer.{}.output.dense"),
+    "bert-encoder": ("bert.encoder.layer.{}.intermediate.dense", "bert.encoder.layer.{}.output.dense"),
+}
+"""What an MLP's input enters and what its output leaves, by their names; elsewhere the module `mlp`."""
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("layer", range(LAYERS))
+def test_an_mlp_is_read_and_replaced_as_by_hooks(name, layer):
+    """With padding: input and output of one pass, and a transcoder of them that is fitted by least squares."""
+    engine, tokens = engine_of(name), tokens_for()
+    valid = torch.ones_like(tokens)
+    valid[1, 9:] = 0
+    entry, exit_ = (
+        engine.subject.model.get_submodule(path.format(layer))
+        for path in MLPS.get(name, ("model.layers.{}.mlp", "model.layers.{}.mlp"))
+    )
+    run = engine.run(tokens, valid, read=("mlp_input", "mlp"))
+    x, y = run.mlp_input[layer], run.mlp[layer]
+    map_ = torch.linalg.lstsq(x[valid.bool()], y[valid.bool()]).solution
+    seen = {}
+
+    def change(entered, given):
+        return entered @ map_ + 0.1 * given
+
+    def replace(_, inputs, output):
+        given = output[0] if isinstance(output, tuple) else output
+        seen["output"] = given.reshape(y.shape).clone()
+        changed = change(seen["input"], seen["output"]).reshape(given.shape)
+        return (changed, *output[1:]) if isinstance(output, tuple) else changed
+
+    hooks = [
+        entry.register_forward_pre_hook(lambda _, inputs: seen.update(input=inputs[0].reshape(x.shape).clone())),
+        exit_.register_forward_hook(replace),
+    ]
+    try:
+        expected = engine.subject(tokens, valid)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    keep = valid.bool()
+    torch.testing.assert_close(x[keep], seen["input"][keep], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(y[keep], seen["output"][keep], atol=1e-5, rtol=1e-4)
+    found = engine.run(tokens, valid, edits=[Edit(Block(layer), mlp_map=change)]).logits
+    torch.testing.assert_close(found[keep], expected[keep], atol=1e-4, rtol=1e-4)
+    assert (found - engine.run(tokens, valid).logits)[keep].abs().max() > 1e-3
+
+
+class Sideways(nn.Module):
+    """An MLP that looks at the position before, too."""
+
+    def __init__(self, mlp: nn.Module) -> None:
+        super().__init__()
+        self.inner = mlp
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.inner(hidden) + hidden.cumsum(dim=1)
+
+
+def test_an_mlp_that_sees_more_than_its_input_at_a_position_is_refused():
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(configuration("llama")).eval()
+    model.model.layers[1].mlp = Sideways(model.model.layers[1].mlp)
+    engine = Engine(Subject(model, None, "mine"))
+    for call in (
+        lambda: engine.site("layer0.mlp_input"),
+        lambda: engine.run(tokens_for(), edits=[Edit(Block(0), mlp_map=lambda x, y: x)]),
+    ):
+        with pytest.raises(AssayError, match=r"layer 1 of 'mine'\) is not made of what enters Sideways alone"):
+            call()
+    assert engine.site("all.mlp").places == engine.blocks
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("layer", range(LAYERS))
+def test_a_run_that_stops_reads_what_a_whole_run_reads(name, layer):
+    engine, tokens = engine_of(name), tokens_for()
+    valid = torch.ones_like(tokens)
+    valid[1, 9:] = 0
+    read = ("values", "patterns", *streams_of(name))
+    whole = engine.run(tokens, valid, read=read)
+    part = engine.run(tokens, valid, read=read, layers=[layer], logits=False)
+    for stream in read:
+        assert set(getattr(part, stream)) == {layer}
+        assert torch.equal(getattr(part, stream)[layer], getattr(whole, stream)[layer])
+    assert torch.equal(engine.run(tokens, valid).logits, whole.logits)
 
 
 def scaled_residuals() -> PreTrainedModel:

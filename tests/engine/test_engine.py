@@ -1,5 +1,6 @@
 """The engine on GPT-2 against attention written out by hand from the weights, and its manners towards the model."""
 
+import itertools
 import math
 from copy import deepcopy
 from dataclasses import replace
@@ -13,6 +14,7 @@ from assay import AssayError
 from assay.engine import (
     ATTENTION,
     BLOCK_STREAMS,
+    AtScored,
     Block,
     Edit,
     EditedSubject,
@@ -21,11 +23,12 @@ from assay.engine import (
     Site,
     batches,
     collect,
+    run_together,
     tensors,
 )
 from assay.engine._engine import READABLE
 from assay.subjects import Subject
-from assay.tasks import Dyck
+from assay.tasks import Dyck, Split
 
 VOCABULARY, WIDTH, HEADS, LAYERS, HEAD_WIDTH = 29, 24, 3, 2, 8
 
@@ -71,14 +74,16 @@ def double(vectors):
     return 2 * vectors
 
 
-def by_hand(model, tokens, change=unchanged, alter=None):
+def by_hand(model, tokens, change=unchanged, alter=None, map_mlp=None):
     """GPT-2 written out; `change(layer, q, k, pattern)` may replace the pattern, `alter(stream, layer, x)` the rest.
+
+    `map_mlp(layer, entered, given)` replaces what an MLP gives.
 
     Returns logits and what was seen.
     """
     weights = {name: value.double() for name, value in model.state_dict().items()}
     seen = {"queries": {}, "keys": {}, "values": {}, "outputs": {}, "patterns": {}}
-    seen |= {"residual": {}, "attention": {}, "mlp": {}, "after": {}}
+    seen |= {stream: {} for stream in BLOCK_STREAMS}
     alter = alter or (lambda stream, layer, x: x)
 
     def normal(x, name):
@@ -106,11 +111,14 @@ def by_hand(model, tokens, change=unchanged, alter=None):
         seen["queries"][layer], seen["keys"][layer], seen["patterns"][layer] = q, k, pattern
         seen["values"][layer] = v = alter("values", layer, v)
         seen["outputs"][layer] = mixed = alter("outputs", layer, pattern @ v)
-        mixed = linear(mixed.transpose(1, 2).flatten(2), f"{block}.attn.c_proj")
+        seen["heads"][layer] = mixed = alter("heads", layer, mixed.transpose(1, 2).flatten(2))
+        mixed = linear(mixed, f"{block}.attn.c_proj")
         seen["attention"][layer] = mixed = alter("attention", layer, mixed)
-        x = x + mixed
-        inner = linear(normal(x, f"{block}.ln_2"), f"{block}.mlp.c_fc")
+        seen["middle"][layer] = x = alter("middle", layer, x + mixed)
+        seen["mlp_input"][layer] = entered = alter("mlp_input", layer, normal(x, f"{block}.ln_2"))
+        inner = linear(entered, f"{block}.mlp.c_fc")
         added = linear(inner * 0.5 * (1 + torch.erf(inner / math.sqrt(2))), f"{block}.mlp.c_proj")
+        added = added if map_mlp is None else map_mlp(layer, entered, added)
         seen["mlp"][layer] = added = alter("mlp", layer, added)
         seen["after"][layer] = x = alter("after", layer, x + added)
     return normal(x, "transformer.ln_f") @ weights["transformer.wte.weight"].T, seen
@@ -303,6 +311,34 @@ def test_heads_and_blocks_are_edited_together(gpt2, reader, tokens):
     close(reader.run(tokens, edits=edits).logits, by_hand(gpt2.model, tokens, alter=alter)[0])
 
 
+def test_heads_side_by_side_are_the_outputs_of_heads(reader, tokens):
+    """An edit of one head's share is that of the head, and comes on top of edits of heads."""
+    run = reader.run(tokens, read=("heads", "outputs"))
+    for layer in (0, 1):
+        assert torch.equal(run.heads[layer], run.outputs[layer].transpose(1, 2).flatten(2))
+
+    def one(share):
+        share[..., HEAD_WIDTH : 2 * HEAD_WIDTH] *= 2
+        return share
+
+    alone = reader.run(tokens, edits=[Edit(Head(0, 1), outputs=double)])
+    shared = reader.run(tokens, edits=[Edit(Block(0), heads=one)], read=("outputs",))
+    assert torch.equal(alone.logits, shared.logits)
+    assert torch.equal(shared.outputs[0][:, 1], 2 * run.outputs[0][:, 1])
+    assert torch.equal(shared.outputs[0][:, [0, 2]], run.outputs[0][:, [0, 2]])
+    both = reader.run(tokens, edits=[Edit(Head(0, 1), outputs=lambda x: x + 1), Edit(Block(0), heads=one)])
+    assert torch.equal(both.logits, reader.run(tokens, edits=[Edit(Head(0, 1), outputs=lambda x: 2 * (x + 1))]).logits)
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+def test_heads_side_by_side_by_rows(reader, tokens, rows):
+    edits = [Edit(Block(1), heads=lambda x: x.flip(-1))]
+    whole = reader.run(tokens, edits=edits, read=("heads",))
+    blocked = reader.run(tokens, edits=edits, read=("heads",), rows=rows)
+    torch.testing.assert_close(blocked.logits, whole.logits, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(blocked.heads[1], whole.heads[1], atol=1e-6, rtol=1e-5)
+
+
 def test_what_leaves_a_block_is_what_entered_and_what_was_added(reader, tokens):
     run = reader.run(tokens, read=BLOCK_STREAMS)
     for layer in (0, 1):
@@ -310,8 +346,60 @@ def test_what_leaves_a_block_is_what_entered_and_what_was_added(reader, tokens):
     assert torch.equal(run.after[0], run.residual[1])
 
 
+@pytest.mark.parametrize("layer", [0, 1])
+@pytest.mark.parametrize("others", [False, True])
+def test_an_mlp_is_replaced_by_a_function_of_what_enters_it_and_what_it_gives(gpt2, reader, tokens, layer, others):
+    """Alone, or between edits of what enters and of what is given, which it sees and which sees it."""
+
+    def change(entered, given):
+        return entered.flip(-1) * 0.5 + given * entered.square()
+
+    beside = {"mlp_input": lambda x: x + 0.3, "mlp": lambda x: 2 * x} if others else {}
+
+    def alter(where, at, x):
+        return beside[where](x) if at == layer and where in beside else x
+
+    def map_mlp(at, entered, given):
+        return change(entered, given) if at == layer else given
+
+    expected, seen = by_hand(gpt2.model, tokens, alter=alter, map_mlp=map_mlp)
+    edits = [Edit(Block(layer), mlp_map=change, **beside)]
+    run = reader.run(tokens, edits=edits, read=("mlp_input", "mlp", "after"))
+    close(run.logits, expected)
+    for stream in ("mlp_input", "mlp", "after"):
+        close(getattr(run, stream)[layer], seen[stream][layer])
+    assert (run.logits - gpt2(tokens)).abs().max() > 0.05
+    clean = reader.run(tokens, resumable=True)
+    assert torch.equal(reader.run(tokens, edits=edits, resume=clean).logits, run.logits)
+    assert reader.first_edited(edits) == layer
+    identity = Edit(Block(layer), mlp_map=lambda entered, given: given)
+    assert torch.equal(reader.run(tokens, edits=[identity]).logits, clean.logits)
+
+
+def test_runs_in_one_batch_with_and_without_an_mlp_replaced(reader, tokens):
+    replaced = [Edit(Block(1), mlp_map=lambda entered, given: entered - given)]
+    other = [Edit(Block(1), mlp=double)]
+    clean = reader.run(tokens, resumable=True)
+    for run, edits in zip(run_together(reader, clean, [replaced, other]), (replaced, other), strict=True):
+        torch.testing.assert_close(run.logits, reader.run(tokens, edits=edits).logits, atol=2e-6, rtol=2e-6)
+
+
+def test_an_mlp_is_replaced_at_scored_positions_only(gpt2, reader, tokens):
+    """Elsewhere it gives what it gave, not what entered it."""
+    scored = torch.zeros_like(tokens, dtype=torch.bool)
+    scored[:, ::3] = True
+
+    def change(entered, given):
+        return entered - given
+
+    proxy = AtScored(EditedSubject(gpt2, [Edit(Block(0), mlp_map=change)]))
+    where = [Edit(Block(0), mlp_map=lambda x, y: torch.where(scored[..., None], change(x, y), y))]
+    assert torch.equal(proxy(tokens, None, scored), reader.run(tokens, edits=where).logits)
+
+
 @pytest.mark.parametrize(
-    ("place", "stream"), [(Head(0, 0), "mlp"), (Head(0, 0), "after"), (Block(0), "values"), (Block(0), "pattern")]
+    ("place", "stream"),
+    [(Head(0, 0), name) for name in ("mlp", "after", "mlp_map")] + [(Block(0), "values"), (Block(0), "pattern")],
 )
 def test_stream_that_a_place_does_not_have_is_refused(place, stream):
     with pytest.raises(AssayError, match=rf"{place}, {stream}=.*(queries, keys|mlp, residual)"):
@@ -470,8 +558,10 @@ def test_runs_that_resume_one_after_another_are_those_from_the_start(reader, tok
     if padded:
         valid[1, 6:] = 0
     clean = reader.run(tokens, valid, resumable=True)
-    of_heads, of_blocks = ("queries", "values", "keys", "outputs"), ("mlp", "residual", "attention", "after")
-    streams = [pair for two in zip(of_heads, of_blocks, strict=True) for pair in zip(two, (Head, Block), strict=True)]
+    of_heads = itertools.cycle(("queries", "values", "keys", "outputs"))
+    streams = [
+        pair for two in zip(of_heads, BLOCK_STREAMS, strict=False) for pair in zip(two, (Head, Block), strict=True)
+    ]
     pairs = [(layer, *stream) for layer in (0, 1, 0) for stream in streams]
     for layer, stream, kind in pairs:
         place = Head(layer, 1) if kind is Head else Block(layer)
@@ -555,6 +645,109 @@ def test_resuming_without_edits_gives_the_clean_logits(reader, tokens):
     assert torch.equal(reader.run(tokens, resume=clean).logits, clean.logits)
 
 
+# -- stopping -------------------------------------------------------------------------------------------------------
+
+
+def blocks_met(model):
+    """Which blocks are run, until the hooks are removed."""
+    met = []
+    blocks = enumerate(model.transformer.h)
+    return met, [
+        block.register_forward_pre_hook(lambda *_, number=number: met.append(number)) for number, block in blocks
+    ]
+
+
+@pytest.mark.parametrize("stream", READABLE)
+@pytest.mark.parametrize("edits", [[], [Edit(Head(0, 1), values=double), Edit(Block(1), mlp=double)]])
+def test_a_run_stops_behind_the_last_layer_that_is_read(gpt2, reader, tokens, stream, edits):
+    """With the same vectors as a whole run, in which the other layers are kept as well."""
+    reader.run(tokens, read=(stream,))  # what is tried out at first has been
+    whole = getattr(reader.run(tokens, edits=edits, read=(stream,)), stream)
+    before, hash_before = gpt2(tokens), gpt2.weights_sha256
+    met, hooks = blocks_met(gpt2.model)
+    try:
+        for layers, expected in (([0], [0]), ([1], [0, 1]), ((1, 0), [0, 1])):
+            met.clear()
+            run = reader.run(tokens, edits=edits, read=(stream,), layers=layers, logits=False)
+            assert met == expected
+            found = getattr(run, stream)
+            assert set(found) == set(layers)
+            assert all(torch.equal(found[layer], whole[layer]) for layer in layers)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert torch.equal(gpt2(tokens), before)
+    assert gpt2.weights_sha256 == hash_before
+    assert gpt2.model.config._attn_implementation == "sdpa"
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in gpt2.model.modules())
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_a_run_that_stops_may_resume_and_be_padded(reader, tokens, padded):
+    valid = torch.ones_like(tokens)
+    if padded:
+        valid[1, 6:] = 0
+    clean = reader.run(tokens, valid, resumable=True)
+    edits = [Edit(Head(1, 0), queries=double)]
+    read = ("attention", "queries")
+    whole = reader.run(tokens, valid, edits=edits, read=read)
+    for _ in range(2):
+        part = reader.run_from(clean, edits=edits, read=read, layers=[1], logits=False)
+        assert torch.equal(part.attention[1], whole.attention[1])
+        assert torch.equal(part.queries[1], whole.queries[1])
+    assert torch.equal(reader.run_from(clean, edits=edits).logits, whole.logits), "masks taken over after a stop"
+    assert reader.run_from(clean, edits=edits, read=read, layers=[0], logits=False).attention == {}
+
+
+def test_a_run_that_has_more_to_do_does_not_stop(gpt2, reader, tokens):
+    met, hooks = blocks_met(gpt2.model)
+    expected = reader.run(tokens).logits
+    seen = []
+    options = {"read": ("mlp",), "layers": [0]}
+    try:
+        for more in (
+            {},
+            {"logits": False, "resumable": True},
+            {"logits": False, "on_pattern": lambda *given: seen.append(given)},
+            {"logits": False, "on_rows": lambda *given: seen.append(given)},
+        ):
+            met.clear()
+            run = reader.run(tokens, **options, **more)
+            assert met == [0, 1]
+            assert set(run.mlp) == {0}
+            torch.testing.assert_close(reader.logits(run, slice(None)), expected, atol=1e-5, rtol=1e-5)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert {layer for layer, *_ in seen} == {0, 1}
+
+
+def test_a_run_that_stopped_has_no_logits(reader, tokens):
+    run = reader.run(tokens, read=("mlp",), layers=[0], logits=False)
+    with pytest.raises(AssayError, match=r"stopped behind layer 0, .*\(layers=\.\.\.\), and has no logits"):
+        reader.logits(run, slice(0, 2))
+
+
+@pytest.mark.parametrize("layers", [[2], [-1], [0, 7]])
+def test_a_layer_that_is_not_there_is_refused(reader, tokens, layers):
+    with pytest.raises(AssayError, match="'three-heads' has layers 0 to 1"):
+        reader.run(tokens, read=("mlp",), layers=layers)
+
+
+def test_rows_are_read_without_the_blocks_above(gpt2, reader):
+    rng = np.random.default_rng(0)
+    drawn = rng.integers(VOCABULARY, size=(5, 8))
+    split = Split("random", "train", "random tokens", drawn, np.full(5, 8), drawn * 0)
+    samples = collect(reader, split, ()).at(reader.site("layer0.mlp"))
+    met, hooks = blocks_met(gpt2.model)
+    try:
+        next(samples.rows(Block(0), batch=4, steps=1))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert set(met) == {0}
+
+
 # -- manners towards the model --------------------------------------------------------------------------------------
 
 
@@ -579,20 +772,22 @@ def test_model_is_as_it_was_after_a_run(gpt2, tokens, implementation):
     model.set_attn_implementation("sdpa")
 
 
-@pytest.mark.parametrize("part", ["queries", "keys", "pattern"])
+@pytest.mark.parametrize("part", ["queries", "keys", "pattern", "mlp_map", *BLOCK_STREAMS])
 def test_model_is_as_it_was_after_an_exception_in_an_edit(gpt2, reader, tokens, part):
-    before = gpt2(tokens)
+    before, hash_before = gpt2(tokens), gpt2.weights_sha256
+    place = Block(1) if part in ("mlp_map", *BLOCK_STREAMS) else Head(1, 0)
     clean = reader.run(tokens, resumable=True)
 
     def fail(*_):
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        reader.run(tokens, edits=[Edit(Head(1, 0), **{part: fail})], read=("residual", "mlp", "patterns"), resume=clean)
+        reader.run(tokens, edits=[Edit(place, **{part: fail})], read=("residual", "mlp", "patterns"), resume=clean)
     assert gpt2.model.config._attn_implementation == "sdpa"
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in gpt2.model.modules())
     assert not any("forward" in vars(module) for module in gpt2.model.modules())
     assert torch.equal(gpt2(tokens), before)
+    assert gpt2.weights_sha256 == hash_before
     assert torch.equal(reader.run(tokens).logits, clean.logits)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from assay.engine import Edit, Engine, Samples, collect, run_together
-from assay.engine._samples import copies_that_fit
+from assay.engine._batches import copies_that_fit
 from assay.faithfulness import ALL, LAYER, CleanPass, metrics
 from assay.faithfulness._scores import MARGIN, MARGIN_EDGES, Column, NotFiniteError, Scores, score
 from assay.simplify import SVD, Identity, OneHotAttention, RandomPerturbation

@@ -215,6 +215,52 @@ def run_circuits(
     print_parts(done, shown, folder, markdown=markdown, as_json=as_json)
 
 
+@run_app.command("dictionaries")
+def run_dictionaries(
+    full: Annotated[
+        bool, typer.Option("--full", help="More kinds, sizes and seeds, and five Dyck seeds: an hour on a CPU.")
+    ] = False,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="code-python, code-java or dyck, repeated (default the first; with --full dyck, too)."),
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Functions for code-java: a CodeSearchNet file or folder, hub:NAME, or a folder.")
+    ] = None,
+    sequences: Annotated[int | None, typer.Option(min=2, help="Sequences a split.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Also write the tables as Markdown to this file.")] = None,
+    device: Device = "cpu",
+    jobs: Jobs = 1,
+    dask: Dask = None,
+    out_folder: OutFolder = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train dictionaries in one layer, and judge them off the distribution they were trained on."""
+    from assay.faithfulness import Workers  # noqa: PLC0415  (keeps --help fast)
+    from assay.studies import dictionaries  # noqa: PLC0415
+    from assay.subjects import resolve_device  # noqa: PLC0415
+
+    workers = argument("jobs", lambda: Workers(jobs, dask))
+    device = argument("device", lambda: resolve_device(device))
+    argument("only", lambda: dictionaries.check_parts(only or (), data))
+    folder = out_folder or default_folder("dictionaries")
+    with progress_bar() as bar:
+        line = bar.add_task("starting", total=None)
+        done, shown = dictionaries.run(
+            folder,
+            everything=full,
+            only=only or (),
+            data=data,
+            device=device,
+            sequences=sequences,
+            overwrite=overwrite,
+            workers=workers,
+            progress=follow(bar, line),
+        )
+    print_parts(done, shown, folder, markdown=markdown, as_json=as_json)
+
+
 @run_app.command("max-of-k")
 def run_max_of_k(
     out_folder: Annotated[Path | None, typer.Option("--out", help="Run folder.", file_okay=False)] = None,

@@ -6,6 +6,7 @@ from assay.diagnostics._illusion import Part, SubspacePatch, subspace_patch
 from assay.diagnostics._knock_outs import Completeness, EdgeEffect, KnockOut, Minimality, completeness, minimality
 from assay.diagnostics._mlp_subspaces import aligned_subspace, mlp_patch
 from assay.diagnostics._overlap import Overlap, Stability, overlap, stability
+from assay.diagnostics._reconstruction import loss_recovered, reconstruction
 from assay.diagnostics._setting import Estimate
 
 __all__ = [
@@ -25,9 +26,11 @@ __all__ = [
     "area_under",
     "areas",
     "completeness",
+    "loss_recovered",
     "minimality",
     "mlp_patch",
     "overlap",
+    "reconstruction",
     "robust_fidelity",
     "stability",
     "subspace_patch",

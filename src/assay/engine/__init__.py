@@ -1,7 +1,9 @@
 """How a subject is read and edited: its attention, through transformers' AttentionInterface, its MLPs and residuals."""
 
-from assay.engine._attention import Edit, PatternEdit, VectorEdit
+from assay.engine._attention import Edit, MapEdit, PatternEdit, VectorEdit
+from assay.engine._batches import batches, device_scale, tensors
 from assay.engine._engine import Engine
+from assay.engine._hook_names import affine_of_hook, site_of_hook
 from assay.engine._places import ATTENTION, BLOCK_STREAMS, HEAD_STREAMS, Block, Head, Named, Place, Site
 from assay.engine._plain import PlainEngine, engine_of
 from assay.engine._proxy import (
@@ -16,7 +18,7 @@ from assay.engine._proxy import (
     check_proxy,
 )
 from assay.engine._run import Run
-from assay.engine._samples import Samples, batches, collect, device_scale, tensors
+from assay.engine._samples import Samples, collect
 from assay.engine._scored import AtScored
 from assay.engine._tail import instead
 from assay.engine._together import run_together, shared
@@ -34,6 +36,7 @@ __all__ = [
     "EditedSubject",
     "Engine",
     "Head",
+    "MapEdit",
     "Named",
     "PatternEdit",
     "Place",
@@ -45,6 +48,7 @@ __all__ = [
     "VectorEdit",
     "Watch",
     "WholeModel",
+    "affine_of_hook",
     "answers",
     "batches",
     "check_proxy",
@@ -54,5 +58,6 @@ __all__ = [
     "instead",
     "run_together",
     "shared",
+    "site_of_hook",
     "tensors",
 ]

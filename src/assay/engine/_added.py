@@ -72,6 +72,32 @@ def added_by_attention(
     return {layer: blocks[layer][0].get_submodule(name) for layer, name in names.items()}
 
 
+def added_behind(
+    blocks: Mapping[int, tuple[nn.Module, nn.Module]], attending: Mapping[int, nn.Module], run: Callable[[], None]
+) -> set[int]:
+    """The blocks of which x + A + M leaves, with x what enters, A what attention adds, M what a later module gives.
+
+    `blocks` and `run` are those of `added_by_attention`, `attending` what that found.
+    """
+    seen = {layer: _Seen() for layer in blocks}
+    with ExitStack() as stack:
+        for layer, (block, attention) in blocks.items():
+            _watch(stack, block, attention, seen[layer])
+        run()
+    found = set()
+    for layer, (block, _) in blocks.items():
+        own = seen[layer]
+        given = {block.get_submodule(name): value for name, value in own.given.items()}
+        later = [own.given[name] for name in own.late if name in own.given]
+        x, added = own.entered, given.get(attending[layer])
+        if x is None or added is None or own.left is None:
+            continue
+        rounding = max(torch.finfo(value.dtype).eps for value in (x, added))
+        if any(_is_sum(own.left, (x, added, more), rounding) for more in later):
+            found.add(layer)
+    return found
+
+
 def _watch(stack: ExitStack, block: nn.Module, attention: nn.Module, seen: _Seen) -> None:
     """Until the stack is closed, note what a block and the modules in it take and give."""
 

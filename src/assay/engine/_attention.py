@@ -9,7 +9,7 @@ silently stops being causal.
 import functools
 import itertools
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, fields
@@ -31,6 +31,10 @@ VectorEdit = Callable[[Float[Tensor, "batch position width"]], Float[Tensor, "ba
 PatternEdit = Callable[
     [Float[Tensor, "batch query key"], Bool[Tensor, "batch query key"]], Float[Tensor, "batch query key"]
 ]
+MapEdit = Callable[
+    [Float[Tensor, "batch position width"], Float[Tensor, "batch position given"]],
+    Float[Tensor, "batch position given"],
+]
 LayerObserver = Callable[[int, Tensor], None]
 RowObserver = Callable[[int, slice, Tensor, Tensor | None], None]
 
@@ -45,8 +49,12 @@ class Edit:
     (batch, query, key), and which of them the mask leaves visible, to new weights.
 
     At a `Block`, all (batch, position, model width): `residual` maps the residual stream that enters it, `attention`
-    what its attention adds to that (all heads together, after the output projection), `mlp` what its MLP adds, and
-    `after` the residual stream that leaves it. Raises AssayError for a stream that the place does not have.
+    what its attention adds to that (all heads together, after the output projection), `mlp_input` what enters its MLP
+    (behind the norm that stands before it), `mlp` what its MLP gives, and `after` the residual stream that leaves it;
+    `middle` maps the residual stream between attention and MLP, for the MLP that reads it and for what is carried on;
+    `heads` (batch, position, heads x width) the outputs of all heads side by side, before the output projection.
+    `mlp_map` maps what enters the MLP and what the MLP gives to what it is to give; `mlp` is applied on top of that.
+    Raises AssayError for a stream that the place does not have.
     """
 
     place: Place
@@ -55,17 +63,26 @@ class Edit:
     values: VectorEdit | None = None
     outputs: VectorEdit | None = None
     pattern: PatternEdit | None = None
+    mlp_input: VectorEdit | None = None
+    mlp_map: MapEdit | None = None
     mlp: VectorEdit | None = None
     residual: VectorEdit | None = None
     attention: VectorEdit | None = None
     after: VectorEdit | None = None
+    heads: VectorEdit | None = None
+    middle: VectorEdit | None = None
 
     def __post_init__(self) -> None:
-        own = (*HEAD_STREAMS, "pattern") if isinstance(self.place, Head) else BLOCK_STREAMS
+        own = (*HEAD_STREAMS, "pattern") if isinstance(self.place, Head) else (*BLOCK_STREAMS, "mlp_map")
         for item in fields(self)[1:]:
             if getattr(self, item.name) is not None and item.name not in own:
                 what = "head" if isinstance(self.place, Head) else "block"
                 raise AssayError(f"Edit({self.place}, {item.name}=...): a {what} has {', '.join(own)}.")
+
+
+def replaced(name: str, arguments: Sequence[Tensor]) -> Tensor:
+    """Of what an edit's function of this name is given, the tensor that its result stands for."""
+    return arguments[1] if name == "mlp_map" else arguments[0]
 
 
 @dataclass
@@ -96,10 +113,10 @@ class Plan:
     `layers` numbers modules by their id. One whose number is None attends to something else than positions: it is left
     alone and does not count as met. `shapes` are those of queries and keys at the modules that were met.
     An observer of "queries", "keys", "values" or "outputs" gets the layer and (batch, head, position, width), one of
-    "patterns" (batch, head, query, key), all as edited and as soon as they are there, so that nobody has to hold all
-    layers at once. Attention is computed for `rows` queries at a time: `on_rows` gets their pattern, cut to the keys
-    that any of them sees, and the same rows of the pattern that the queries and keys of `beside` give at that layer
-    (None where it has none).
+    "patterns" (batch, head, query, key), one of "heads" (batch, position, heads x width), all as edited and as soon as
+    they are there, so that nobody has to hold all layers at once. Attention is computed for `rows` queries at a time:
+    `on_rows` gets their pattern, cut to the keys that any of them sees, and the same rows of the pattern that the
+    queries and keys of `beside` give at that layer (None where it has none).
     In layers that are `scaled`, the architecture scales outputs after attention, and patterns are made to say so.
     Masks that were `made` by another pass on the same tokens are not made again.
     """
@@ -185,6 +202,14 @@ def _edited(states: Tensor, edits: tuple[Edit, ...], stream: str, *, heads_at: i
     return states
 
 
+def _side_by_side(output: Tensor, edits: tuple[Edit, ...]) -> Tensor:
+    """Outputs of all heads (batch, position, head, width), after an edit of all of them together."""
+    for edit in edits:
+        if edit.heads is not None:
+            output = edit.heads(output.flatten(2).clone()).reshape(output.shape)
+    return output
+
+
 def _seen(mask: Tensor) -> Tensor:
     return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
 
@@ -214,14 +239,13 @@ def _attention(
     eager = functools.partial(_scaled, eager) if layer in plan.scaled else eager
     groups = query.shape[1] // key.shape[1]
     owner: Any = module
-    if groups > 1 and (edits or "keys" in plan.observers or "values" in plan.observers):
+    of_heads = any(isinstance(edit.place, Head) for edit in edits)
+    if groups > 1 and (of_heads or "keys" in plan.observers or "values" in plan.observers):
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
         owner = _Ungrouped(module)
     query, key = _edited(query, edits, "queries"), _edited(key, edits, "keys")
     value = _edited(value, edits, "values")
-    for stream, states in (("queries", query), ("keys", key), ("values", value)):
-        if stream in plan.observers:
-            plan.observers[stream](layer, states)
+    _observe(plan, layer, queries=query, keys=key, values=value)
     attend = functools.partial(eager, owner)
     other = plan.beside.get(layer)
     pattern: Tensor | None = None
@@ -248,10 +272,15 @@ def _attention(
             plan.observers["patterns"](layer, pattern)
         for (rows, reach), beside in zip(blocks, rows_beside, strict=False):
             on_rows(layer, rows, pattern[:, :, rows, :reach], beside)
-    output = _edited(output, edits, "outputs", heads_at=2)
-    if "outputs" in plan.observers:
-        plan.observers["outputs"](layer, output.transpose(1, 2))
+    output = _side_by_side(_edited(output, edits, "outputs", heads_at=2), edits)
+    _observe(plan, layer, outputs=output.transpose(1, 2), heads=output.flatten(2))
     return output, pattern
+
+
+def _observe(plan: Plan, layer: int, **streams: Tensor) -> None:
+    for stream, states in streams.items():
+        if stream in plan.observers:
+            plan.observers[stream](layer, states)
 
 
 def _unseen(layer: int, rows: slice, pattern: Tensor, beside: Tensor | None) -> None:

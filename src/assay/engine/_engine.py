@@ -1,10 +1,11 @@
 """Running a subject: plainly, watched, or edited."""
 
+import functools
 import re
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import fields
 from functools import cached_property
 from typing import Any
@@ -14,11 +15,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from assay._errors import AssayError
-from assay.engine._added import added_by_attention
+from assay.engine._added import added_behind, added_by_attention
 from assay.engine._attention import (
     IMPLEMENTATION,
     Edit,
     LayerObserver,
+    MapEdit,
     Masks,
     Plan,
     RowObserver,
@@ -48,6 +50,21 @@ from assay.subjects import Subject
 READABLE = (*HEAD_STREAMS, "patterns", *BLOCK_STREAMS)
 
 _MLP_NAMES = ("mlp", "feed_forward", "feedforward", "ffn", "ff", "moe", "block_sparse_moe", "output.dense", "fc2")
+
+_MLP_BEGINS = {"output.dense": "intermediate.dense", "fc2": "fc1"}
+"""Where no one module is the MLP: what its input enters, by what its output leaves."""
+
+_PROBED = {
+    "mlp_input": ("mlp_input", "mlp_map"),
+    "attention": ("attention",),
+    "after": ("after",),
+    "heads": ("heads",),
+    "middle": ("middle",),
+}
+"""Streams that are tried out before they are first read or edited, and the edits that need them."""
+
+_HOOKED = tuple(stream for stream in BLOCK_STREAMS if stream != "heads")
+"""Streams of blocks that enter or leave a module; heads are side by side in the attention function alone."""
 
 _SWEEPS = ("all-heads", "all-layers")
 
@@ -211,10 +228,11 @@ class Engine:
         """The places and streams that a site's name stands for.
 
         `all`, `layer1` or `layer1.head0` are attention heads; `all.values`, `layer1.outputs`, `layer1.head0.values`
-        their streams (queries, keys, values, outputs); `all.mlp`, `layer1.residual` streams of blocks (mlp, residual,
-        attention, after); `embeddings` the residual stream that enters the first block. `L1`, `L1H0` and `1.0` are read
-        as `layer1`, `layer1.head0` and `layer1.head0`. Several of these, joined by `+` or in a list, are one site.
-        Raises AssayError if the subject has no such place, the place no such stream, or one is meant twice.
+        their streams (queries, keys, values, outputs); `all.mlp`, `layer1.residual` streams of blocks (mlp_input, mlp,
+        residual, attention, after, heads, middle); `embeddings` the residual stream that enters the first block. `L1`,
+        `L1H0` and `1.0` are read as `layer1`, `layer1.head0` and `layer1.head0`. Several of these, joined by `+` or in
+        a list, are one site. Raises AssayError if the subject has no such place, the place no such stream, or one is
+        meant twice.
         """
         whole = name if isinstance(name, str) else "+".join(name)
         texts = [part.strip() for part in whole.split("+")]
@@ -278,6 +296,12 @@ class Engine:
                 )
             if stream == "after":
                 self._check_passed_on(met)
+            if stream == "mlp_input":
+                self._check_mapped(met)
+            if stream == "heads":
+                self._check_side_by_side(met)
+            if stream == "middle":
+                self._check_between(met)
         except AssayError:
             self._checked.discard(stream)
             raise
@@ -305,6 +329,65 @@ class Engine:
                     "not what enters the next block; sites that end in .after cannot be used with this architecture."
                 )
 
+    def _check_mapped(self, entered: Mapping[int, Tensor]) -> None:
+        """Raise AssayError unless what an MLP gives at a position is made of what enters it there, and nothing else.
+
+        Where the same vector enters at all positions, it has to give the same at all.
+        """
+        tokens = self.few_tokens()
+        given = self.run(tokens, read=("mlp",)).mlp
+        same = [
+            Edit(Block(layer), mlp_input=functools.partial(_everywhere, vectors[:, -1:]))
+            for layer, vectors in entered.items()
+        ]
+        for layer, found in self.run(tokens, edits=same, read=("mlp",)).mlp.items():
+            near = 1e-2 if found.dtype in (torch.float16, torch.bfloat16) else 1e-4
+            if not torch.allclose(found, given[layer][:, -1:].expand_as(found), atol=near * float(found.abs().max())):
+                raise AssayError(
+                    f"what the MLP of {type(self._blocks[layer]).__name__} gives (layer {layer} of "
+                    f"{self.subject.name!r}) is not made of what enters {type(self._entry(layer)).__name__} alone; "
+                    "sites that end in .mlp_input, and mlp_map, cannot be used with this architecture."
+                )
+
+    def _check_side_by_side(self, heads: Mapping[int, Tensor]) -> None:
+        """Raise AssayError unless a block has the outputs of heads once, at every token."""
+        tokens = self.few_tokens()
+        for layer, vectors in heads.items():
+            several = self._blocks.count(self._blocks[layer]) > 1
+            if several or vectors.shape[:2] != tokens.shape:
+                why = "has several attention layers" if several else "has heads at other positions than tokens"
+                raise AssayError(
+                    f"{type(self._blocks[layer]).__name__} (layer {layer} of {self.subject.name!r}) {why}; sites that "
+                    "end in .heads cannot be used with this architecture."
+                )
+
+    def _check_between(self, between: Mapping[int, Tensor]) -> None:
+        """Raise AssayError unless what leaves a block is the stream between attention and MLP, and what is made of it.
+
+        What a module gives is added to it, and with the same vector there at all positions the same has to leave at
+        all: an MLP beside attention, or a norm of the stream itself, shows.
+        """
+        tokens = self.few_tokens()
+        added = added_behind(self._inside, self._attending, self._probe)
+        clean = self.run(tokens, read=("after",), resumable=True)
+        for layer, vectors in between.items():
+            same = Edit(Block(layer), middle=functools.partial(_everywhere, vectors[:, -1:]))
+            found = self.run(tokens, edits=[same], read=("after",), resume=clean, layers=[layer], logits=False)
+            after, expected = found.after[layer], clean.after[layer][:, -1:]
+            near = 1e-2 if after.dtype in (torch.float16, torch.bfloat16) else 1e-4
+            alike = torch.allclose(after, expected.expand_as(after), atol=near * float(expected.abs().max()))
+            if layer not in added or not alike:
+                why = (
+                    "its MLP does not read it (it may stand beside attention)"
+                    if layer in added
+                    else "what leaves it is not that stream and what a module adds to it (a norm or a scale follows)"
+                )
+                raise AssayError(
+                    f"{type(self._blocks[layer]).__name__} (layer {layer} of {self.subject.name!r}) has no residual "
+                    f"stream between attention and MLP: {why}; sites that end in .middle cannot be used with this "
+                    "architecture."
+                )
+
     def _lists(self, layer: int) -> list[tuple[list[nn.Module], int]]:
         """The lists of modules around a layer's block, from without, each with the place of what the block is in."""
         found: list[tuple[list[nn.Module], int]] = []
@@ -316,16 +399,19 @@ class Engine:
                 found.append((list(parent), list(parent).index(child)))
         return found[::-1] or [([self._blocks[layer]], 0)]
 
+    @property
+    def _inside(self) -> dict[int, tuple[nn.Module, nn.Module]]:
+        """Every block with its attention module."""
+        return {block.layer: (self._blocks[block.layer], self._modules[block.layer]) for block in self.blocks}
+
+    def _probe(self) -> None:
+        self._forward(self.few_tokens(), None, Plan(self._layers), self.layers)
+
     @cached_property
     def _attending(self) -> dict[int, nn.Module]:
         """The module of each block that gives back what its attention adds. Raises AssayError if there is none."""
-        inside = {block.layer: (self._blocks[block.layer], self._modules[block.layer]) for block in self.blocks}
-
-        def probe() -> None:
-            self._forward(self.few_tokens(), None, Plan(self._layers), self.layers)
-
-        found = added_by_attention(inside, probe)
-        for layer, (block, _) in inside.items():
+        found = added_by_attention(self._inside, self._probe)
+        for layer, (block, _) in self._inside.items():
             several = self._blocks.count(block) > 1
             if several or layer not in found:
                 why = "has several attention layers" if several else "gives what its attention adds by no module"
@@ -334,6 +420,10 @@ class Engine:
                     ".attention cannot be used with this architecture."
                 )
         return found
+
+    def number_of(self, block: Block) -> int:
+        """The number of a block in the subject's list of blocks, from 0; some may have no attention, and no layer."""
+        return self._lists(block.layer)[0][1]
 
     def expand(self, name: Named) -> tuple[Named, ...]:
         """The names of sites that a sweep stands for, one at a time; any other name stands for itself.
@@ -365,7 +455,8 @@ class Engine:
     def _forward(
         self, tokens: Tensor, valid: Tensor | None, plan: Plan, expected: int, call: Callable[..., Any] | None = None
     ) -> Any:
-        with in_force(self.subject.model, plan), using_kernels(self._kernels):
+        result = None
+        with in_force(self.subject.model, plan), using_kernels(self._kernels), suppress(_StopError):
             result = (call or self.subject)(tokens, valid)
         if len(plan.met) != expected:
             raise AssayError(
@@ -386,6 +477,7 @@ class Engine:
         rows: int | None = None,
         beside: Run | None = None,
         logits: bool = True,
+        layers: Collection[int] | None = None,
         resumable: bool = False,
         resume: Run | None = None,
     ) -> Run:
@@ -398,18 +490,18 @@ class Engine:
         Its last argument are the same rows of another run `beside` this one, made again from its queries and keys, or
         None. With `logits=False` the unembedding is left to `logits()`.
 
+        With `layers`, streams and patterns of these alone are kept. Where nothing else is asked for (no logits, no
+        observer, no resuming from here) the run stops behind the last of them: blocks above are not run, and there are
+        no logits to be made up.
+
         A run with `resumable` keeps what each block gave. `resume` is such a run, unedited, on the same tokens and
         padded alike: blocks below the first edited layer are not computed again, and so nothing is read there (they
         are, where later blocks of the architecture need more of them than their outputs). Raises AssayError for a place
-        that the subject does not have, two edits of one place, an unknown name in `read`, or another `resume`.
+        or a layer that the subject does not have, two edits of one place, an unknown name in `read`, or another
+        `resume`.
         """
-        unknown = set(read) - set(READABLE)
-        if unknown:
-            raise AssayError(f"read={sorted(unknown)}: can read {', '.join(READABLE)}.")
         by_layer = self._by_layer(edits)
-        for stream in ("attention", "after"):
-            if stream in read or any(getattr(edit, stream) for own in by_layer.values() for edit in own):
-                self._check_stream(stream)
+        self._check_asked(by_layer, read, layers)
         if resume is not None and (
             resume._edited
             or len(resume._blocks) != self.layers
@@ -425,7 +517,9 @@ class Engine:
         if resumable:
             run._masks = masks
         observers: dict[str, LayerObserver] = {
-            stream: getattr(run, stream).__setitem__ for stream in (*HEAD_STREAMS, "patterns") if stream in read
+            stream: _keeper(getattr(run, stream), layers)
+            for stream in (*HEAD_STREAMS, "patterns", "heads")
+            if stream in read
         }
         if on_pattern is not None:
             observers["patterns"] = _both(observers.get("patterns"), on_pattern)
@@ -434,7 +528,7 @@ class Engine:
             {
                 layer: heads
                 for layer, edits in by_layer.items()
-                if (heads := tuple(edit for edit in edits if isinstance(edit.place, Head)))
+                if (heads := tuple(edit for edit in edits if isinstance(edit.place, Head) or edit.heads is not None))
             },
             observers,
             on_rows,
@@ -451,7 +545,11 @@ class Engine:
                 moved = moved or any(edit.after for layer in by_layer if layer < first for edit in by_layer[layer])
                 if self._reuses and not moved:
                     self._project(stack, resume, first, plan)
-            self._hook(stack, run, by_layer, set(read), first, resumable=resumable)
+            self._hook(stack, run, by_layer, set(read), first, layers=layers, resumable=resumable)
+            if layers and not (logits or resumable or on_pattern or on_rows):
+                run.stopped = max(layers)
+                self._read_up_to(stack, run, plan, first)
+                return run
             if logits or self._tail is None:
                 run.logits = self._forward(tokens, valid, plan, self.layers - first)
             else:
@@ -459,6 +557,33 @@ class Engine:
         if resume is not None and plan.masks_met != len(masks.made):
             raise AssayError(f"{self.subject.name!r} made another number of attention masks than before.")
         return run
+
+    def _check_asked(
+        self, by_layer: Mapping[int, tuple[Edit, ...]], read: Sequence[str], layers: Collection[int] | None
+    ) -> None:
+        """Raise AssayError for what cannot be read or edited here."""
+        unknown = set(read) - set(READABLE)
+        if unknown:
+            raise AssayError(f"read={sorted(unknown)}: can read {', '.join(READABLE)}.")
+        if layers is not None and not set(layers) <= set(range(self.layers)):
+            raise AssayError(f"layers={sorted(layers)}: {self.subject.name!r} has layers 0 to {self.layers - 1}.")
+        for stream, changes in _PROBED.items():
+            edited = any(getattr(edit, change) for own in by_layer.values() for edit in own for change in changes)
+            if stream in read or edited:
+                self._check_stream(stream)
+
+    def _read_up_to(self, stack: ExitStack, run: Run, plan: Plan, first: int) -> None:
+        """A pass that ends behind the block of layer `run.stopped`."""
+        assert run.stopped is not None
+        assert run._tokens is not None
+        block = self._blocks[run.stopped]
+        met = [layer for layer, own in enumerate(self._blocks) if own is block][-1] + 1
+
+        def stop(*_: Any) -> None:
+            raise _StopError
+
+        stack.callback(block.register_forward_hook(stop).remove)
+        self._forward(run._tokens, run._valid, plan, max(0, met - first))
 
     def plainly(self, tokens: Int[Tensor, "batch position"], valid: Int[Tensor, "batch position"] | None = None) -> Run:
         """A pass of the model's own code with whatever hooks stand on its modules, logits left to `logits()`."""
@@ -529,6 +654,7 @@ class Engine:
         read: set[str],
         first: int,
         *,
+        layers: Collection[int] | None,
         resumable: bool,
     ) -> None:
         """Until the stack is closed, blocks from `first` on are edited and read as a run needs it.
@@ -542,26 +668,67 @@ class Engine:
             if self._block_start(layer) != layer:
                 continue
             edits = [edit for edit in by_layer.get(layer, ()) if isinstance(edit.place, Block)]
-            for stream in BLOCK_STREAMS:
-                edit = next((own for edit in edits if (own := getattr(edit, stream)) is not None), None)
-                keep = getattr(run, stream) if stream in read and layer >= first else None
+            changes = {
+                item.name: own for edit in edits for item in fields(edit)[1:] if (own := getattr(edit, item.name))
+            }
+            kept: dict[str, dict[int, Tensor]] = {
+                stream: getattr(run, stream)
+                for stream in BLOCK_STREAMS
+                if stream in read and layer >= first and (layers is None or layer in layers)
+            }
+            if "mlp_map" in changes:
+                entered = kept.setdefault("mlp_input", {})
+                changes["mlp"] = _mapped(changes["mlp_map"], entered, layer, changes.get("mlp"))
+            if "middle" in changes or "middle" in kept:
+                entered = kept.setdefault("residual", {})
+                changes["middle"] = _between(changes.get("middle"), kept.pop("middle", None), entered, layer)
+            for stream in _HOOKED:
+                edit, keep = changes.get(stream), kept.get(stream)
                 if edit is None and keep is None:
                     continue
-                if stream == "residual":
-                    before = at_input(layer, edit, keep, shape)
-                    stack.callback(block.register_forward_pre_hook(before, with_kwargs=True).remove)
+                if stream in ("mlp_input", "residual"):
+                    module = block if stream == "residual" else self._entry(layer)
+                    before = at_input(stream, layer, edit, keep, shape)
+                    stack.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
                 else:
                     behind = at_output(stream, layer, edit, keep, shape)
-                    stack.callback(self._giving(stream, layer).register_forward_hook(behind).remove)
+                    stack.callback(self.giving(stream, layer).register_forward_hook(behind).remove)
 
-    def _giving(self, stream: str, layer: int) -> nn.Module:
-        """The module that gives back a stream of a block."""
+    def giving(self, stream: str, layer: int) -> nn.Module:
+        """The module that gives back a stream of a block: mlp, attention or after.
+
+        Raises AssayError if the architecture has none.
+        """
         if stream == "mlp":
             return self.mlp(layer)
-        return self._blocks[layer] if stream == "after" else self._attending[layer]
+        return self._blocks[layer] if stream == "after" else self._attending[layer]  # that of middle, too
+
+    def _entry(self, layer: int) -> nn.Module:
+        """The module that the input of a block's MLP enters: the MLP itself, or the first of its layers.
+
+        Raises AssayError as `mlp` does, or if that is not found.
+        """
+        block, whole = self._blocks[layer], self.mlp(layer)
+        for last, first in _MLP_BEGINS.items():
+            if _has(block, last) and block.get_submodule(last) is whole:
+                if not _has(block, first):
+                    raise AssayError(
+                        f"{type(block).__name__} (layer {layer} of {self.subject.name!r}) has an MLP whose input was "
+                        "not found; sites that end in .mlp_input, and mlp_map, cannot be used with this architecture."
+                    )
+                return block.get_submodule(first)
+        return whole
 
     def logits(self, run: Run, positions: slice | Int[Tensor, " chosen"]) -> Float[Tensor, "batch chosen vocabulary"]:
-        """The logits of some positions of a run that left them out (of any run: it takes a part of them)."""
+        """The logits of some positions of a run that left them out (of any run: it takes a part of them).
+
+        Raises AssayError for a run that stopped below the last block.
+        """
+        if run.stopped is not None:
+            raise AssayError(
+                f"the run stopped behind layer {run.stopped}, the last that was read (layers=...), and has no logits; "
+                "leave layers out, or ask for logits in the run."
+            )
         if run._body is None or self._tail is None or run._tokens is None:
             return run.logits[:, positions]
         with using_kernels(self._kernels):
@@ -662,6 +829,53 @@ class Engine:
             return float((difference if valid is None else difference * valid).max())
 
         return IdentityDifference(largest(untouched), largest(as_loaded), edited, as_loaded)
+
+
+class _StopError(Exception):
+    """Ends a pass when all that is wanted has been read."""
+
+
+def _keeper(into: dict[int, Tensor], layers: Collection[int] | None) -> LayerObserver:
+    """An observer that keeps what it sees, of some layers."""
+
+    def keep(layer: int, states: Tensor) -> None:
+        if layers is None or layer in layers:
+            into[layer] = states
+
+    return keep
+
+
+def _everywhere(vector: Tensor, states: Tensor) -> Tensor:
+    return vector.expand_as(states)
+
+
+def _mapped(
+    function: MapEdit, entered: Mapping[int, Tensor], layer: int, then: Callable[[Tensor], Tensor] | None
+) -> Callable[[Tensor], Tensor]:
+    """An edit of what an MLP gives that is a function of what entered it, too, and what follows on top of it."""
+
+    def edit(given: Tensor) -> Tensor:
+        found = function(entered[layer].clone(), given)
+        return found if then is None else then(found)
+
+    return edit
+
+
+def _between(
+    change: Callable[[Tensor], Tensor] | None, keep: dict[int, Tensor] | None, entered: Mapping[int, Tensor], layer: int
+) -> Callable[[Tensor], Tensor]:
+    """An edit of what attention adds that makes the stream it is added to what `change` makes of it, and keeps that."""
+
+    def edit(added: Tensor) -> Tensor:
+        stream = entered[layer] + added
+        if change is not None:
+            stream = change(stream)
+            added = (stream - entered[layer]).to(added.dtype)
+        if keep is not None:
+            keep[layer] = stream
+        return added
+
+    return edit
 
 
 def _only_after(edit: Edit) -> bool:

@@ -15,26 +15,27 @@ def entering(inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
 
 
 def at_input(
-    layer: int, edit: Callable[[Tensor], Tensor] | None, keep: dict[int, Tensor] | None, shape: torch.Size
+    stream: str,
+    layer: int,
+    edit: Callable[[Tensor], Tensor] | None,
+    keep: dict[int, Tensor] | None,
+    shape: torch.Size,
 ) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], tuple[tuple[Any, ...], dict[str, Any]]]:
-    """A hook that edits and keeps the residual stream that enters a block: its first argument."""
+    """A hook that edits and keeps a stream that enters a module: its first argument."""
 
     def hook(
-        block: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]
+        module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        residual = entering(inputs, options)
-        if not isinstance(residual, Tensor) or residual.shape[:-1] != shape:
+        given = entering(inputs, options)
+        if not isinstance(given, Tensor) or given.shape[:-1] not in (shape, (shape.numel(),)):
             raise AssayError(
-                f"the residual stream that enters {type(block).__name__} (layer {layer}) is not one vector a token; "
-                "sites that end in .residual cannot be used with this architecture."
+                f"what enters {type(module).__name__} (layer {layer}) is not one vector a token; sites that end in "
+                f".{stream} cannot be used with this architecture."
             )
-        if edit is not None:
-            residual = edit(residual.clone())
-        if keep is not None:
-            keep[layer] = residual
+        vectors = _changed(given, edit, keep, layer, shape)
         if inputs:
-            return (residual, *inputs[1:]), options
-        return inputs, {**options, "hidden_states": residual}
+            return (vectors, *inputs[1:]), options
+        return inputs, {**options, "hidden_states": vectors}
 
     return hook
 
@@ -55,15 +56,26 @@ def at_output(
                 f"what {type(module).__name__} gives back (layer {layer}) is not one vector a token; sites that end in "
                 f".{stream} cannot be used with this architecture."
             )
-        vectors = added.reshape(*shape, added.shape[-1])
-        if edit is not None:
-            vectors = edit(vectors.clone())
-        if keep is not None:
-            keep[layer] = vectors
-        vectors = vectors.reshape(added.shape)
+        vectors = _changed(added, edit, keep, layer, shape)
         return (vectors, *output[1:]) if isinstance(output, tuple) else vectors
 
     return hook
+
+
+def _changed(
+    given: Tensor,
+    edit: Callable[[Tensor], Tensor] | None,
+    keep: dict[int, Tensor] | None,
+    layer: int,
+    shape: torch.Size,
+) -> Tensor:
+    """Vectors as they are after an edit, in the shape in which they came, kept as (batch, position, width)."""
+    vectors = given.reshape(*shape, given.shape[-1])
+    if edit is not None:
+        vectors = edit(vectors.clone())
+    if keep is not None:
+        keep[layer] = vectors
+    return vectors.reshape(given.shape)
 
 
 def keep_output(into: dict[int, Any], layer: int) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 HEAD_STREAMS = ("queries", "keys", "values", "outputs")
 """Vectors of a head: queries and keys after rotary positions, values, and its output before the output projection."""
 
-BLOCK_STREAMS = ("mlp", "residual", "attention", "after")
-"""Vectors of a block: what its MLP adds to the residual stream, the residual stream that enters it, what its attention
-adds (all heads together, after the output projection), and the residual stream that leaves it."""
+BLOCK_STREAMS = ("mlp_input", "mlp", "residual", "attention", "after", "heads", "middle")
+"""Vectors of a block: what enters its MLP (behind the norm that stands before it) and what its MLP gives, the residual
+stream that enters the block, what its attention adds to that (all heads together, after the output projection), the
+residual stream that leaves the block, the outputs of its heads side by side, before the output projection, and the
+residual stream between attention and MLP, which reads it and adds to it."""
 
 ATTENTION = ("queries", "keys")
 """The streams of a site whose name gives none."""

@@ -17,10 +17,13 @@ class Run:
 
     `logits` is (batch, position, vocabulary), empty where they were left out (`Engine.logits` makes them up). The
     others hold what was asked for, by layer: `queries`, `keys`, `values` and `outputs` (batch, head, position,
-    width), `patterns` (batch, head, query, key), `mlp` (batch, position, model width): what each block's MLP adds, and
-    of the same shape `residual`: the residual stream that enters each block, `attention`: what its attention adds, and
-    `after`: the residual stream that leaves it. All are as edited. What each block gave back is kept for runs that
-    resume from this one, with the masks and with the projections of the layer that was resumed at last.
+    width), `patterns` (batch, head, query, key), `mlp` (batch, position, model width): what each block's MLP gives, and
+    of the same shape `mlp_input`: what enters the MLP, `residual`: the residual stream that enters each block,
+    `attention`: what its attention adds, `middle`: the residual stream between attention and MLP, and `after`: the one
+    that leaves the block; `heads` (batch, position, heads x width): the outputs of its heads side by side. All are as
+    edited. What each block gave back is kept for runs that resume from this one, with the masks and with the
+    projections of the layer that was resumed at last. A run that read some layers only may have `stopped` behind one;
+    then it has no logits.
     """
 
     logits: Float[Tensor, "batch position vocabulary"]
@@ -29,10 +32,14 @@ class Run:
     values: dict[int, Tensor] = field(default_factory=dict)
     outputs: dict[int, Tensor] = field(default_factory=dict)
     patterns: dict[int, Tensor] = field(default_factory=dict)
+    mlp_input: dict[int, Tensor] = field(default_factory=dict)
     mlp: dict[int, Tensor] = field(default_factory=dict)
     residual: dict[int, Tensor] = field(default_factory=dict)
     attention: dict[int, Tensor] = field(default_factory=dict)
     after: dict[int, Tensor] = field(default_factory=dict)
+    heads: dict[int, Tensor] = field(default_factory=dict)
+    middle: dict[int, Tensor] = field(default_factory=dict)
+    stopped: int | None = None
     _blocks: dict[int, Any] = field(default_factory=dict, repr=False)
     _projected: dict[int, dict[nn.Module, Any]] = field(default_factory=dict, repr=False)
     _masks: Masks = field(default_factory=Masks, repr=False)

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from assay._errors import AssayError
-from assay.engine._attention import Edit
+from assay.engine._attention import Edit, replaced
 from assay.engine._proxy import Answer, Clean, EditedSubject
 from assay.tasks import UNSCORED
 
@@ -62,9 +62,11 @@ class AtScored:
 def _where(scored: Tensor, edit: Edit) -> Edit:
     """The edit, in force where a position (of a pattern: a query) is scored."""
 
-    def only(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        return lambda states, *others: torch.where(scored[..., None], function(states, *others), states)
+    def only(name: str, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        return lambda *states: torch.where(scored[..., None], function(*states), replaced(name, states))
 
     functions = {item.name: getattr(edit, item.name) for item in fields(edit)[1:]}
-    changed: dict[str, Any] = {name: only(function) for name, function in functions.items() if function is not None}
+    changed: dict[str, Any] = {
+        name: only(name, function) for name, function in functions.items() if function is not None
+    }
     return replace(edit, **changed)

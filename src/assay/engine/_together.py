@@ -8,11 +8,11 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from assay.engine._attention import Edit, RowObserver
+from assay.engine._attention import Edit, RowObserver, replaced
+from assay.engine._batches import copies_that_fit
 from assay.engine._engine import Engine
 from assay.engine._places import Place
 from assay.engine._run import Run
-from assay.engine._samples import copies_that_fit
 
 _AGREE: WeakKeyDictionary[Engine, bool] = WeakKeyDictionary()
 
@@ -87,16 +87,18 @@ def _joint(edits: Sequence[Sequence[Edit]]) -> list[Edit]:
                 if (function := getattr(edit, item.name)) is not None
             }
             if functions:
-                streams[item.name] = _by_part(functions, len(edits))
+                streams[item.name] = _by_part(item.name, functions, len(edits))
         joint.append(Edit(place, **streams))
     return joint
 
 
-def _by_part(functions: Mapping[int, Callable[..., Tensor]], count: int) -> Callable[..., Tensor]:
+def _by_part(name: str, functions: Mapping[int, Callable[..., Tensor]], count: int) -> Callable[..., Tensor]:
     """A function of a batch of `count` equal parts that is `functions[number]` of part `number`, or the part itself."""
 
     def edit(*states: Tensor) -> Tensor:
         parts = zip(*(state.chunk(count) for state in states), strict=True)
-        return torch.cat([functions[n](*part) if n in functions else part[0] for n, part in enumerate(parts)])
+        return torch.cat(
+            [functions[n](*part) if n in functions else replaced(name, part) for n, part in enumerate(parts)]
+        )
 
     return edit

@@ -1,5 +1,6 @@
 """How a proxy is judged: metrics, statistics, comparison, verdicts."""
 
+from assay.faithfulness._cells import REFITTED
 from assay.faithfulness._clean_pass import CleanPass
 from assay.faithfulness._compare import Step, compare, resolve_positions
 from assay.faithfulness._comparison import Comparison, FeatureRecord, Record
@@ -33,6 +34,7 @@ __all__ = [
     "LAYER",
     "MEAN_ABLATION",
     "RATE",
+    "REFITTED",
     "RULES",
     "UNBOUNDED",
     "CleanPass",

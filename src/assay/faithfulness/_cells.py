@@ -25,6 +25,8 @@ from assay.simplify import (
     is_whole,
     label,
     learns,
+    own_sites_of,
+    reads,
 )
 from assay.subjects import write_atomically
 from assay.tasks import Task
@@ -70,8 +72,7 @@ class Candidate:
     @property
     def streams(self) -> tuple[str, ...]:
         """What has to be read of the train split to fit it."""
-        own = self.simplification.streams
-        return self.at.read if own and self.at.explicit else own
+        return reads(self.simplification, self.at)
 
     @property
     def key(self) -> str:
@@ -209,6 +210,7 @@ def candidates_of(
 ) -> list[Candidate]:
     """Every simplification at every site, each site followed by its controls; what replaces the model whole once.
 
+    One that names its `own_sites` is judged there, and nowhere else.
     At a site that names a stream, mean ablation takes the place of a control that is for attention only; at every site
     it is judged, to tell how much the site matters, and so is what a recipe calls `ablated`. Controls that are drawn at
     random are drawn `DRAWS` times. Raises AssayError for a simplification that is given twice or does not act on a
@@ -220,9 +222,13 @@ def candidates_of(
     if twice:
         raise AssayError(f"compare(): {', '.join(sorted(twice))} is given twice.")
     asked = [_Asked.of(item, controls) for item in simplifications]
+    by_site: dict[str, tuple[Site, list[_Asked]]] = {}
+    for one in (one for one in asked if not is_whole(one.item)):
+        for site in engine.sites(own_sites_of(one.item, engine) or sites):
+            by_site.setdefault(site.name, (site, []))[1].append(one)
     found: list[Candidate] = []
-    for site in engine.sites(sites):
-        found += _at(site, [one for one in asked if not is_whole(one.item)], names, given, controls, refit)
+    for site, there in by_site.values():
+        found += _at(site, there, names, given, controls, refit)
     return found + _at(MODEL, [one for one in asked if is_whole(one.item)], names, given, controls, refit)
 
 

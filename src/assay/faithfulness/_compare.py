@@ -20,7 +20,7 @@ import torch
 from assay._errors import AssayError, unknown_name
 from assay._fingerprint import NotHashableError, fingerprint_or_reason
 from assay.engine import AtScored, EditedSubject, Engine, Named, Proxy, Samples, batches, collect, engine_of, tensors
-from assay.faithfulness._cells import DRAWS, Candidate, Cells, Found, candidates_of, cell_name
+from assay.faithfulness._cells import DRAWS, REFITTED, Candidate, Cells, Found, candidates_of, cell_name
 from assay.faithfulness._comparison import (
     Comparison,
     FeatureRecord,
@@ -34,6 +34,7 @@ from assay.faithfulness._comparison import (
     SplitRecord,
 )
 from assay.faithfulness._embeddings import check_embeddings, neighbours, score_split
+from assay.faithfulness._fits import FITTED, Fits
 from assay.faithfulness._folder import claim
 from assay.faithfulness._metrics import Metric, choices
 from assay.faithfulness._primary import resolve_metrics, resolve_primary
@@ -176,7 +177,8 @@ def compare(
     noise = noise_floor(engines[0], task, inputs.iid)
 
     cells = Cells(None if folder is None else Path(folder) / "cells")
-    judging = _Judging(task, inputs, candidates, judged, Found(cells), cells, seed, where)
+    fits = Fits(None if folder is None else Path(folder) / FITTED)
+    judging = _Judging(task, inputs, candidates, judged, Found(cells), cells, fits, seed, where)
     total = sum(len(inputs.of_split(name, candidates, engine.subject)) for engine in engines for name in inputs.splits)
     judging.run(engines, workers, lambda text: progress(Step(judging.done, total, text)))
     found = judging.found
@@ -224,7 +226,14 @@ def compare(
         skipped=(*judging.failures, *judging.notes_on_cells, *_not_refitted(inputs), *_undetermined(task)),
     )
     comparison = Comparison(
-        record, results, gaps, beside, lambda: sequence_tables(variants, candidates, found), of_models, effects
+        record,
+        results,
+        gaps,
+        beside,
+        lambda: sequence_tables(variants, candidates, found),
+        of_models,
+        effects,
+        lambda proxy, site, seed, on: judging.fitted(engines, proxy, site, seed, on),
     )
     if folder is not None:
         comparison.save(folder)
@@ -314,11 +323,12 @@ class _Judging:
         judged: Sequence[Metric],
         found: Found,
         cells: Cells,
+        fits: Fits,
         seed: int,
         positions: Positions,
     ) -> None:
         self.task, self.inputs, self.candidates, self.judged = task, inputs, candidates, judged
-        self.found, self.cells, self.seed, self.positions = found, cells, seed, positions
+        self.found, self.cells, self.fits, self.seed, self.positions = found, cells, fits, seed, positions
         self.metrics = {f"metric {metric.name}": fingerprint_or_reason(metric) for metric in judged}
         self.failures: list[Skipped] = []
         self.repaired: list[Skipped] = []
@@ -396,10 +406,16 @@ class _Judging:
         progress: Callable[[str], None],
     ) -> dict[tuple[int, str, str | None], Simplification]:
         """What the missing cells need fitted, by subject, key and the shift it is refitted on (None: train)."""
+        found: dict[tuple[int, str, str | None], Simplification] = {}
         needed: dict[tuple[int, str | None], dict[str, Candidate]] = {}
         for (number, split), items in missing.items():
             for item in items:
-                needed.setdefault((number, split if item.refitted else None), {})[item.key] = item
+                on = split if item.refitted else None
+                known = self._kept(engines[number].subject, item, on)
+                if known is None:
+                    needed.setdefault((number, on), {})[item.key] = item
+                else:
+                    found[number, item.key, on] = known
         pieces = [
             (number, on, group)
             for (number, on), items in needed.items()
@@ -409,14 +425,55 @@ class _Judging:
         for place, (number, on, group) in enumerate(pieces):
             fit_on = self.inputs.train if on is None else self.inputs.refit_on[on]
             calls.append((engines[number].subject, fit_on, group, place if workers.many else None))
-        found: dict[tuple[int, str, str | None], Simplification] = {}
         if pieces:
             progress(f"{_who(engines[0].subject)}: fitting")
         for place, fits in workers.map(_fit, calls):
             number, on, group = pieces[place]
-            found |= {(number, item.key, on): fit for item, fit in zip(group, fits, strict=True)}
+            for item, fit in zip(group, fits, strict=True):
+                found[number, item.key, on] = fit
+                digest = self._digest(engines[number].subject, item, on)
+                if digest is not None:
+                    self.fits.keep(item, digest, engines[number].subject, fit)
             progress(f"{_who(engines[number].subject)}: fitting" + (f" on {on}" if on else ""))
         return found
+
+    def _kept(self, subject: Subject, item: Candidate, on: str | None) -> Simplification | None:
+        """A recipe that was fitted and kept before."""
+        digest = self._digest(subject, item, on) if getattr(item.simplification, "keeps", False) else None
+        return None if digest is None else self.fits.find(item, digest, subject)
+
+    def _digest(self, subject: Subject, item: Candidate, on: str | None) -> str | None:
+        """A hash of all that a fitted recipe depends on; None where something cannot be hashed."""
+        behaviour, train = subject.behaviour_sha256, self.inputs.train
+        if isinstance(behaviour, NotHashableError) or isinstance(item.fingerprint, NotHashableError) or train is None:
+            return None
+        return cell_name(
+            subject.describe(),
+            self.task,
+            item,
+            fingerprints=[behaviour, item.fingerprint],
+            fitted_on=self.inputs.hashes[train.name] if on is None else self.inputs.refit_hashes[on],
+            judged_on="",
+            positions="",
+            seed=self.seed,
+        )
+
+    def fitted(
+        self, engines: Sequence[Engine], proxy: str, site: str, seed: int | None, on: str | None
+    ) -> Simplification:
+        """A fitted recipe that was kept. Raises AssayError if there is none."""
+        name = proxy if on is None else proxy + REFITTED
+        for engine in engines:
+            for item in self.candidates:
+                same = (item.name, item.site, item.refitted) == (name, site, on is not None)
+                if same and engine.subject.trained and seed in (None, engine.subject.seed):
+                    kept = self._kept(engine.subject, item, on)
+                    if kept is not None:
+                        return kept
+        raise AssayError(
+            f"no fitted {proxy!r} at {site!r}{'' if on is None else f' refitted on {on!r}'} was kept; kept are recipes "
+            "whose class says keeps = True, such as SparseAutoencoder."
+        )
 
     def _name(
         self, described: Mapping[str, Any], behaviour: str | NotHashableError, item: Candidate, split: str

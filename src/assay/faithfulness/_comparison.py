@@ -25,6 +25,7 @@ from assay.faithfulness._verdicts import (
     judge,
     standing_of_agreement,
 )
+from assay.simplify import Simplification
 from assay.subjects import write_atomically
 
 SCHEMA = 4
@@ -182,6 +183,7 @@ class Comparison:
         sequences: Callable[[], Iterable[pyarrow.Table]],
         models: pd.DataFrame | None = None,
         effects: pd.DataFrame | None = None,
+        fits: Callable[[str, str, int | None, str | None], Simplification] | None = None,
     ) -> None:
         self.record = record
         self.results = results
@@ -190,6 +192,24 @@ class Comparison:
         self._models = pd.DataFrame(columns=list(MODEL_COLUMNS)) if models is None else models
         self._effects = pd.DataFrame(columns=list(EFFECT_COLUMNS)) if effects is None else effects
         self._sequences = sequences
+        self._fits = fits
+
+    def fitted(
+        self, proxy: str, site: str, *, seed: int | None = None, refitted_on: str | None = None
+    ) -> Simplification:
+        """A recipe as it was fitted for this comparison, by the names of its proxy and site in the results.
+
+        That of the first subject, or of the one with training seed `seed`; with the name of a shift, the one that was
+        fitted on that shift. Kept are recipes whose class says `keeps = True`, such as dictionaries. Raises AssayError
+        for another, and where the comparison was read from a folder: there they are saved proxies (`fitted/`), for
+        `assay.load_proxy(folder, subject)`.
+        """
+        if self._fits is None:
+            raise AssayError(
+                "this comparison was read from a folder, which has what was fitted in 'fitted': load one by "
+                "assay.load_proxy(folder, subject).simplification."
+            )
+        return self._fits(proxy, site, seed, refitted_on)
 
     def sequence_scores(self) -> pyarrow.Table:
         """The values behind the intervals: one row a (subject, seed, proxy, draw, site, split, metric, kind, sequence).

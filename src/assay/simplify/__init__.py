@@ -16,6 +16,8 @@ from assay.simplify._protocol import (
     is_whole,
     label,
     learns,
+    own_sites_of,
+    reads,
     simplifications,
     source_of,
 )
@@ -52,6 +54,8 @@ __all__ = [
     "label",
     "learns",
     "load_proxy",
+    "own_sites_of",
+    "reads",
     "representation_bits",
     "save_proxy",
     "simplifications",

@@ -2,6 +2,7 @@
 
 import copy
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar
 
@@ -171,8 +172,11 @@ _WAVES = 128
 _FREQUENCY = 20.0
 
 
-def _moved_at_random(edit: VectorEdit, seed: int) -> VectorEdit:
-    """Move every vector as far as `edit` does, in a direction that has nothing to do with it."""
+def _moved_at_random(edit: Callable[..., Tensor], seed: int) -> Callable[..., Tensor]:
+    """Move every vector as far as `edit` does, in a direction that has nothing to do with it.
+
+    The vector is the last that it is given: what an MLP gives comes behind what enters it.
+    """
     drawn: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
 
     def draw(width: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -183,9 +187,10 @@ def _moved_at_random(edit: VectorEdit, seed: int) -> VectorEdit:
             torch.randn(_WAVES, width, generator=generator, dtype=torch.float64),
         )
 
-    def move(vectors: Float[Tensor, "batch position width"]) -> Float[Tensor, "batch position width"]:
+    def move(*given: Float[Tensor, "batch position _"]) -> Float[Tensor, "batch position _"]:
+        vectors = given[-1]
         here = vectors.to(torch.promote_types(vectors.dtype, torch.float32))
-        length = (edit(vectors).to(here) - here).norm(dim=-1, keepdim=True)
+        length = (edit(*given).to(here) - here).norm(dim=-1, keepdim=True)
         width = here.shape[-1]
         into, phase, out = (part.to(here) for part in drawn.setdefault(width, draw(width)))
         unit = here / here.norm(dim=-1, keepdim=True).clamp_min(1e-30)
@@ -251,6 +256,11 @@ class RandomPerturbation:
     def any_stream(self) -> bool:
         """Whether the simplification that sets the size acts on any stream."""
         return getattr(self.of, "any_stream", False)
+
+    @property
+    def streams_rows(self) -> bool:
+        """Whether the simplification that sets the size takes its vectors as rows."""
+        return getattr(self.of, "streams_rows", False)
 
     def fit(self, samples: Samples) -> "RandomPerturbation":
         """Fit the simplification that sets the size."""

@@ -10,7 +10,18 @@ from torch import Tensor, nn
 from assay._errors import AssayError
 from assay._fingerprint import NotHashableError, fingerprint
 from assay._registry import Registry
-from assay.engine import ATTENTION, Edit, EditedSubject, Place, Proxy, Samples, VectorEdit, check_proxy
+from assay.engine import (
+    ATTENTION,
+    Edit,
+    EditedSubject,
+    Engine,
+    Place,
+    Proxy,
+    Samples,
+    Site,
+    VectorEdit,
+    check_proxy,
+)
 from assay.simplify._proxy import SimplifiedSubject
 from assay.subjects import Subject
 from assay.tasks import Split
@@ -34,8 +45,13 @@ class Simplification(Protocol):
     A recipe for vectors of any kind says so with a class attribute `any_stream = True`: then it may be used at sites
     that name a stream (`all.values`, `layer2.mlp`) or several (`layer1.head0+layer2.mlp`), is fitted once for all of
     them, and acts at each of `samples.places` on `samples.streams_of(place)`, of which `samples.of(place)` has the
-    vectors. A control that is drawn at random has `redrawn(number)`, which gives it with another draw: then it is
-    judged several times. `caution`, a sentence, stands in the warnings of every comparison that judges the recipe.
+    vectors. One that takes them as rows, a batch at a time (`samples.rows`, `samples.some`), says
+    `streams_rows = True`: then its samples hold nothing, and rows are read when it asks for them, however many there
+    are. A control that is drawn at random has `redrawn(number)`, which gives it with another draw: then it is judged
+    several times. `caution`, a sentence, stands in the warnings of every comparison that judges the recipe.
+
+    A recipe that belongs to one place, as what was trained on the vectors of a layer, says which: `own_sites(engine)`
+    gives the names of sites at which it is judged whatever others are asked for, or None.
 
     A recipe that replaces the model as a whole says `whole = True`: it is judged once, whatever the sites (and
     `copies = False` if its proxy holds no weights of its own). If it learns
@@ -78,9 +94,21 @@ def learns(simplification: Simplification) -> bool:
     return bool(getattr(simplification, "learns", bool(simplification.streams)))
 
 
+def reads(simplification: Simplification, site: Site) -> tuple[str, ...]:
+    """The streams of the train split that samples have to hold for a simplification to be fitted at a site."""
+    own = () if getattr(simplification, "streams_rows", False) else simplification.streams
+    return site.read if own and site.explicit else own
+
+
 def is_whole(simplification: Simplification) -> bool:
     """Whether it replaces the model as a whole, so that it has no site."""
     return bool(getattr(simplification, "whole", False))
+
+
+def own_sites_of(simplification: Simplification, engine: Engine) -> Sequence[str] | None:
+    """The sites of a recipe that belongs to some; None for one that is judged wherever it is asked for."""
+    own: Callable[[Engine], Sequence[str] | None] | None = getattr(simplification, "own_sites", None)
+    return None if own is None else own(engine)
 
 
 def copies_model(simplification: Simplification) -> bool:

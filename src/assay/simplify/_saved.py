@@ -194,8 +194,9 @@ def _streams(edits: tuple[Edit, ...]) -> dict[str, list[str]]:
 
 
 def _widths(engine: Engine, streams: Mapping[Place, list[str]]) -> dict[Place, dict[str, int]]:
-    """The width of every stream that is changed; a pattern is that of queries."""
-    asked = {place: ["queries" if name == "pattern" else name for name in own] for place, own in streams.items()}
+    """The width of every stream that is changed; a pattern is that of queries, an MLP's map that of what it gives."""
+    like = {"pattern": "queries", "mlp_map": "mlp"}
+    asked = {place: [like.get(name, name) for name in own] for place, own in streams.items()}
     read = tuple(dict.fromkeys(name for own in asked.values() for name in own))
     run = engine.run(engine.few_tokens(), read=read)
     return {
@@ -455,7 +456,7 @@ def _engine_of(folder: Path, record: _Record, subject: Subject) -> Engine:
     engine = Engine(subject)
     try:
         places = {_place(item.place): item for item in record.places}
-        allowed = {Head: (*HEAD_STREAMS, "pattern"), Block: BLOCK_STREAMS}
+        allowed = {Head: (*HEAD_STREAMS, "pattern"), Block: (*BLOCK_STREAMS, "mlp_map")}
         for place, item in places.items():
             if not set(item.streams) <= set(allowed[type(place)]):
                 raise ValueError(item.place)

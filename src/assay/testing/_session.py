@@ -11,7 +11,7 @@ from torch import Tensor
 from assay._errors import AssayError
 from assay.engine import Engine, Named, Proxy, collect
 from assay.faithfulness import CleanPass
-from assay.simplify import Simplification, applied
+from assay.simplify import Simplification, applied, reads
 from assay.subjects import Subject, load
 from assay.tasks import Split, Task, bound
 
@@ -66,7 +66,7 @@ class Session:
         where = engine.site(site)
         task = bound(train, subject.tokenizer)
         split: Split = task.first(sequences) if isinstance(task, Split) else task.split(task.split_names[0], sequences)
-        samples = collect(engine, split, where.read if where.explicit else simplification.streams)
+        samples = collect(engine, split, reads(simplification, where))
         return applied(copy.deepcopy(simplification).fit(samples.at(where)), subject)
 
     def engine(self, subject: Subject) -> Engine:
