@@ -11,6 +11,7 @@ from assay.models import LowRankWeights, NGram, NoiseWeights, PruneWeights, Rand
 from assay.simplify import (
     SVD,
     Identity,
+    InteractionBasis,
     KMeans,
     MeanAblation,
     OneHotAttention,
@@ -29,6 +30,7 @@ OURS = {
     "svd-separate-centred": lambda: SVD(rank=3, joint=False, centred=True),
     "kmeans": lambda: KMeans(clusters=5),
     "one-hot": OneHotAttention,
+    "interaction-basis": lambda: InteractionBasis(features=3),
     "random-projection": lambda: RandomProjection(rank=3),
     "uniform": UniformAttention,
     "mean": MeanAblation,
