@@ -22,7 +22,7 @@ from assay.simplify._svd import SVD
 from assay.subjects import Subject
 from assay.tasks import Split
 
-TOKENS, SOURCES = 8_192, 8
+TOKENS, SOURCES = 16_384, 4
 """Tokens of the train split on which derivatives are taken (of whole sequences), and how often at each."""
 
 POINTS = 4
