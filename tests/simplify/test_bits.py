@@ -9,6 +9,7 @@ from assay import AssayError
 from assay.simplify import (
     SVD,
     Identity,
+    InteractionBasis,
     KMeans,
     MeanAblation,
     OneHotAttention,
@@ -29,6 +30,7 @@ from assay.simplify import (
         (SVD(rank=4, joint=False), 2 * 4 * 16, 2 * 32 * 4 * 16, None),
         (SVD(rank=4, centred=True), 2 * 4 * 16, 32 * 5 * 16, None),
         (RandomProjection(rank=4), 2 * 4 * 16, 0, None),
+        (InteractionBasis(features=4), 2 * 4 * 16, 2 * 32 * 9 * 16, None),
         (KMeans(clusters=64), 2 * 6, 2 * 64 * 32 * 16, None),
         (OneHotAttention(), 2 * 32 * 16, 0, math.log2(24) / 4),
         (UniformAttention(), 0, 0, 0),
@@ -71,6 +73,7 @@ def test_every_registered_recipe_of_heads_has_bits():
         for name, parameters in {
             "svd": "rank=2",
             "kmeans": "clusters=2",
+            "interaction-basis": "features=2",
             "random-projection": "rank=2",
             "round-weights": "bits=4",
             "prune-weights": "share=0.5",

@@ -7,10 +7,20 @@ import torch
 
 from assay.circuits import Circuit, RandomValueVectors, ValueVectorEdit
 from assay.engine import Edit
-from assay.models import LowRankWeights, NGram, NoiseWeights, PruneWeights, RandomFactors, RandomMask, RoundWeights
+from assay.models import (
+    LowRankWeights,
+    NGram,
+    NoiseWeights,
+    PruneWeights,
+    RandomFactors,
+    RandomMask,
+    RoundWeights,
+    RuleSurrogate,
+)
 from assay.simplify import (
     SVD,
     Identity,
+    InteractionBasis,
     KMeans,
     MeanAblation,
     OneHotAttention,
@@ -29,6 +39,7 @@ OURS = {
     "svd-separate-centred": lambda: SVD(rank=3, joint=False, centred=True),
     "kmeans": lambda: KMeans(clusters=5),
     "one-hot": OneHotAttention,
+    "interaction-basis": lambda: InteractionBasis(features=3),
     "random-projection": lambda: RandomProjection(rank=3),
     "uniform": UniformAttention,
     "mean": MeanAblation,
@@ -50,6 +61,8 @@ OURS = {
     "value-vectors-removed": lambda: ValueVectorEdit(token=6, edit="remove", neurons=4, least_gap=0.0),
     "random-value-vectors": lambda: RandomValueVectors(ValueVectorEdit(token=6, neurons=4, least_gap=0.0)),
     "n-gram-without-context": lambda: NGram(order=1),
+    "rule-surrogate": lambda: RuleSurrogate(features=6, depth=3),
+    "rule-surrogate-without-rules": lambda: RuleSurrogate(depth=0),
     "circuit": lambda: Circuit(PATHS, ablation="zero"),
     "circuit-with-means": lambda: Circuit(PATHS, ablation="mean"),
 }

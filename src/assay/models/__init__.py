@@ -18,6 +18,7 @@ from assay.models._n_gram import NGram
 from assay.models._other import OtherModel
 from assay.models._prune import PruneWeights
 from assay.models._round import RoundWeights
+from assay.models._rule_surrogate import RuleProxy, RuleSurrogate
 from assay.models._store import SelfKL, Store, StoreWriter
 from assay.models._stored import StoredModel, is_stored, store_model
 
@@ -36,6 +37,8 @@ __all__ = [
     "RandomFactors",
     "RandomMask",
     "RoundWeights",
+    "RuleProxy",
+    "RuleSurrogate",
     "SelfKL",
     "Store",
     "StoreWriter",

@@ -6,6 +6,7 @@ register it below, and let `assay.testing.check_simplification` judge it.
 
 from assay.simplify._bits import RepresentationBits, representation_bits
 from assay.simplify._controls import Identity, MeanAblation, RandomPerturbation, RandomProjection, UniformAttention
+from assay.simplify._interaction_basis import InteractionBasis
 from assay.simplify._kmeans import KMeans
 from assay.simplify._one_hot import OneHotAttention
 from assay.simplify._protocol import (
@@ -28,6 +29,7 @@ from assay.simplify._svd import SVD
 simplifications.register("svd", SVD)
 simplifications.register("kmeans", KMeans)
 simplifications.register("one-hot", OneHotAttention)
+simplifications.register("interaction-basis", InteractionBasis)
 simplifications.register("random-projection", RandomProjection)
 simplifications.register("uniform", UniformAttention)
 simplifications.register("mean", MeanAblation)
@@ -36,6 +38,7 @@ simplifications.register("identity", Identity)
 __all__ = [
     "SVD",
     "Identity",
+    "InteractionBasis",
     "KMeans",
     "MeanAblation",
     "OneHotAttention",

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from assay._errors import AssayError
 from assay.simplify._controls import Identity, MeanAblation, RandomPerturbation, RandomProjection, UniformAttention
+from assay.simplify._interaction_basis import InteractionBasis
 from assay.simplify._kmeans import KMeans
 from assay.simplify._one_hot import OneHotAttention
 from assay.simplify._protocol import Simplification, label
@@ -44,11 +45,14 @@ def representation_bits(
     | recipe | per position | codebook | stated |
     |---|---|---|---|
     | SVD, r directions | vectors · r · precision | width · r · precision, for each basis (and mean) | |
+    | InteractionBasis, r features | vectors · r · precision | vectors · width · (2 r + 1) · precision | |
     | KMeans, c clusters | vectors · log2 c | vectors · c · width · precision | |
     | OneHotAttention | vectors · width · precision | 0 | mean of log2 t over positions t = 1 … `length` |
     | UniformAttention | 0 | 0 | 0 |
     | MeanAblation | 0 | vectors · width · precision | |
     | Identity | vectors · width · precision | 0 | |
+
+    An interaction basis is oblique: what reads its features and what makes vectors of them are two matrices.
 
     One-hot attention keeps whole queries and keys, for their scores choose the position that is attended to: whoever
     has log2 t bits knows which one it was, but cannot find the next.
@@ -71,6 +75,8 @@ def representation_bits(
         case SVD(rank=rank, joint=joint, centred=centred):
             bases = (1 if joint else vectors) * (rank + int(centred))
             found = vectors * rank * precision, bases * one_vector
+        case InteractionBasis(features=features):
+            found = vectors * features * precision, vectors * (2 * features + 1) * one_vector
         case RandomProjection(rank=rank):
             found = vectors * rank * precision, 0
         case KMeans(clusters=clusters):
