@@ -1,6 +1,7 @@
 """What is asked of an explanation beside a comparison: functions from an explanation to a record."""
 
 from assay.diagnostics._areas import Areas, area_from_one, area_under, areas
+from assay.diagnostics._features import TopSequence, TopSequences, feature_use, telling_features, top_sequences
 from assay.diagnostics._fidelity import RobustFidelity, robust_fidelity
 from assay.diagnostics._illusion import Part, SubspacePatch, subspace_patch
 from assay.diagnostics._knock_outs import Completeness, EdgeEffect, KnockOut, Minimality, completeness, minimality
@@ -21,11 +22,14 @@ __all__ = [
     "RobustFidelity",
     "Stability",
     "SubspacePatch",
+    "TopSequence",
+    "TopSequences",
     "aligned_subspace",
     "area_from_one",
     "area_under",
     "areas",
     "completeness",
+    "feature_use",
     "loss_recovered",
     "minimality",
     "mlp_patch",
@@ -34,4 +38,6 @@ __all__ = [
     "robust_fidelity",
     "stability",
     "subspace_patch",
+    "telling_features",
+    "top_sequences",
 ]

@@ -58,6 +58,34 @@ class TextView(_Model):
     proxy_says: list[str | None]
 
 
+class FeatureText(_Model):
+    """A piece of text whose tokens are coloured by the activation of a feature, 0 where it is off."""
+
+    tokens: list[str]
+    activations: list[float]
+
+
+class FeatureSide(_Model):
+    """Where a feature is most active on a split; `note` says in words how much it is used there."""
+
+    split: str
+    note: str
+    texts: list[FeatureText]
+
+
+class FeatureView(_Model):
+    """A feature of a dictionary, by the texts that it is most active in: its splits stand side by side.
+
+    `why` says in words what it was picked for.
+    """
+
+    site: str
+    dictionary: str
+    feature: int
+    why: str
+    sides: list[FeatureSide]
+
+
 class TableView(_Model):
     """A table of its own: cells are a text and a smaller one below it (an interval), the first column is a name.
 
@@ -139,6 +167,7 @@ class Illustrations(_Model):
     keys: list[KeyCloud] = []
     sentences: list[SentenceView] = []
     texts: list[TextView] = []
+    features: list[FeatureView] = []
     tables: list[TableView] = []
     charts: list[Chart] = []
     circuits: list[CircuitView] = []

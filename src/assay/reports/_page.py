@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from assay.faithfulness import RULES, Comparison, Verdict
 from assay.reports._figures import figures
-from assay.reports._illustrations import Illustrations, TextView
+from assay.reports._illustrations import FeatureSide, FeatureView, Illustrations, TextView
 from assay.reports._style import INK, to_png, to_svg
 from assay.reports._tables import (
     CAUSES,
@@ -124,6 +124,7 @@ def write_page(comparison: Comparison, path: Path, illustrations: Illustrations 
             sentences=shown.sentences,
             tables=[*effects_table(comparison, whole=True), *shown.tables],
             texts=[(view, list(_marked(view))) for view in shown.texts],
+            features=[(view, _steps(view), list(_shaded(view))) for view in shown.features],
         )
     )
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
@@ -142,6 +143,40 @@ def _marked(view: TextView) -> Iterator[tuple[str, str, str]]:
         differs = " other" if subject != proxy else ""
         words = f"subject {subject!r}, proxy {proxy!r}, {divergence:.2f} nats"
         yield character, f"d{step}{differs}", words
+
+
+STEPS = 5
+"""Shades of an activation."""
+
+
+def _largest(view: FeatureView) -> float:
+    return max((value for side in view.sides for text in side.texts for value in text.activations), default=0.0)
+
+
+def _steps(view: FeatureView) -> list[tuple[str, str]]:
+    """The classes of a feature's shades, and the activations that each stands for: equal parts up to the largest."""
+    edges = [f"{_largest(view) * step / STEPS:.2g}" for step in range(STEPS + 1)]
+    return [(f"a{step}", f"{edges[step]} to {edges[step + 1]}") for step in range(STEPS)]
+
+
+def _shaded(view: FeatureView) -> Iterator[tuple[FeatureSide, list[list[tuple[str, str, str]]]]]:
+    """Every side with its texts: each token with its class (the activation, in steps up to the largest) and that."""
+    largest = _largest(view)
+    for side in view.sides:
+        texts = []
+        for text in side.texts:
+            best = max(text.activations, default=0.0)
+            shaded = []
+            for token, value in zip(text.tokens, text.activations, strict=True):
+                # A line's end would take its colour to nowhere.
+                shown = token if token.strip("\n") else token.replace("\n", "↵\n")
+                if value > 0:
+                    step = min(STEPS - 1, int(STEPS * value / largest))
+                    shaded.append((shown, f"a{step}{' best' if value == best else ''}", f"{value:.3g}"))
+                else:
+                    shaded.append((token, "", ""))
+            texts.append(shaded)
+        yield side, texts
 
 
 def write_figures(comparison: Comparison, folder: Path, illustrations: Illustrations | None = None) -> list[Path]:
