@@ -332,7 +332,7 @@ class Circuit:
             how = {"method": self.method if isinstance(self.method, str) else label(method)}
             how |= {"measure": self.measure, "rank": self.rank, "level": self.level}
             return {"edges": self.edges, **how, "parameters": parameters_of(method), **carried}
-        edges = "\n".join(sorted(self.edges))
+        edges = "\n".join(sorted(map(str, self.edges)))
         where: dict[str, Any] = {}
         if self.found is not None:
             subject = None if self.found.subject is None else vars(self.found.subject)

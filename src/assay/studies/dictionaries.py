@@ -418,7 +418,7 @@ def by_bits(done: Done, what: str) -> Chart:
             else:
                 rows = [agreements[name, split] for name in known]
                 keys, scale = ("estimate", "low", "high"), 100.0
-            values = {
+            values: dict[str, Any] = {
                 axis: [_or_none(scale * float(row[key])) for row in rows]
                 for axis, key in zip(("y", "low", "high"), keys, strict=True)
             }
