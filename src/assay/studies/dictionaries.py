@@ -73,7 +73,8 @@ def _code(name: str, task: Task, subject: Subject, *, everything: bool) -> Part:
     dictionaries = [SparseAutoencoder(k=16, **options)]
     if everything:
         dictionaries = [
-            *(SparseAutoencoder(k=k, seed=seed, **options) for k in (8, 16, 32, 64) for seed in (0, 1, 2)),
+            *(SparseAutoencoder(k=k, **options) for k in (8, 16, 32, 64, 128)),
+            *(SparseAutoencoder(k=16, seed=seed, **options) for seed in (1, 2)),
             *(SparseAutoencoder(k=16, kind=kind, **options) for kind in KINDS),
         ]
     return Part(
@@ -83,8 +84,8 @@ def _code(name: str, task: Task, subject: Subject, *, everything: bool) -> Part:
         "layer2.residual",
         main,
         _with_svd(width, dictionaries),
-        200 if everything else 60,
-        1_500 if everything else 300,
+        150 if everything else 60,
+        1_000 if everything else 300,
     )
 
 
