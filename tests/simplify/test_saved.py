@@ -16,7 +16,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 import assay
 from assay import AssayError
-from assay.engine import Block, Edit, EditedSubject, Engine, Head, collect
+from assay.engine import BLOCK_STREAMS, Block, Edit, EditedSubject, Engine, Head, collect
 from assay.simplify import (
     SVD,
     Identity,
@@ -39,6 +39,7 @@ RECIPES = [
     (KMeans(clusters=4), MIXED),
     (RandomProjection(rank=3, seed=2), MIXED),
     (MeanAblation(), "embeddings+layer1.attention+layer1.after"),
+    (MeanAblation(), "layer0.heads+layer1.middle+layer1.mlp_input"),
     (Identity(), MIXED),
     (OneHotAttention(), "all"),
     (UniformAttention(), "layer1"),
@@ -49,8 +50,7 @@ RECIPES = [
 
 @pytest.fixture(scope="module")
 def everything(engine, task):
-    streams = ("queries", "keys", "values", "mlp", "residual", "attention", "after")
-    return collect(engine, task.split("train", 40), streams)
+    return collect(engine, task.split("train", 40), ("queries", "keys", "values", *BLOCK_STREAMS))
 
 
 @pytest.fixture

@@ -25,9 +25,7 @@ _SITES = (
     "layer1.residual",
     "all.attention",
     "layer1.after",
-    "all.mlp_input",
-    "layer1.heads",
-    "layer1.middle",
+    "all.mlp_input+layer0.heads+layer1.middle",
     "embeddings",
     "layer0.head1+layer0.mlp+layer1.head0.values+layer1.head1.queries",
 )
