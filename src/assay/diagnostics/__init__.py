@@ -1,6 +1,7 @@
 """What is asked of an explanation beside a comparison: functions from an explanation to a record."""
 
 from assay.diagnostics._areas import Areas, area_from_one, area_under, areas
+from assay.diagnostics._concept_shift import Account, Concept, ConceptShift, concept_shift
 from assay.diagnostics._features import TopSequence, TopSequences, feature_use, telling_features, top_sequences
 from assay.diagnostics._fidelity import RobustFidelity, robust_fidelity
 from assay.diagnostics._illusion import Part, SubspacePatch, subspace_patch
@@ -11,8 +12,11 @@ from assay.diagnostics._reconstruction import loss_recovered, reconstruction
 from assay.diagnostics._setting import Estimate
 
 __all__ = [
+    "Account",
     "Areas",
     "Completeness",
+    "Concept",
+    "ConceptShift",
     "EdgeEffect",
     "Estimate",
     "KnockOut",
@@ -29,6 +33,7 @@ __all__ = [
     "area_under",
     "areas",
     "completeness",
+    "concept_shift",
     "feature_use",
     "loss_recovered",
     "minimality",
