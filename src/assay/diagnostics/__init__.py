@@ -1,5 +1,6 @@
 """What is asked of an explanation beside a comparison: functions from an explanation to a record."""
 
+from assay.diagnostics._absorption import absorption
 from assay.diagnostics._areas import Areas, area_from_one, area_under, areas
 from assay.diagnostics._features import TopSequence, TopSequences, feature_use, telling_features, top_sequences
 from assay.diagnostics._fidelity import RobustFidelity, robust_fidelity
@@ -24,6 +25,7 @@ __all__ = [
     "SubspacePatch",
     "TopSequence",
     "TopSequences",
+    "absorption",
     "aligned_subspace",
     "area_from_one",
     "area_under",
