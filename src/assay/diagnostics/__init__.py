@@ -2,6 +2,7 @@
 
 from assay.diagnostics._absorption import absorption
 from assay.diagnostics._areas import Areas, area_from_one, area_under, areas
+from assay.diagnostics._descriptions import described
 from assay.diagnostics._features import TopSequence, TopSequences, feature_use, telling_features, top_sequences
 from assay.diagnostics._fidelity import RobustFidelity, robust_fidelity
 from assay.diagnostics._illusion import Part, SubspacePatch, subspace_patch
@@ -31,6 +32,7 @@ __all__ = [
     "area_under",
     "areas",
     "completeness",
+    "described",
     "feature_use",
     "loss_recovered",
     "minimality",
