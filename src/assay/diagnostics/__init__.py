@@ -1,7 +1,9 @@
 """What is asked of an explanation beside a comparison: functions from an explanation to a record."""
 
+from assay.diagnostics._absorption import absorption
 from assay.diagnostics._areas import Areas, area_from_one, area_under, areas
 from assay.diagnostics._concept_shift import Account, Concept, ConceptShift, concept_shift
+from assay.diagnostics._descriptions import described
 from assay.diagnostics._features import TopSequence, TopSequences, feature_use, telling_features, top_sequences
 from assay.diagnostics._fidelity import RobustFidelity, robust_fidelity
 from assay.diagnostics._illusion import Part, SubspacePatch, subspace_patch
@@ -28,12 +30,14 @@ __all__ = [
     "SubspacePatch",
     "TopSequence",
     "TopSequences",
+    "absorption",
     "aligned_subspace",
     "area_from_one",
     "area_under",
     "areas",
     "completeness",
     "concept_shift",
+    "described",
     "feature_use",
     "loss_recovered",
     "minimality",
