@@ -253,9 +253,21 @@ def test_the_control_is_pca_of_equal_size():
     assert InteractionBasis(5).control() == SVD(5, joint=False, centred=True)
 
 
+def test_it_is_judged_beside_its_control_and_refitted(subject, task):
+    options = {"sites": ["layer1.mlp"], "sequences": 10, "fit_sequences": 30, "resamples": 20}
+    comparison = assay.compare(subject, task, [InteractionBasis(4)], **options)
+    records = {record.proxy: record for record in comparison.record.proxies}
+    assert records["InteractionBasis(features=4)"].control == "SVD(rank=4, joint=False, centred=True)"
+    assert records["SVD(rank=4, joint=False, centred=True)"].is_control
+    gaps = comparison.gaps().query("proxy == 'InteractionBasis(features=4)'")
+    assert np.isfinite(gaps["removed"]).any()
+
+
 def test_what_does_not_fit_is_refused(small, collected):
     samples = collected.at(Engine(small).site("layer1.mlp"))
-    with pytest.raises(AssayError, match=r"InteractionBasis\(features=17\): the heads have width 16"):
+    with pytest.raises(
+        AssayError, match=r"InteractionBasis\(features=17\): vectors of layer1 have width 16, so features must"
+    ):
         InteractionBasis(17).fit(samples)
     with pytest.raises(AssayError, match="features must be a whole number of at least 1"):
         InteractionBasis(0).fit(samples)

@@ -279,9 +279,9 @@ class RuleSurrogate:
     a part of the algorithm in, and the tree then says how far that part goes. Depth 0 is the subject's most frequent
     prediction everywhere, and the control of the others.
 
-    Source: Craven and Shavlik (1995, NIPS 8), trees from a network's own answers; that the features be chosen first is
-    the proposal of rule-based surrogates on attributed features. Differences: ranked by permutation importance in place
-    of an attribution, on predictions that the tree was not made from; no cross-validation of `features` and `depth`.
+    Source: Craven and Shavlik (1995, NIPS 8): trees made from a network's own answers. Differences: questions are
+    chosen first, by permutation importance on predictions that the tree was not made from; inputs are those of the task
+    and none are made up; `features` and `depth` are not cross-validated.
 
     After `fit`, `tree_` has the tree, and `rules()` writes it. Raises AssayError for parameters that do not fit, a
     subject that does not predict next tokens, and splits of different features.

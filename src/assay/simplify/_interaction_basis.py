@@ -14,10 +14,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from assay._errors import AssayError
 from assay.engine import Edit, Engine, Place, Samples, VectorEdit, collect, tensors
 from assay.simplify._protocol import check_positive, label, source_of, vector_proxy
 from assay.simplify._proxy import SimplifiedSubject
-from assay.simplify._subspace import check_rank
 from assay.simplify._svd import SVD
 from assay.subjects import Subject
 from assay.tasks import Split
@@ -143,8 +143,11 @@ class InteractionBasis:
         subject, split = source_of(self, samples)
         self.bases_ = None
         for place in samples.places:
-            for vectors in samples.of(place):
-                check_rank(self.features, vectors.shape[-1], label(self))
+            width = min(vectors.shape[-1] for vectors in samples.of(place))
+            if self.features > width:
+                raise AssayError(
+                    f"{label(self)}: vectors of {place} have width {width}, so features must be between 1 and {width}."
+                )
         with _frozen(subject.model):
             follows = _Following(subject, split, samples, local=self.local, seed=self.seed)
             found = {place: follows.bases(place) for place in samples.places}
