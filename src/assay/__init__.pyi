@@ -15,6 +15,7 @@ from .circuits import Circuit as Circuit
 from .dictionaries import Dictionary as Dictionary
 from .dictionaries import GivenDictionary as GivenDictionary
 from .dictionaries import RandomDictionary as RandomDictionary
+from .dictionaries import Replacement as Replacement
 from .dictionaries import SparseAutoencoder as SparseAutoencoder
 from .dictionaries import Transcoder as Transcoder
 from .faithfulness import Comparison as Comparison
@@ -26,10 +27,12 @@ from .models import NGram as NGram
 from .models import OtherModel as OtherModel
 from .models import PruneWeights as PruneWeights
 from .models import RoundWeights as RoundWeights
+from .models import RuleSurrogate as RuleSurrogate
 from .proofs import Certificate as Certificate
 from .proofs import certify as certify
 from .simplify import SVD as SVD
 from .simplify import Identity as Identity
+from .simplify import InteractionBasis as InteractionBasis
 from .simplify import KMeans as KMeans
 from .simplify import MeanAblation as MeanAblation
 from .simplify import OneHotAttention as OneHotAttention

@@ -280,7 +280,7 @@ class _Counts:
 def _count(engine: Engine, one: Encoded, split: Split, probes: Sequence[_Probe]) -> list[_Counts]:
     """What is absorbed on a split, concept by concept."""
     found = [
-        _Counts(*(np.zeros(len(split), dtype=np.int64) for _ in range(4)), np.zeros(one.dictionary.features, np.int64))
+        _Counts(*np.zeros((4, len(split)), dtype=np.int64), by=np.zeros(one.dictionary.features, dtype=np.int64))
         for _ in probes
     ]
     for batch in one.batches(engine, split):

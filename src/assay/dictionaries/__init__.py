@@ -10,6 +10,7 @@ from assay.dictionaries._given import GivenDictionary
 from assay.dictionaries._measures import DENSE, Measures, measure
 from assay.dictionaries._named import sparse_autoencoder
 from assay.dictionaries._random import RandomDictionary
+from assay.dictionaries._replacement import CrossLayerReplacement, Replacement
 from assay.dictionaries._sparse_autoencoder import SparseAutoencoder, Transcoder
 from assay.dictionaries._training import Trained, Training, train
 
@@ -17,11 +18,13 @@ __all__ = [
     "DENSE",
     "KINDS",
     "Codes",
+    "CrossLayerReplacement",
     "CrossLayerTranscoder",
     "Dictionary",
     "GivenDictionary",
     "Measures",
     "RandomDictionary",
+    "Replacement",
     "SparseAutoencoder",
     "Trained",
     "Training",

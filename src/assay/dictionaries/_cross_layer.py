@@ -60,37 +60,39 @@ class CrossLayerTranscoder:
     def encode(self, inputs: Sequence[Float[Tensor, "row width"]]) -> list[Codes]:
         """The codes of what enters each layer's MLP. Raises AssayError for another number of layers, or width."""
         self._check_inputs(inputs)
-        return [self._encoded(layer, vectors) for layer, vectors in enumerate(inputs)]
+        return [self.encode_layer(layer, vectors) for layer, vectors in enumerate(inputs)]
 
     def reconstruct(self, inputs: Sequence[Float[Tensor, "row width"]]) -> list[Float[Tensor, "row width"]]:
         """What is decoded for each layer, of the codes of that layer and all before it, in the dtype of the inputs.
 
         Rows are the same positions in all layers.
         """
-        self._check_inputs(inputs)
-        found: list[Tensor] = []
-        for vectors in inputs:
-            found.append(self.b_dec[len(found)].to(self._as(vectors)).expand(len(vectors), -1).clone())
-        for layer, vectors in enumerate(inputs):
-            codes = self._encoded(layer, vectors)
-            decoders = self.W_dec[layer].to(codes.value)
-            for later in range(self.layers - layer):
-                found[layer + later] += embedding_bag(
-                    codes.index,
-                    decoders[:, later].contiguous(),
-                    codes.start,
-                    per_sample_weights=codes.value,
-                    mode="sum",
-                )
-        return [decoded.to(vectors.dtype) for decoded, vectors in zip(found, inputs, strict=True)]
+        codes = self.encode(inputs)
+        decoded = (self.decode_layer(layer, codes[: layer + 1]) for layer in range(self.layers))
+        return [found.to(vectors.dtype) for found, vectors in zip(decoded, inputs, strict=True)]
 
-    def _encoded(self, layer: int, vectors: Tensor) -> Codes:
+    def encode_layer(self, layer: int, vectors: Float[Tensor, "row width"]) -> Codes:
+        """The codes of what enters the MLP of one layer."""
         own = vectors.to(self._as(vectors))
         weights, bias = self.W_enc[layer].to(own), self.b_enc[layer].to(own)
         found = torch.addmm(bias, own, weights)
         if self.threshold is not None:
             found = found * (found > self.threshold[layer].to(own))
         return Codes.of_dense(found)
+
+    def decode_layer(self, layer: int, codes: Sequence[Codes]) -> Float[Tensor, "row width"]:
+        """What is decoded for one layer, of the codes of all layers up to it, at least in float32."""
+        if len(codes) != layer + 1:
+            raise AssayError(
+                f"what is decoded for layer {layer} is made of the codes of layers 0 to {layer}; got those of "
+                f"{len(codes)}."
+            )
+        like = codes[-1].value
+        found = self.b_dec[layer].to(like).expand(len(codes[-1].start), -1).clone()
+        for before, own in enumerate(codes):
+            decoder = self.W_dec[before][:, layer - before].to(like).contiguous()
+            found += embedding_bag(own.index, decoder, own.start, per_sample_weights=own.value, mode="sum")
+        return found
 
     def _as(self, vectors: Tensor) -> Tensor:
         """Nothing, in the dtype that vectors are computed in, at least float32, where they lie."""

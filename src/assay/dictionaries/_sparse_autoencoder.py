@@ -166,11 +166,16 @@ def _fit(recipe: SparseAutoencoder | Transcoder, samples: Samples, places: tuple
     recipe.dictionaries_ = None
     found: dict[Place, tuple[Dictionary, ...]] = {}
     measures: dict[str, Measures] = {}
+    shared = samples.shared
     for place in places:
         own = []
         for stream in samples.streams_of(place):
-            one, sample = _trained(recipe, samples, place, stream)
-            measures[key_of(place, stream)] = measure(one, *sample)
+            # At a site of several places, each dictionary is the one that its place has alone.
+            key = repr(recipe), place, stream
+            if key not in shared:
+                one, sample = _trained(recipe, samples, place, stream)
+                shared[key] = one, measure(one, *sample)
+            one, measures[key_of(place, stream)] = shared[key]
             own.append(one)
         found[place] = tuple(own)
     recipe.streams_, recipe.measures_ = {place: samples.streams_of(place) for place in places}, measures

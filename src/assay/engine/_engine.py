@@ -66,7 +66,7 @@ _PROBED = {
 _HOOKED = tuple(stream for stream in BLOCK_STREAMS if stream != "heads")
 """Streams of blocks that enter or leave a module; heads are side by side in the attention function alone."""
 
-_SWEEPS = ("all-heads", "all-layers")
+_SWEEPS = ("all-heads", "all-layers", "up-to-layers")
 
 _PART = re.compile(
     r"(?:all|layer([0-9]+)(?:\.head([0-9]+))?|L([0-9]+)(?:H([0-9]+))?|([0-9]+)\.([0-9]+))"
@@ -275,7 +275,7 @@ class Engine:
                 f"site {text!r} is not in {self.subject.name!r}; use 'all', 'layer0' to 'layer{last.layer}', or a head "
                 f"such as '{last}', alone or followed by one of .{', .'.join(HEAD_STREAMS)}; or 'all' or a layer "
                 f"followed by .{' or .'.join(BLOCK_STREAMS)}; or 'embeddings'; or several of these joined by +; or "
-                "'all-heads' or 'all-layers' for each by itself."
+                "'all-heads' or 'all-layers' for each by itself, or 'up-to-layers' for the first, the first two, ..."
             )
         if stream in BLOCK_STREAMS:
             self._check_stream(stream)
@@ -428,25 +428,32 @@ class Engine:
     def expand(self, name: Named) -> tuple[Named, ...]:
         """The names of sites that a sweep stands for, one at a time; any other name stands for itself.
 
-        `all-heads` is every head by itself, `all-layers` every layer; `all-heads.values` and the like with a stream.
+        `all-heads` is every head by itself, `all-layers` every layer, `up-to-layers` the first layer, the first two
+        together, and so on; `all-heads.values` and the like with a stream.
         """
         sweep, dot, stream = name.partition(".") if isinstance(name, str) else ("", "", "")
         if sweep == "all-heads":
             return tuple(f"{head}{dot}{stream}" for head in self.heads)
-        if sweep == "all-layers":
+        if sweep in ("all-layers", "up-to-layers"):
             layers = [block.layer for block in self.blocks] if stream in BLOCK_STREAMS else range(self.layers)
-            return tuple(f"layer{layer}{dot}{stream}" for layer in layers)
+            each = [f"layer{layer}{dot}{stream}" for layer in layers]
+            return tuple(each if sweep == "all-layers" else ("+".join(each[: place + 1]) for place in range(len(each))))
         return (name,)
 
     def sites(self, names: Sequence[Named]) -> tuple[Site, ...]:
-        """The sites that names, sweeps among them, stand for. Raises AssayError for one that is unknown or twice."""
-        found = tuple(self.site(one) for name in names for one in self.expand(name))
-        known = [site.name for site in found]
-        twice = {name for name in known if known.count(name) > 1}
-        if twice:
-            given = ", ".join(name if isinstance(name, str) else "+".join(name) for name in names)
-            raise AssayError(f"sites {given}: {', '.join(sorted(twice))} is meant twice.")
-        return found
+        """The sites that names, sweeps among them, stand for; one that two sweeps have is there once.
+
+        Raises AssayError for one that is unknown, and for one that is named and meant a second time.
+        """
+        found: dict[str, tuple[Site, bool]] = {}
+        for name in names:
+            sweep = isinstance(name, str) and name.startswith(_SWEEPS)
+            for site in map(self.site, self.expand(name)):
+                known, swept = found.setdefault(site.name, (site, sweep))
+                if known is not site and not (swept and sweep):
+                    given = ", ".join(one if isinstance(one, str) else "+".join(one) for one in names)
+                    raise AssayError(f"sites {given}: {site.name} is meant twice.")
+        return tuple(site for site, _ in found.values())
 
     def ready(self) -> AbstractContextManager[None]:
         """Within the block the subject stays prepared for runs, which saves preparing it for each."""

@@ -1,6 +1,7 @@
 """Rows of vectors, read from a subject as they are needed: all at once where they fit into memory, else bit by bit."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -78,6 +79,7 @@ class Reader:
     def __init__(self, engine: Engine, split: Split, largest: int) -> None:
         self.engine, self.split, self.largest = engine, split, largest
         self._held: dict[tuple[Place, str], Tensor] = {}
+        self.shared: dict[Any, Any] = {}
 
     @property
     def count(self) -> int:

@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -75,6 +76,14 @@ class Samples:
         """What was read at a place of the streams to act on, in their order."""
         read: list[Vectors] = [getattr(self, stream) for stream in self.streams_of(place)]
         return tuple(vectors[place] for vectors in read if vectors)
+
+    @property
+    def shared(self) -> dict[Any, Any]:
+        """What recipes that are fitted on the same vectors may leave for one another: sites may share a place.
+
+        Who puts something there makes sure that its key says all that it depends on, but for the vectors.
+        """
+        return {} if self._reader is None else self._reader.shared
 
     def rows(
         self, place: Place, *, batch: int, steps: int, seed: int = 0, streams: Sequence[str] | None = None

@@ -1,0 +1,228 @@
+"""Several dictionaries in force at once: the replacement model that attribution graphs are drawn of."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from jaxtyping import Float
+from torch import Tensor
+
+from assay._errors import AssayError
+from assay.dictionaries._cross_layer import CrossLayerTranscoder
+from assay.dictionaries._dictionary import Codes, Dictionary
+from assay.dictionaries._given import GivenDictionary
+from assay.engine import Block, Edit, Engine, Place, Samples
+from assay.simplify import SimplifiedSubject, label
+from assay.simplify._protocol import proxy_of
+from assay.subjects import Subject
+from assay.tasks import Split
+
+
+@dataclass
+class Replacement:
+    """Dictionaries of several places in force at once, without error nodes: a replacement model.
+
+        parts = [assay.GivenDictionary(path) for path in paths]
+        compare(subject, task, [Replacement(parts[:n]) for n in range(1, len(parts) + 1)])
+
+    Each acts where its files say, on what the ones before it have made; nothing of what they get wrong is put back.
+    That is what a graph of features claims to stand for the subject, once its error nodes are left out. Trained
+    dictionaries need none of it: at a site such as `all.mlp` or `up-to-layers.mlp` they are in force together.
+
+    Raises AssayError for fewer than one dictionary, one that does not say where it acts, and two at one place.
+    """
+
+    parts: Sequence[GivenDictionary]
+    caution: str | None = field(default=None, init=False, repr=False, compare=False)
+    fitted_: list[GivenDictionary] | None = field(default=None, init=False, repr=False, compare=False)
+
+    streams: ClassVar[tuple[str, ...]] = ()
+    any_stream: ClassVar[bool] = True
+
+    @property
+    def title(self) -> str:
+        """What its parts are called."""
+        first, *rest = (part.title for part in self.parts)
+        return f"Replacement({first}{f', and {len(rest)} more' if rest else ''})"
+
+    def describe(self) -> dict[str, Any]:
+        """What the record keeps of it."""
+        return {"parts": [part.describe() for part in self.parts]}
+
+    def own_sites(self, engine: Engine) -> tuple[str, ...]:
+        """The one site of all places together."""
+        self._check()
+        names = []
+        for part in self.parts:
+            own = part.own_sites(engine)
+            if own is None:
+                raise AssayError(
+                    f"{label(part)} does not say where it acts; give it site=..., such as 'layer0.mlp', to be a part "
+                    "of a replacement."
+                )
+            names += own
+        return ("+".join(names),)
+
+    def _check(self) -> None:
+        wrong = [part for part in self.parts if not isinstance(part, GivenDictionary)]
+        if wrong or not self.parts:
+            what = "no dictionary" if not self.parts else f"a {type(wrong[0]).__name__}"
+            raise AssayError(f"Replacement() was given {what}; give it GivenDictionary(path) for each place.")
+
+    def check(self, subject: Subject, splits: Sequence[Split]) -> None:
+        """As its parts do, each at its place."""
+        self._check()
+        for part in self.parts:
+            part.check(subject, splits)
+        said = [f"{label(part)}: {part.caution}" for part in self.parts if part.caution]
+        self.caution = " ".join(said) or None
+
+    def fit(self, samples: Samples) -> "Replacement":
+        """Let every part take its place."""
+        self._check()
+        self.fitted_ = None
+        engine = Engine(samples.subject) if samples.subject is not None else None
+        if engine is None:
+            raise AssayError(f"{label(self)}: these samples do not say of which subject; take them from collect().")
+        self.fitted_ = [
+            GivenDictionary(part.dictionary, part.site, part.scale, part.unchecked).fit(
+                samples.at(engine.site(self._site_of(part, engine)))
+            )
+            for part in self.parts
+        ]
+        return self
+
+    def _site_of(self, part: GivenDictionary, engine: Engine) -> str:
+        own = part.own_sites(engine)
+        assert own is not None
+        return own[0]
+
+    @property
+    def dictionaries_(self) -> dict[Place, tuple[Dictionary, ...]] | None:
+        """The dictionary of every place."""
+        return (
+            None
+            if self.fitted_ is None
+            else {p: d for one in self.fitted_ for p, d in (one.dictionaries_ or {}).items()}
+        )
+
+    @property
+    def streams_(self) -> dict[Place, tuple[str, ...]] | None:
+        """The stream of every place."""
+        return None if self.fitted_ is None else {p: s for one in self.fitted_ for p, s in (one.streams_ or {}).items()}
+
+    def apply(self, subject: Subject) -> SimplifiedSubject:
+        """The subject with every part in force."""
+        edits = {edit.place: edit for one in self.fitted_ or () for edit in one.apply(subject).edits}
+        return proxy_of(self, subject, tuple(edits) or None, edits.__getitem__)
+
+    def control(self) -> None:
+        """None: mean ablation of all places stands beside it."""
+
+
+@dataclass
+class CrossLayerReplacement:
+    """A cross-layer transcoder in the place of every MLP, without error nodes.
+
+    `transcoder` is a path to its folder (see `CrossLayerTranscoder.read`), or what was read. What it gives for a layer
+    is made of what enters the MLPs of that layer and all before it, as they are once those have been replaced. Nothing
+    is learned. Raises AssayError for a subject of another number of layers or another width.
+    """
+
+    transcoder: CrossLayerTranscoder | str | Path
+    streams_: dict[Place, tuple[str, ...]] | None = field(default=None, init=False, repr=False, compare=False)
+
+    streams: ClassVar[tuple[str, ...]] = ()
+    any_stream: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.transcoder, CrossLayerTranscoder):
+            self.transcoder = CrossLayerTranscoder.read(self.transcoder)
+
+    @property
+    def own(self) -> CrossLayerTranscoder:
+        """The transcoder."""
+        assert isinstance(self.transcoder, CrossLayerTranscoder)
+        return self.transcoder
+
+    @property
+    def title(self) -> str:
+        """What it is."""
+        features = sum(len(bias) for bias in self.own.b_enc)
+        return f"CrossLayerReplacement({self.own.layers} layers, {features:,} features)"
+
+    def describe(self) -> dict[str, Any]:
+        """What the record keeps of it."""
+        return {"transcoder": {key: value for key, value in self.own.origin.items() if value is not None}}
+
+    def own_sites(self, engine: Engine) -> tuple[str, ...]:
+        """The MLPs of all layers."""
+        return ("all.mlp",)
+
+    def check(self, subject: Subject, splits: Sequence[Split]) -> None:
+        """Raise AssayError for a subject that it is not of."""
+        self._check(Engine(subject))
+
+    def _check(self, engine: Engine) -> None:
+        tokens = engine.few_tokens()
+        width = engine.run(tokens, read=("mlp_input",), logits=False).mlp_input[engine.blocks[0].layer].shape[-1]
+        if (len(engine.blocks), width) != (self.own.layers, self.own.width):
+            raise AssayError(
+                f"{label(self)} is of {self.own.layers} layers of width {self.own.width}, and "
+                f"{engine.subject.name!r} has {len(engine.blocks)} of width {width}; give the model that it was made "
+                "for."
+            )
+
+    def fit(self, samples: Samples) -> "CrossLayerReplacement":
+        """Take the places."""
+        self.streams_ = None
+        if samples.subject is None:
+            raise AssayError(f"{label(self)}: these samples do not say of which subject; take them from collect().")
+        self._check(Engine(samples.subject))
+        if len(samples.places) != self.own.layers or any(samples.streams_of(one) != ("mlp",) for one in samples.places):
+            raise AssayError(f"{label(self)} stands for all MLPs at once; give it the site 'all.mlp'.")
+        self.streams_ = dict.fromkeys(samples.places, ("mlp",))
+        return self
+
+    def apply(self, subject: Subject) -> SimplifiedSubject:
+        """The subject with all its MLPs replaced."""
+        splice = _Splice(self.own)
+        places = list(self.streams_ or {})
+
+        def edit(place: Place) -> Edit:
+            assert isinstance(place, Block)
+            return Edit(place, mlp_map=splice.at(places.index(place)))
+
+        return proxy_of(self, subject, tuple(places) or None, edit)
+
+    def control(self) -> None:
+        """None: mean ablation of all MLPs stands beside it."""
+
+
+class _Splice:
+    """Decodes layer by layer within one pass; what layers have added for later ones is kept until those come."""
+
+    def __init__(self, transcoder: CrossLayerTranscoder) -> None:
+        self._transcoder = transcoder
+        self._codes: list[Codes] = []
+
+    def at(self, layer: int) -> Any:
+        """What is given at a layer, of what enters there and what entered before in this pass."""
+
+        def replace(
+            entered: Float[Tensor, "batch position width"], given: Float[Tensor, "batch position width"]
+        ) -> Float[Tensor, "batch position width"]:
+            # A pass begins at the first layer: what another pass has left is gone then.
+            del self._codes[layer:]
+            if len(self._codes) != layer:
+                raise AssayError(
+                    "a cross-layer transcoder was run from the middle of the model; run it from its start."
+                )
+            self._codes.append(self._transcoder.encode_layer(layer, entered.reshape(-1, entered.shape[-1])))
+            found = self._transcoder.decode_layer(layer, self._codes)
+            if layer + 1 == self._transcoder.layers:
+                self._codes.clear()
+            return found.reshape(given.shape).to(given.dtype)
+
+        return replace
