@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from assay._errors import AssayError
+from assay.circuits._alike import APART, Alike
 from assay.circuits._kernels import product
 from assay.circuits._parameters import check_choice, check_whole
 from assay.circuits._problem import Batch, Problem
@@ -126,32 +127,26 @@ def _integrated(problem: Problem, points: list[tuple[float, float]]) -> Float[np
     wiring = problem.wiring
     scores = no_scores(problem)
     for batch in problem.batches(1, tokens=_tokens(problem, TOKENS)):
-        reference = problem.trace(batch, SENDERS)
-        where = _positions(problem, batch)
+        alike, reference = Alike.of(problem, batch, SENDERS)
+        # Nothing has a score before a pair's inputs differ, nor behind all that is scored.
+        where = slice(alike.length, int(batch.positions.max()) + 1 if len(batch.positions) else None)
         if [point for point, _ in points] == [1.0]:
             trace = Trace()
-            gradients = Gradients.at(problem, batch, None, trace)
+            gradients = Gradients.at(problem, batch, None, trace, alike=alike)
             _add(wiring, gradients.within(where), reference.within(where), trace.within(where), scores)
             continue
-        trace, clean = own_run(wiring, batch, SENDERS)
+        trace, clean = own_run(wiring, batch, SENDERS, alike)
         line = trace.embeddings - reference.embeddings
         senders = reference.within(where), trace.within(where)
-        for group in groups(problem, points, batch):
+        for group in groups(problem, points, batch, alike.length):
             streams = [reference.embeddings + point * line for point, _ in group]
             several = batch.repeated(len(group))
             # Made outside inference mode: what a graph is to keep must not be an inference tensor.
             stream = torch.cat([one.expand_as(line) for one in streams]).clone()
-            gradients = Gradients.at(problem, several, stream, Trace(), clean).weighted([one for _, one in group])
+            found = Gradients.at(problem, several, stream, Trace(), clean, alike=alike)
+            gradients = found.weighted([one for _, one in group])
             _add(wiring, gradients.within(where), *senders, scores)
     return means_of(problem, scores)
-
-
-def _positions(problem: Problem, batch: Batch) -> slice:
-    """Those at which there can be a score: not before a pair's inputs differ, nor behind all that is scored."""
-    start, end = 0, batch.tokens.shape[1]
-    if problem.reference.ablation == "counterfactual" and batch.counterfactuals is not None:
-        start = int((batch.tokens != batch.counterfactuals).any(dim=0).int().argmax())
-    return slice(start, int(batch.positions.max()) + 1 if len(batch.positions) else end)
 
 
 def _tokens(problem: Problem, most: int) -> int:
@@ -192,17 +187,22 @@ def means_of(problem: Problem, scores: Float[Tensor, "sender receiver"]) -> Floa
     return found
 
 
-def own_run(wiring: Wiring, batch: Batch, parts: Collection[str] = PARTS) -> tuple[Trace, Tensor]:
+def own_run(wiring: Wiring, batch: Batch, parts: Collection[str] = PARTS, alike: Alike = APART) -> tuple[Trace, Tensor]:
     """The subject's own trace, with some parts, and its final hidden states, without gradients."""
     trace = Trace()
     with ExitStack() as stack, torch.no_grad():
+        alike.after(stack)
         keep(stack, wiring, trace, batch.tokens.shape, parts)
+        alike.before(stack)
         return trace, wiring.hidden(batch.tokens, batch.valid)
 
 
-def groups(problem: Problem, points: list[tuple[float, float]], batch: Batch) -> Iterator[list[tuple[float, float]]]:
-    """Points that share a pass with gradients."""
-    room = max(1, _tokens(problem, TOKENS_IN_A_BATCH) // batch.tokens.numel())
+def groups(
+    problem: Problem, points: list[tuple[float, float]], batch: Batch, alike: int = 0
+) -> Iterator[list[tuple[float, float]]]:
+    """Points that share a pass with gradients; of positions that are `alike` its graph keeps about half."""
+    tokens = len(batch.tokens) * (batch.tokens.shape[1] - alike // 2)
+    room = max(1, _tokens(problem, TOKENS_IN_A_BATCH) // tokens)
     for start in range(0, len(points), room):
         yield points[start : start + room]
 
@@ -232,15 +232,18 @@ class Gradients:
         clean: Tensor | None = None,
         *,
         start: int = 0,
+        alike: Alike = APART,
     ) -> "Gradients":
         """Those of a run on a batch in which `stream` enters block `start`, whose trace goes into `trace`.
 
-        None stands for the subject's own stream. `clean` are final hidden states of the subject, for KL.
+        None stands for the subject's own stream. `clean` are final hidden states of the subject, for KL. The batch is
+        that of `alike`, some times over; at positions that are alike the gradients mean nothing.
         """
         wiring = problem.wiring
         asked: dict[Any, Tensor] = {}
         with ExitStack() as stack, torch.inference_mode(mode=False), torch.enable_grad():
             stack.enter_context(frozen(problem.engine.subject.model))
+            alike.after(stack, copies=1 if clean is None else len(batch.tokens) // len(clean))
             if stream is not None and start:
                 resume_at(stack, wiring, start, stream)
             begin = functools.partial(_begin, stream)
@@ -254,6 +257,7 @@ class Gradients:
             last = functools.partial(_apart, asked, "final")
             stack.callback(wiring.norm.module.register_forward_pre_hook(last, with_kwargs=True).remove)
             keep(stack, wiring, trace, batch.tokens.shape, (*SENDERS, *INPUTS))
+            alike.before(stack)
             hidden = wiring.hidden(batch.tokens, batch.valid)
             if clean is not None:
                 clean = clean.repeat(len(batch.tokens) // len(clean), 1, 1)
