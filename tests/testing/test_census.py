@@ -37,8 +37,8 @@ DIFFERENT = [
     ("t5", "features"),  # relative bias passed from block to block
 ]
 
-WITH_EDGES = {("gpt2", "causal"), ("llama", "causal"), ("gpt_oss", "causal"), ("granite_swa", "causal"),
-              ("opt", "causal")}  # fmt: skip
+WITH_EDGES = {("gpt2", "causal"), ("llama", "causal"), ("gemma2", "causal"), ("gpt_oss", "causal"),
+              ("granite_swa", "causal"), ("deepseek_v3", "causal"), ("opt", "causal")}  # fmt: skip
 """Those whose residual stream is the sum of what heads and MLPs add."""
 
 REFUSED = [
