@@ -106,12 +106,11 @@ def test_a_threshold_is_calibrated_to_k_codes_a_row(planted: Planted, kind: str)
     assert planted.judged(found)[3] == pytest.approx(3, rel=0.05)
 
 
-def test_a_penalty_is_found_for_the_l0_that_is_asked_for(planted: Planted) -> None:
-    few = planted.trained(kind="relu", features=96, l0=4.0, steps=300)
-    many = planted.trained(kind="relu", features=96, l0=9.0, steps=300)
-    assert planted.judged(few)[3] == pytest.approx(4, rel=0.1)
-    assert planted.judged(many)[3] == pytest.approx(9, rel=0.1)
-    assert few.penalty > many.penalty > 0
+@pytest.mark.parametrize(("kind", "l0", "apart"), [("relu", 4, 0.1), ("relu", 9, 0.1), ("jumprelu", 3, 0.05)])
+def test_a_penalty_is_found_for_the_l0_that_is_asked_for(planted: Planted, kind: str, l0: int, apart: float) -> None:
+    found = planted.trained(kind=kind, features=96, l0=l0, steps=300)
+    assert planted.judged(found)[3] == pytest.approx(l0, rel=apart)
+    assert found.penalty > 0
 
 
 def test_codes_made_too_small_by_a_penalty_are_made_larger_again(planted: Planted) -> None:

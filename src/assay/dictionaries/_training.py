@@ -28,11 +28,16 @@ BLOCK = 2**20
 RECORDS = 100
 """Means of loss and L0 that are kept of a run, at most about."""
 
-FIRST_THRESHOLD = 0.1
-"""Of JumpReLU, where rows have a mean norm of √width."""
+FIRST_THRESHOLD = 0.5
+"""Of JumpReLU, where rows have a mean norm of √width. From 0.01 thresholds take thousands of steps to where they end."""
 
-FIRST_PENALTY, GAIN = 0.1, 0.02
-"""Where a penalty starts that is moved until an L0 is met, and its largest relative change in a step."""
+WARM = 0.3
+"""The share of a run over which penalties rise."""
+
+FIRST_PENALTY, AT_ONCE = 0.1, 1.0
+GAIN = {"relu": 0.06, "gated": 0.06, "jumprelu": 0.02}
+"""Where a penalty starts that is moved until an L0 is met, and its relative change for each e-fold that L0 is off:
+for the next step alone, and for good. Thresholds move slowly, so that a penalty that moves fast goes too far."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,8 @@ class Training:
     Rows are scaled to a mean norm of √width first, which penalties refer to, and back in the dictionary. The first
     three take `k`, the last three either `penalty` or `l0`, how many codes are to be on in the mean: the penalty is
     then moved during training until they are. Dictionaries of `batchtopk` and `matryoshka` are JumpReLU ones, whose
-    one threshold is calibrated: of a sample, k codes a row are on in the mean.
+    one threshold is calibrated: of a sample, k codes a row are on in the mean. So are, by one factor, the thresholds of
+    `jumprelu` with `l0`.
 
     `lr` None is 4e-3 · √(1024 / features). `transcodes`: what is decoded is not the row but what a module makes of it;
     `skip` adds a linear map of the row. `rescale` multiplies the codes of a `relu` dictionary by the one number that
@@ -185,7 +191,8 @@ class Run:
         )
         self._done = self._rows = 0
         self._share, self._bar = 1.0, math.inf
-        self.penalty = settings.penalty if settings.penalty is not None else FIRST_PENALTY
+        self.penalty = self._multiplier = settings.penalty if settings.penalty is not None else FIRST_PENALTY
+        self._first_l0: float | None = None
 
     def checked(self, batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """A batch, or a sample; AssayError if it is not of the right shape."""
@@ -266,7 +273,7 @@ class Run:
             return _gradients.relu(by, self.own, pre, inputs, target, groups=len(settings.prefixes))
         penalty = self.penalty
         if settings.l0 is None:
-            penalty *= min(1.0, (self._done + 1) / (0.3 * settings.steps))
+            penalty *= min(1.0, (self._done + 1) / (WARM * settings.steps))
         if settings.kind == "relu":
             loss = _gradients.relu(by, self.own, pre, inputs, target, penalty=penalty)
         elif settings.kind == "gated":
@@ -276,10 +283,22 @@ class Run:
         l0 = float(loss.on) / len(inputs)
         self._share = l0 / settings.features
         if settings.l0 is not None:
-            # The penalty that gives an L0 is the multiplier of a constraint: it rises while too many are on.
-            off = max(-1.0, min(1.0, math.log(max(l0, 1e-3) / settings.l0)))
-            self.penalty *= math.exp(GAIN * off)
+            self._steer(l0, float(settings.l0))
         return loss
+
+    def _steer(self, l0: float, wanted: float) -> None:
+        """Move the penalty towards the one that gives an L0: the multiplier of a constraint, by its error and its sum.
+
+        The L0 that is wanted now goes from the first step's to the one asked for while penalties otherwise warm up.
+        """
+        if self._first_l0 is None:
+            self._first_l0 = max(l0, 1.0)
+        way = min(1.0, self._done / (WARM * self.settings.steps))
+        now = (1 - way) * math.log(self._first_l0) + way * math.log(wanted)
+        # Fewer on than on the way there is no reason to lower a penalty that has not begun to work.
+        off = max(-1.0 if way == 1 else 0.0, min(1.0, math.log(max(l0, 1e-3)) - now))
+        self._multiplier *= math.exp(GAIN[self.settings.kind] * off)
+        self.penalty = self._multiplier * math.exp(AT_ONCE * off)
 
     def _entries(self, inputs: Float[Tensor, "row width"]) -> tuple[Entries | Everything, Tensor]:
         """What the loss is computed over, and the pre-activations there."""
@@ -367,7 +386,13 @@ class Run:
         if settings.kind == "topk":
             return Dictionary(kind="topk", k=settings.k, **parts)
         if settings.kind == "jumprelu":
-            return Dictionary(kind="jumprelu", threshold=own["log_threshold"].exp() / out, **parts)
+            thresholds = own["log_threshold"].exp() / out
+            found = Dictionary(kind="jumprelu", threshold=thresholds, **parts)
+            if settings.l0 is None:
+                return found
+            return replace(
+                found, threshold=thresholds * _threshold(found, float(settings.l0), calibration[0], thresholds)
+            )
         if settings.kind == "gated":
             return Dictionary(kind="gated", r_mag=own["r_mag"].clone(), b_mag=own["b_mag"] / out, **parts)
         found = Dictionary(kind="relu", **parts)
@@ -375,7 +400,7 @@ class Run:
             factor = _factor(found, calibration) if settings.rescale else 1.0
             return replace(found, W_enc=found.W_enc * factor, b_enc=found.b_enc * factor)
         assert settings.k is not None
-        threshold = _threshold(found, settings.k, calibration[0])
+        threshold = _threshold(found, float(settings.k), calibration[0])
         return replace(found, kind="jumprelu", threshold=torch.full_like(found.b_enc, threshold))
 
 
@@ -386,12 +411,20 @@ def _parts(features: int, rows: int) -> Iterator[slice]:
         yield slice(start, start + size)
 
 
-def _threshold(dictionary: Dictionary, k: int, rows: Float[Tensor, "row width"]) -> float:
-    """The threshold above which lie k pre-activations a row, in the mean; 0 if fewer are above 0."""
-    wanted = k * len(rows) + 1
+def _threshold(
+    dictionary: Dictionary,
+    l0: float | int,
+    rows: Float[Tensor, "row width"],
+    unit: Float[Tensor, " feature"] | float = 1.0,
+) -> float:
+    """The threshold, in units that may be a feature's own, above which lie l0 pre-activations a row in the mean.
+
+    It is 0 if fewer are above 0.
+    """
+    wanted = round(l0 * len(rows)) + 1
     kept, bar = rows.new_zeros(0), 0.0
     for part in _parts(dictionary.features, len(rows)):
-        values, _, _ = above(dictionary._pre_activations(rows[part]), bar)
+        values, _, _ = above(dictionary._pre_activations(rows[part]) / unit, bar)
         kept = torch.cat([kept, values])
         if len(kept) > wanted:
             kept = kept[largest(kept, wanted)]
