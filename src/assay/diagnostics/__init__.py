@@ -10,6 +10,7 @@ from assay.diagnostics._illusion import Part, SubspacePatch, subspace_patch
 from assay.diagnostics._knock_outs import Completeness, EdgeEffect, KnockOut, Minimality, completeness, minimality
 from assay.diagnostics._mlp_subspaces import aligned_subspace, mlp_patch
 from assay.diagnostics._overlap import Overlap, Stability, overlap, stability
+from assay.diagnostics._probe_sets import ProbeSetDependence, probe_set_dependence
 from assay.diagnostics._reconstruction import loss_recovered, reconstruction
 from assay.diagnostics._setting import Estimate
 
@@ -25,6 +26,7 @@ __all__ = [
     "Minimality",
     "Overlap",
     "Part",
+    "ProbeSetDependence",
     "RobustFidelity",
     "Stability",
     "SubspacePatch",
@@ -43,6 +45,7 @@ __all__ = [
     "minimality",
     "mlp_patch",
     "overlap",
+    "probe_set_dependence",
     "reconstruction",
     "robust_fidelity",
     "stability",
