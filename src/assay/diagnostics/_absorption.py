@@ -279,8 +279,15 @@ class _Counts:
 
 def _count(engine: Engine, one: Encoded, split: Split, probes: Sequence[_Probe]) -> list[_Counts]:
     """What is absorbed on a split, concept by concept."""
+    nothing = np.zeros(len(split), dtype=np.int64)
     found = [
-        _Counts(*np.zeros((4, len(split)), dtype=np.int64), by=np.zeros(one.dictionary.features, dtype=np.int64))
+        _Counts(
+            positives=nothing.copy(),
+            found=nothing.copy(),
+            absorbed=nothing.copy(),
+            main_on=nothing.copy(),
+            by=np.zeros(one.dictionary.features, dtype=np.int64),
+        )
         for _ in probes
     ]
     for batch in one.batches(engine, split):

@@ -53,7 +53,7 @@ class Replacement:
     def own_sites(self, engine: Engine) -> tuple[str, ...]:
         """The one site of all places together."""
         self._check()
-        names = []
+        names: list[str] = []
         for part in self.parts:
             own = part.own_sites(engine)
             if own is None:

@@ -29,7 +29,7 @@ RECORDS = 100
 """Means of loss and L0 that are kept of a run, at most about."""
 
 FIRST_THRESHOLD = 0.5
-"""Of JumpReLU, where rows have a mean norm of √width. From 0.01 thresholds take thousands of steps to where they end."""
+"""Of JumpReLU, where rows have a mean norm of √width. From 0.01 they take thousands of steps to where they end."""
 
 WARM = 0.3
 """The share of a run over which penalties rise."""
