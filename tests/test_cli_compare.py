@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import pytest
@@ -10,7 +11,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
 
 import assay
+from assay.engine import Engine, collect
 from assay.faithfulness import Comparison
+from assay.studies import text
 from assay.subjects import Subject, save
 
 
@@ -63,6 +66,28 @@ def test_a_run_from_files_to_the_page(command, texts, tmp_path):
     assert {path.suffix for path in (tmp_path / "run" / "figures").iterdir()} == {".svg", ".png"}
     for verdict in comparison.verdicts():
         assert verdict.where in page
+
+
+def test_dictionaries_trained_and_of_files(command, texts, tmp_path):
+    subject = assay.load("code-python")
+    task = text.task_of(subject, texts / "fit.txt", {"iid": texts / "iid.txt"}, max_length=24)
+    engine = Engine(subject)
+    samples = collect(engine, task.split("train", 10), ()).at(engine.site("layer2.residual"))
+    recipe = assay.SparseAutoencoder(k=4, features=64, steps=20, batch=64).fit(samples)
+    ((dictionary,),) = recipe.dictionaries_.values()
+    named = replace(dictionary, origin={"hook": "blocks.2.hook_resid_pre"})
+    named.save(tmp_path / "sae")
+    trained = ("--simplify", "sae:k=4,features=64,steps=20,batch=64", "--fit-sequences", 10, "--max-length", 24)
+    status, out, err = command(
+        *("compare", "code-python"), *call_of(texts, *trained),
+        "--simplify", f"sae:path={tmp_path / 'sae'}", "--sites", "layer1.mlp", "--out", tmp_path / "run",
+    )  # fmt: skip
+    assert status == 0, err
+    comparison = Comparison.load(tmp_path / "run")
+    assert {verdict.site for verdict in comparison.verdicts()} == {"layer1.mlp", "layer2.residual"}
+    assert "loss recovered from zeros" in " ".join(out.split())
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert page.count("split by split") >= 2
 
 
 def test_json_fields_and_precision(command, texts, tmp_path):

@@ -210,7 +210,7 @@ class _Vectors:
     sequence: Int[np.ndarray, " vector"]
     kinds: tuple[str, ...]
     on: Int[np.ndarray, " feature"] | None = None
-    counts: Int[np.ndarray, " vector"] | None = None
+    counts: Float[np.ndarray, " vector"] | None = None
     long: Float[np.ndarray, " vector"] | None = None
     along: Float[np.ndarray, " vector"] | None = None
 

@@ -16,7 +16,7 @@ _PAGE = "report.html"
 
 _LEFT = (
     RECORD, RESULTS, GAPS, CONTROLS, MODELS, EFFECTS, SEQUENCES, _PAGE, "illustrations.json", "figures/*.svg",
-    "figures/*.png", "certificates/*.json", "counting.json",
+    "figures/*.png", "certificates/*.json", "counting.json", "reconstruction.parquet", "losses.parquet",
 )  # fmt: skip
 """All that runs leave beside cells, which are named by what made them. The record goes first: it says "finished"."""
 

@@ -13,18 +13,20 @@ from assay._errors import AssayError, unknown_name
 from assay.diagnostics import loss_recovered, reconstruction
 from assay.dictionaries import SparseAutoencoder
 from assay.engine import Engine, collect
-from assay.faithfulness import ALL, REFITTED, Comparison, Step, Workers, compare
-from assay.reports import Chart, Illustrations, Series, TableView, write_figures, write_page
+from assay.faithfulness import REFITTED, Comparison, Step, Workers, compare
+from assay.reports import Chart, FeatureView, Illustrations, Series, TableView, write_figures, write_page
 from assay.simplify import SVD, RandomPerturbation, Simplification, label, representation_bits
 from assay.studies import code
-from assay.subjects import Subject, load, shipped
+from assay.studies._dictionary_views import Cell, cell, split_by_split, whole
+from assay.studies._feature_views import feature_views
+from assay.subjects import Subject, load, shipped, write_atomically
 from assay.tasks import Dyck, Task
+
+VECTORS, LOSSES = "reconstruction.parquet", "losses.parquet"
+"""Files of a run that have what the first subject's recipes make of vectors, and the loss that they recover."""
 
 SHIFTS_DRAWN = 3
 """Shifts in a chart, at most: those of the largest gaps."""
-
-Cell = tuple[str, str]
-"""A cell of a table: a number, and its limits."""
 
 PRECISION = 16
 """Bits of a number of a code, for dictionaries and SVD alike."""
@@ -135,11 +137,12 @@ PARTS: dict[str, Callable[..., Part]] = {"code-python": code_python, "code-java"
 class Done:
     """A finished part: its comparison, what its recipes make of vectors, and the loss that they recover.
 
-    `vectors` and `losses` are those of the first subject, by proxy.
+    `vectors` and `losses` are those of the first subject, by proxy; `pictures` are features of the main dictionary.
     """
 
     part: Part
     comparison: Comparison
+    pictures: Sequence[FeatureView]
     vectors: Mapping[str, pd.DataFrame]
     losses: Mapping[str, pd.DataFrame]
     bits: Mapping[str, float]
@@ -198,6 +201,7 @@ def run(
     shown = Illustrations(
         tables=[table for part in parts for table in part.tables],
         charts=[chart for part in parts for chart in part.charts],
+        features=[view for part in parts for view in part.features],
     )
     write_page(done[0].comparison, folder / "report.html", shown)
     return done, shown
@@ -232,33 +236,28 @@ def _judged(folder: Path, part: Part, overwrite: bool, workers: Workers, progres
         width = subject.model.config.hidden_size
         counted = representation_bits(fitted, width=width, length=1, vectors=1, precision=PRECISION)
         bits[name] = counted.per_position
-    return Done(part, comparison, vectors, losses, bits, folder)
+    progress(Step(1, 1, f"{part.name}: features"))
+    for file, frames in ((VECTORS, vectors), (LOSSES, losses)):
+        whole = pd.concat([frame.assign(proxy=name) for name, frame in frames.items()], ignore_index=True)
+        write_atomically(folder / file, lambda path, whole=whole: whole.to_parquet(path))  # type: ignore[misc]
+    main = comparison.fitted(label(part.main), site.name)
+    pictures = feature_views(subject, part.task, main, sequences=part.sequences)
+    return Done(part, comparison, pictures, vectors, losses, bits, folder)
 
 
 def illustrations(done: Done) -> Illustrations:
     """What a part adds to its comparison: tables, and curves over bits."""
     shown = label(done.part.main)
     return Illustrations(
-        tables=[overview(done), under_shifts(done), features(done, shown), by_kind(done, shown)],
+        tables=[
+            overview(done),
+            under_shifts(done),
+            split_by_split(f"{done.part.name}: {shown}", done.vectors[shown], done.losses[shown]),
+            by_kind(done, shown),
+        ],
         charts=[by_bits(done, "same_prediction"), by_bits(done, "explained")],
+        features=list(done.pictures),
     )
-
-
-def _whole(frame: pd.DataFrame, split: str) -> Mapping[str, Any]:
-    """The row of all kinds together on a split."""
-    row = frame[(frame["split"] == split) & (frame["kind"] == ALL)]
-    found: Mapping[str, Any] = row.iloc[0].to_dict()
-    return found
-
-
-def _cell(row: Mapping[str, Any], name: str, *, scale: float = 1.0, digits: int = 3, ends: str | None = None) -> Cell:
-    """A number of a row, with its limits, which are called `ends` and low or high (default: as the number)."""
-    prefix = f"{name}_" if ends is None else ends
-    value, low, high = (float(row.get(key, np.nan)) for key in (name, f"{prefix}low", f"{prefix}high"))
-    if np.isnan(value):
-        return "–", ""
-    limits = "" if np.isnan(low) else f"{scale * low:.{digits}f} to {scale * high:.{digits}f}"
-    return f"{scale * value:.{digits}f}", limits
 
 
 def _agreements(done: Done) -> dict[tuple[str, str], Mapping[str, Any]]:
@@ -287,17 +286,17 @@ def overview(done: Done) -> TableView:
         control = recipe.control()
         at_random = {} if control is None else agreements.get((label(control), "iid"), {})
         equal = agreements.get((label(RandomPerturbation(recipe)), "iid"), {})
-        losses = _whole(done.losses[name], "iid")
+        losses = whole(done.losses[name], "iid")
         rows.append([
             (name, ""),
             (f"{done.bits[name]:.0f}", ""),
-            _cell(_whole(done.vectors[name], "iid"), "explained"),
-            _cell(losses, "recovered_from_zeros"),
-            _cell(agreements[name, "iid"], "estimate", scale=100, digits=1, ends=""),
-            _cell(at_random, "estimate", scale=100, digits=1, ends=""),
-            _cell(equal, "estimate", scale=100, digits=1, ends=""),
-            _cell(_whole(done.vectors[name], worst), "explained"),
-            _cell(agreements[name, worst], "estimate", scale=100, digits=1, ends=""),
+            cell(whole(done.vectors[name], "iid"), "explained"),
+            cell(losses, "recovered_from_zeros"),
+            cell(agreements[name, "iid"], "estimate", scale=100, digits=1, ends=""),
+            cell(at_random, "estimate", scale=100, digits=1, ends=""),
+            cell(equal, "estimate", scale=100, digits=1, ends=""),
+            cell(whole(done.vectors[name], worst), "explained"),
+            cell(agreements[name, worst], "estimate", scale=100, digits=1, ends=""),
             (worst.replace("_", " "), ""),
             (verdict.judgement, ""),
         ])  # fmt: skip
@@ -326,11 +325,11 @@ def under_shifts(done: Done) -> TableView:
             again = agreements.get((f"{name}{REFITTED}", shift), {})
             rows.append([
                 (f"{name}, {shift.replace('_', ' ')}", ""),
-                _cell(_whole(done.vectors[name], shift), "gap"),
-                _cell(gaps[name, shift], "gap", scale=100, digits=1, ends=""),
-                _cell(gaps[name, shift], "matched", scale=100, digits=1),
-                _cell(agreements[name, shift], "estimate", scale=100, digits=1, ends=""),
-                _cell(again, "estimate", scale=100, digits=1, ends=""),
+                cell(whole(done.vectors[name], shift), "gap"),
+                cell(gaps[name, shift], "gap", scale=100, digits=1, ends=""),
+                cell(gaps[name, shift], "matched", scale=100, digits=1),
+                cell(agreements[name, shift], "estimate", scale=100, digits=1, ends=""),
+                cell(again, "estimate", scale=100, digits=1, ends=""),
             ])  # fmt: skip
     return TableView(
         title=f"{done.part.name}: gaps, and what refitting gives back",
@@ -347,38 +346,6 @@ def under_shifts(done: Done) -> TableView:
     )  # fmt: skip
 
 
-def features(done: Done, name: str) -> TableView:
-    """What the features of a dictionary do on every split, and the loss that it recovers there."""
-    rows = []
-    for split in done.comparison.record.splits:
-        if split.role == "train":
-            continue
-        row, loss = _whole(done.vectors[name], split.name), _whole(done.losses[name], split.name)
-        rows.append([
-            (split.name.replace("_", " "), ""),
-            _cell(row, "explained"),
-            _cell(row, "off_support", scale=100, digits=1),
-            _cell(row, "l0", digits=1),
-            _cell(row, "dead", scale=100, digits=1),
-            _cell(row, "newly_dense", scale=100, digits=1),
-            _cell(row, "shrinkage"),
-            _cell(loss, "loss_added"),
-            _cell(loss, "recovered_from_zeros"),
-            _cell(loss, "recovered_from_means"),
-        ])  # fmt: skip
-    return TableView(
-        title=f"{done.part.name}: {name} split by split",
-        note="Off support: per cent of vectors with a larger error than 95 in 100 of iid. Dead: per cent of features "
-        "on in no vector of the split (the fewer vectors, the more). Newly dense: per cent of features on in more than "
-        "a tenth of the vectors there and not on iid. Shrinkage: 1 is unbiased. Loss added: nats of the next token.",
-        headings=[
-            "split", "explained", "off support", "L0", "dead", "newly dense", "shrinkage", "loss added",
-            "loss recovered from zeros", "loss recovered from means",
-        ],
-        rows=rows,
-    )  # fmt: skip
-
-
 def by_kind(done: Done, name: str) -> TableView:
     """The gap of a dictionary by kind of prediction and shift."""
     comparison = done.comparison
@@ -389,7 +356,7 @@ def by_kind(done: Done, name: str) -> TableView:
         cells: list[Cell] = [(kind.name.replace("_", " "), "")]
         for shift in comparison.shifts:
             row = own.loc[shift].to_dict() if shift in own.index else {}
-            cells.append(_cell(row, "gap", scale=100, digits=1, ends=""))
+            cells.append(cell(row, "gap", scale=100, digits=1, ends=""))
         rows.append(cells)
     return TableView(
         title=f"{done.part.name}: {name}, gap of the same prediction by kind",
@@ -414,7 +381,7 @@ def by_bits(done: Done, what: str) -> Chart:
         for family, names in families.items():
             known = sorted(names, key=done.bits.__getitem__)
             if what == "explained":
-                rows = [_whole(done.vectors[name], split) for name in known]
+                rows = [whole(done.vectors[name], split) for name in known]
                 keys, scale = ("explained", "explained_low", "explained_high"), 1.0
             else:
                 rows = [agreements[name, split] for name in known]

@@ -7,6 +7,7 @@ from assay._errors import AssayError
 from assay.faithfulness import Comparison, Step, Workers, compare
 from assay.reports import Illustrations, write_figures, write_page
 from assay.simplify import Simplification
+from assay.studies._dictionary_views import tables_of
 from assay.studies.counted import COUNTS, counted, counts_table, write_counts
 from assay.studies.two_models import views
 from assay.subjects import Subject
@@ -105,7 +106,7 @@ def run(
 
     See `assay.compare` for the arguments and errors. A run that was stopped goes on where it was. With `chunks` (of
     `assay.studies.counted.chunks_of`), other models are also counted as llama.cpp does, in a table and counting.json.
-    Gives the comparison, and what the page shows beside it of other models.
+    Gives the comparison, and what the page shows beside it of other models and of dictionaries.
     """
     comparison = compare(
         subject,
@@ -127,6 +128,16 @@ def run(
     )
     progress(Step(1, 1, "figures"))
     shown = views(comparison, subject, task, simplifications, sequences, fit_sequences)
+    of_dictionaries = tables_of(
+        comparison,
+        subject,
+        task,
+        simplifications,
+        sequences=sequences,
+        fit_sequences=fit_sequences,
+        progress=lambda text: progress(Step(1, 1, text)),
+    )
+    shown = shown.model_copy(update={"tables": [*shown.tables, *of_dictionaries]})
     (folder / COUNTS).unlink(missing_ok=True)
     if chunks is not None:
         progress(Step(1, 1, "counting"))
