@@ -279,10 +279,9 @@ class _Counts:
 
 def _count(engine: Engine, one: Encoded, split: Split, probes: Sequence[_Probe]) -> list[_Counts]:
     """What is absorbed on a split, concept by concept."""
-    found = [
-        _Counts(*(np.zeros(len(split), dtype=np.int64) for _ in range(4)), np.zeros(one.dictionary.features, np.int64))
-        for _ in probes
-    ]
+    nothing = np.zeros((4, len(split)), dtype=np.int64)
+    by = np.zeros(one.dictionary.features, dtype=np.int64)
+    found = [_Counts(*nothing.copy(), by=by.copy()) for _ in probes]
     for batch in one.batches(engine, split):
         for probe, own in zip(probes, found, strict=True):
             if probe.direction is None:
