@@ -13,6 +13,7 @@ from assay.diagnostics._overlap import Overlap, Stability, overlap, stability
 from assay.diagnostics._probe_sets import ProbeSetDependence, probe_set_dependence
 from assay.diagnostics._reconstruction import loss_recovered, reconstruction
 from assay.diagnostics._setting import Estimate
+from assay.diagnostics._transcoder_paths import transcoder_paths
 
 __all__ = [
     "Account",
@@ -52,4 +53,5 @@ __all__ = [
     "subspace_patch",
     "telling_features",
     "top_sequences",
+    "transcoder_paths",
 ]

@@ -279,17 +279,9 @@ class _Counts:
 
 def _count(engine: Engine, one: Encoded, split: Split, probes: Sequence[_Probe]) -> list[_Counts]:
     """What is absorbed on a split, concept by concept."""
-    nothing = np.zeros(len(split), dtype=np.int64)
-    found = [
-        _Counts(
-            positives=nothing.copy(),
-            found=nothing.copy(),
-            absorbed=nothing.copy(),
-            main_on=nothing.copy(),
-            by=np.zeros(one.dictionary.features, dtype=np.int64),
-        )
-        for _ in probes
-    ]
+    nothing = np.zeros((4, len(split)), dtype=np.int64)
+    by = np.zeros(one.dictionary.features, dtype=np.int64)
+    found = [_Counts(*nothing.copy(), by=by.copy()) for _ in probes]
     for batch in one.batches(engine, split):
         for probe, own in zip(probes, found, strict=True):
             if probe.direction is None:

@@ -59,8 +59,8 @@ class ProbeSetDependence:
         return (
             f"{self.place}: features of fits on the train split and on {self.shift} match at "
             f"{self.between.mean():.2f}, within each at {self.within.mean():.2f} and {self.within_shift.mean():.2f} "
-            f"(dependence {self.dependence:+.2f}, p = {self.p:.2g}; seeds alone {self.ceiling:.2f}, chance "
-            f"{self.chance:.2f})"
+            f"(dependence {self.dependence:+.2f}, p = {self.p:.2g}; seeds alone {self.ceiling:.2f}, "
+            f"chance {self.chance:.2f})"
         )
 
 
