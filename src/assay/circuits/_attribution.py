@@ -125,7 +125,7 @@ def _integrated(problem: Problem, points: list[tuple[float, float]]) -> Float[np
     """Scores with gradients at e' + t (e - e'), weighted."""
     wiring = problem.wiring
     scores = no_scores(problem)
-    for batch in problem.batches(1, tokens=_tokens(problem, TOKENS)):
+    for batch in problem.batches(1, tokens=tokens_of_a_pass(problem)):
         reference = problem.trace(batch, SENDERS)
         if [point for point, _ in points] == [1.0]:
             trace = Trace()
@@ -144,7 +144,7 @@ def _integrated(problem: Problem, points: list[tuple[float, float]]) -> Float[np
     return means_of(problem, scores)
 
 
-def _tokens(problem: Problem, most: int) -> int:
+def tokens_of_a_pass(problem: Problem, most: int = TOKENS) -> int:
     """Tokens of a pass with gradients: as many as are fast, and as what the graph keeps of them has room for."""
     wiring, model = problem.wiring, problem.engine.subject.model
     # A block keeps some sixteen vectors of a token: what enters norms, projections and activations.
@@ -192,7 +192,7 @@ def own_run(wiring: Wiring, batch: Batch, parts: Collection[str] = PARTS) -> tup
 
 def groups(problem: Problem, points: list[tuple[float, float]], batch: Batch) -> Iterator[list[tuple[float, float]]]:
     """Points that share a pass with gradients."""
-    room = max(1, _tokens(problem, TOKENS_IN_A_BATCH) // batch.tokens.numel())
+    room = max(1, tokens_of_a_pass(problem, TOKENS_IN_A_BATCH) // batch.tokens.numel())
     for start in range(0, len(points), room):
         yield points[start : start + room]
 
