@@ -18,6 +18,7 @@ from assay.circuits._interventions import PathInterventions
 from assay.circuits._mask_gradients import IntegratedMaskGradients
 from assay.circuits._measured import divergences, measured, measured_by_pair
 from assay.circuits._observable import ObservablePropagation
+from assay.circuits._optimal import Learned, learn_constants
 from assay.circuits._problem import Ablation, Batch, Discovery, Measure, Problem, Reference, discoveries
 from assay.circuits._ships import Ships
 from assay.circuits._stated import Found
@@ -62,6 +63,7 @@ __all__ = [
     "IntegratedEdgeAttribution",
     "IntegratedMaskGradients",
     "InteractionGradients",
+    "Learned",
     "Measure",
     "ObservablePropagation",
     "PathInterventions",
@@ -77,6 +79,7 @@ __all__ = [
     "discoveries",
     "divergences",
     "head_group",
+    "learn_constants",
     "measured",
     "measured_by_pair",
     "token_scores",

@@ -126,7 +126,7 @@ def _integrated(problem: Problem, points: list[tuple[float, float]]) -> Float[np
     """Scores with gradients at e' + t (e - e'), weighted."""
     wiring = problem.wiring
     scores = no_scores(problem)
-    for batch in problem.batches(1, tokens=_tokens(problem, TOKENS)):
+    for batch in problem.batches(1, tokens=tokens_of_a_pass(problem)):
         alike, reference = Alike.of(problem, batch, SENDERS)
         # Nothing has a score before a pair's inputs differ, nor behind all that is scored.
         where = slice(alike.length, int(batch.positions.max()) + 1 if len(batch.positions) else None)
@@ -149,7 +149,7 @@ def _integrated(problem: Problem, points: list[tuple[float, float]]) -> Float[np
     return means_of(problem, scores)
 
 
-def _tokens(problem: Problem, most: int) -> int:
+def tokens_of_a_pass(problem: Problem, most: int = TOKENS) -> int:
     """Tokens of a pass with gradients: as many as are fast, and as what the graph keeps of them has room for."""
     wiring, model = problem.wiring, problem.engine.subject.model
     # A block keeps some sixteen vectors of a token: what enters norms, projections and activations.
@@ -202,7 +202,7 @@ def groups(
 ) -> Iterator[list[tuple[float, float]]]:
     """Points that share a pass with gradients; of positions that are `alike` its graph keeps about half."""
     tokens = len(batch.tokens) * (batch.tokens.shape[1] - alike // 2)
-    room = max(1, _tokens(problem, TOKENS_IN_A_BATCH) // tokens)
+    room = max(1, tokens_of_a_pass(problem, TOKENS_IN_A_BATCH) // tokens)
     for start in range(0, len(points), room):
         yield points[start : start + room]
 

@@ -4,7 +4,7 @@ import hashlib
 import math
 import weakref
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
@@ -18,6 +18,7 @@ from assay._fingerprint import fingerprint_or_reason
 from assay.circuits._files import Format, of_plain, read_circuit, to_plain, write_circuit
 from assay.circuits._foreign import mib_circuits
 from assay.circuits._graph import Edge, Graph, images, shuffled
+from assay.circuits._optimal import PASSES, Learned, learn_constants
 from assay.circuits._parameters import check_choice, check_whole, is_whole, shown
 from assay.circuits._problem import (
     Ablation,
@@ -62,8 +63,12 @@ class Circuit:
     carry what `ablation` says; `measure` is what discovery looks at; `name` is how a circuit of given edges is called,
     and `found` says where they are from (`read` fills it in), so that a subject of another form is refused.
 
+    With `ablation="optimal"` what ablated edges carry is learned for the circuit once it is found (see
+    `assay.circuits.learn_constants`), and it is found with means, where learning begins.
+
     After `fit`: `scores_` (sender, receiver), `edges_` the circuit before pruning in order of rank, `baseline_` the
-    mean of m for the subject and with all edges ablated, `graph_`, `reference_`, `found_`.
+    mean of m for the subject and with all edges ablated, `graph_`, `reference_`, `found_`, and `learned_` how well
+    constants do that were learned.
 
     Raises AssayError if there are fewer than 30 pairs to find it on, if ablating everything is not shown to change m
     ("nothing to explain"), for a number of edges that the graph does not have, and for a method that does not go with
@@ -86,6 +91,7 @@ class Circuit:
     reference_: Reference | None = field(default=None, init=False, repr=False, compare=False)
     baseline_: tuple[float, float] | None = field(default=None, init=False, repr=False, compare=False)
     found_: Found | None = field(default=None, init=False, repr=False, compare=False)
+    learned_: Learned | None = field(default=None, init=False, repr=False, compare=False)
 
     streams: ClassVar[tuple[str, ...]] = ()
     whole: ClassVar[bool] = True
@@ -264,11 +270,20 @@ class Circuit:
     def fit(self, samples: Samples) -> "Circuit":
         """Find the edges on the pairs of the split, and what ablated edges carry."""
         subject, split = source_of(self, samples)
+        self.find(samples)
+        _, kept = self._fitted()
+        assert self.reference_ is not None
+        self.reference_, self.learned_ = _learned(subject, split, self.reference_, kept)
+        return self
+
+    def find(self, samples: Samples) -> "Circuit":
+        """`fit` without what is learned for the circuit: constants under optimal ablation stay means."""
+        subject, split = source_of(self, samples)
         self._check_parameters()
         self.graph_ = wired(subject).graph
         self._check(subject, self.graph_, [replace(split, role="train")])
         self.reference_ = _reference(subject, self.ablation, split, self.seed)
-        self.scores_ = self.baseline_ = None
+        self.scores_ = self.baseline_ = self.learned_ = None
         if not isinstance(self.edges, int):
             self._lay_on(subject)
             return self
@@ -289,9 +304,15 @@ class Circuit:
     def of_size(self, edges: int) -> "Circuit":
         """The circuit of another size by the same scores: nothing is discovered again.
 
-        Raises AssayError for a circuit that was given and not found, and for a size that the graph does not have.
+        Raises AssayError for a circuit that was given and not found, for a size that the graph does not have, and
+        under optimal ablation, whose constants are of one circuit.
         """
         graph, scores = self._found()
+        if self.ablation == "optimal":
+            raise AssayError(
+                f"{label(self)}: what ablated edges carry was learned for this circuit alone; fit a circuit of each "
+                "size, or use ablation='mean'."
+            )
         other = replace(self, edges=edges)
         other._check_size(graph)
         other.graph_, other.scores_, other.reference_, other.baseline_ = graph, scores, self.reference_, self.baseline_
@@ -324,9 +345,14 @@ class Circuit:
     def describe(self) -> dict[str, Any]:
         """What the record keeps of it: how it is found, with all parameters, those that have their defaults too.
 
-        Of given edges that is how many they are, a hash of their names, and where they are from.
+        Of given edges that is how many they are, a hash of their names, and where they are from. Under optimal ablation,
+        how constants are learned, and once they are, how well they do.
         """
-        carried = {"ablation": self.ablation, "seed": self.seed}
+        carried: dict[str, Any] = {"ablation": self.ablation, "seed": self.seed}
+        if self.ablation == "optimal":
+            how_constants = "KL(subject || circuit) on the train split, by L-BFGS from the means"
+            carried["constants"] = f"{how_constants}, at most about {PASSES} passes"
+            carried |= {} if self.learned_ is None else asdict(self.learned_)
         if isinstance(self.edges, int):
             method = by_name(self.method)
             how = {"method": self.method if isinstance(self.method, str) else label(method)}
@@ -439,6 +465,8 @@ class RandomCircuit:
 
     of: Circuit
     seed: int = 0
+    learned_: Learned | None = field(default=None, init=False, repr=False, compare=False)
+    reference_: Reference | None = field(default=None, init=False, repr=False, compare=False)
     fitted_: Circuit | None = field(default=None, init=False, repr=False, compare=False)
     kept_: Bool[np.ndarray, "sender receiver"] | None = field(default=None, init=False, repr=False, compare=False)
 
@@ -477,7 +505,8 @@ class RandomCircuit:
     def fit(self, samples: Samples) -> "RandomCircuit":
         """Draw it."""
         self._check_parameters()
-        self.fitted_ = self.of.fit(samples)
+        subject, split = source_of(self, samples)
+        self.fitted_ = replace(self.of).find(samples)
         graph, kept = self.fitted_._fitted()
         rng = np.random.default_rng(self.seed)
         if images(graph, kept, LEAST_IMAGES) >= LEAST_IMAGES:
@@ -486,14 +515,16 @@ class RandomCircuit:
                 self.kept_ = shuffled(graph, kept, rng)
         else:
             self.kept_ = random_paths(graph, int(graph.pruned(kept).sum()), rng)
+        assert self.fitted_.reference_ is not None
+        self.reference_, self.learned_ = _learned(subject, split, self.fitted_.reference_, self.kept_)
         return self
 
     def apply(self, subject: Subject) -> "CircuitProxy":
         """The subject with every edge outside the random circuit ablated."""
-        if self.fitted_ is None or self.kept_ is None or self.fitted_.reference_ is None:
+        if self.fitted_ is None or self.kept_ is None or self.reference_ is None:
             raise AssayError(f"{label(self)} has not been fitted; call fit(samples) before apply(subject).")
-        fitted = self.fitted_.apply(subject)
-        return CircuitProxy(subject, fitted.graph, self.kept_, fitted.reference, self)
+        graph = self.fitted_.apply(subject).graph
+        return CircuitProxy(subject, graph, self.kept_, self.reference_.within(wiring_of(Engine(subject))), self)
 
     def control(self) -> None:
         """None: it is a control."""
@@ -506,6 +537,7 @@ class AllAblated:
     ablation: Ablation = "counterfactual"
     seed: int = 0
     reference_: Reference | None = field(default=None, init=False, repr=False, compare=False)
+    learned_: Learned | None = field(default=None, init=False, repr=False, compare=False)
 
     streams: ClassVar[tuple[str, ...]] = ()
     whole: ClassVar[bool] = True
@@ -533,7 +565,9 @@ class AllAblated:
         """Find what ablated edges carry."""
         self._check_parameters()
         subject, split = source_of(self, samples)
-        self.reference_ = _reference(subject, self.ablation, split, self.seed)
+        reference = _reference(subject, self.ablation, split, self.seed)
+        nothing = np.zeros(wired(subject).graph.shape, dtype=bool)
+        self.reference_, self.learned_ = _learned(subject, split, reference, nothing)
         return self
 
     def apply(self, subject: Subject) -> "CircuitProxy":
@@ -738,6 +772,15 @@ def _known(
         known[key] = method.scores(problem), where
     scores, where = known[key]
     return scores.copy(), where
+
+
+def _learned(
+    subject: Subject, split: Split, reference: Reference, kept: Bool[np.ndarray, "sender receiver"]
+) -> tuple[Reference, Learned | None]:
+    """What ablated edges of a circuit carry, with what is learned for it."""
+    if reference.ablation != "optimal":
+        return reference, None
+    return learn_constants(Problem(Engine(subject), split, reference), kept)
 
 
 def write_mib(folder: str | Path, circuit: Circuit, *, form: Literal["json", "pt"] = "json") -> Path:

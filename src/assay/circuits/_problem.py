@@ -22,10 +22,11 @@ from assay.circuits._wiring import Wiring
 from assay.engine import Engine, batches, tensors
 from assay.tasks import NO_TOKEN, Split
 
-Ablation = Literal["counterfactual", "resample", "mean", "position", "zero"]
+Ablation = Literal["counterfactual", "resample", "mean", "position", "zero", "optimal"]
 """What an ablated edge carries: what its sender writes in the counterfactual's run, position by position, or in that of
-another sequence of the train split, at random; its mean over the train split, or the mean at each position there; or
-nothing."""
+another sequence of the train split, at random; its mean over the train split, or the mean at each position there;
+nothing; or the constants that bring the circuit nearest to the subject on the train split, one vector a sender, begun
+at its mean (`learn_constants`)."""
 
 Measure = Literal["logit_difference", "kl"]
 """What discovery asks of a circuit: the answer's logit less that of the foils, or KL(subject || circuit) in nats."""
@@ -53,8 +54,8 @@ class Batch:
         """That of some sequences of a split, on a device."""
         tokens, valid = tensors(split, device)
         found = None
-        answers, foils = torch.empty(0, dtype=torch.long), torch.empty((0, 1), dtype=torch.long)
         places = torch.from_numpy(np.argwhere(split.kinds >= 0))
+        answers, foils = torch.full((len(places),), NO_TOKEN), torch.full((len(places), 1), NO_TOKEN)
         if split.counterfactuals is not None and split.answers is not None and split.foils is not None:
             found = torch.from_numpy(split.counterfactuals.astype(np.int64)).to(device)
             where = places.T.tolist()
@@ -88,8 +89,8 @@ class Batch:
 class Reference:
     """What ablated edges carry, `ablation` by name.
 
-    `means` are those of the train split, where they are needed, and `others` its sequences and their lengths, of which
-    `seed` draws.
+    `means` are those of the train split, where they are needed, or the constants that were learned from there; `others`
+    are its sequences and their lengths, of which `seed` draws.
     """
 
     ablation: Ablation
@@ -135,7 +136,7 @@ class Reference:
     @staticmethod
     def learns(ablation: Ablation) -> bool:
         """Whether an ablation takes anything from data."""
-        return ablation in ("resample", "mean", "position")
+        return ablation in ("resample", "mean", "position", "optimal")
 
     @property
     def is_another_input(self) -> bool:

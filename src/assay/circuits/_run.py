@@ -3,7 +3,7 @@
 import functools
 import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from assay._errors import AssayError
 from assay.circuits._kernels import product
-from assay.circuits._wiring import Layer, Norm, Wiring, frozen, near, with_first
+from assay.circuits._wiring import Layer, Wiring, frozen, near, with_first
 from assay.engine import Engine, Run, instead
 from assay.engine._kernels import using_kernels
 from assay.subjects import Subject
@@ -155,19 +155,22 @@ def _scaled_into(into: dict[int, Tensor], number: int, scale: float, found: Tens
 
 
 def constant(wiring: Wiring, trace: Trace) -> Trace:
-    """The trace of a run that never was: its senders write what `trace` says, and the norms take in their sums."""
+    """The trace of a run that never was: its senders write what `trace` says, and the norms take in their sums.
+
+    Gradients go to what they write, where that asks for them (freeze the model then).
+    """
     stream = trace.embeddings
     found = replace(trace, attention_input={}, mlp_input={}, projected={})
-    for number, layer in enumerate(wiring.layers):
-        found.attention_input[number] = stream
-        normed = _apply(layer.norm, stream)
-        with torch.inference_mode():
+    with torch.set_grad_enabled(torch.is_grad_enabled() and stream.requires_grad):
+        for number, layer in enumerate(wiring.layers):
+            found.attention_input[number] = stream
+            normed = layer.norm.module(stream)
             found.projected[number] = {place: module(normed) for place, module in enumerate(layer.projections)}
-        attended = stream + trace.heads[number] @ layer.output_weight
-        if layer.output_bias is not None:
-            attended = attended + layer.output_bias
-        found.mlp_input[number] = stream if wiring.graph.parallel else attended
-        stream = attended + trace.mlp[number]
+            attended = stream + trace.heads[number] @ layer.output_weight
+            if layer.output_bias is not None:
+                attended = attended + layer.output_bias
+            found.mlp_input[number] = stream if wiring.graph.parallel else attended
+            stream = attended + trace.mlp[number]
     found.final = stream
     return found
 
@@ -218,7 +221,7 @@ def run_circuit(  # noqa: PLR0917
     reference. Senders that nobody hears are not computed: give it edges on paths (`Graph.pruned`). The result has no
     logits; `engine.logits` makes them.
     """
-    return _Pass(wiring, kept, reference, tokens).run(lambda: engine.plainly(tokens, valid))
+    return Pass(wiring, kept, reference, tokens).run(lambda: engine.plainly(tokens, valid))
 
 
 def hidden_of_circuit(
@@ -229,14 +232,14 @@ def hidden_of_circuit(
     valid: Int[Tensor, "batch position"],
 ) -> Float[Tensor, "batch position width"]:
     """The final hidden states of `run_circuit`."""
-    return _Pass(wiring, kept, reference, tokens).run(lambda: wiring.hidden(tokens, valid))
+    return Pass(wiring, kept, reference, tokens).run(lambda: wiring.hidden(tokens, valid))
 
 
-class _Pass:
+class Pass:
     """What one pass of a circuit keeps: what its senders write more than in the reference, as it becomes known.
 
     Up to where a batch first differs from the reference all senders write what they write there, and all receivers
-    take it in: decoders look back alone. So nothing is kept, projected or thought before `start`.
+    take it in: decoders look back alone. So nothing is kept, projected or thought before `first`.
     """
 
     def __init__(
@@ -247,12 +250,12 @@ class _Pass:
         self.senders = np.flatnonzero(kept.any(axis=1))
         self.heard = [np.flatnonzero(row).tolist() for row in kept[self.senders].T]
         self.place = {int(sender): index for index, sender in enumerate(self.senders)}
-        self.start = 0
+        self.first = 0
         self.more = torch.empty(0)
 
     def run(self, compute: Callable[[], Found]) -> Found:
         layers = self.wiring.layers
-        with ExitStack() as stack, torch.inference_mode():
+        with ExitStack() as stack, self.mode():
             first = self.wiring.blocks[0].register_forward_pre_hook(self._begin, with_kwargs=True)
             stack.callback(first.remove)
             for number, layer in enumerate(layers):
@@ -268,34 +271,54 @@ class _Pass:
             stack.enter_context(using_kernels(self.wiring.kernels))
             return compute()
 
+    def mode(self) -> AbstractContextManager[object]:
+        """In what it runs."""
+        return torch.inference_mode()
+
+    def product(self, inputs: Tensor, weight: Tensor) -> Tensor:
+        """inputs (…, in) times the transpose of weight (out, in)."""
+        return product(inputs, weight)
+
+    def write_heads(self, number: int, layer: Layer, heads: Sequence[int], change: Tensor) -> None:
+        """Take in what some heads of a layer write more, from how their outputs changed."""
+        start = self.place[self.graph.sender(number, heads[0])]
+        _write_heads(self.graph.heads, layer, change, heads, self.more, start)
+
+    def write_mlp(self, number: int, added: Tensor) -> None:
+        """Take in what the MLP of a layer writes."""
+        torch.sub(added, self._part(self.reference.mlp[number]), out=self.more[self.place[self.graph.sender(number)]])
+
     def _begin(self, _: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
-        stream: Tensor = first_of(inputs, options).reshape(*self.shape, self.wiring.width)
+        self.start(first_of(inputs, options).reshape(*self.shape, self.wiring.width))
+
+    def start(self, stream: Tensor) -> None:
+        """Take in what enters the first block."""
         more = stream - self.reference.embeddings
         different = (more != 0).any(dim=-1).any(dim=0)
         # Where they differ nowhere, one position is left: not all modules take none.
-        self.start = int(different.int().argmax()) if bool(different.any()) else self.shape[1] - 1
-        self.more = stream.new_empty((len(self.senders), *more[:, self.start :].shape))
+        self.first = int(different.int().argmax()) if bool(different.any()) else self.shape[1] - 1
+        self.more = stream.new_empty((len(self.senders), *more[:, self.first :].shape))
         if 0 in self.place:
-            self.more[self.place[0]] = more[:, self.start :]
+            self.more[self.place[0]] = more[:, self.first :]
 
     def _part(self, tensor: Tensor) -> Tensor:
-        """What there is of a reference from `start` on."""
-        return tensor if tensor.shape[1] == 1 else tensor[:, self.start :]
+        """What there is of a reference from `first` on."""
+        return tensor if tensor.shape[1] == 1 else tensor[:, self.first :]
 
     def _whole(self, part: Float[Tensor, "batch rest width"], before: Tensor) -> Float[Tensor, "batch position width"]:
-        """What there is from `start` on, and `before` in front of it."""
-        if not self.start:
+        """What there is from `first` on, and `before` in front of it."""
+        if not self.first:
             return part
         found = before.expand(*self.shape, part.shape[-1]).clone()
-        found[:, self.start :] = part
+        found[:, self.first :] = part
         return found
 
     def _input(self, receiver: int, reference: Tensor) -> Tensor:
-        """What a receiver takes in, from `start` on."""
-        return self._inputs([self.heard[receiver]], reference)[0]
+        """What a receiver takes in, from `first` on."""
+        return self.inputs([self.heard[receiver]], reference)[0]
 
-    def _inputs(self, heard: Sequence[Sequence[int]], reference: Tensor) -> Float[Tensor, "group batch rest width"]:
-        """What receivers take in that keep some senders each, by their places in `more`, from `start` on."""
+    def inputs(self, heard: Sequence[Sequence[int]], reference: Tensor) -> Float[Tensor, "group batch rest width"]:
+        """What receivers take in that keep some senders each, by their places in `more`, from `first` on."""
         reference = self._part(reference)
         last = max((one[-1] + 1 for one in heard if one), default=0)
         if sum(map(len, heard)) <= last // 2 + len(heard):
@@ -333,9 +356,7 @@ class _Pass:
 
         def give(outputs: Tensor, *_: Any) -> Tensor:
             own = layer.heads(outputs.reshape(*self.shape, -1))
-            change = self._part(own) - self._part(self.reference.heads[number])
-            start = self.place[self.graph.sender(number, heads[0])]
-            _write_heads(self.graph.heads, layer, change, heads, self.more, start)
+            self.write_heads(number, layer, heads, self._part(own) - self._part(self.reference.heads[number]))
             return outputs.new_zeros(()).expand(*outputs.shape[:-1], self.wiring.width)
 
         stack.enter_context(instead(layer.output, give))
@@ -350,7 +371,7 @@ class _Pass:
         groups = {tuple(senders): row for row, senders in enumerate(dict.fromkeys(map(tuple, filter(None, heard))))}
         if not groups:
             return found
-        inputs = layer.norm.module(self._inputs(list(groups), self.reference.attention_input[number]))
+        inputs = layer.norm.module(self.inputs(list(groups), self.reference.attention_input[number]))
         start = 0
         for kind, stream in enumerate(layer.streams):
             own = heard[start : start + len(stream.columns)]
@@ -360,7 +381,7 @@ class _Pass:
                 chosen = [place for place, one in enumerate(own) if tuple(one) == senders]
                 if chosen:
                     part = slice(chosen[0], chosen[-1] + 1) if len(chosen) == chosen[-1] + 1 - chosen[0] else chosen
-                    values = product(inputs[row], weight[part].flatten(0, 1)).unflatten(-1, (len(chosen), -1))
+                    values = self.product(inputs[row], weight[part].flatten(0, 1)).unflatten(-1, (len(chosen), -1))
                     into = self._part(found[stream.projection])
                     stream.put(into, part, values if bias is None else values + bias[part])
         return found
@@ -384,7 +405,7 @@ class _Pass:
             added: Tensor = output[0] if isinstance(output, tuple) else output
             added = added if apart else self._part(added.reshape(*self.shape, -1))
             added = added if layer.mlp_scale == 1 else added * layer.mlp_scale
-            torch.sub(added, self._part(self.reference.mlp[number]), out=self.more[self.place[sender]])
+            self.write_mlp(number, added)
             # What it gives back is read by nobody, but has to be of the form that the block expects.
             return self._like(output) if apart else output
 
@@ -430,12 +451,6 @@ def resume_at(stack: ExitStack, wiring: Wiring, number: int, stream: Tensor) -> 
         for layer, block in zip(wiring.layers[:number], wiring.blocks, strict=False):
             given = with_first(layer.block_gives, stream)
             stack.enter_context(instead(block, lambda *_, given=given, **__: given))
-
-
-def _apply(norm: Norm, stream: Tensor) -> Tensor:
-    with torch.inference_mode():
-        found: Tensor = norm.module(stream)
-    return found
 
 
 def rows_at_a_time(wiring: Wiring, senders: int, positions: int, element: int) -> int:

@@ -279,9 +279,8 @@ class _Counts:
 
 def _count(engine: Engine, one: Encoded, split: Split, probes: Sequence[_Probe]) -> list[_Counts]:
     """What is absorbed on a split, concept by concept."""
-    nothing = np.zeros((4, len(split)), dtype=np.int64)
-    by = np.zeros(one.dictionary.features, dtype=np.int64)
-    found = [_Counts(*nothing.copy(), by=by.copy()) for _ in probes]
+    none, by = np.zeros(len(split), dtype=np.int64), np.zeros(one.dictionary.features, dtype=np.int64)
+    found = [_Counts(none.copy(), none.copy(), none.copy(), none.copy(), by.copy()) for _ in probes]
     for batch in one.batches(engine, split):
         for probe, own in zip(probes, found, strict=True):
             if probe.direction is None:
