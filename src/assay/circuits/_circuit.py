@@ -345,8 +345,8 @@ class Circuit:
     def describe(self) -> dict[str, Any]:
         """What the record keeps of it: how it is found, with all parameters, those that have their defaults too.
 
-        Of given edges that is how many they are, a hash of their names, and where they are from. Under optimal ablation,
-        how constants are learned, and once they are, how well they do.
+        Of given edges that is how many they are, a hash of their names, and where they are from. Under optimal
+        ablation, how constants are learned, and once they are, how well they do.
         """
         carried: dict[str, Any] = {"ablation": self.ablation, "seed": self.seed}
         if self.ablation == "optimal":
