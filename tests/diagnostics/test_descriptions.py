@@ -7,7 +7,7 @@ import torch
 import assay
 from assay import AssayError
 from assay.diagnostics import described
-from assay.diagnostics._descriptions import _learned
+from assay.diagnostics._descriptions import _Condition, _learned, _words
 from assay.diagnostics._questions import Question, questions_about, tokens_before
 from assay.engine import Engine, collect
 from one_hot import Given, fitted, relu_dictionary, split_of, subject_of
@@ -106,6 +106,16 @@ def test_rules_say_of_every_position_what_their_words_say():
         rules = _learned(split, on, depth=2, tokens=2, seed=0)
         assert ((rules.says(split) == on) | ~split.valid).all()
         assert sorted(rules.text({}).split(" and ")) == sorted(words.split(" and "))
+
+
+def test_words_leave_out_what_others_imply():
+    token, position = Question("token", back=1, token=7), Question("position")
+    other = Question("token", back=1, token=8)
+    way = [(position, True, 3), (other, False, 0), (position, True, 5), (token, True, 0), (position, False, 9)]
+    assert _words([_Condition(*one) for one in way], {7: "x"}) == [
+        "position > 5", "the token 1 before is 'x'", "position <= 9",
+    ]  # fmt: skip
+    assert _words([_Condition(other, False, 0)], {8: " is "}) == ["the token 1 before is not ' is '"]
 
 
 def test_questions_are_of_what_has_been_read():

@@ -4,6 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
 
 import assay
 from assay import AssayError
@@ -137,6 +139,40 @@ def test_texts_are_those_of_the_whole(subject, task):
     made = split_of("iid", [ids])
     assert "".join(texts_of(code, made, ids)).startswith("def f(x):\n    return x  # ")
     assert len(texts_of(code, made, ids)) == len(ids)
+
+
+def _bytes():
+    tokens = dict.fromkeys(["play", "ing", "Ġfield", "Ġ", "Ã", "©", "Ċ"])
+    made = Tokenizer(models.BPE({token: number for number, token in enumerate(tokens)}, []))
+    made.decoder = decoders.ByteLevel()
+    return made
+
+
+def _pieces():
+    tokens = ["play", "##ing", "field"]
+    made = Tokenizer(models.WordPiece({token: number for number, token in enumerate(tokens)}, unk_token="field"))
+    made.decoder = decoders.WordPiece(cleanup=False)
+    return made
+
+
+def _spaces():
+    made = Tokenizer(models.WordLevel({"▁play": 0, "ing": 1, "▁field": 2}, unk_token="ing"))
+    made.decoder = decoders.Metaspace()
+    return made
+
+
+@pytest.mark.parametrize(
+    ("made", "ids", "wanted"),
+    [
+        (_bytes, [0, 1, 2, 6, 3], ["play", "ing", " field", "\n", " "]),
+        (_pieces, [0, 1, 2], ["play", "ing", " field"]),
+        (_spaces, [0, 1, 2], ["play", "ing", " field"]),
+    ],
+)
+def test_texts_keep_the_white_space_of_any_tokenizer(made, ids, wanted):
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made(), clean_up_tokenization_spaces=False)
+    subject = subject_of(torch.eye(8, dtype=torch.float64), tokenizer=tokenizer)
+    assert texts_of(subject, split_of("iid", [ids]), np.array(ids)) == wanted
 
 
 def test_texts_without_a_tokenizer_are_names(known):

@@ -171,6 +171,8 @@ def test_paths_of_exact_transcoders_are_those_of_the_neurons(exact, given):
     first = found[found["split"] == "iid"]
     assert first["weight"].notna().sum() == 5
     assert first.iloc[0]["target"] == "layer2.mlp feature 3"
+    shown = first[first["feature"].notna()]
+    assert list(shown["source"]) == [f"layer{row.layer}.mlp feature {row.feature}" for row in shown.itertuples()]
 
 
 def test_what_transcoders_leave_out_is_in_the_error(exact, given):

@@ -272,6 +272,12 @@ class _Counts:
     main_on: Int[np.ndarray, " sequence"]
     by: Int[np.ndarray, " feature"]
 
+    @classmethod
+    def none(cls, sequences: int, features: int) -> "_Counts":
+        """Before anything is counted."""
+        positives, found, absorbed, main_on = np.zeros((4, sequences), dtype=np.int64)
+        return cls(positives, found, absorbed, main_on, np.zeros(features, dtype=np.int64))
+
     def drawn(self, weights: Weights) -> Draws:
         """Draws of the share that is absorbed."""
         return draws(self.absorbed[None, :, None].astype(float), self.found[None, :, None], weights, bounds=[RATE])
@@ -279,8 +285,7 @@ class _Counts:
 
 def _count(engine: Engine, one: Encoded, split: Split, probes: Sequence[_Probe]) -> list[_Counts]:
     """What is absorbed on a split, concept by concept."""
-    none, by = np.zeros(len(split), dtype=np.int64), np.zeros(one.dictionary.features, dtype=np.int64)
-    found = [_Counts(none.copy(), none.copy(), none.copy(), none.copy(), by.copy()) for _ in probes]
+    found = [_Counts.none(len(split), one.dictionary.features) for _ in probes]
     for batch in one.batches(engine, split):
         for probe, own in zip(probes, found, strict=True):
             if probe.direction is None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -122,6 +122,28 @@ def _names(subject: Subject, split: Split) -> Mapping[int, str]:
     return {token: str(subject.tokenizer.decode([token])) for token in split.occurring.tolist()}
 
 
+class _Condition(NamedTuple):
+    """The answer to a question is above a bound, or not."""
+
+    question: Question
+    above: bool
+    bound: int
+
+
+def _words(way: Sequence[_Condition], names: Mapping[int, str]) -> list[str]:
+    """Conditions in words, without those that others of the same way imply."""
+    known = {one.question.back for one in way if one.question.about == "token" and one.above}
+    found: dict[tuple[Question, bool], str] = {}
+    for question, above, edge in way:
+        words = question.text(names)
+        if question.about != "token":
+            # Of bounds on one side, a later one is the narrower.
+            found[question, above] = f"{words} > {edge}" if above else f"{words} <= {edge}"
+        elif above or question.back not in known:
+            found[question, above] = words if above else words.replace(" is ", " is not ", 1)
+    return list(found.values())
+
+
 @dataclass(frozen=True)
 class _Rules:
     """A decision tree over questions, and the leaves where it says "on"."""
@@ -145,29 +167,22 @@ class _Rules:
         said: np.ndarray = self.on[found]
         return said
 
-    def text(self, names: Mapping[int, str], node: int = 0) -> str:
+    def text(self, names: Mapping[int, str]) -> str:
         """When it says "on", in words."""
-        ways = self._ways(names, node, ())
-        if not ways:
-            return "never"
-        return " or ".join(" and ".join(way) if way else "always" for way in ways)
+        ways = [" and ".join(_words(way, names)) or "always" for way in self._ways(0, ())]
+        return " or ".join(ways) or "never"
 
-    def _ways(self, names: Mapping[int, str], node: int, path: tuple[str, ...]) -> list[tuple[str, ...]]:
+    def _ways(self, node: int, path: tuple["_Condition", ...]) -> list[tuple["_Condition", ...]]:
+        """The conditions on the way to each part of the tree that says "on" throughout."""
         below = self._under(node)
         if self.on[below].all():
             return [path]
         if not self.on[below].any():
             return []
-        question = self.questions[self.asked[node]]
-        words = question.text(names)
-        if question.about == "token":
-            yes, no = words, words.replace(" is ", " is not ", 1)
-        else:
-            bound = int(np.floor(self.threshold[node]))
-            yes, no = f"{words} > {bound}", f"{words} <= {bound}"
+        question, bound = self.questions[self.asked[node]], int(np.floor(self.threshold[node]))
         return [
-            *self._ways(names, int(self.right[node]), (*path, yes)),
-            *self._ways(names, int(self.left[node]), (*path, no)),
+            *self._ways(int(self.right[node]), (*path, _Condition(question, True, bound))),
+            *self._ways(int(self.left[node]), (*path, _Condition(question, False, bound))),
         ]
 
     def _under(self, node: int) -> list[int]:

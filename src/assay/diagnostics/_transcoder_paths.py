@@ -104,7 +104,7 @@ def transcoder_paths(
         for own in found.values()
         for row in _rows(reading, own, shown, weights_of(own.split, seed=seed, resamples=resamples), level)
     ]
-    return pd.DataFrame(rows, columns=list(PATH_COLUMNS))
+    return pd.DataFrame(rows, columns=list(PATH_COLUMNS)).astype({"layer": "Int64", "feature": "Int64"})
 
 
 def _asked(fitted: Simplification, place: str | None) -> tuple[Encoded, list[Encoded]]:
