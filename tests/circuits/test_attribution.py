@@ -8,7 +8,7 @@ import torch
 from many_subjects import ARCHITECTURES, by_hand, means, problem_of, random_pairs, some_edges, tiny, without
 
 from assay import AssayError
-from assay.circuits import EdgeAttribution, IntegratedEdgeAttribution
+from assay.circuits import EdgeAttribution, IntegratedEdgeAttribution, _alike
 from assay.circuits._attribution import nodes
 from assay.circuits._wiring import Norm
 from assay.tasks import NO_TOKEN, UNSCORED
@@ -111,6 +111,38 @@ def test_scores_are_those_of_gradients_by_hand(method, points):
             valid = torch.from_numpy(split.valid)[..., None]
             expected[sender, receiver] += weight * float((change * valid).sum().detach()) / len(split)
     assert np.allclose(method.scores(problem), expected, atol=1e-10, rtol=1e-9, equal_nan=True)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gpt_neox", "mixtral", "opt"])
+@pytest.mark.parametrize("method", [EdgeAttribution(), IntegratedEdgeAttribution(3)], ids=["eap", "eap-ig"])
+def test_nothing_is_asked_where_a_pairs_inputs_are_the_same(name, method, monkeypatch):
+    """Scores are those of whole passes; the output projection sees the positions from the first difference on."""
+    subject = tiny(name)
+    split = random_pairs(subject, 4)
+    others = split.tokens.copy()
+    for row, length in enumerate(split.lengths):
+        others[row, length - 2] = 5 + (others[row, length - 2] - 4) % 85
+    early = np.arange(others.shape[1]) < split.lengths[:, None] - 2
+    scored = {
+        "kinds": np.where(early, UNSCORED, split.kinds),
+        "answers": np.where(early, NO_TOKEN, split.answers),
+        "foils": np.where(early[..., None], NO_TOKEN, split.foils),
+    }
+    problem = problem_of(subject, replace(split, counterfactuals=others, **scored))
+    start = min(int(length) for length in split.lengths) - 2
+    assert start >= 2
+    seen = []
+    layer = problem.wiring.layers[0].output
+    handle = layer.register_forward_hook(lambda _, inputs, output: seen.append(inputs[0].shape[-2]))
+    found = method.scores(problem)
+    trimmed = sum(seen)
+    seen.clear()
+    monkeypatch.setattr(_alike, "_length", lambda problem, batch: 0)
+    expected = method.scores(problem)
+    handle.remove()
+    assert trimmed < sum(seen)
+    near = 1e-5 if name in ROUNDED else 1e-10
+    assert np.allclose(found, expected, atol=near * np.nanmax(np.abs(expected)), equal_nan=True)
 
 
 @pytest.mark.parametrize("rule", ["midpoint", "left", "gauss"])

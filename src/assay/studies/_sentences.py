@@ -1,4 +1,8 @@
-"""Pairs of English sentences for pretrained models: who gets it, and how many they are."""
+"""Pairs of English sentences for pretrained models: who gets it, and how many they are.
+
+They were chosen by what SmolLM2-135M itself does: the answer is what it expects most, on most of them. Templates on
+which it does something else were left out, whatever circuits do there.
+"""
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -17,8 +21,8 @@ _GIVING = (
     "While {a} and {b} were at the {place}, {s} offered a {thing} to",
 )
 _GIVING_OTHERWISE = (
-    "{a} and {b} had a long talk at the {place}. Then {s} passed a {thing} to",
-    "The {place} was closed when {a} and {b} came by, so {s} threw a {thing} to",
+    "The friends {a} and {b} found a {thing} at the {place}, and {s} gave it to",
+    "At the {place}, {a} and {b} had an argument, and then {s} sent a {thing} to",
 )
 _GIVING_LATER = (
     "When {a} and {b} went to the {place}, the weather was bad and the news was worse, but {s} gave a {thing} to",
@@ -27,21 +31,22 @@ _GIVING_LATER = (
 
 _NOUNS = ("key", "dog", "teacher", "boy", "girl", "car", "book", "house", "picture", "friend", "king", "doctor")
 _UNSEEN_NOUNS = ("author", "letter", "farmer", "student", "tree", "cat", "bird", "table")
-_VERBS = ((" is", " are"), (" was", " were"))
+_IS, _WAS = (" is", " are"), (" was", " were")
 
-_BEING = (
-    "I was told that the {n} near the {m}",
-    "Everybody knows that the {n} behind the {m}",
-    "It seems to me that the {n} next to the {m}",
-)
-_BEING_OTHERWISE = (
-    "The {n} that the {m} saw",
-    "In the evening the {n} from the {m}",
-)
-_BEING_LATER = (
-    "I was told that the {n} near the {m}, which nobody in the village had seen before,",
-    "Everybody knows that the {n} behind the {m}, not far from the old station,",
-)
+_BEING = {
+    "It seems to me that the {n} next to the {m}": _IS,
+    "Everybody knows that the {n} behind the {m}": _IS,
+    "We did not know whether the {n} beside the {m}": _WAS,
+}
+_BEING_OTHERWISE = {
+    "I was sure that the {n} that the {m} saw": _WAS,
+    "Later we found out that the {n} without the {m}": _IS,
+}
+_BEING_LATER = {
+    "I was told that the {n} near the {m}, which nobody in the village had seen before,": _WAS,
+    "Everybody knows that the {n} behind the {m}, not far from the old station,": _IS,
+}
+_VERBS = _BEING | _BEING_OTHERWISE | _BEING_LATER
 
 Draw = Callable[[np.random.Generator, str, Sequence[str]], dict[str, str]]
 """A pair from a template and words."""
@@ -76,11 +81,11 @@ def agreement_pairs(train: int = 100, judged: int = 100, seed: int = 0) -> Pairs
     return _pairs(
         _being,
         {
-            "train": (_BEING, _NOUNS, train),
-            "iid": (_BEING, _NOUNS, judged),
-            "unseen_templates": (_BEING_OTHERWISE, _NOUNS, 2 * judged),
-            "unseen_nouns": (_BEING, _UNSEEN_NOUNS, 2 * judged),
-            "distractors": (_BEING_LATER, _NOUNS, 2 * judged),
+            "train": (tuple(_BEING), _NOUNS, train),
+            "iid": (tuple(_BEING), _NOUNS, judged),
+            "unseen_templates": (tuple(_BEING_OTHERWISE), _NOUNS, 2 * judged),
+            "unseen_nouns": (tuple(_BEING), _UNSEEN_NOUNS, 2 * judged),
+            "distractors": (tuple(_BEING_LATER), _NOUNS, 2 * judged),
         },
         seed,
     )
@@ -124,9 +129,9 @@ def _giving(rng: np.random.Generator, template: str, names: Sequence[str]) -> di
 
 def _being(rng: np.random.Generator, template: str, nouns: Sequence[str]) -> dict[str, str]:
     first, second = rng.choice(len(nouns), size=2, replace=False)
-    many, many_between, tense = (int(number) for number in rng.integers(2, size=3))
+    many, many_between = (int(number) for number in rng.integers(2, size=2))
     between = nouns[second] + "s" * many_between
-    verbs = _VERBS[tense]
+    verbs = _VERBS[template]
     return {
         "clean": template.format(n=nouns[first] + "s" * many, m=between),
         "counterfactual": template.format(n=nouns[first] + "s" * (1 - many), m=between),
