@@ -52,3 +52,50 @@ def test_of_edges_drawn_evenly_hardly_one_is_on_a_path(printed):
 
 def test_pruning_takes_edges_out(printed):
     assert printed[0][4] == ["4 edges, of which 2 on paths"]
+
+
+def numbers(text):
+    return [float(number) for number in re.findall(r"-?\d+\.?\d*(?:e-?\d+)?", text)]
+
+
+def test_areas_stand_beside_each_other(printed):
+    assert [line.split()[0] for line in printed[0][6]] == ["iid", "unseen_depth"]
+    for line in printed[0][6]:
+        cpr, low, high, cmd, *_ = numbers(line)
+        assert low <= cpr <= high
+        assert cpr + cmd == pytest.approx(1, abs=0.05), "f hardly goes beyond 1"
+
+
+def test_circuits_share_more_than_by_chance_and_no_more_than_the_ceiling(printed):
+    shared, ceiling = printed[0][7]
+    own, first, second, jaccard, chance, _, layered, _ = numbers(shared)
+    assert own <= min(first, second)
+    assert chance < layered < own
+    assert jaccard <= numbers(ceiling)[0] + 1e-9
+
+
+def test_less_is_lost_near_the_data(printed):
+    all_of_it, tenth = (numbers(line) for line in printed[0][8])
+    assert (all_of_it[0], tenth[0]) == (100, 10)
+    assert 0 < tenth[1] < all_of_it[1] < all_of_it[4]
+
+
+def test_subject_and_circuit_part_without_an_edge(printed):
+    [line] = printed[0][9]
+    whole, _, _, worst, low, _, *_ = numbers(line)
+    assert low > whole
+    assert worst > whole
+    assert " -> " in line
+
+
+def test_an_edge_is_idle(printed):
+    first, last = printed[0][10]
+    needed, edges, bound = numbers(first)[:3]
+    assert 0 < needed < edges
+    assert abs(numbers(last.split("[")[0])[-1]) <= bound + 1e-9
+
+
+def test_the_patch_by_hand_is_an_illusion_and_that_of_the_model_is_not(printed):
+    [by_hand], [of_model] = printed[0][11:13]
+    assert by_hand.startswith("illusory: the patch has 1 [1, 1] of the effect")
+    assert of_model.startswith("faithful: ")
