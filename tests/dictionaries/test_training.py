@@ -61,7 +61,7 @@ def planted() -> Planted:
 
 
 def test_planted_features_are_found_and_an_absent_one_is_not(planted: Planted) -> None:
-    found = planted.trained(kind="topk", features=96, k=3, steps=900)
+    found = planted.trained(kind="topk", features=96, k=3, steps=500)
     recovered, new, share, l0 = planted.judged(found)
     assert recovered >= 0.95
     assert new <= 0.6
@@ -98,7 +98,7 @@ def test_every_kind_finds_planted_features(
 
 @pytest.mark.parametrize("kind", ["batchtopk", "matryoshka"])
 def test_a_threshold_is_calibrated_to_k_codes_a_row(planted: Planted, kind: str) -> None:
-    found = planted.trained(kind=kind, features=96, k=3, steps=200)
+    found = planted.trained(kind=kind, features=96, k=3, steps=60)
     assert found.dictionary.kind == "jumprelu"
     assert len(found.dictionary.threshold.unique()) == 1
     sample = planted.rows(4_096, torch.Generator().manual_seed(2))
@@ -106,9 +106,9 @@ def test_a_threshold_is_calibrated_to_k_codes_a_row(planted: Planted, kind: str)
     assert planted.judged(found)[3] == pytest.approx(3, rel=0.05)
 
 
-@pytest.mark.parametrize(("kind", "l0", "apart"), [("relu", 4, 0.1), ("relu", 9, 0.1), ("jumprelu", 3, 0.05)])
+@pytest.mark.parametrize(("kind", "l0", "apart"), [("relu", 4, 0.1), ("jumprelu", 3, 0.05)])
 def test_a_penalty_is_found_for_the_l0_that_is_asked_for(planted: Planted, kind: str, l0: int, apart: float) -> None:
-    found = planted.trained(kind=kind, features=96, l0=l0, steps=300)
+    found = planted.trained(kind=kind, features=96, l0=l0, steps=200)
     assert planted.judged(found)[3] == pytest.approx(l0, rel=apart)
     assert found.penalty > 0
 
@@ -129,7 +129,7 @@ def test_codes_made_too_small_by_a_penalty_are_made_larger_again(planted: Plante
 def test_noise_is_explained_no_better_than_independent_directions_could() -> None:
     """A code of one direction w explains (w·x)² of a row at most; no 16 do better than independent ones (Šidák)."""
     generator = torch.Generator().manual_seed(0)
-    settings = Training("topk", features=16, k=1, steps=300)
+    settings = Training("topk", features=16, k=1, steps=150, lr=0.02)
     rows = ((torch.randn(256, WIDTH, generator=generator),) for _ in range(settings.steps))
     sample = (torch.randn(4_096, WIDTH, generator=generator),)
     found = train(settings, rows, sample=sample, calibration=sample)
@@ -146,9 +146,10 @@ def small(kind: str, **more: Any) -> Training:
 
 @pytest.mark.parametrize("kind", COUNTED + PENALIZED)
 def test_the_same_seed_gives_the_same_bits(planted: Planted, kind: str) -> None:
-    sample = (planted.rows(512, torch.Generator().manual_seed(2)),)
     with torch.inference_mode():
-        first = train(small(kind), planted.batches(25, 128), sample=sample, calibration=sample)
+        sample = (planted.rows(512, torch.Generator().manual_seed(2)),)
+        batches = list(planted.batches(25, 128))
+        first = train(small(kind), iter(batches), sample=sample, calibration=sample)
     again = train(small(kind), planted.batches(25, 128), sample=sample, calibration=sample)
     for name, tensor in first.dictionary.tensors.items():
         assert torch.equal(tensor, again.dictionary.tensors[name]), name
@@ -220,7 +221,7 @@ def test_a_transcoder_finds_features_of_a_layer(skip: bool) -> None:
         x = torch.randn(count, 12, generator=generator)
         return x, (x @ into - 3).clamp_min(0) @ out + x @ beside
 
-    settings = Training("topk", features=32, k=4, steps=300, lr=0.01, transcodes=True, skip=skip)
+    settings = Training("topk", features=32, k=4, steps=200, lr=0.01, transcodes=True, skip=skip)
     sample = layer(2_000)
     found = train(settings, (layer(256) for _ in range(settings.steps)), sample=sample, calibration=sample)
     x, y = layer(5_000)
@@ -254,26 +255,26 @@ def test_no_batch_is_kept(planted: Planted) -> None:
 def test_the_course_of_training_is_recorded(planted: Planted) -> None:
     seen: list[int] = []
     sample = (planted.rows(512, torch.Generator().manual_seed(2)),)
-    settings, batches = Training("topk", features=64, k=2, steps=230), planted.batches(230, 128)
+    settings, batches = Training("topk", features=64, k=2, steps=115), planted.batches(115, 128)
     found = train(settings, batches, sample=sample, calibration=sample, progress=seen.append)
-    assert seen == list(range(1, 231))
-    assert found.recorded == (*range(2, 231, 2),)
+    assert seen == list(range(1, 116))
+    assert found.recorded == (*range(1, 116),)
     assert len(found.loss) == len(found.l0) == len(found.recorded)
     assert found.l0[0] == 2
     assert all(1 <= l0 <= 2 for l0 in found.l0)
     assert found.loss[-1] < 0.7 * found.loss[0]
     assert 0 <= found.dead < 1
     assert found.penalty is None
-    assert found.steps == 230
+    assert found.steps == 115
     assert found.seconds > 0
 
 
 def test_features_that_no_row_needs_count_as_dead() -> None:
     """Rows along one direction, both ways: two features are enough, and k = 1 lets only few others be on."""
     rows = torch.randn(2_000, 1, generator=torch.Generator().manual_seed(0)) * torch.ones(1, 8)
-    batches = ((rows[:256],) for _ in range(400))
+    batches = ((rows[:256],) for _ in range(200))
     found = train(
-        Training("topk", features=16, k=1, steps=400, auxiliary=0.0), batches, sample=(rows,), calibration=(rows,)
+        Training("topk", features=16, k=1, steps=200, auxiliary=0.0), batches, sample=(rows,), calibration=(rows,)
     )
     on = found.dictionary.encode(rows[:256]).index.unique()
     assert found.dead == 1 - len(on) / 16

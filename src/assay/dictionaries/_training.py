@@ -29,7 +29,7 @@ RECORDS = 100
 """Means of loss and L0 that are kept of a run, at most about."""
 
 FIRST_THRESHOLD = 0.5
-"""Of JumpReLU, where rows have a mean norm of √width. From 0.01 they take thousands of steps to where they end."""
+"""Of JumpReLU, where rows have a mean norm of √width; from 0.01 thresholds take thousands of steps to get there."""
 
 WARM = 0.3
 """The share of a run over which penalties rise."""
@@ -56,8 +56,8 @@ class Training:
     Rows are scaled to a mean norm of √width first, which penalties refer to, and back in the dictionary. The first
     three take `k`, the last three either `penalty` or `l0`, how many codes are to be on in the mean: the penalty is
     then moved during training until they are. Dictionaries of `batchtopk` and `matryoshka` are JumpReLU ones, whose
-    one threshold is calibrated: of a sample, k codes a row are on in the mean. So are, by one factor, the thresholds of
-    `jumprelu` with `l0`.
+    one threshold is calibrated: of a sample, k codes a row are on in the mean. So are the thresholds of `jumprelu` with
+    `l0`, all by one factor.
 
     `lr` None is 4e-3 · √(1024 / features). `transcodes`: what is decoded is not the row but what a module makes of it;
     `skip` adds a linear map of the row. `rescale` multiplies the codes of a `relu` dictionary by the one number that
