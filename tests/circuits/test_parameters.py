@@ -22,7 +22,7 @@ NO_RULE = (*NO_NAME, "midpoints")
 WRONG = {
     "circuit": {
         "edges": (*NO_WHOLE[2:-1], 0, -1, 47, 10**30, "embeddings -> logits", b"x", [], [None], ["nonsense"], {"a"}),
-        "method": (5, None, True, "no-such", Circuit, object(), ["eap"], np.ones(3)),
+        "method": (5, None, True, "no-such", Circuit, slice(3), ["eap"], np.ones(3)),
         "ablation": NO_NAME,
         "measure": NO_NAME,
         "rank": NO_NAME,
