@@ -168,12 +168,16 @@ def test_compare_judges_circuits_on_a_file_of_pairs(command, tmp_path: Path):
                 }
                 file.write(json.dumps(line) + "\n")
     pairs = str(tmp_path / "pairs.jsonl")
+    given = Circuit(["embeddings -> layer0.mlp", "layer0.mlp -> logits"])
+    given.apply(assay.load("dyck-20-10"))
+    theirs = given.write(tmp_path / "their.json", format="eap-ig")
     status, out, err = command(
-        "compare", "dyck-20-10", "--pairs", pairs, "--simplify", "circuit:edges=8,method=eap", "--sequences", "40",
-        "--fit-sequences", "40", "--out", str(tmp_path / "run"), "--json",
+        "compare", "dyck-20-10", "--pairs", pairs, "--simplify", "circuit:edges=8,method=eap", "--simplify",
+        f"file:{theirs}", "--sequences", "40", "--fit-sequences", "40", "--out", str(tmp_path / "run"), "--json",
     )  # fmt: skip
     assert status == 0, err
-    [verdict] = json.loads(out)["verdicts"]
+    verdict, of_file = json.loads(out)["verdicts"]
+    assert of_file["proxy"] == "Circuit(their, 2 edges)"
     assert verdict["proxy"] == "Circuit(edges=8, method='eap')"
     assert 0.8 < verdict["effect"] < 1.1
     for wrong, words in (
