@@ -188,3 +188,18 @@ def test_a_batch_with_no_feature_on_has_gradients() -> None:
     assert not loss.fired.any()
     assert float(found["encoder"].norm()) == 0
     assert float(found["b_dec"].norm()) > 0
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("kind", COUNTED + PENALIZED)
+def test_another_device_gives_the_same_gradients(kind: str, way: str) -> None:
+    run, batch = made(kind=kind, auxiliary=0.0, **OWN[kind], **WAYS[way])
+    run._share = 0.0
+    there = Run(run.settings, tuple(part.cuda() for part in batch))
+    for name, parameter in run.own.items():
+        there.own[name].copy_(parameter)
+    there._share, there._done = 0.0, 5
+    _, wanted = run.gradients(*batch)
+    _, found = there.gradients(*(part.cuda() for part in batch))
+    assert_same({name: gradient.cpu() for name, gradient in found.items()}, wanted)
