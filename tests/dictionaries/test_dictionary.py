@@ -99,8 +99,8 @@ def test_codes_and_reconstructions_are_those_of_the_formulas(case):
 def test_few_features_on_give_the_same_as_many():
     """Below and above the share of features from which on plain products are taken."""
     it = made("jumprelu")
-    x = torch.randn(9, D, dtype=torch.float64)
-    few = dataclasses.replace(it, threshold=torch.full((F,), 4.0, dtype=torch.float64))
+    x = torch.randn(200, D, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    few = dataclasses.replace(it, threshold=torch.full((F,), 5.0, dtype=torch.float64))
     share = float((few.encode(x).dense() > 0).double().mean())
     assert 0 < share < 0.08 < float((it.encode(x).dense() > 0).double().mean())
     torch.testing.assert_close(few.reconstruct(x), few.encode(x).dense() @ few.W_dec + few.b_dec)

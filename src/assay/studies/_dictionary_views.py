@@ -63,10 +63,10 @@ def split_by_split(title: str, vectors: pd.DataFrame, losses: pd.DataFrame | Non
         rows.append([
             (split.replace("_", " "), ""),
             cell(row, "explained"),
-            cell(row, "off_support", scale=100, digits=1),
+            cell(row, "off_support", scale=100.0, digits=1),
             cell(row, "l0", digits=1),
-            cell(row, "dead", scale=100, digits=1),
-            cell(row, "newly_dense", scale=100, digits=1),
+            cell(row, "dead", scale=100.0, digits=1),
+            cell(row, "newly_dense", scale=100.0, digits=1),
             cell(row, "shrinkage"),
             cell(loss, "loss_added"),
             cell(loss, "recovered_from_zeros"),

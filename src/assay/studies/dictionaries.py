@@ -292,11 +292,11 @@ def overview(done: Done) -> TableView:
             (f"{done.bits[name]:.0f}", ""),
             cell(whole(done.vectors[name], "iid"), "explained"),
             cell(losses, "recovered_from_zeros"),
-            cell(agreements[name, "iid"], "estimate", scale=100, digits=1, ends=""),
-            cell(at_random, "estimate", scale=100, digits=1, ends=""),
-            cell(equal, "estimate", scale=100, digits=1, ends=""),
+            cell(agreements[name, "iid"], "estimate", scale=100.0, digits=1, ends=""),
+            cell(at_random, "estimate", scale=100.0, digits=1, ends=""),
+            cell(equal, "estimate", scale=100.0, digits=1, ends=""),
             cell(whole(done.vectors[name], worst), "explained"),
-            cell(agreements[name, worst], "estimate", scale=100, digits=1, ends=""),
+            cell(agreements[name, worst], "estimate", scale=100.0, digits=1, ends=""),
             (worst.replace("_", " "), ""),
             (verdict.judgement, ""),
         ])  # fmt: skip
@@ -326,10 +326,10 @@ def under_shifts(done: Done) -> TableView:
             rows.append([
                 (f"{name}, {shift.replace('_', ' ')}", ""),
                 cell(whole(done.vectors[name], shift), "gap"),
-                cell(gaps[name, shift], "gap", scale=100, digits=1, ends=""),
-                cell(gaps[name, shift], "matched", scale=100, digits=1),
-                cell(agreements[name, shift], "estimate", scale=100, digits=1, ends=""),
-                cell(again, "estimate", scale=100, digits=1, ends=""),
+                cell(gaps[name, shift], "gap", scale=100.0, digits=1, ends=""),
+                cell(gaps[name, shift], "matched", scale=100.0, digits=1),
+                cell(agreements[name, shift], "estimate", scale=100.0, digits=1, ends=""),
+                cell(again, "estimate", scale=100.0, digits=1, ends=""),
             ])  # fmt: skip
     return TableView(
         title=f"{done.part.name}: gaps, and what refitting gives back",
@@ -356,7 +356,7 @@ def by_kind(done: Done, name: str) -> TableView:
         cells: list[Cell] = [(kind.name.replace("_", " "), "")]
         for shift in comparison.shifts:
             row = own.loc[shift].to_dict() if shift in own.index else {}
-            cells.append(cell(row, "gap", scale=100, digits=1, ends=""))
+            cells.append(cell(row, "gap", scale=100.0, digits=1, ends=""))
         rows.append(cells)
     return TableView(
         title=f"{done.part.name}: {name}, gap of the same prediction by kind",
