@@ -85,7 +85,7 @@ def test_dictionaries_trained_and_of_files(command, texts, tmp_path):
     assert status == 0, err
     comparison = Comparison.load(tmp_path / "run")
     assert {verdict.site for verdict in comparison.verdicts()} == {"layer1.mlp", "layer2.residual"}
-    assert "loss recovered from zeros" in " ".join(out.split())
+    assert "split by split" in " ".join(out.split())
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     assert page.count("split by split") >= 2
 
