@@ -78,8 +78,8 @@ def induction(*, everything: bool, device: str) -> list[Part]:
     )
     subject = load("code-python", device=device)
     task = InductionPairs()
-    count = 200 if everything else 60
-    return [Part("induction", [subject], task, _circuits(sizes, methods), count, 120)]
+    judged, fitted = (200, 120) if everything else (60, 60)
+    return [Part("induction", [subject], task, _circuits(sizes, methods), judged, fitted)]
 
 
 def smollm2(*, everything: bool, device: str) -> list[Part]:
