@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.slow  # its code takes a minute
+
 PAGE = (Path(__file__).parents[1] / "docs" / "circuits.md").read_text(encoding="utf-8")
 
 

@@ -581,6 +581,7 @@ def call(trained, task, folder, **changes):
     return assay.compare(trained, task, recipes(), folder=folder, **{**CALL, **changes})
 
 
+@pytest.mark.slow
 def test_a_stopped_run_resumes_and_ends_the_same(tmp_path, trained, bracket_task, run_folder, comparison):
     def stop(step):
         if step.done >= step.total // 2:

@@ -132,6 +132,7 @@ def test_a_recipe_is_fitted_once_for_all_places(subject, task):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_comparison_at_a_set_of_places(subject, task, tmp_path):
     recipes = [assay.SVD(rank=2), assay.KMeans(clusters=4), assay.SVD(rank=32)]
     found = assay.compare(subject, task, recipes, sites=[list(reversed(PARTS)), "1.0"], folder=tmp_path, **QUICK)

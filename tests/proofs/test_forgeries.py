@@ -222,13 +222,13 @@ def test_a_projection_of_another_width_is_refused_on_both_sides(tmp_path, side, 
     assert not verified(json.dumps(sealed(content)), subject, tmp_path)
 
 
-@settings(max_examples=400, deadline=timedelta(seconds=60), suppress_health_check=QUIET)
+@settings(max_examples=200, deadline=timedelta(seconds=60), suppress_health_check=QUIET)
 @given(data=st.data())
 def test_any_change_of_the_content_is_true_or_refused_in_one_line(tmp_path_factory, data):
     forged_content(data, tmp_path_factory.getbasetemp())
 
 
-@settings(max_examples=200, deadline=timedelta(seconds=60), suppress_health_check=QUIET)
+@settings(max_examples=100, deadline=timedelta(seconds=60), suppress_health_check=QUIET)
 @given(data=st.data())
 def test_any_change_of_the_text_is_true_or_refused_in_one_line(tmp_path_factory, data):
     forged_text(data, tmp_path_factory.getbasetemp())

@@ -114,6 +114,7 @@ def test_text_that_is_read_for_the_encoder_differs_by_kind():
     assert again != [" ".join(line.split()) for line in english[:5]]
 
 
+@pytest.mark.slow
 def test_on_the_command_line(command, small, monkeypatch, tmp_path):
     alone = replace(small(everything=False, device="cpu"), controls=False, attention=[])
     monkeypatch.setitem(compressed.PARTS, "dyck", lambda **options: alone)

@@ -91,9 +91,9 @@ def test_unknown_parts_are_refused():
             dictionaries.check_parts(only)
 
 
-def test_from_the_command_line(command, monkeypatch, tmp_path):
+def test_from_the_command_line(command, monkeypatch, done):
     monkeypatch.setitem(dictionaries.PARTS, "dyck", small)
-    status, out, _ = command("run", "dictionaries", "--only", "dyck", "--json", "--out", str(tmp_path / "run"))
+    status, out, _ = command("run", "dictionaries", "--only", "dyck", "--json", "--out", str(done[0]))
     assert status == 0
     assert list(json.loads(out)["parts"]) == ["dyck"]
     status, _, err = command("run", "dictionaries", "--only", "code-java")

@@ -255,7 +255,13 @@ def test_a_random_subspace_does_worse():
 # -- coverage -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case", [Lookup(0.1), Lookup(0.1, questions=4)], ids=["single", "clustered"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(Lookup(0.1), id="single", marks=pytest.mark.slow),
+        pytest.param(Lookup(0.1, questions=4), id="clustered"),
+    ],
+)
 def test_intervals_cover_the_planted_gap(case):
     """Few seeds: enough to see an interval that takes the predictions of a sequence for independent (62%)."""
     found = coverage(case, range(20), resamples=300)
