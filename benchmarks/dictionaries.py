@@ -87,8 +87,8 @@ CASES = {
     "jumprelu": Case("JumpReLU, 1,024 features", "jumprelu", 1_024, 200, penalty=0.4),
     "gated": Case("gated, 1,024 features", "gated", 1_024, 200, penalty=1.5),
 }
-"""Goals: by how much Assay is to be faster than SAELens as it comes, at least, for L1 while more and while less than 8 %
-are on; and what share of SAELens' memory it is to need, at most."""
+"""Goals: by how much Assay is to be faster than SAELens as it comes, at least, for L1 while more and while less than 8
+% are on; and what share of SAELens' memory it is to need, at most."""
 
 
 # -- rows ------------------------------------------------------------------------------------------------------------
