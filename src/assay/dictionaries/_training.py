@@ -182,7 +182,7 @@ class Run:
         self.settings, self._widths = settings, None
         self._widths = [part.shape[-1] for part in self.checked(sample)]
         self.scales = [_scale(part) for part in sample]
-        self.own = _initial(settings, [part * scale for part, scale in zip(sample, self.scales, strict=True)])
+        self.own = _initial(settings, sample, self.scales[-1])
         self._adam = torch.optim.Adam(list(self.own.values()), lr=settings.rate, fused=True)
         features, device = settings.features, self.own["encoder"].device
         self._silent = torch.zeros(features, dtype=torch.int64, device=device)
@@ -447,7 +447,7 @@ def _factor(dictionary: Dictionary, calibration: tuple[Tensor, ...]) -> float:
 
 def _scale(rows: Float[Tensor, "row width"]) -> float:
     """What gives rows a mean norm of √width."""
-    norm = float(torch.linalg.vector_norm(rows.double(), dim=1).mean())
+    norm = float(torch.linalg.vector_norm(rows, dim=1).double().mean())
     if not (math.isfinite(norm) and norm > 0):
         raise AssayError(
             f"the rows of the sample have a mean norm of {norm}; training needs rows that are finite, not all 0."
@@ -455,8 +455,8 @@ def _scale(rows: Float[Tensor, "row width"]) -> float:
     return math.sqrt(rows.shape[1]) / norm
 
 
-def _initial(settings: Training, sample: list[Tensor]) -> Parameters:
-    """Parameters before the first step, on the sample's device."""
+def _initial(settings: Training, sample: tuple[Tensor, ...], scale: float) -> Parameters:
+    """Parameters before the first step, on the sample's device; `scale` is that of what is decoded."""
     first, last, features = sample[0], sample[-1], settings.features
     dtype = torch.promote_types(first.dtype, torch.float32)
     generator = torch.Generator().manual_seed(settings.seed)
@@ -472,7 +472,7 @@ def _initial(settings: Training, sample: list[Tensor]) -> Parameters:
         found |= {"r_mag": torch.zeros(features, dtype=dtype), "b_mag": torch.zeros(features, dtype=dtype)}
     if settings.skip:
         found["skip"] = torch.zeros(last.shape[1], first.shape[1], dtype=dtype)
-    found["b_dec"] = last.double().mean(dim=0).to(dtype)
+    found["b_dec"] = last.mean(dim=0, dtype=dtype) * scale
     return {name: tensor.to(first.device) for name, tensor in found.items()}
 
 
