@@ -21,7 +21,7 @@ BELOW = {
     "faithfulness": {"tasks", "subjects", "engine", "simplify"},
     "diagnostics": {"tasks", "subjects", "engine", "simplify", "circuits", "dictionaries", "faithfulness"},
     "proofs": {"tasks", "subjects", "engine", "simplify"},
-    "testing": {"tasks", "subjects", "engine", "simplify", "circuits", "dictionaries", "faithfulness"},
+    "testing": {"tasks", "subjects", "engine", "simplify", "circuits", "dictionaries", "faithfulness", "proofs"},
     "reports": {"tasks", "subjects", "faithfulness"},
     "studies": {
         "tasks", "subjects", "engine", "simplify", "circuits", "dictionaries", "models", "faithfulness", "diagnostics",
