@@ -56,7 +56,7 @@ def restated(content: Content) -> Content:
 def consistent(content: Content) -> Content:
     """With the numbers of each piece, the totals, the statement and the digest that belong to the evidence."""
     content, size, inputs = copy_of(content), content["inputs"]["size"], _inputs(content)
-    free = content["inputs"]["length"] - 1
+    free = inputs.length - 1
     sizes = {(q, m): size_of(free, m - low, copies) for q, m, low, copies in groups(content["inputs"])}
     for piece in content["pieces"] or ():
         if piece["relaxations"]:
@@ -75,9 +75,10 @@ def consistent(content: Content) -> Content:
 
 def _inputs(content: Content) -> InputSet:
     """The set of inputs. Raises ValueError for one that could take for ever to count."""
-    if not (0 <= content["inputs"]["minimum_maximum"] < content["inputs"]["vocabulary"] < 100):
+    inputs = content["inputs"]
+    if not (0 <= inputs["minimum_maximum"] < inputs["vocabulary"] < 100 and 0 < inputs["length"] < 100):
         raise ValueError("no set of a tiny model")
-    return InputSet(**{name: content["inputs"][name] for name in _CONDITIONS})
+    return InputSet(**{name: inputs[name] for name in _CONDITIONS})
 
 
 def refitted(content: Content, refit: Callable[[Content], Content]) -> Content:

@@ -108,7 +108,7 @@ def extreme_model(rng: Random) -> Subject:
     v, length = rng.randint(2, 4), rng.randint(2, 4)
     shapes = {"of_tokens": (v, v), "of_positions": (v, length), "direct": (v, v), "values": (v, v), "at": (length, v)}
     size = np.arange(v)
-    plain = {name: np.zeros(shape) for name, shape in shapes.items()}
+    plain: dict[str, np.ndarray] = {name: np.zeros(shape) for name, shape in shapes.items()}
     if rng.random() < 0.5:
         # A model that is right where nothing below changes it: the largest token gets most attention and wins.
         plain["of_tokens"] += rng.choice((1.0, 4.0, 30.0)) * size
@@ -125,7 +125,7 @@ def extreme_model(rng: Random) -> Subject:
         elif kind == "scaled" and not name.startswith("of_"):
             table *= 2.0 ** rng.randint(-80, 80)
         if rng.randint(0, 4) == 0:
-            table[rng.randint(0, rows - 1), :] = table[rng.randint(0, rows - 1), :]
+            table[rng.randint(0, rows - 1)] = table[rng.randint(0, rows - 1)]
     plain["offset"] = np.zeros(v)
     if rng.random() < 0.5:
         _balance(rng, plain, [rng.randint(0, v - 1) for _ in range(length)])

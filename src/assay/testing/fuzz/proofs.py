@@ -150,7 +150,7 @@ def _try_model(seed: int, rng: Random, tally: Tally, folder: Path) -> None:
         judge("certificates given to the checker", partial(_verify, case, content))
     for _ in range(_FORGERIES if contents else 0):
         content, other = _forge.copy_of(rng.choice(contents)), rng.choice(contents)
-        kind, forgery = rng.choices(tuple(_KINDS.items()), _WEIGHTS)[0]
+        kind, forgery = rng.choices(tuple(FORGERIES.items()), _WEIGHTS)[0]
         judge(f"forgeries: {kind}", partial(forgery, rng, case, content, other, folder))
 
 
@@ -308,7 +308,7 @@ def _scribbled(rng: Random, case: Case, content: Content, _: Content, folder: Pa
     return True
 
 
-_KINDS: dict[str, Callable[[Random, Case, Content, Content, Path], bool]] = {
+FORGERIES: dict[str, Callable[[Random, Case, Content, Content, Path], bool]] = {
     "changed anywhere, digest renewed": partial(_changed, _forge.sealed),
     "changed anywhere, statement and digest renewed": partial(_changed, _forge.restated),
     "numbers of claim or evidence changed, the rest made to fit": _nudged,
