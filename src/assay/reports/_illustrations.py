@@ -1,5 +1,6 @@
 """Pictures of single examples that a study adds to a comparison: data here, drawing elsewhere."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -172,6 +173,11 @@ class Illustrations(_Model):
     charts: list[Chart] = []
     circuits: list[CircuitView] = []
     heats: list[HeatView] = []
+
+    @classmethod
+    def joined(cls, parts: Sequence["Illustrations"]) -> "Illustrations":
+        """Those of several runs, one after the other."""
+        return cls(**{name: [view for part in parts for view in getattr(part, name)] for name in cls.model_fields})
 
     def save(self, folder: Path) -> None:
         """Write illustrations.json."""
