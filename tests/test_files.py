@@ -15,10 +15,6 @@ import assay
 from assay._files import append, inside, is_leftover, make_folder, refuse_links, remove, safe_name, write_atomically
 
 NAMES = (
-    st.text(max_size=300)
-    | st.text("ab._-/\\ \n\0", max_size=12)
-    | st.from_regex(r"a_b-[0-9a-f]{16}", fullmatch=True)
-)
     st.text(max_size=300) | st.text("ab._-/\\ \n\0", max_size=12) | st.from_regex(r"a_b-[0-9a-f]{16}", fullmatch=True)
 )
 ROOT = Path(assay.__file__).parent
