@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from assay._errors import AssayError
-from assay.subjects import write_atomically
+from assay._files import write_atomically
 
 ILLUSTRATIONS = "illustrations.json"
 

@@ -12,9 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from assay._errors import AssayError
+from assay._files import write_atomically
 from assay.faithfulness import MEAN_ABLATION, Comparison, Judgement, Verdict
 from assay.reports._illustrations import Illustrations, TableView
-from assay.subjects import write_atomically
 
 JUDGEMENT_STYLE: dict[Judgement, str] = {
     "illusion": "bold red",

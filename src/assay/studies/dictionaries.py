@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from assay._files import write_atomically
 from assay.diagnostics import loss_recovered, reconstruction
 from assay.dictionaries import SparseAutoencoder
 from assay.engine import Engine, collect
@@ -19,7 +20,7 @@ from assay.studies import code
 from assay.studies._dictionary_views import Cell, cell, split_by_split, whole
 from assay.studies._feature_views import feature_views
 from assay.studies._parts import check_parts, run_parts, write_parts
-from assay.subjects import Subject, load, shipped, write_atomically
+from assay.subjects import Subject, load, shipped
 from assay.tasks import Dyck, Task
 
 VECTORS, LOSSES = "reconstruction.parquet", "losses.parquet"
