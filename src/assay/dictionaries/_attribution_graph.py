@@ -136,7 +136,7 @@ class AttributionGraph:
         last = self.positions - 1
         return (
             *(Node("feature", *one) for one in self.features.tolist()),
-            *(Node("error", *one, -1) for one in self.errors.tolist()),
+            *(Node("error", layer, place, -1) for layer, place in self.errors.tolist()),
             *(Node("embedding", -1, place, token) for place, token in enumerate(self.tokens.tolist())),
             *(Node("target", self.layers, last, token) for token in self.targets.tolist()),
         )
@@ -257,7 +257,8 @@ class AttributionGraph:
         edges = int((self.weights != 0).sum())
         return (
             f"AttributionGraph({self.origin.get('model') or 'a model'}, {self.positions} tokens, "
-            f"{len(self.features):,} features, {len(self.errors):,} errors, {len(self.targets)} targets, {edges:,} edges)"
+            f"{len(self.features):,} features, {len(self.errors):,} errors, {len(self.targets)} targets, {edges:,} "
+            "edges)"
         )
 
 
@@ -276,15 +277,17 @@ class _Layout:
     def of(cls, graph: AttributionGraph) -> "_Layout":
         """That of a graph."""
         sizes = [len(graph.features), len(graph.errors), graph.positions, len(graph.targets)]
-        ends = np.cumsum([0, *sizes]).tolist()
+        first, second, third, fourth = (int(end) for end in np.cumsum(sizes))
         features, errors = graph.features.numpy(), graph.errors.numpy()
         aside, last = np.full(graph.positions, -1), np.full(len(graph.targets), graph.layers)
+        places = [np.arange(graph.positions), np.full(len(graph.targets), graph.positions - 1)]
         return cls(
-            *(slice(start, end) for start, end in zip(ends, ends[1:], strict=False)),
+            features=slice(0, first),
+            errors=slice(first, second),
+            embeddings=slice(second, third),
+            targets=slice(third, fourth),
             layer=np.concatenate([features[:, 0], errors[:, 0], aside, last]),
-            position=np.concatenate(
-                [features[:, 1], errors[:, 1], np.arange(graph.positions), 0 * last + graph.positions - 1]
-            ),
+            position=np.concatenate([features[:, 1], errors[:, 1], *places]),
         )
 
 

@@ -16,6 +16,7 @@ So the error of layer l has the id of feature l of layer 0, where that is on.
 import io
 import json
 import math
+import re
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -215,6 +216,7 @@ def _of_json(path: Path, data: bytes) -> dict[str, Any]:
         "probabilities": torch.tensor([one.value for one in own["target"]], dtype=torch.float32),
         "weights": weights,
         "words": words,
+        "said": _said(found["nodes"]),
         "origin": {
             "format": FORMAT,
             "scan": meta.get("scan") if isinstance(meta.get("scan"), str) else None,
@@ -301,6 +303,16 @@ def _node(path: Path, given: object) -> _Read:
     return _Read(name, Node(kind, depth, position, number), value)
 
 
+_OUTPUT = re.compile(r'Output "(.*)" \(p=[\d.]+\)', re.DOTALL)
+"""What circuit-tracer writes of a logit, its text among it."""
+
+
+def _said(given: Sequence[dict[str, Any]]) -> list[str] | None:
+    """The texts of the logits, in order; None unless each has one."""
+    found = [_OUTPUT.fullmatch(str(node.get("clerp"))) for node in given if node.get("feature_type") == "logit"]
+    return [match[1] for match in found if match] if all(found) else None
+
+
 def _number(path: Path, name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 3e38:
         raise refusal(path, f"has {short(value)} at {short(name)}, which is no finite number.")
@@ -347,11 +359,11 @@ class _Nodes:
                 )  # fmt: skip
             into[heard[0]].append((source, said, _number(path, f"the link into {target}", link["weight"])))
         found = []
-        for target, links in into.items():
+        for place, links in into.items():
             sources = _told_apart([said for _, said, _ in links])
             if sources is None:
-                self._refuse(path, self.all[target].name, links)
-            found += [(source, target, link[2]) for source, link in zip(sources or (), links, strict=True)]
+                self._refuse(path, self.all[place].name, links)
+            found += [(start, place, link[2]) for start, link in zip(sources or (), links, strict=True)]
         return found
 
     def _before(self, source: int, target: int) -> bool:
