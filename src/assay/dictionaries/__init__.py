@@ -4,7 +4,7 @@ One file a recipe and one a format of files. A dictionary is a simplification li
 vectors of a place stands in for them.
 """
 
-from assay.dictionaries._attribution_graph import AttributionGraph, GraphScores, Node
+from assay.dictionaries._attribution_graph import AttributionGraph, GraphScores, Link, Node
 from assay.dictionaries._cross_layer import CrossLayerTranscoder
 from assay.dictionaries._dictionary import KINDS, Codes, Dictionary
 from assay.dictionaries._given import GivenDictionary
@@ -27,6 +27,7 @@ __all__ = [
     "GivenDictionary",
     "GraphScores",
     "KeptFeatures",
+    "Link",
     "Measures",
     "Node",
     "RandomDictionary",

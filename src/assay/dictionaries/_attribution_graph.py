@@ -44,6 +44,18 @@ class Node(NamedTuple):
         return f"layer{self.layer} feature {self.number} at {self.position}"
 
 
+class Link(NamedTuple):
+    """What a source adds to a target, and the share of the influence on the targets that goes along there.
+
+    The latter is the share of what the target hears, times the target's own influence.
+    """
+
+    source: Node
+    target: Node
+    weight: float
+    share: float
+
+
 @dataclass(frozen=True)
 class GraphScores:
     """How much of an attribution graph's influence comes from features and tokens, and how much from errors.
@@ -227,11 +239,8 @@ class AttributionGraph:
             {**self.origin, "active": active, "pruned": True},
         )
 
-    def strongest(self, count: int) -> list[tuple[Node, Node, float]]:
-        """The edges of the most influence, strongest first: source, target, weight.
-
-        An edge has the share of what its target hears, times the target's own influence.
-        """
+    def strongest(self, count: int) -> list[Link]:
+        """The edges that most of the influence goes along, strongest first; only those along which any goes."""
         heard = _Heard.of(self.weights)
         shares = heard.shares() * (_influence(self._layout, heard, self._weighted) + self._weighted)[:, None]
         order = np.argsort(-shares, axis=None, kind="stable")[: max(0, count)]
@@ -239,7 +248,8 @@ class AttributionGraph:
         for place in order.tolist():
             target, source = divmod(place, len(shares))
             if shares[target, source] > 0:
-                found.append((self.nodes[source], self.nodes[target], float(self.weights[target, source])))
+                share, weight = float(shares[target, source]), float(self.weights[target, source])
+                found.append(Link(self.nodes[source], self.nodes[target], weight, share))
         return found
 
     @cached_property
