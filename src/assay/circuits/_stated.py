@@ -74,6 +74,11 @@ OF_NEURONS = (
     "holds a circuit of neurons; Assay's circuits are of edges between heads and MLPs, all of a vector at once."
 )
 
+OF_FEATURES = (
+    "holds an attribution graph, over features of dictionaries, and no circuit; read it with "
+    "assay.AttributionGraph.read, and judge it with assay.KeptFeatures (kept-features:graph=PATH on the command line)."
+)
+
 
 def finite_score(path: Path, name: str, value: Any) -> float:
     """A score of a file. Raises AssayError for what is no number, or not finite."""

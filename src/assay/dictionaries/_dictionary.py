@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
@@ -55,6 +55,10 @@ class Codes:
         """How many features are on in each vector: its L0."""
         ends = torch.cat([self.start[1:], self.start.new_tensor([len(self.index)])])
         return ends - self.start
+
+    def only(self, kept: Bool[Tensor, " entry"]) -> "Codes":
+        """Some of the entries; the others' features are off."""
+        return Codes(self.index[kept], self.value[kept], _starts(self.rows[kept], len(self.start)), self.features)
 
     def dense(self) -> Float[Tensor, "row feature"]:
         """The codes with their zeros."""

@@ -105,7 +105,7 @@ class GivenDictionary(FittedDictionaries):
             return None
         return (site_of_hook(engine, str(hook), head=origin.get("head_index")),)
 
-    def _in(self, engine: Engine) -> Dictionary:
+    def placed(self, engine: Engine) -> Dictionary:
         """The dictionary of the vectors that there are at its site, where its hook has others."""
         own, hook = self.own, self.own.origin.get("hook")
         affine = affine_of_hook(engine, str(hook)) if own.transcodes and hook is not None else None
@@ -128,7 +128,7 @@ class GivenDictionary(FittedDictionaries):
         if names is None:
             return
         self.caution = None
-        found, site, own = _Vectors.of(engine, splits[0]), engine.site(names[0]), self._in(engine)
+        found, site, own = _Vectors.of(engine, splits[0]), engine.site(names[0]), self.placed(engine)
         for place in site.places:
             for stream in site.streams_of(place):
                 rows = self._rows(found, place, stream)
@@ -188,7 +188,7 @@ class GivenDictionary(FittedDictionaries):
         self.streams_ = {place: samples.streams_of(place) for place in samples.places}
         subject, split = source_of(self, samples)
         engine = Engine(subject)
-        found, own = _Vectors.of(engine, split), self._in(engine)
+        found, own = _Vectors.of(engine, split), self.placed(engine)
         self.measures_ = {
             key_of(place, stream): measure(own, *self._rows(found, place, stream))
             for place, streams in self.streams_.items()

@@ -151,6 +151,35 @@ class CircuitView(_Model):
     edges: list[CircuitEdge]
 
 
+class GraphNode(_Model):
+    """A node of a drawn attribution graph; `text` is written beside it. Layers count from 0."""
+
+    kind: Literal["feature", "error", "embedding", "target"]
+    layer: int
+    position: int
+    text: str
+
+
+class GraphEdge(_Model):
+    """What one node of a drawn graph adds to another, by their numbers; its share of all influence is its width."""
+
+    source: int
+    target: int
+    weight: float
+    share: float
+
+
+class GraphView(_Model):
+    """An attribution graph to draw: its nodes over the tokens of a prompt, in so many layers."""
+
+    name: str
+    caption: str
+    layers: int
+    tokens: list[str]
+    nodes: list[GraphNode]
+    edges: list[GraphEdge]
+
+
 class HeatView(_Model):
     """A number for every head, (layer, column)."""
 
