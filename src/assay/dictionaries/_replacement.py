@@ -1,6 +1,6 @@
 """Several dictionaries in force at once: the replacement model that attribution graphs are drawn of."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,6 +12,7 @@ from assay._errors import AssayError
 from assay.dictionaries._cross_layer import CrossLayerTranscoder
 from assay.dictionaries._dictionary import Codes, Dictionary
 from assay.dictionaries._given import GivenDictionary
+from assay.dictionaries._left_out import caution_of
 from assay.engine import Block, Edit, Engine, MapEdit, Place, Samples
 from assay.simplify import SimplifiedSubject, label
 from assay.simplify._protocol import proxy_of
@@ -86,8 +87,7 @@ class Replacement:
         self._check()
         for part in self.parts:
             part.check(subject, splits)
-        said = [f"{label(part)}: {part.caution}" for part in self.parts if part.caution]
-        self.caution = " ".join(said) or None
+        self.caution = " ".join(part.caution for part in self.parts if part.caution) or None
 
     def fit(self, samples: Samples) -> "Replacement":
         """Let every part take its place."""
@@ -138,10 +138,12 @@ class CrossLayerReplacement:
 
     `transcoder` is a path to its folder (see `CrossLayerTranscoder.read`), or what was read. What it gives for a layer
     is made of what enters the MLPs of that layer and all before it, as they are once those have been replaced. Nothing
-    is learned. Raises AssayError for a subject of another number of layers or another width.
+    is learned. `caution` says of which tokens its files say that it was not trained on them, as circuit-tracer lets no
+    feature be on at the first position. Raises AssayError for a subject of another number of layers or another width.
     """
 
     transcoder: CrossLayerTranscoder | str | Path
+    caution: str | None = field(default=None, init=False, repr=False, compare=False)
     streams_: dict[Place, tuple[str, ...]] | None = field(default=None, init=False, repr=False, compare=False)
 
     streams: ClassVar[tuple[str, ...]] = ()
@@ -167,6 +169,11 @@ class CrossLayerReplacement:
         """What the record keeps of it."""
         return {"transcoder": {key: value for key, value in self.own.origin.items() if value is not None}}
 
+    @property
+    def origin(self) -> Mapping[str, Any]:
+        """What is known of where it comes from."""
+        return self.own.origin
+
     def own_sites(self, engine: Engine) -> tuple[str, ...]:
         """The MLPs of all layers."""
         return ("all.mlp",)
@@ -174,6 +181,8 @@ class CrossLayerReplacement:
     def check(self, subject: Subject, splits: Sequence[Split]) -> None:
         """Raise AssayError for a subject that it is not of."""
         self.check_size(Engine(subject))
+        unseen = caution_of(self.own.origin, splits, subject.tokenizer)
+        self.caution = None if unseen is None else f"{label(self)}: {unseen}"
 
     def check_size(self, engine: Engine) -> None:
         """Raise AssayError for a subject of another number of layers, or another width."""
