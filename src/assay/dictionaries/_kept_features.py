@@ -271,9 +271,68 @@ class KeptFeatures:
         """As many random features in each layer."""
         return RandomFeatures(self.spliced, tuple(map(len, self.own.kept.values())), self.ablation, self.untouched)
 
-    def ablated(self) -> "RandomFeatures":
+    def ablated(self) -> "NoFeatures":
         """No feature at all."""
-        return RandomFeatures(self.spliced, (0,) * self.own.layers, self.ablation, self.untouched)
+        return NoFeatures(self.spliced, self.ablation, self.untouched)
+
+
+@dataclass
+class NoFeatures:
+    """No features in the place of all MLPs: what kept ones are measured from.
+
+    Only the constants of dictionaries are left, and with `ablation="mean"` what their features are in the mean of the
+    train split. All else is as for `KeptFeatures`.
+    """
+
+    replacement: Spliced
+    ablation: Ablated = "zero"
+    untouched: int = 1
+    streams_: dict[Place, tuple[str, ...]] | None = field(default=None, init=False, repr=False, compare=False)
+    constants_: list[Tensor] | None = field(default=None, init=False, repr=False, compare=False)
+
+    streams: ClassVar[tuple[str, ...]] = ()
+    any_stream: ClassVar[bool] = True
+    streams_rows: ClassVar[bool] = True
+
+    @property
+    def learns(self) -> bool:
+        """Whether there is anything to fit."""
+        return self.ablation == "mean"
+
+    @property
+    def title(self) -> str:
+        """What it is."""
+        return f"NoFeatures({_more(self.ablation, self.untouched)[2:]})"
+
+    def describe(self) -> dict[str, Any]:
+        """What the record keeps of it."""
+        return {"replacement": self.replacement.describe(), **_options(self)}
+
+    def own_sites(self, engine: Engine) -> tuple[str, ...]:
+        """The MLPs of all layers."""
+        return ("all.mlp",)
+
+    def fit(self, samples: Samples) -> "NoFeatures":
+        """Take the places, and with `ablation="mean"` the means."""
+        self.streams_ = self.constants_ = None
+        _check_options(self)
+        found = Transcoders.of(self.replacement, _engine_of(self, samples))
+        if self.ablation == "mean":
+            self.constants_ = found.constants(found.used(samples)[0], self._kept(found))
+        self.streams_ = _places_of(self, samples)
+        return self
+
+    def _kept(self, found: Transcoders) -> list[Mask]:
+        return [_mask(found.features(layer), ()) for layer in range(len(found.places))]
+
+    def apply(self, subject: Subject) -> SimplifiedSubject:
+        """The subject with constants in the place of its MLPs."""
+        _check_fitted(self)
+        found = Transcoders.of(self.replacement, Engine(subject))
+        return found.in_force(self, subject, self._kept(found), self.constants_, self.untouched)
+
+    def control(self) -> None:
+        """None: this is a control."""
 
 
 @dataclass
@@ -302,13 +361,9 @@ class RandomFeatures:
     @property
     def title(self) -> str:
         """What it is."""
-        count, drawn = sum(self.counts), f", seed={self.seed}" if self.seed else ""
+        drawn = f", seed={self.seed}" if self.seed else ""
         more = _more(self.ablation, self.untouched)
-        return (
-            f"RandomFeatures({count:,} of {len(self.counts)} layers{more}{drawn})"
-            if count
-            else f"NoFeatures({more[2:]})"
-        )
+        return f"RandomFeatures({sum(self.counts):,} of {len(self.counts)} layers{more}{drawn})"
 
     def describe(self) -> dict[str, Any]:
         """What the record keeps of it."""
@@ -357,11 +412,11 @@ def _more(ablation: str, untouched: int) -> str:
     return f", ablation={ablation!r}" + ("" if untouched == 1 else f", untouched={untouched}")
 
 
-def _options(recipe: KeptFeatures | RandomFeatures) -> dict[str, Any]:
+def _options(recipe: KeptFeatures | NoFeatures | RandomFeatures) -> dict[str, Any]:
     return {"ablation": recipe.ablation, "untouched": recipe.untouched}
 
 
-def _check_options(recipe: KeptFeatures | RandomFeatures) -> None:
+def _check_options(recipe: KeptFeatures | NoFeatures | RandomFeatures) -> None:
     ablation, untouched = recipe.ablation, recipe.untouched
     if ablation not in get_args(Ablated):
         raise AssayError(f"ablation={ablation!r}: features are ablated to {' or '.join(get_args(Ablated))}.")
@@ -390,6 +445,6 @@ def _places_of(recipe: object, samples: Samples) -> dict[Place, tuple[str, ...]]
     return dict.fromkeys(samples.places, ("mlp",))
 
 
-def _check_fitted(recipe: KeptFeatures | RandomFeatures) -> None:
+def _check_fitted(recipe: KeptFeatures | NoFeatures | RandomFeatures) -> None:
     if recipe.streams_ is None:
         raise AssayError(f"{label(recipe)} has not been fitted; call fit(samples), or give it to compare.")
