@@ -393,7 +393,7 @@ def test_shares_to_prune_by_are_shares():
         with pytest.raises(AssayError, match="share of all influence"):
             read("exact.pt").pruned(nodes=wrong)
     graph = read("transcoders.pt")
-    whole = graph.pruned(nodes=1, edges=1)
+    whole = graph.pruned(nodes=1.0, edges=1.0)
     reach = graph.influence()
     assert {node.kind for node in whole.nodes} == {"feature", "error", "embedding", "target"}
     assert len(whole.features) == int((reach[:106] > 0).sum())

@@ -1,5 +1,6 @@
 """A graph's features alone, in the place of all MLPs: what is left of a replacement model without the others."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -9,11 +10,17 @@ from transformers import AutoModelForCausalLM
 import assay
 from assay import AssayError, AttributionGraph, KeptFeatures
 from assay.diagnostics import attribution_claims
-from assay.dictionaries import CrossLayerReplacement, Dictionary, GivenDictionary, Replacement, read_replacement
+from assay.dictionaries import (
+    CrossLayerReplacement,
+    Dictionary,
+    GivenDictionary,
+    RandomFeatures,
+    Replacement,
+    read_replacement,
+)
 from assay.engine import Engine, collect
-from assay.simplify import label
 from assay.subjects import Subject
-from assay.tasks import Split
+from assay.tasks import Kind, Split
 
 FILES = Path(__file__).parent / "attribution_graphs"
 PROMPT = [0, 5, 9, 3, 14]
@@ -171,42 +178,55 @@ def test_a_graph_of_other_dictionaries_or_another_model_is_seen(tiny):
     assert changed.claimed_error > 0.01
 
 
-def test_kept_features_are_compared_beside_random_and_no_features(subject, task):
-    generator = torch.Generator().manual_seed(0)
-    width = subject.model.config.hidden_size
+class ByChance:
+    """Tokens at random, in distribution and beyond."""
 
-    def draw(*shape):
-        return torch.randn(*shape, generator=generator) / 4
+    name, primary_kind, features, split_names = "by chance", "all", (), ("train", "iid", "others")
+    kinds = (Kind("any", "any token"),)
 
-    parts = [
-        GivenDictionary(
-            Dictionary("topk", draw(width, 24), draw(24), draw(24, width), draw(width), k=5, transcodes=True),
-            site=f"layer{layer}.mlp", unchecked=True,
-        )
-        for layer in range(2)
-    ]  # fmt: skip
-    features = torch.tensor([[0, 1, 3], [0, 1, 4], [1, 2, 0]])
-    graph = AttributionGraph(
-        2, torch.tensor([1, 2, 3]), features, torch.ones(3), torch.zeros(0, 2, dtype=torch.long), torch.tensor([2]),
-        torch.ones(1), torch.zeros(7, 7),
-    )  # fmt: skip
-    recipe = KeptFeatures(graph, Replacement(parts), untouched=0)
-    control, nothing = recipe.control(), recipe.ablated()
-    assert control.counts == (2, 1)
-    comparison = assay.compare(subject, task, [recipe], sequences=10, fit_sequences=60, resamples=50)
+    def split(self, name, sequences):
+        generator = torch.Generator().manual_seed(self.split_names.index(name))
+        tokens = torch.randint(23, (sequences, 6), generator=generator).numpy()
+        role = name if name in ("train", "iid") else "shift"
+        return Split(name, role, name, tokens, tokens[:, 0] * 0 + 6, tokens * 0)
+
+    def describe(self):
+        return {}
+
+
+def test_kept_features_are_compared_beside_random_and_no_features(tiny):
+    recipe = KeptFeatures(FILES / "transcoders.json", FILES / "transcoders")
+    comparison = assay.compare(tiny, ByChance(), [recipe], sequences=10, fit_sequences=20, resamples=50)
     (verdict,) = comparison.verdicts()
-    assert (verdict.site, verdict.proxy) == ("all.mlp", label(recipe))
-    proxies = set(comparison.to_frame()["proxy"])
-    assert any(proxy.startswith(label(control)[:-1]) for proxy in proxies)
-    assert any(proxy.startswith(label(nothing)[:-1]) for proxy in proxies)
-    engine = Engine(subject)
-    samples = collect(engine, task.split("train", 60), ()).at(engine.site("all.mlp"))
-    first, again, other = (one.fit(samples) for one in (control, recipe.control(), control.redrawn(1)))
-    assert [int(mask.sum()) for mask in first.kept_] == [2, 1]
+    assert (verdict.site, verdict.proxy) == ("all.mlp", "KeptFeatures(11 of 3 layers, ablation='zero')")
+    text = " ".join(comparison.to_frame()["proxy"].unique())
+    assert "RandomFeatures(11 of 3 layers, ablation='zero')" in text
+    assert "NoFeatures(ablation='zero')" in text
+
+
+def test_random_features_are_drawn_as_often_as_they_are_on(tiny, samples):
+    replacement = read_replacement(FILES / "transcoders")
+    # Three features are never on, and one nearly never.
+    first = replacement.parts[0].own
+    bias = first.b_enc.clone()
+    bias[:3] = -1e3
+    own = Replacement(
+        [GivenDictionary(dataclasses.replace(first, b_enc=bias), site="layer0.mlp"), *replacement.parts[1:]]
+    )
+    control = KeptFeatures(FILES / "transcoders.json", own).control()
+    assert control.counts == (6, 4, 1)
+    first, again, other = (one.fit(samples) for one in (control, dataclasses.replace(control), control.redrawn(1)))
+    assert [int(mask.sum()) for mask in first.kept_] == [6, 4, 1]
     assert all(map(torch.equal, first.kept_, again.kept_))
     assert not all(map(torch.equal, first.kept_, other.kept_))
-    codes = parts[0].own.encode(samples.some(samples.places[0], 50_000, streams=("mlp_input",))[0])
-    assert set(first.kept_[0].nonzero()[:, 0].tolist()) <= set(codes.index.tolist()), "features that are on"
+    for seed in range(20):
+        assert not RandomFeatures(own, (13, 0, 0), seed=seed).fit(samples).kept_[0][:3].any()
+    whole = RandomFeatures(own, (16, 16, 16)).fit(samples).apply(tiny)
+    with_first = hooked(
+        tiny, torch.tensor([PROMPT]),
+        lambda layer, x, given: torch.cat([given[:, :1], own.parts[layer].own.reconstruct(x[0])[None, 1:]], dim=1),
+    )  # fmt: skip
+    torch.testing.assert_close(whole(torch.tensor([PROMPT])), with_first, rtol=1e-4, atol=1e-4)
 
 
 def test_what_does_not_fit_is_refused(tiny, subject, samples, tmp_path):
@@ -244,7 +264,7 @@ def test_what_does_not_fit_is_refused(tiny, subject, samples, tmp_path):
     with pytest.raises(AssayError, match="0 or more"):
         KeptFeatures(graph, replacement, untouched=-1).fit(samples)
     with pytest.raises(AssayError, match="layer 0 has 16 features, and 17"):
-        assay.dictionaries.RandomFeatures(replacement, (17, 0, 0)).fit(samples)
+        RandomFeatures(replacement, (17, 0, 0)).fit(samples)
     (tmp_path / "layer_1.safetensors").write_bytes(b"")
     with pytest.raises(AssayError, match="of the layers 1; a set has layer_0"):
         read_replacement(tmp_path)
