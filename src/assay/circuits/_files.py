@@ -190,10 +190,10 @@ def read_circuit(path: Path, edges: int | None, groups: int | None) -> Given:
             if groups not in (None, given.found.graph.groups):
                 raise refusal(path, f"says itself that there are {given.found.graph.groups} groups; leave groups= out.")
             return given
-        if isinstance(found, dict) and is_theirs(found):
-            return read_nodes(path, found, edges, groups)
         if isinstance(found, dict) and {"metadata", "nodes", "links"} <= set(found):
             raise refusal(path, OF_FEATURES)
+        if isinstance(found, dict) and is_theirs(found):
+            return read_nodes(path, found, edges, groups)
         if not isinstance(found, dict) or "cfg" not in found:
             raise refusal(path, f"is no file of a circuit; {_KNOWN}")
         scored, own = read_json(path, found)
