@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from assay._errors import unknown_name
+from assay._files import write_atomically
 from assay.cli._shared import (
     AsJson,
     app,
@@ -115,7 +116,8 @@ def certify(
     if certificate_file is not None:
         certificate.save(certificate_file)
     if coq_file is not None:
-        coq_file.write_text(proofs.coq_development(subject, certificate), encoding="utf-8")
+        coq = proofs.coq_development(subject, certificate)
+        write_atomically(coq_file, lambda path: path.write_text(coq, encoding="utf-8"))
     if as_json:
         print(certificate.model_dump_json(indent=2, exclude={"pieces", "boxes", "blocks", "proxy"}))
         return

@@ -1,6 +1,7 @@
-"""assay report and assay list."""
+"""assay report, assay graph and assay list."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +11,7 @@ from rich.markup import escape
 from assay.cli._shared import (
     AsJson,
     app,
+    argument,
     out,
     summary,
 )
@@ -36,6 +38,46 @@ def report(
         return
     out.print(terminal(comparison))
     out.print(f"\nDrawn again: [bold]{escape(str(page))}[/]", soft_wrap=True)
+
+
+@app.command()
+def graph(
+    file: Annotated[
+        Path, typer.Argument(help="An attribution graph of circuit-tracer: .pt, or JSON of its front end.")
+    ],
+    model: Annotated[str | None, typer.Option(help="Judge it: the model that it was drawn of.")] = None,
+    dictionaries: Annotated[
+        str | None, typer.Option(help="With --model: the folder of the transcoders that it was drawn with.")
+    ] = None,
+    prune: Annotated[
+        float | None, typer.Option(help="Only nodes with this share of all influence, such as 0.8.")
+    ] = None,
+    edges: Annotated[int, typer.Option(min=1, help="Draw so many of the strongest edges.")] = 80,
+    untouched: Annotated[
+        int, typer.Option(min=0, help="With --model: first positions at which the graph lets no feature be on.")
+    ] = 1,
+    page: Annotated[Path, typer.Option("--out", help="Write the page here.")] = Path("attribution-graph.html"),
+    as_json: AsJson = False,
+) -> None:
+    """Draw an attribution graph, and judge it on its own prompt by its model and dictionaries, without error nodes."""
+    from assay.dictionaries import AttributionGraph, read_replacement  # noqa: PLC0415
+    from assay.studies import attribution  # noqa: PLC0415
+    from assay.subjects import load  # noqa: PLC0415
+
+    if (model is None) != (dictionaries is None):
+        raise typer.BadParameter("a graph is judged with both --model and --dictionaries.", param_hint="--model")
+    found = argument("file", lambda: AttributionGraph.read(file))
+    if prune is not None:
+        found = argument("prune", lambda: found.pruned(nodes=prune))
+    subject = None if model is None else argument("model", lambda: load(model))
+    replacement = None if dictionaries is None else argument("dictionaries", lambda: read_replacement(dictionaries))
+    claims = attribution.draw(found, page, subject=subject, replacement=replacement, edges=edges, untouched=untouched)
+    if as_json:
+        tables = {name: getattr(claims, name).to_dict("records") for name in ("answers", "runs")} if claims else {}
+        print(json.dumps({"page": str(page), "scores": asdict(found.scores()), **tables}, indent=2))
+        return
+    out.print(f"{claims or found.scores()}", soft_wrap=True, markup=False, highlight=False)
+    out.print(f"\nDrawn: [bold]{escape(str(page))}[/]", soft_wrap=True)
 
 
 @app.command("list")

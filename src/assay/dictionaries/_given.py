@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 from jaxtyping import Bool
@@ -11,9 +11,9 @@ from torch import Tensor
 
 from assay._errors import AssayError
 from assay.dictionaries._dictionary import Dictionary
-from assay.dictionaries._fitted import bits_of, in_force, key_of, restored, saved
+from assay.dictionaries._fitted import FittedDictionaries, key_of
 from assay.dictionaries._left_out import caution_of, left_out
-from assay.dictionaries._measures import Measures, measure
+from assay.dictionaries._measures import measure
 from assay.dictionaries._random import RandomDictionary
 from assay.engine import (
     BLOCK_STREAMS,
@@ -26,7 +26,7 @@ from assay.engine import (
     site_of_hook,
 )
 from assay.engine._rows import bytes_a_row, read_rows
-from assay.simplify import RepresentationBits, SimplifiedSubject, label
+from assay.simplify import label
 from assay.simplify._protocol import source_of
 from assay.subjects import Subject
 from assay.tasks import Split
@@ -41,8 +41,11 @@ BETTER = 0.1
 """A place where a dictionary explains so much more of the variance than at its own is told of."""
 
 
+_Given = TypeVar("_Given", bound="GivenDictionary")
+
+
 @dataclass
-class GivenDictionary:
+class GivenDictionary(FittedDictionaries):
     """Replace vectors by what a dictionary makes of them that was trained elsewhere.
 
     `dictionary` is a path to its files (see `Dictionary.read`), or what was read. It acts at `site`, or where its files
@@ -66,15 +69,9 @@ class GivenDictionary:
     scale: float | None = None
     unchecked: bool = False
     caution: str | None = field(default=None, init=False, repr=False, compare=False)
-    dictionaries_: dict[Place, tuple[Dictionary, ...]] | None = field(
-        default=None, init=False, repr=False, compare=False
-    )
-    streams_: dict[Place, tuple[str, ...]] | None = field(default=None, init=False, repr=False, compare=False)
-    measures_: dict[str, Measures] | None = field(default=None, init=False, repr=False, compare=False)
     l0_: float | None = field(default=None, init=False, repr=False, compare=False)
 
     streams: ClassVar[tuple[str, ...]] = ()
-    any_stream: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         # Read at once: what is compared is what was in the files then, and a name of a cell covers every number of it.
@@ -112,7 +109,7 @@ class GivenDictionary:
             return None
         return (site_of_hook(engine, str(hook), head=origin.get("head_index")),)
 
-    def _in(self, engine: Engine) -> Dictionary:
+    def placed(self, engine: Engine) -> Dictionary:
         """The dictionary of the vectors that there are at its site, where its hook has others."""
         own, hook = self.own, self.own.origin.get("hook")
         affine = affine_of_hook(engine, str(hook)) if own.transcodes and hook is not None else None
@@ -135,7 +132,7 @@ class GivenDictionary:
         unseen = caution_of(self.own.origin, splits, subject.tokenizer)
         hints = [] if unseen is None else [unseen]
         if names is not None:
-            found, site, own = _Vectors.of(engine, splits[0]), engine.site(names[0]), self._in(engine)
+            found, site, own = _Vectors.of(engine, splits[0]), engine.site(names[0]), self.placed(engine)
             tried = found.without(left_out(own.origin, found.split, subject.tokenizer).any)
             for place in site.places:
                 for stream in site.streams_of(place):
@@ -198,7 +195,7 @@ class GivenDictionary:
         self.streams_ = {place: samples.streams_of(place) for place in samples.places}
         subject, split = source_of(self, samples)
         engine = Engine(subject)
-        found, own = _Vectors.of(engine, split), self._in(engine)
+        found, own = _Vectors.of(engine, split), self.placed(engine)
         self.measures_ = {
             key_of(place, stream): measure(own, *self._rows(found, place, stream))
             for place, streams in self.streams_.items()
@@ -207,10 +204,6 @@ class GivenDictionary:
         self.l0_ = next(iter(self.measures_.values())).l0
         self.dictionaries_ = {place: (own,) * len(streams) for place, streams in self.streams_.items()}
         return self
-
-    def apply(self, subject: Subject) -> SimplifiedSubject:
-        """The subject with reconstructed vectors at the fitted places."""
-        return in_force(self, subject, self.dictionaries_, self.streams_)
 
     def control(self) -> RandomDictionary:
         """As many random features, about as many of them on, and one length that is fitted."""
@@ -228,21 +221,15 @@ class GivenDictionary:
             )
         return min(max(1, round(self.l0_)), self.own.features)
 
-    def representation_bits(
-        self, *, width: int, length: int, vectors: int = 2, precision: int = 16
-    ) -> RepresentationBits:
-        """The bits of codes and dictionary. Raises AssayError before `fit`."""
-        return bits_of(self, self.dictionaries_, self.measures_, vectors=vectors, precision=precision)
-
     def saved(self) -> dict[str, Any]:
         """All that it holds; the dictionary itself once."""
-        return {**saved(self), "parameters": {"site": self.site, "unchecked": self.unchecked}}
+        return {**super().saved(), "parameters": {"site": self.site, "unchecked": self.unchecked}}
 
     @classmethod
-    def restored(cls, given: Mapping[str, Any]) -> "GivenDictionary":
+    def restored(cls: type[_Given], given: Mapping[str, Any]) -> _Given:
         """One again of what `saved` gave."""
         first = next(iter(given["dictionaries"].values()))[0]
-        return restored(cls, {**given, "parameters": {**given["parameters"], "dictionary": Dictionary(**first)}})
+        return super().restored({**given, "parameters": {**given["parameters"], "dictionary": Dictionary(**first)}})
 
 
 @dataclass

@@ -1,6 +1,7 @@
 """How it is shown: tables, figures and the HTML page, all drawn from a comparison's record."""
 
 from assay.reports._figures import figures
+from assay.reports._graphs import graph_figure, write_graph_page
 from assay.reports._illustrations import (
     Chart,
     CircuitEdge,
@@ -8,6 +9,9 @@ from assay.reports._illustrations import (
     FeatureSide,
     FeatureText,
     FeatureView,
+    GraphEdge,
+    GraphNode,
+    GraphView,
     HeatView,
     Illustrations,
     KeyCloud,
@@ -39,6 +43,9 @@ __all__ = [
     "FeatureSide",
     "FeatureText",
     "FeatureView",
+    "GraphEdge",
+    "GraphNode",
+    "GraphView",
     "HeatView",
     "Illustrations",
     "KeyCloud",
@@ -48,6 +55,7 @@ __all__ = [
     "TextView",
     "environment",
     "figures",
+    "graph_figure",
     "limits",
     "markdown",
     "percent",
@@ -60,6 +68,7 @@ __all__ = [
     "to_png",
     "to_svg",
     "write_figures",
+    "write_graph_page",
     "write_junit",
     "write_markdown",
     "write_page",

@@ -12,9 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from assay._errors import AssayError
+from assay._files import write_atomically
 from assay.faithfulness import MEAN_ABLATION, Comparison, Judgement, Verdict
 from assay.reports._illustrations import Illustrations, TableView
-from assay.subjects import write_atomically
 
 JUDGEMENT_STYLE: dict[Judgement, str] = {
     "illusion": "bold red",
@@ -44,6 +44,15 @@ NOTHING: Interval = (math.nan,) * 3
 
 _ASKS = {
     "RandomProjection": "is it these directions, or would any as many do?",
+    "SVD": "would the directions of most variance, as many, do as well?",
+    "RandomDictionary": "is it these features, or would any as many do?",
+    "RandomCircuit": "is it these edges, or would any of this number and shape do?",
+    "RandomValueVectors": "is it these neurons, or would any as many do?",
+    "RandomMask": "does it matter which weights are left out?",
+    "RandomFactors": "is it these directions of the weights, or would any as many do?",
+    "NoiseWeights": "does it matter how weights are moved, or only how far?",
+    "NGram": "does it know more than how frequent each token is?",
+    "RuleSurrogate": "does it know more than the most frequent prediction?",
     "UniformAttention": "does it matter where it attends?",
     "MeanAblation": "does the site matter at all?",
     "RandomPerturbation": "does it matter which information is lost, or only how much?",
