@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from assay._errors import unknown_name
+from assay._terminal import styled
 from assay.cli._shared import (
     AsJson,
     app,
@@ -120,7 +121,7 @@ def certify(
         print(certificate.model_dump_json(indent=2, exclude={"pieces", "boxes", "blocks", "proxy"}))
         return
     least, most = certificate.decimals()
-    out.print(certificate.statement, soft_wrap=True, markup=False)
+    out.print(styled(certificate.statement), soft_wrap=True)
     out.print(f"at least {least}, at most {most}, in {certificate.seconds:.2f} s")
 
 
@@ -146,5 +147,5 @@ def verify(
         subject = import_max_of_k(model) if Path(model).is_file() else load(model)
     checked = Certificate.load(certificate)
     not_checked = checked.verify(subject, budget=checker.BUDGET if budget is None else budget)
-    out.print(f"verified: {checked.statement}", soft_wrap=True, markup=False)
-    out.print(f"not checked: {', '.join(not_checked)}")
+    out.print(styled(f"verified: {checked.statement}"), soft_wrap=True)
+    out.print(styled(f"not checked: {', '.join(not_checked)}"))

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 
+from assay._terminal import styled
 from assay.cli._shared import (
     AsJson,
     app,
@@ -35,7 +35,8 @@ def report(
         print(json.dumps(summary(comparison, run), indent=2))
         return
     out.print(terminal(comparison))
-    out.print(f"\nDrawn again: [bold]{escape(str(page))}[/]", soft_wrap=True)
+    out.print()
+    out.print(styled("Drawn again: ", (str(page), "bold")), soft_wrap=True)
 
 
 @app.command("list")
@@ -64,9 +65,9 @@ def list_names(as_json: AsJson = False) -> None:
         print(json.dumps(names, indent=2))
         return
     for heading, entries in names.items():
-        out.print(f"[bold]{heading}[/]")
+        out.print(styled((heading, "bold")))
         for name, text in entries.items():
-            out.print(f"  {name:18} {text}", highlight=False, soft_wrap=True, markup=False)
+            out.print(styled(f"  {name:18} {text}"), soft_wrap=True)
 
 
 def _first_line(thing: Any) -> str:

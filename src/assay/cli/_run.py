@@ -56,7 +56,7 @@ def run_dyck(
     if sentence is not None:
         argument("sentence", lambda: Dyck().read_sentence(sentence))
     folder = out_folder or default_folder("dyck")
-    with progress_bar() as bar:
+    with progress_bar(folder) as bar:
         line = bar.add_task("starting", total=None)
         comparison = dyck.run(
             folder,
@@ -103,7 +103,7 @@ def run_code(
     subject = load(model, device=device)
     argument("model", lambda: code.vocabulary_of(subject))
     folder = out_folder or default_folder("code")
-    with progress_bar() as bar:
+    with progress_bar(folder) as bar:
         line = bar.add_task("reading functions", total=None)
         task = argument("data", lambda: code.task_of(subject, data, language))
         comparison, shown = code.run(
@@ -154,7 +154,7 @@ def run_compressed(
     device = argument("device", lambda: resolve_device(device))
     argument("only", lambda: compressed.check_parts(only or (), data))
     folder = out_folder or default_folder("compressed")
-    with progress_bar() as bar:
+    with progress_bar(folder) as bar:
         line = bar.add_task("starting", total=None)
         done, shown = compressed.run(
             folder,
@@ -200,7 +200,7 @@ def run_circuits(
     device = argument("device", lambda: resolve_device(device))
     argument("only", lambda: circuits.check_parts(only or ()))
     folder = out_folder or default_folder("circuits")
-    with progress_bar() as bar:
+    with progress_bar(folder) as bar:
         line = bar.add_task("starting", total=None)
         done, shown = circuits.run(
             folder,
@@ -245,7 +245,7 @@ def run_dictionaries(
     device = argument("device", lambda: resolve_device(device))
     argument("only", lambda: dictionaries.check_parts(only or (), data))
     folder = out_folder or default_folder("dictionaries")
-    with progress_bar() as bar:
+    with progress_bar(folder) as bar:
         line = bar.add_task("starting", total=None)
         done, shown = dictionaries.run(
             folder,
@@ -273,7 +273,7 @@ def run_max_of_k(
     from assay.studies import max_of_k  # noqa: PLC0415  (keeps --help fast)
 
     folder = out_folder or default_folder("max-of-k")
-    with progress_bar() as bar:
+    with progress_bar(folder) as bar:
         line = bar.add_task("starting", total=None)
         results = max_of_k.run(
             folder,

@@ -441,9 +441,7 @@ class _Judging:
         """A recipe that was fitted and kept before; the control of equal size is around the one that sets its size."""
         given = item.simplification
         if isinstance(given, RandomPerturbation):
-            whose = (
-                other for other in self.candidates if other.simplification is given.of and other.site == item.site
-            )
+            whose = (other for other in self.candidates if other.simplification is given.of and other.site == item.site)
             size = next((self._kept(subject, other, on) for other in whose if not other.refitted), None)
             return None if size is None else copy.deepcopy(given).around(size)
         digest = self._digest(subject, item, on) if getattr(item.simplification, "keeps", False) else None
