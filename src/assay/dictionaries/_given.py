@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from assay._errors import AssayError
+from assay._given import check_fields, checked
 from assay.dictionaries._dictionary import Dictionary
 from assay.dictionaries._fitted import bits_of, in_force, key_of, restored, saved
 from assay.dictionaries._measures import Measures, measure
@@ -74,6 +75,7 @@ class GivenDictionary:
 
     def __post_init__(self) -> None:
         # Read at once: what is compared is what was in the files then, and a name of a cell covers every number of it.
+        check_fields(self)
         if not isinstance(self.dictionary, Dictionary):
             self.dictionary = Dictionary.read(self.dictionary, scale=self.scale)
 
@@ -185,6 +187,7 @@ class GivenDictionary:
         if hint:
             self.caution = f"it explains {own:.2f} of the variance at {here}, and {hint.removesuffix(';')}."
 
+    @checked
     def fit(self, samples: Samples) -> "GivenDictionary":
         """Take the places, and measures on a sample of the train split."""
         self.dictionaries_ = None
@@ -201,6 +204,7 @@ class GivenDictionary:
         self.dictionaries_ = {place: (own,) * len(streams) for place, streams in self.streams_.items()}
         return self
 
+    @checked
     def apply(self, subject: Subject) -> SimplifiedSubject:
         """The subject with reconstructed vectors at the fitted places."""
         return in_force(self, subject, self.dictionaries_, self.streams_)

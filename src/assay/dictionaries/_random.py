@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from assay._given import check_fields, checked
 from assay.dictionaries._dictionary import Dictionary
 from assay.dictionaries._fitted import bits_of, blocks_of, features_of, in_force, key_of, restored, saved
 from assay.dictionaries._measures import Measures, measure
@@ -51,6 +52,10 @@ class RandomDictionary:
     any_stream: ClassVar[bool] = True
     streams_rows: ClassVar[bool] = True
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    @checked
     def fit(self, samples: Samples) -> "RandomDictionary":
         """Draw the directions of each place, and fit their length."""
         check_positive(self, expansion=self.expansion, k=self.k, features=1 if self.features is None else self.features)
@@ -104,6 +109,7 @@ class RandomDictionary:
             square += float(given.square().sum())
         return replace(drawn, W_dec=drawn.W_dec * (along / square if square > 0 else 0.0))
 
+    @checked
     def apply(self, subject: Subject) -> SimplifiedSubject:
         """The subject with what random features keep at the fitted places."""
         return in_force(self, subject, self.dictionaries_, self.streams_)

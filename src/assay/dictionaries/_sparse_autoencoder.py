@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from assay._errors import AssayError
+from assay._given import check_fields, checked
 from assay.dictionaries._dictionary import Dictionary
 from assay.dictionaries._fitted import bits_of, blocks_of, features_of, in_force, key_of, restored, saved
 from assay.dictionaries._measures import Measures, measure
@@ -68,11 +69,16 @@ class SparseAutoencoder:
         "features, so its figures come back with the dictionary that was saved, not with another training."
     )
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    @checked
     def fit(self, samples: Samples) -> "SparseAutoencoder":
         """Train a dictionary for each stream of each place."""
         _fit(self, samples, samples.places)
         return self
 
+    @checked
     def apply(self, subject: Subject) -> SimplifiedSubject:
         """The subject with reconstructed vectors at the fitted places."""
         return in_force(self, subject, self.dictionaries_, self.streams_)
@@ -131,11 +137,16 @@ class Transcoder:
     keeps: ClassVar[bool] = True
     caution: ClassVar[str] = SparseAutoencoder.caution
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    @checked
     def fit(self, samples: Samples) -> "Transcoder":
         """Train a transcoder for the MLP of each place."""
         _fit(self, samples, blocks_of(self, samples))
         return self
 
+    @checked
     def apply(self, subject: Subject) -> SimplifiedSubject:
         """The subject with transcoders in the place of MLPs."""
         return in_force(self, subject, self.dictionaries_, self.streams_)
