@@ -16,6 +16,7 @@ from assay.circuits._graph import Edge, Graph
 from assay.circuits._parameters import is_whole, shown
 from assay.circuits._problem import Ablation, Measure
 from assay.circuits._stated import (
+    OF_FEATURES,
     Found,
     Given,
     Rank,
@@ -191,6 +192,8 @@ def read_circuit(path: Path, edges: int | None, groups: int | None) -> Given:
             return given
         if isinstance(found, dict) and is_theirs(found):
             return read_nodes(path, found, edges, groups)
+        if isinstance(found, dict) and {"metadata", "nodes", "links"} <= set(found):
+            raise refusal(path, OF_FEATURES)
         if not isinstance(found, dict) or "cfg" not in found:
             raise refusal(path, f"is no file of a circuit; {_KNOWN}")
         scored, own = read_json(path, found)

@@ -23,6 +23,7 @@ from assay._errors import AssayError
 from assay.circuits._acdc import is_subgraph, read_subgraph
 from assay.circuits._graph import Graph
 from assay.circuits._stated import (
+    OF_FEATURES,
     OF_NEURONS,
     Scored,
     Stated,
@@ -54,6 +55,8 @@ def is_torch(data: bytes) -> bool:
 
 def unpickled(path: Path, data: bytes) -> Any:
     """What `torch.save` wrote, plain values and tensors only. Raises AssayError for anything else."""
+    if b"circuit_tracer" in data and b"adjacency_matrix" in data:
+        raise refusal(path, OF_FEATURES)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from assay.circuits._attribution import own_run, tokens_of_a_pass
 from assay.circuits._problem import Batch, Problem, Reference
 from assay.circuits._run import Pass, Trace, constant
-from assay.circuits._wiring import Layer, frozen
+from assay.circuits._wiring import Layer
+from assay.engine._frozen import frozen
 
 PASSES = 100
 """Passes over the train split, with gradients, after which constants are taken as learned."""

@@ -10,11 +10,11 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from assay._errors import AssayError
+from assay._files import write_atomically
 from assay.circuits._graph import Edge, Graph
 from assay.circuits._parameters import is_whole, shown
 from assay.circuits._problem import Ablation, Measure
 from assay.simplify import Origin
-from assay.subjects import write_atomically
 
 Rank = Literal["absolute", "helpful"]
 LARGEST = 10**9
@@ -72,6 +72,11 @@ class Scored(NamedTuple):
 
 OF_NEURONS = (
     "holds a circuit of neurons; Assay's circuits are of edges between heads and MLPs, all of a vector at once."
+)
+
+OF_FEATURES = (
+    "holds an attribution graph, over features of dictionaries, and no circuit; read it with "
+    "assay.AttributionGraph.read, and judge it with assay.KeptFeatures (kept-features:graph=PATH on the command line)."
 )
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from assay._errors import AssayError
+from assay._files import try_file
 from assay._terminal import styled
 from assay.cli._shared import (
     AsJson,
@@ -137,8 +138,7 @@ def compare_text(
     workers = argument("jobs", lambda: Workers(jobs, dask))
     bars = _shares(min_agreement=min_agreement, max_gap=max_gap)
     requirement = argument("require", lambda: Requirement(require or "faithful"))
-    if junit is not None and require is None:
-        raise typer.BadParameter("say what is required of the verdicts: --require faithful.", param_hint="--junit")
+    _check_junit(junit, require)
     if context is not None and counting is None:
         raise typer.BadParameter("chunks are what others count: --counting llama.cpp.", param_hint="--context")
     recipes = argument("simplify", lambda: [simplifications.build(specification) for specification in simplify or ()])
@@ -207,6 +207,15 @@ def compare_text(
     else:
         print_run(comparison, shown, folder)
     _exit_if(failing, require)
+
+
+def _check_junit(junit: Path | None, required: str | None) -> None:
+    """A file of verdicts needs something that is required of them, and a place where it can be written."""
+    if junit is None:
+        return
+    if required is None:
+        raise typer.BadParameter("say what is required of the verdicts: --require faithful.", param_hint="--junit")
+    argument("junit", lambda: try_file(junit))
 
 
 def _exit_if(failing: Sequence[Any], required: str | None) -> None:

@@ -72,6 +72,11 @@ Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace the finished run of another study that --out holds.")
 ]
 Functions = Annotated[str, typer.Option(help="python, hub:NAME, a CodeSearchNet file or folder, or a folder.")]
+JavaFunctions = Annotated[
+    str | None, typer.Option(help="Functions for code-java: a CodeSearchNet file or folder, hub:NAME, or a folder.")
+]
+Sequences = Annotated[int | None, typer.Option(min=2, help="Sequences a split (pairs, where they are judged).")]
+Markdown = Annotated[Path | None, typer.Option(help="Also write the tables as Markdown to this file.")]
 Language = Annotated[str | None, typer.Option(help="Training language, where the data does not say.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print machine-readable output instead of tables.")]
 

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 from assay._errors import AssayError
 from assay._given import check_fields, checked
-from assay.dictionaries._selection import largest_of_rows
+from assay.dictionaries._selection import above, largest_of_rows
 
 KINDS = ("relu", "topk", "jumprelu", "gated")
 """How codes are made of pre-activations; BatchTopK and Matryoshka dictionaries are JumpReLU ones once trained."""
@@ -43,8 +43,8 @@ class Codes:
     @classmethod
     def of_dense(cls, dense: Float[Tensor, "row feature"]) -> "Codes":
         """Codes that are given with their zeros; what is not above 0 is off."""
-        rows, index = (dense > 0).nonzero(as_tuple=True)
-        return cls(index, dense[rows, index], _starts(rows, len(dense)), dense.shape[1])
+        values, rows, index = above(dense, 0.0)
+        return cls(index, values, _starts(rows, len(dense)), dense.shape[1])
 
     @property
     def rows(self) -> Int[Tensor, " entry"]:
@@ -56,6 +56,10 @@ class Codes:
         """How many features are on in each vector: its L0."""
         ends = torch.cat([self.start[1:], self.start.new_tensor([len(self.index)])])
         return ends - self.start
+
+    def only(self, kept: Bool[Tensor, " entry"]) -> "Codes":
+        """Some of the entries; the others' features are off."""
+        return Codes(self.index[kept], self.value[kept], _starts(self.rows[kept], len(self.start)), self.features)
 
     def dense(self) -> Float[Tensor, "row feature"]:
         """The codes with their zeros."""

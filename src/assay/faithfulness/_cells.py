@@ -12,6 +12,7 @@ from typing import Any
 
 import assay
 from assay._errors import AssayError
+from assay._files import write_atomically
 from assay._fingerprint import NotHashableError, fingerprint_or_reason
 from assay.engine import Engine, Named, Site
 from assay.faithfulness._comparison import SCHEMA
@@ -28,7 +29,6 @@ from assay.simplify import (
     own_sites_of,
     reads,
 )
-from assay.subjects import write_atomically
 from assay.tasks import Task
 
 _WITHOUT_SIZE = (Identity, RandomPerturbation)

@@ -13,6 +13,7 @@ import pyarrow.parquet
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from assay._errors import AssayError
+from assay._files import refuse_links, write_atomically
 from assay._given import checked
 from assay.faithfulness._effects import EFFECT_COLUMNS, EFFECT_METRICS
 from assay.faithfulness._of_models import MODEL_COLUMNS
@@ -27,7 +28,6 @@ from assay.faithfulness._verdicts import (
     standing_of_agreement,
 )
 from assay.simplify import Simplification
-from assay.subjects import write_atomically
 
 SCHEMA = 4
 RECORD, RESULTS, GAPS, CONTROLS = "comparison.json", "results.parquet", "gaps.parquet", "controls.parquet"
@@ -525,8 +525,12 @@ class Comparison:
     @classmethod
     @checked
     def load(cls, folder: str | Path) -> "Comparison":
-        """Read a run folder. Raises AssayError if it is missing, unfinished, damaged or of another schema."""
+        """Read a run folder. Raises AssayError if it is missing, unfinished, damaged or of another schema.
+
+        Links that lead out of the folder are refused: it may be somebody else's.
+        """
         folder = Path(folder)
+        refuse_links(folder)
         if not (folder / RECORD).is_file():
             hint = "the run was not finished: run it again with the same --out" if folder.is_dir() else "no such folder"
             raise AssayError(f"{str(folder)!r} has no {RECORD} ({hint}).")

@@ -32,7 +32,7 @@ from jaxtyping import Float, Float32, Int, UInt16
 from torch import Tensor
 
 from assay._errors import AssayError
-from assay.subjects import write_atomically
+from assay._files import write_atomically
 from assay.tasks import UNSCORED, Role, Split
 
 MAGIC = b"_logits_"

@@ -36,7 +36,7 @@ from safetensors.numpy import save_file
 from torch import Tensor
 
 from assay._errors import AssayError, unknown_name
-from assay.subjects import write_atomically
+from assay._files import inside, write_atomically
 from assay.tasks import UNSCORED, Split
 
 VERSION = 1
@@ -309,7 +309,7 @@ class Store:
             raise AssayError(f"the store {str(self.folder)!r} is not finished; write it again, and it goes on.")
         self.form, self.vocabulary, self.subject = header.form, header.vocabulary, header.subject
         self.split_name, self.predictions, self.self_kl = header.name, header.predictions, header.self_kl
-        self._chunks = [_Chunk(self.folder / name, header) for name in header.chunks]
+        self._chunks = [_Chunk(inside(self.folder, name), header) for name in header.chunks]
         total = sum(header.predictions)
         numbers = _all_rows(self.folder, self._chunks, total)
         if (

@@ -15,10 +15,11 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from assay._errors import AssayError
+from assay._files import write_atomically
 from assay._given import checked
 from assay.proofs import checker
 from assay.proofs._operations import Operations
-from assay.subjects import Subject, load, shipped, write_atomically
+from assay.subjects import Subject, load, shipped
 from assay.tasks import InputSet
 
 LOSS_UNIT = 2**50

@@ -12,10 +12,10 @@ from rich.table import Table
 from rich.text import Text
 
 from assay._errors import AssayError
+from assay._files import try_file, write_atomically
 from assay._terminal import styled, visible
 from assay.faithfulness import MEAN_ABLATION, Comparison, Judgement, Verdict
 from assay.reports._illustrations import Illustrations, TableView
-from assay.subjects import write_atomically
 
 JUDGEMENT_STYLE: dict[Judgement, str] = {
     "illusion": "bold red",
@@ -45,6 +45,15 @@ NOTHING: Interval = (math.nan,) * 3
 
 _ASKS = {
     "RandomProjection": "is it these directions, or would any as many do?",
+    "SVD": "would the directions of most variance, as many, do as well?",
+    "RandomDictionary": "is it these features, or would any as many do?",
+    "RandomCircuit": "is it these edges, or would any of this number and shape do?",
+    "RandomValueVectors": "is it these neurons, or would any as many do?",
+    "RandomMask": "does it matter which weights are left out?",
+    "RandomFactors": "is it these directions of the weights, or would any as many do?",
+    "NoiseWeights": "does it matter how weights are moved, or only how far?",
+    "NGram": "does it know more than how frequent each token is?",
+    "RuleSurrogate": "does it know more than the most frequent prediction?",
     "UniformAttention": "does it matter where it attends?",
     "MeanAblation": "does the site matter at all?",
     "RandomPerturbation": "does it matter which information is lost, or only how much?",
@@ -552,13 +561,24 @@ def _in_markdown(tables: Sequence[TableView]) -> str:
     return "".join(map(markdown_table, tables))
 
 
+def check_markdown(path: Path) -> None:
+    """Raise AssayError, before the work whose table it is for, where `write_markdown` could not write to a file."""
+    try_file(path)
+    _around(path)
+
+
+def _around(path: Path) -> tuple[str, str]:
+    """What a file has before and behind its table."""
+    if not path.exists():
+        return "", "\n"
+    old = path.read_text(encoding="utf-8")
+    if old.count(_BEGIN) != 1 or old.partition(_BEGIN)[2].count(_END) != 1 or old.count(_END) != 1:
+        raise AssayError(f"{path} must hold one {_BEGIN!r} and one {_END!r}; the table goes between them.")
+    before, _, rest = old.partition(_BEGIN)
+    return before, rest.partition(_END)[2]
+
+
 def _write_between_marks(path: Path, content: str) -> None:
-    block = f"{_BEGIN}\n{content}{_END}"
-    text = f"{block}\n"
-    if path.exists():
-        old = path.read_text(encoding="utf-8")
-        if old.count(_BEGIN) != 1 or old.partition(_BEGIN)[2].count(_END) != 1 or old.count(_END) != 1:
-            raise AssayError(f"{path} must hold one {_BEGIN!r} and one {_END!r}; the table goes between them.")
-        before, _, rest = old.partition(_BEGIN)
-        text = before + block + rest.partition(_END)[2]
+    before, behind = _around(path)
+    text = f"{before}{_BEGIN}\n{content}{_END}{behind}"
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

@@ -3,8 +3,7 @@
 import functools
 import math
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any, ClassVar
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from assay._errors import AssayError
 from assay._given import check_fields, checked
 from assay.engine import Edit, Engine, Place, Samples, VectorEdit, collect, tensors
+from assay.engine._frozen import frozen
 from assay.simplify._protocol import check_positive, label, source_of, vector_proxy
 from assay.simplify._proxy import SimplifiedSubject
 from assay.simplify._svd import SVD
@@ -153,7 +153,7 @@ class InteractionBasis:
                 raise AssayError(
                     f"{label(self)}: vectors of {place} have width {width}, so features must be between 1 and {width}."
                 )
-        with _frozen(subject.model):
+        with frozen(subject.model):
             follows = _Following(subject, split, samples, local=self.local, seed=self.seed)
             found = {place: follows.bases(place) for place in samples.places}
         self.streams_ = {place: samples.streams_of(place) for place in samples.places}
@@ -184,19 +184,6 @@ class InteractionBasis:
         made.streams_ = saved["streams"]
         made.bases_ = {place: tuple(Basis(**one) for one in own) for place, own in saved["bases"].items()}
         return made
-
-
-@contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
-    """Within the block no parameter asks for gradients, so that nothing is kept for them."""
-    asked = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    try:
-        for parameter in asked:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for parameter in asked:
-            parameter.requires_grad_(True)
 
 
 class _WithGradients(Subject):

@@ -4,7 +4,6 @@ import hashlib
 import inspect
 import json
 import math
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from importlib.metadata import version
@@ -19,22 +18,20 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from assay._errors import AssayError
+from assay._files import is_leftover, write_atomically
 from assay._given import checked
 from assay.engine import BLOCK_STREAMS, HEAD_STREAMS, Block, Edit, EditedSubject, Engine, Head, Place
 from assay.simplify._controls import RandomPerturbation
 from assay.simplify._protocol import Simplification, applied, is_whole, label, simplifications
 from assay.simplify._proxy import Origin, SavedProxy, SimplifiedSubject
 from assay.simplify._subspace import Subspace
-from assay.subjects import Subject, write_atomically
+from assay.subjects import Subject
 
 FORMAT: Literal["assay-proxy"] = "assay-proxy"
 VERSION: Literal[1] = 1
 
 RECORD, TENSORS = "proxy.json", "tensors.safetensors"
 """The files of a saved proxy: everything that is no array, and the arrays."""
-
-_OURS = re.compile(r"(proxy\.json|tensors\.safetensors)|\.(proxy\.json|tensors\.safetensors)\.\d+\.part")
-"""Those, and what a run leaves of them that was killed while it wrote."""
 
 _UNREGISTERED = {"random-perturbation": RandomPerturbation}
 """Classes of ours that no text makes."""
@@ -160,7 +157,7 @@ def _check_free(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise AssayError(f"{str(folder)!r} is a file; give a folder for the proxy.")
     found = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
-    other = [name for name in found if not _OURS.fullmatch(name)]
+    other = [name for name in found if name not in (RECORD, TENSORS) and not is_leftover(name)]
     if found and (other or _format_of(folder) != FORMAT):
         raise AssayError(
             f"{str(folder)!r} holds something else than a saved proxy ({', '.join((other or found)[:3])}); give a "

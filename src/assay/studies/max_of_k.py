@@ -22,6 +22,7 @@ from scipy import stats
 from transformers import PreTrainedModel
 
 from assay._errors import unknown_name
+from assay._files import remove, write_atomically
 from assay._terminal import styled
 from assay.faithfulness import claim
 from assay.proofs import LINEAR_STRATEGIES, REMAINDERS, Certificate, Proxy, certify
@@ -41,7 +42,6 @@ from assay.subjects import (
     max_of_k_model,
     save,
     shipped,
-    write_atomically,
 )
 from assay.subjects import train as train_model
 from assay.tasks import InputSet, MaxOfK
@@ -115,7 +115,7 @@ def train(
     }
     subject = Subject(model, None, name, seed=seed, record=record)
     save(subject, target)
-    checkpoint.unlink()
+    remove(checkpoint)
     return subject
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from assay._errors import AssayError, unknown_name
+from assay._files import make_folder, write_atomically
 from assay._given import checked
 from assay.subjects._adapter import is_adapter, merge, named_base, require_peft
 from assay.subjects._checkpoint import check_loaded, prefer_plain_attention
@@ -24,7 +25,6 @@ from assay.subjects._quantized import check_quantization, describe_quantized, qu
 from assay.subjects._reading import UNREADABLE, quiet, reason
 from assay.subjects._sentences import Use, is_sentence_transformer, read_use
 from assay.subjects._subject import Subject
-from assay.subjects._train import write_atomically
 from assay.tasks import Objective
 
 _CHECKPOINTS = files("assay.subjects") / "checkpoints"
@@ -429,7 +429,7 @@ def save(subject: Subject, folder: Path, *, stored: torch.dtype | None = None) -
 
     `stored` is the dtype of the weights in the file (default: the subject's own); what is rounded away is lost.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     model = subject.model
     if stored is not None:
         model = copy.deepcopy(model)

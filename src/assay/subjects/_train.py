@@ -4,7 +4,6 @@ Notable: a batch is a pure function of (seed, step) and every source of randomne
 interrupted run ends with the same weights, bit for bit, as an undisturbed one on the same machine.
 """
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -16,6 +15,7 @@ from jaxtyping import Int
 from transformers import PreTrainedModel
 
 from assay._errors import AssayError
+from assay._files import write_atomically
 
 IGNORED = -100
 """A label that carries no loss (the convention of torch's cross-entropy)."""
@@ -132,17 +132,6 @@ class Trained:
     tokens: int
     seconds: float
     final_loss: float
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, then move it into place: never a half-written file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def train(

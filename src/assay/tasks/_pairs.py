@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 from transformers import PreTrainedTokenizerBase
 
 from assay._errors import AssayError, unknown_name
+from assay._files import write_atomically
 from assay._given import check_fields, checked
 from assay.tasks._pair_files import Pair, pair_of, read_pairs
 from assay.tasks._task import Feature, Kind, Role, Split
@@ -150,7 +151,7 @@ class Pairs:
         rows = ({**pair.row(), "split": name} for name, pairs in self.pairs.items() for pair in pairs)
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         try:
-            into.write_text(text, encoding="utf-8", newline="\n")
+            write_atomically(into, lambda path: path.write_text(text, encoding="utf-8", newline="\n"))
         except OSError as error:
             raise AssayError(f"cannot write {str(path)!r}: {error.strerror}.") from None
         return into
