@@ -78,6 +78,30 @@ def make_folder(folder: Path) -> None:
         _sync(path.parent)
 
 
+def try_folder(folder: Path) -> None:
+    """Write and remove an empty file in a folder, which is made. Raises AssayError, saying why, where that fails.
+
+    It is for before the work: hours of it may be lost when only its end finds out.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise AssayError(f"{str(folder)!r} is a file; give a folder.")
+    try:
+        make_folder(folder)
+        temporary, lock = _temporary(folder)
+        os.close(lock)
+        temporary.unlink(missing_ok=True)
+    except (OSError, ValueError) as error:  # ValueError: a null character, half of a surrogate
+        why = getattr(error, "strerror", None) or str(error)
+        raise AssayError(f"nothing can be written to {str(folder)!r} ({why}); give another folder.") from None
+
+
+def try_file(path: Path) -> None:
+    """See before the work that a file can be written at its end. Raises AssayError, saying why, where it cannot."""
+    if path.is_dir():
+        raise AssayError(f"{str(path)!r} is a folder; give the name of a file.")
+    try_folder(path.parent)
+
+
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, then move it into place: never a half-written file.
 

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 
+from assay._files import try_file, try_folder
+from assay._terminal import styled
 from assay.cli._shared import (
     AsJson,
     app,
@@ -20,24 +21,40 @@ from assay.cli._shared import (
 @app.command()
 def report(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
+    out_folder: Annotated[
+        Path | None,
+        typer.Option("--out", help="Folder for figures and report.html (default: the run folder).", file_okay=False),
+    ] = None,
     markdown: Annotated[Path | None, typer.Option(help="Also write the main table as Markdown to this file.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Draw a finished run again: figures and report.html."""
     from assay.faithfulness import Comparison  # noqa: PLC0415
-    from assay.reports import Illustrations, terminal, write_figures, write_markdown, write_page  # noqa: PLC0415
+    from assay.reports import (  # noqa: PLC0415
+        Illustrations,
+        check_markdown,
+        terminal,
+        write_figures,
+        write_markdown,
+        write_page,
+    )
 
     comparison = Comparison.load(run)
     illustrations = Illustrations.load(run)
-    write_figures(comparison, run / "figures", illustrations)
-    page = write_page(comparison, run / "report.html", illustrations)
+    folder = out_folder or run
+    argument("out", lambda: try_folder(folder))
+    if markdown is not None:
+        argument("markdown", lambda: check_markdown(markdown))
+    write_figures(comparison, folder / "figures", illustrations)
+    page = write_page(comparison, folder / "report.html", illustrations)
     if markdown is not None:
         write_markdown(comparison, markdown, illustrations)
     if as_json:
         print(json.dumps(summary(comparison, run), indent=2))
         return
     out.print(terminal(comparison))
-    out.print(f"\nDrawn again: [bold]{escape(str(page))}[/]", soft_wrap=True)
+    out.print()
+    out.print(styled("Drawn again: ", (str(page), "bold")), soft_wrap=True)
 
 
 @app.command()
@@ -66,6 +83,7 @@ def graph(
 
     if (model is None) != (dictionaries is None):
         raise typer.BadParameter("a graph is judged with both --model and --dictionaries.", param_hint="--model")
+    argument("out", lambda: try_file(page))
     found = argument("file", lambda: AttributionGraph.read(file))
     if prune is not None:
         found = argument("prune", lambda: found.pruned(nodes=prune))
@@ -76,8 +94,9 @@ def graph(
         tables = {name: getattr(claims, name).to_dict("records") for name in ("answers", "runs")} if claims else {}
         print(json.dumps({"page": str(page), "scores": asdict(found.scores()), **tables}, indent=2))
         return
-    out.print(f"{claims or found.scores()}", soft_wrap=True, markup=False, highlight=False)
-    out.print(f"\nDrawn: [bold]{escape(str(page))}[/]", soft_wrap=True)
+    out.print(f"{claims or found.scores()}", soft_wrap=True)
+    out.print()
+    out.print(styled("Drawn: ", (str(page), "bold")), soft_wrap=True)
 
 
 @app.command("list")
@@ -106,9 +125,9 @@ def list_names(as_json: AsJson = False) -> None:
         print(json.dumps(names, indent=2))
         return
     for heading, entries in names.items():
-        out.print(f"[bold]{heading}[/]")
+        out.print(styled((heading, "bold")))
         for name, text in entries.items():
-            out.print(f"  {name:18} {text}", highlight=False, soft_wrap=True, markup=False)
+            out.print(styled(f"  {name:18} {text}"), soft_wrap=True)
 
 
 def _first_line(thing: Any) -> str:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from assay._files import try_file
 from assay.cli._shared import (
     AsJson,
     Dask,
@@ -61,7 +62,7 @@ def run_dyck(
     if sentence is not None:
         argument("sentence", lambda: Dyck().read_sentence(sentence))
     folder = out_folder or default_folder("dyck")
-    with progress_bar() as bar:
+    with progress_bar(folder) as bar:
         line = bar.add_task("starting", total=None)
         comparison = dyck.run(
             folder,
@@ -108,7 +109,7 @@ def run_code(
     subject = load(model, device=device)
     argument("model", lambda: code.vocabulary_of(subject))
     folder = out_folder or default_folder("code")
-    with progress_bar() as bar:
+    with progress_bar(folder) as bar:
         line = bar.add_task("reading functions", total=None)
         task = argument("data", lambda: code.task_of(subject, data, language))
         comparison, shown = code.run(
@@ -144,13 +145,16 @@ def _run_parts(
 ) -> None:
     """Run a study of several parts, and print what it leaves."""
     from assay.faithfulness import Workers  # noqa: PLC0415  (keeps --help fast)
+    from assay.reports import check_markdown  # noqa: PLC0415
     from assay.subjects import resolve_device  # noqa: PLC0415
 
     workers = argument("jobs", lambda: Workers(jobs, dask))
     device = argument("device", lambda: resolve_device(device))
     argument("only", lambda: study.check_names(only, *((options["data"],) if "data" in options else ())))
     folder = out_folder or default_folder(name)
-    with progress_bar() as bar:
+    if markdown is not None:
+        argument("markdown", lambda: check_markdown(markdown))
+    with progress_bar(folder) as bar:
         line = bar.add_task("starting", total=None)
         done, shown = study.run(
             folder, only=only, device=device, workers=workers, progress=follow(bar, line), **options
@@ -259,7 +263,9 @@ def run_max_of_k(
     from assay.studies import max_of_k  # noqa: PLC0415  (keeps --help fast)
 
     folder = out_folder or default_folder("max-of-k")
-    with progress_bar() as bar:
+    if markdown is not None:
+        argument("markdown", lambda: try_file(markdown))
+    with progress_bar(folder) as bar:
         line = bar.add_task("starting", total=None)
         results = max_of_k.run(
             folder,

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 from assay._errors import AssayError
+from assay._given import check_fields, checked
 from assay.dictionaries._selection import above, largest_of_rows
 
 KINDS = ("relu", "topk", "jumprelu", "gated")
@@ -118,6 +119,7 @@ class Dictionary:
     origin: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        check_fields(self)
         _check(self)
 
     def __deepcopy__(self, _: dict[int, Any]) -> "Dictionary":
@@ -146,6 +148,7 @@ class Dictionary:
         return {name: value for name, value in held.items() if isinstance(value, Tensor)}
 
     @classmethod
+    @checked
     def read(
         cls, path: str | Path, *, site: str | None = None, scale: float | None = None, transcodes: bool | None = None
     ) -> "Dictionary":
@@ -154,6 +157,7 @@ class Dictionary:
 
         return read(path, site=site, scale=scale, transcodes=transcodes)
 
+    @checked
     def save(self, folder: str | Path) -> Path:
         """Write to a folder in the format of SAELens, with `origin` beside it in `assay.json`; returns the folder.
 
@@ -174,6 +178,7 @@ class Dictionary:
             return self
         return replace(self, **moved)  # type: ignore[arg-type]
 
+    @checked
     def encode(self, vectors: Float[Tensor, "row width"]) -> Codes:
         """The codes of some vectors, each by itself. Raises AssayError for vectors of another width."""
         own = self.to(vectors)
@@ -182,6 +187,7 @@ class Dictionary:
             return _of_largest(*largest_of_rows(own._pre_activations(prepared), own.k), own.features)
         return Codes.of_dense(own._dense(prepared))
 
+    @checked
     def decode(self, codes: Codes, vectors: Float[Tensor, "row width"] | None = None) -> Float[Tensor, "row out"]:
         """What codes stand for.
 
@@ -209,6 +215,7 @@ class Dictionary:
         none = own.b_dec.new_zeros(len(vectors), self.out)
         return own._finished(none, own._prepared(own._checked(vectors))).to(vectors.dtype)
 
+    @checked
     def reconstruct(self, vectors: Float[Tensor, "row width"]) -> Float[Tensor, "row out"]:
         """What is decoded of the codes of some vectors, in their dtype."""
         own = self.to(vectors)

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from assay._errors import AssayError
+from assay._given import checked
 from assay.dictionaries._dictionary import Dictionary
 from assay.dictionaries._measures import Measures
 from assay.engine import Block, Edit, MapEdit, Place, Samples, VectorEdit
@@ -125,6 +126,7 @@ class FittedDictionaries:
 
     any_stream: ClassVar[bool] = True
 
+    @checked
     def apply(self, subject: Subject) -> SimplifiedSubject:
         """The subject with what dictionaries make of vectors at the fitted places."""
         return in_force(self, subject, self.dictionaries_, self.streams_)

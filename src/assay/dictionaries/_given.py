@@ -10,6 +10,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from assay._errors import AssayError
+from assay._given import check_fields, checked
 from assay.dictionaries._dictionary import Dictionary
 from assay.dictionaries._fitted import FittedDictionaries, key_of
 from assay.dictionaries._left_out import caution_of, left_out
@@ -75,6 +76,7 @@ class GivenDictionary(FittedDictionaries):
 
     def __post_init__(self) -> None:
         # Read at once: what is compared is what was in the files then, and a name of a cell covers every number of it.
+        check_fields(self)
         if not isinstance(self.dictionary, Dictionary):
             self.dictionary = Dictionary.read(self.dictionary, scale=self.scale)
 
@@ -189,6 +191,7 @@ class GivenDictionary(FittedDictionaries):
             )
         return f"it explains {own:.2f} of the variance at {here}, and {hint}." if hint else None
 
+    @checked
     def fit(self, samples: Samples) -> "GivenDictionary":
         """Take the places, and measures on a sample of the train split."""
         self.dictionaries_ = None

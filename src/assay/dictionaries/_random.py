@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from assay._given import check_fields, checked
 from assay.dictionaries._dictionary import Dictionary
 from assay.dictionaries._fitted import FittedDictionaries, blocks_of, features_of, key_of
 from assay.dictionaries._measures import Measures, measure
@@ -44,6 +45,10 @@ class RandomDictionary(FittedDictionaries):
     streams: ClassVar[tuple[str, ...]] = ("queries", "keys")
     streams_rows: ClassVar[bool] = True
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    @checked
     def fit(self, samples: Samples) -> "RandomDictionary":
         """Draw the directions of each place, and fit their length."""
         check_positive(self, expansion=self.expansion, k=self.k, features=1 if self.features is None else self.features)

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from assay._errors import AssayError
+from assay._given import check_fields, checked
 from assay.dictionaries._cross_layer import CrossLayerTranscoder
 from assay.dictionaries._dictionary import Codes, Dictionary
 from assay.dictionaries._given import GivenDictionary
@@ -40,6 +41,9 @@ class Replacement:
 
     streams: ClassVar[tuple[str, ...]] = ()
     any_stream: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     @property
     def title(self) -> str:
@@ -89,6 +93,7 @@ class Replacement:
             part.check(subject, splits)
         self.caution = " ".join(part.caution for part in self.parts if part.caution) or None
 
+    @checked
     def fit(self, samples: Samples) -> "Replacement":
         """Let every part take its place."""
         self._check()
@@ -123,6 +128,7 @@ class Replacement:
         """The stream of every place."""
         return None if self.fitted_ is None else {p: s for one in self.fitted_ for p, s in (one.streams_ or {}).items()}
 
+    @checked
     def apply(self, subject: Subject) -> SimplifiedSubject:
         """The subject with every part in force."""
         edits = {edit.place: edit for one in self.fitted_ or () for edit in one.apply(subject).edits}
@@ -150,6 +156,7 @@ class CrossLayerReplacement:
     any_stream: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not isinstance(self.transcoder, CrossLayerTranscoder):
             self.transcoder = CrossLayerTranscoder.read(self.transcoder)
 
@@ -195,6 +202,7 @@ class CrossLayerReplacement:
                 "for."
             )
 
+    @checked
     def fit(self, samples: Samples) -> "CrossLayerReplacement":
         """Take the places."""
         self.streams_ = None
@@ -206,6 +214,7 @@ class CrossLayerReplacement:
         self.streams_ = dict.fromkeys(samples.places, ("mlp",))
         return self
 
+    @checked
     def apply(self, subject: Subject) -> SimplifiedSubject:
         """The subject with all its MLPs replaced."""
         splice = Splice(self.own)

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from assay._errors import AssayError
+from assay._given import check_fields, checked
 from assay.dictionaries._dictionary import Dictionary
 from assay.dictionaries._fitted import FittedDictionaries, blocks_of, features_of, key_of
 from assay.dictionaries._measures import Measures, measure
@@ -60,6 +61,10 @@ class SparseAutoencoder(FittedDictionaries):
         "features, so its figures come back with the dictionary that was saved, not with another training."
     )
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    @checked
     def fit(self, samples: Samples) -> "SparseAutoencoder":
         """Train a dictionary for each stream of each place."""
         _fit(self, samples, samples.places)
@@ -98,6 +103,10 @@ class Transcoder(FittedDictionaries):
     keeps: ClassVar[bool] = True
     caution: ClassVar[str] = SparseAutoencoder.caution
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    @checked
     def fit(self, samples: Samples) -> "Transcoder":
         """Train a transcoder for the MLP of each place."""
         _fit(self, samples, blocks_of(self, samples))

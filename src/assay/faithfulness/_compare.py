@@ -19,6 +19,7 @@ import torch
 
 from assay._errors import AssayError, unknown_name
 from assay._fingerprint import NotHashableError, fingerprint_or_reason
+from assay._given import checked
 from assay.engine import AtScored, EditedSubject, Engine, Named, Proxy, Samples, batches, collect, engine_of, tensors
 from assay.faithfulness._cells import DRAWS, REFITTED, Candidate, Cells, Found, candidates_of, cell_name
 from assay.faithfulness._comparison import (
@@ -69,6 +70,7 @@ class Step:
     text: str
 
 
+@checked
 def compare(
     subject: Subject | Sequence[Subject],
     task: Task,
@@ -796,6 +798,7 @@ def _acting(fitted: Simplification, subject: Subject, positions: Positions) -> P
     return AtScored(proxy)
 
 
+@checked
 def resolve_positions(name: str) -> Positions:
     """The positions at which sites are changed, by name. Raises AssayError for an unknown name."""
     for known in get_args(Positions):

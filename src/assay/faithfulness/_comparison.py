@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from assay._errors import AssayError
 from assay._files import refuse_links, write_atomically
+from assay._given import checked
 from assay.faithfulness._effects import EFFECT_COLUMNS, EFFECT_METRICS
 from assay.faithfulness._of_models import MODEL_COLUMNS
 from assay.faithfulness._statistics import holm, p_above
@@ -194,6 +195,7 @@ class Comparison:
         self._sequences = sequences
         self._fits = fits
 
+    @checked
     def fitted(
         self, proxy: str, site: str, *, seed: int | None = None, refitted_on: str | None = None
     ) -> Simplification:
@@ -236,6 +238,7 @@ class Comparison:
         frame.insert(list(frame.columns).index("bin") + 1, "label", [names.get(pair, "") for pair in pairs])
         return frame
 
+    @checked
     def gaps(self, metric: str | None = None, kind: str | None = None) -> pd.DataFrame:
         """Generalization gaps of a metric with intervals: one row a (subject, proxy, site, shift).
 
@@ -269,6 +272,7 @@ class Comparison:
         frame = self._gaps
         return frame[(frame["metric"] == metric) & (frame["kind"] == kind)].reset_index(drop=True)
 
+    @checked
     def agreement(self, split: str = "iid", *, trained: bool = True) -> pd.DataFrame:
         """The metric that verdicts rest on, on the primary kind of one split, one row a (proxy, site).
 
@@ -334,6 +338,7 @@ class Comparison:
         """
         return self._effects.copy()
 
+    @checked
     def verdicts(self, *, min_agreement: float | None = None, max_gap: float | None = None) -> tuple[Verdict, ...]:
         """One verdict a simplification and site, by the rules in `assay.faithfulness.RULES`.
 
@@ -400,6 +405,7 @@ class Comparison:
             gaps[name] = holm(np.where(inside, p, np.nan).tolist())
         return gaps
 
+    @checked
     def detectable(self, *, max_gap: float | None = None) -> dict[str, float]:
         """About the smallest gap that these data can show to be above `max_gap`, by shift; a share, lower is better.
 
@@ -461,6 +467,7 @@ class Comparison:
         """The names of the shifts, in order."""
         return tuple(split.name for split in self.record.splits if split.role == "shift")
 
+    @checked
     def report(self, path: str | Path) -> Path:
         """Write a self-contained HTML page; returns its path."""
         from assay.reports import write_page  # noqa: PLC0415  (computing never imports plotting)
@@ -484,6 +491,7 @@ class Comparison:
         head = "<tr><th>proxy</th><th>site</th><th>verdict</th><th>why</th></tr>"
         return f"<p>{escape(repr(self))}</p><table>{head}{rows}</table>"
 
+    @checked
     def save(self, folder: str | Path) -> Path:
         """Write comparison.json and the tables results, gaps, controls, models, effects and sequences (.parquet).
 
@@ -515,6 +523,7 @@ class Comparison:
                 writer.write_table(table)
 
     @classmethod
+    @checked
     def load(cls, folder: str | Path) -> "Comparison":
         """Read a run folder. Raises AssayError if it is missing, unfinished, damaged or of another schema.
 

@@ -13,6 +13,7 @@ from sklearn.tree import DecisionTreeClassifier
 from torch import Tensor
 
 from assay._errors import AssayError
+from assay._given import check_fields, checked
 from assay.engine import Answer, Clean, Samples, tensors
 from assay.simplify import Origin, label, save_proxy, source_of
 from assay.simplify._protocol import check_positive
@@ -249,6 +250,9 @@ class RuleSurrogate:
     copies: ClassVar[bool] = False
     learns: ClassVar[bool] = True
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
     def check(self, subject: Subject, splits: Sequence[Split]) -> None:
         """Raise AssayError for bad parameters, or a subject or splits that rules cannot stand for."""
         check_positive(self, features=self.features, tokens=self.tokens)
@@ -263,6 +267,7 @@ class RuleSurrogate:
             known = "; ".join(f"{split.name!r} has {', '.join(split.features) or 'none'}" for split in splits)
             raise AssayError(f"{label(self)}: splits have different features ({known}); give task_features=False.")
 
+    @checked
     def fit(self, samples: Samples) -> "RuleSurrogate":
         """Make the tree from what the subject predicts on the split."""
         subject, split = source_of(self, samples)
@@ -323,6 +328,7 @@ class RuleSurrogate:
         columns += [read.answers(question)[chosen][:, None] for question in others]
         return questions + others, np.concatenate(columns, axis=1).astype(np.float32)
 
+    @checked
     def apply(self, subject: Subject) -> RuleProxy:
         """The rules, in float32 (float64 for a subject in float64)."""
         return RuleProxy(subject, self.fitted_tree, self)

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from assay._errors import AssayError
+from assay._given import check_fields, checked
 from assay.engine import NO_ATTENTION, Answer, Clean, Samples, batches, engine_of, tensors
 from assay.models._store import HEADER, Store, StoreWriter
 from assay.subjects import Subject
@@ -30,6 +31,7 @@ class _Rows(NamedTuple):
     positions: Int[np.ndarray, " prediction"]
 
 
+@checked
 def store_model(
     subject: Subject,
     splits: Sequence[Split],
@@ -92,6 +94,9 @@ class StoredModel:
     whole: ClassVar[bool] = True
     streams: ClassVar[tuple[str, ...]] = ()
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
     @property
     def title(self) -> str:
         """How it is called in results."""
@@ -106,10 +111,12 @@ class StoredModel:
             "below ten times that is skipped."
         )  # fmt: skip
 
+    @checked
     def fit(self, samples: Samples) -> "StoredModel":
         """Nothing is fitted."""
         return self
 
+    @checked
     def apply(self, subject: Subject) -> "_Stored":
         """What was stored. Raises AssayError before `check` has seen the splits."""
         if not self.index_:

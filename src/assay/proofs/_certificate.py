@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from assay._errors import AssayError
 from assay._files import write_atomically
+from assay._given import checked
 from assay.proofs import checker
 from assay.proofs._operations import Operations
 from assay.subjects import Subject, load, shipped
@@ -233,12 +234,14 @@ class Certificate(_Record):
         """The same certificate with the digest of everything else in it."""
         return self.model_copy(update={"digest": digest_of(self.model_dump(mode="json"))})
 
+    @checked
     def save(self, path: str | Path) -> None:
         """Write it as JSON."""
         text = self.model_dump_json(indent=None) + "\n"
         write_atomically(Path(path), lambda file: file.write_text(text, encoding="utf-8"))
 
     @staticmethod
+    @checked
     def load(path: str | Path) -> "Certificate":
         """Read a certificate; it is not verified by reading it.
 
@@ -263,6 +266,7 @@ class Certificate(_Record):
         except AssayError as error:
             raise AssayError(f"{str(path)!r} is not a certificate that can be checked: {error}") from None
 
+    @checked
     def verify(self, subject: Subject | None = None, *, budget: int = checker.BUDGET) -> tuple[str, ...]:
         """Check it with the independent checker; returns the fields that are not part of what was checked.
 

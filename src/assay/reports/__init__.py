@@ -24,6 +24,7 @@ from assay.reports._junit import write_junit
 from assay.reports._page import environment, picture, write_figures, write_page
 from assay.reports._style import PALETTE, style, to_png, to_svg
 from assay.reports._tables import (
+    check_markdown,
     limits,
     markdown,
     percent,
@@ -53,6 +54,7 @@ __all__ = [
     "Series",
     "TableView",
     "TextView",
+    "check_markdown",
     "environment",
     "figures",
     "graph_figure",

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from assay._errors import AssayError
+from assay._given import check_fields, checked
 from assay.engine import Edit, Engine, Place, Samples, VectorEdit, collect, tensors
 from assay.engine._frozen import frozen
 from assay.simplify._protocol import check_positive, label, source_of, vector_proxy
@@ -137,6 +138,10 @@ class InteractionBasis:
     streams: ClassVar[tuple[str, ...]] = ("queries", "keys")
     any_stream: ClassVar[bool] = True
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    @checked
     def fit(self, samples: Samples) -> "InteractionBasis":
         """Find the basis of each place's streams."""
         check_positive(self, features=self.features)
@@ -155,6 +160,7 @@ class InteractionBasis:
         self.bases_ = {place: tuple(one.first(self.features) for one in own) for place, own in found.items()}
         return self
 
+    @checked
     def apply(self, subject: Subject) -> SimplifiedSubject:
         """The subject with the chosen features alone at the fitted places."""
         return vector_proxy(self, subject, self.bases_, self.streams_, Basis.edit)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from assay._errors import AssayError
 from assay._files import is_leftover, write_atomically
+from assay._given import checked
 from assay.engine import BLOCK_STREAMS, HEAD_STREAMS, Block, Edit, EditedSubject, Engine, Head, Place
 from assay.simplify._controls import RandomPerturbation
 from assay.simplify._protocol import Simplification, applied, is_whole, label, simplifications
@@ -90,6 +91,7 @@ class _Record(_Strict):
     tensors_sha256: str
 
 
+@checked
 def save_proxy(proxy: SavedProxy, folder: str | Path) -> Path:
     """Write a proxy to a folder, as `SimplifiedSubject.save` says; another kind than that has no places."""
     folder = Path(folder)
@@ -117,6 +119,7 @@ def save_proxy(proxy: SavedProxy, folder: str | Path) -> Path:
     return folder
 
 
+@checked
 def load_proxy(folder: str | Path, subject: Subject, *, simplification: type[Any] | None = None) -> SavedProxy:
     """A saved proxy (`SimplifiedSubject.save`), in force in a subject.
 

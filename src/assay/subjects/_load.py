@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 
 from assay._errors import AssayError, unknown_name
 from assay._files import make_folder, write_atomically
+from assay._given import checked
 from assay.subjects._adapter import is_adapter, merge, named_base, require_peft
 from assay.subjects._checkpoint import check_loaded, prefer_plain_attention
 from assay.subjects._gguf import read_gguf
@@ -42,6 +43,7 @@ def shipped() -> dict[str, tuple[int, ...]]:
     return found
 
 
+@checked
 def check_seed(name: str, seed: int) -> None:
     """Raise AssayError unless the reference model is shipped with this training seed."""
     seeds = shipped()[name]
@@ -49,6 +51,7 @@ def check_seed(name: str, seed: int) -> None:
         raise AssayError(f"{name!r} is shipped with seeds {', '.join(map(str, seeds))}; not with {seed}.")
 
 
+@checked
 def resolve_device(device: str) -> str:
     """`"auto"` is CUDA or MPS where there is one, else the CPU; anything else must name a usable device."""
     if device == "auto":
@@ -66,6 +69,7 @@ def resolve_device(device: str) -> str:
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 
+@checked
 def resolve_dtype(dtype: str) -> torch.dtype:
     """The dtype of that name. Raises AssayError unless it is one of `DTYPES`."""
     if dtype not in DTYPES:
@@ -73,6 +77,7 @@ def resolve_dtype(dtype: str) -> torch.dtype:
     return DTYPES[dtype]
 
 
+@checked
 def load(
     name: str | Path,
     *,
@@ -154,6 +159,7 @@ def load(
     return _read(str(name), str(name), how)
 
 
+@checked
 def takes_base(name: str | Path) -> bool:
     """Whether a name is that of an adapter or a GGUF file: what `load` takes a `base` for."""
     path = Path(name)
@@ -417,6 +423,7 @@ def _tokenizer(source: str | Path, name: str, trust_remote_code: bool) -> PreTra
     return found if set(found.get_vocab()) - set(found.all_special_tokens) else None
 
 
+@checked
 def save(subject: Subject, folder: Path, *, stored: torch.dtype | None = None) -> None:
     """Write a subject as a folder that `load` reads: config, safetensors, tokenizer, training record.
 

@@ -20,6 +20,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from assay._errors import AssayError, unknown_name
+from assay._given import check_fields, checked
 from assay.tasks._task import UNSCORED, Feature, Kind, Role, Split
 
 FAR = 10
@@ -172,6 +173,7 @@ class Dyck:
     )
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name, value, low in (
             ("brackets", self.brackets, 1),
             ("max_depth", self.max_depth, 1),
@@ -362,6 +364,7 @@ class Dyck:
                 hand.rows.setdefault(name, []).append(row)
         hand.chunks += 1
 
+    @checked
     def split(self, name: str, sequences: int) -> Split:
         """The first `sequences` sentences of a split, with START and END, kinds, depth and distance.
 
@@ -426,6 +429,7 @@ class Dyck:
             names=dict(enumerate(self.vocabulary)),
         )
 
+    @checked
     def read_sentence(self, text: str) -> Split:
         """A split of one sentence written like `(0 (3 3) 0)`.
 

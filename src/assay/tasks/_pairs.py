@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from assay._errors import AssayError, unknown_name
 from assay._files import write_atomically
+from assay._given import check_fields, checked
 from assay.tasks._pair_files import Pair, pair_of, read_pairs
 from assay.tasks._task import Feature, Kind, Role, Split
 from assay.tasks._token_pairs import TokenPair, split_of_pairs
@@ -57,6 +58,7 @@ class Pairs:
     )
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.misfits not in get_args(Misfits):
             raise unknown_name("treatment of misfits", str(self.misfits), get_args(Misfits))
         order = sorted(self.pairs, key=lambda name: ("train", "iid", name).index(name))
@@ -75,6 +77,7 @@ class Pairs:
     # -- where they come from ---------------------------------------------------------------------------------------
 
     @classmethod
+    @checked
     def read(
         cls,
         path: str | Path | Mapping[str, str | Path],
@@ -109,6 +112,7 @@ class Pairs:
         return cls(pairs, misfits=misfits)
 
     @classmethod
+    @checked
     def of(cls, rows: Iterable[Mapping[str, Any]], *, misfits: Misfits = "refuse") -> "Pairs":
         """The pairs of rows with the fields of a file. Raises AssayError as `read` does."""
         found = (pair_of(row, f"row {number}") for number, row in enumerate(rows, start=1))
@@ -135,6 +139,7 @@ class Pairs:
         }
         return cls(dealt, misfits=misfits, dealt=True)
 
+    @checked
     def write(self, path: str | Path) -> Path:
         """Write all pairs as JSON lines, with split and kind, so that `read` gives them again.
 
@@ -158,6 +163,7 @@ class Pairs:
         """Whether splits can be made: with a tokenizer, or because no pair has a text."""
         return self.tokenizer is not None or not any(pair.has_text for pairs in self.pairs.values() for pair in pairs)
 
+    @checked
     def bound_to(self, tokenizer: PreTrainedTokenizerBase | None) -> "Pairs":
         """The task in the tokens of a tokenizer. Raises AssayError for pairs that are none to it, and for None."""
         if tokenizer is None:
@@ -199,6 +205,7 @@ class Pairs:
         """train, where there is one, iid and the shifts."""
         return tuple(self.pairs)
 
+    @checked
     def split(self, name: str, sequences: int) -> Split:
         """The first `sequences` pairs of a split, fewer if it has fewer.
 
