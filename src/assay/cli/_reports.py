@@ -29,12 +29,13 @@ def report(
     illustrations = Illustrations.load(run)
     write_figures(comparison, run / "figures", illustrations)
     page = write_page(comparison, run / "report.html", illustrations)
-    if markdown is not None:
-        write_markdown(comparison, markdown, illustrations)
-    if as_json:
-        print(json.dumps(summary(comparison, run), indent=2))
-        return
-    out.print(terminal(comparison))
+    with comparison.trusted_no_further():
+        if markdown is not None:
+            write_markdown(comparison, markdown, illustrations)
+        if as_json:
+            print(json.dumps(summary(comparison, run), indent=2))
+            return
+        out.print(terminal(comparison))
     out.print(f"\nDrawn again: [bold]{escape(str(page))}[/]", soft_wrap=True)
 
 
