@@ -482,7 +482,7 @@ def _read_header(folder: Path) -> _Header:
         ) from None
     try:
         version = json.loads(data)["version"]
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         version = VERSION
     if isinstance(version, int) and version > VERSION:
         raise AssayError(

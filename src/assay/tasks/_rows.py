@@ -5,14 +5,18 @@ import json
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import import_module
+from io import BufferedIOBase
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pyarrow
 import pyarrow.parquet
 
 from assay._errors import AssayError
 from assay._files import limit
+
+LEAST_GROWTH = 2**28
+"""Bytes that a gzipped file may become in any case: they are not held."""
 
 _JSON_LINES = (".jsonl", ".ndjson", ".jsonlines")
 
@@ -37,7 +41,7 @@ def json_lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
     number = 0
     try:
         with gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb") as stream:
-            most = max(2**28, limit("growth") * path.stat().st_size)
+            most = max(LEAST_GROWTH, limit("growth") * path.stat().st_size)
             for ended in _ended(stream, limit("line"), most):
                 for line in [ended] if ended is None else ended.splitlines():
                     number += 1
@@ -52,7 +56,7 @@ def json_lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
         yield number + 1, f"files that become more than {limit('growth')} times their size"
 
 
-def _ended(stream: IO[bytes] | gzip.GzipFile, longest: int, most: int) -> Iterator[bytes | None]:
+def _ended(stream: BufferedIOBase, longest: int, most: int) -> Iterator[bytes | None]:
     """What ends with LF, None for more than `longest` bytes of it. Raises _GrownError after `most` bytes in all."""
     read = 0
     while ended := stream.readline(longest + 1):

@@ -49,7 +49,8 @@ def mutated(name: str, data: bytes, rng: Rng) -> bytes:
     """A file's content, changed in a way that fits its name, or in none."""
     fitting = [_bytes, _bytes, _whole, *(kind for ending, kind in _BY_ENDING.items() if name.endswith(ending))]
     fitting += 3 * fitting[3:]
-    return fitting[rng.integers(len(fitting))](data, rng)
+    with np.errstate(all="ignore"):
+        return fitting[rng.integers(len(fitting))](data, rng)
 
 
 def _whole(data: bytes, rng: Rng) -> bytes:

@@ -44,7 +44,7 @@ def run(seed: int, minutes: float, say: Callable[[str], None]) -> list[Tried]:
 @contextmanager
 def corpus(of: Sequence[Sample]) -> Iterator[list["Kind"]]:
     """Good files of some kinds, each in a folder of its own, which are gone afterwards."""
-    with tempfile.TemporaryDirectory() as name, _silence():
+    with tempfile.TemporaryDirectory() as name, silence():
         found = []
         made: dict[object, Path] = {}
         for place, sample in enumerate(of):
@@ -57,7 +57,7 @@ def corpus(of: Sequence[Sample]) -> Iterator[list["Kind"]]:
 
 
 @contextmanager
-def _silence() -> Iterator[None]:
+def silence() -> Iterator[None]:
     """What is read warns and reports; the cases are told by the table."""
     with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
         warnings.simplefilter("ignore")
@@ -72,13 +72,13 @@ class Kind:
 
     def unchanged(self) -> str:
         """What is wrong with the good file: nothing, or how it is refused."""
-        with self._copy() as folder:
+        with silence(), self.copied() as folder:
             return self._tried(folder, refused_is_wrong=True)
 
     def case(self, seed: int, number: int) -> str:
         """What is wrong with a case: empty if nothing is."""
         rng = np.random.default_rng([seed, number, *self.sample.kind.encode()])
-        with self._copy() as folder:
+        with silence(), self.copied() as folder:
             paths = sorted(path for path in folder.glob(self.sample.changed) if path.is_file())
             path = paths[rng.integers(len(paths))]
             what = rng.integers(40)
@@ -91,7 +91,8 @@ class Kind:
         return f"seed {seed}, case {number}, {path.name}: {wrong}" if wrong else ""
 
     @contextmanager
-    def _copy(self) -> Iterator[Path]:
+    def copied(self) -> Iterator[Path]:
+        """A copy of the good file's folder, with nothing beside it."""
         place = self.top / "case"
         shutil.copytree(self.good, place / "below" / "file")
         try:
