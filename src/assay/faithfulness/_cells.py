@@ -350,8 +350,8 @@ def cell_name(
 
 _AFTER_CELLS = ("cli", "cli.py", "diagnostics", "proofs", "reports", "studies", "testing")
 _AFTER_CELLS_HERE = (
-    "_assess", "_cells", "_comparison", "_effects", "_flips", "_folder", "_heads", "_of_models", "_quantiles",
-    "_statistics", "_summary", "_told_apart", "_verdicts",
+    "_assess", "_cells", "_columns", "_comparison", "_effects", "_flips", "_folder", "_heads", "_of_models",
+    "_quantiles", "_statistics", "_summary", "_told_apart", "_verdicts",
 )  # fmt: skip
 """Rooms, and files of this one, that only read finished cells: a change there leaves cells as they are."""
 
