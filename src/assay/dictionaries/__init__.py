@@ -12,6 +12,7 @@ from assay.dictionaries._kept_features import KeptFeatures, RandomFeatures, Tran
 from assay.dictionaries._measures import DENSE, Measures, measure
 from assay.dictionaries._named import sparse_autoencoder
 from assay.dictionaries._random import RandomDictionary
+from assay.dictionaries._realigned import RealignedDictionary, realigned
 from assay.dictionaries._replacement import CrossLayerReplacement, Replacement, read_replacement
 from assay.dictionaries._sparse_autoencoder import SparseAutoencoder, Transcoder
 from assay.dictionaries._training import Trained, Training, train
@@ -32,6 +33,7 @@ __all__ = [
     "Node",
     "RandomDictionary",
     "RandomFeatures",
+    "RealignedDictionary",
     "Replacement",
     "SparseAutoencoder",
     "Trained",
@@ -40,6 +42,7 @@ __all__ = [
     "Transcoders",
     "measure",
     "read_replacement",
+    "realigned",
     "sparse_autoencoder",
     "train",
 ]

@@ -196,14 +196,20 @@ class GivenDictionary(FittedDictionaries):
         subject, split = source_of(self, samples)
         engine = Engine(subject)
         found, own = _Vectors.of(engine, split), self.placed(engine)
-        self.measures_ = {
-            key_of(place, stream): measure(own, *self._rows(found, place, stream))
-            for place, streams in self.streams_.items()
-            for stream in streams
-        }
-        self.l0_ = next(iter(self.measures_.values())).l0
-        self.dictionaries_ = {place: (own,) * len(streams) for place, streams in self.streams_.items()}
+        made = {}
+        measures = {}
+        for place, streams in self.streams_.items():
+            rows = [self._rows(found, place, stream) for stream in streams]
+            made[place] = tuple(self.made(own, samples, place, stream) for stream in streams)
+            for stream, one, vectors in zip(streams, made[place], rows, strict=True):
+                measures[key_of(place, stream)] = measure(one, *vectors)
+        self.l0_ = next(iter(measures.values())).l0
+        self.measures_, self.dictionaries_ = measures, made
         return self
+
+    def made(self, own: Dictionary, samples: Samples, place: Place, stream: str) -> Dictionary:
+        """The dictionary that acts on a stream of a place: the one of the files."""
+        return own
 
     def control(self) -> RandomDictionary:
         """As many random features, about as many of them on, and one length that is fitted."""
