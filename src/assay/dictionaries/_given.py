@@ -116,14 +116,10 @@ class GivenDictionary(FittedDictionaries):
         if affine is None:
             return own
         weight, bias = (part.detach().cpu().to(own.W_enc.dtype) for part in affine)
-        skip = own.W_skip
-        return replace(
-            own,
-            W_enc=own.W_enc / weight[:, None],
-            b_enc=own.b_enc - (bias / weight) @ own.W_enc,
-            W_skip=None if skip is None else skip / weight,
-            b_dec=own.b_dec if skip is None else own.b_dec - skip @ (bias / weight),
-        )
+        try:
+            return own.of_affine(weight, bias)
+        except AssayError as error:
+            raise AssayError(f"{label(self)}, of the hook {hook!r} behind a norm: {error}") from None
 
     def check(self, subject: Subject, splits: Sequence[Split]) -> None:
         """Raise AssayError for a dictionary that explains nothing of the vectors that it is said to be of."""

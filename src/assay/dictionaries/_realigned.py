@@ -73,18 +73,10 @@ def realigned(
     strength = ridge * inner.diagonal().mean().clamp_min(torch.finfo(double).tiny)
     solved = torch.linalg.solve(inner + strength * torch.eye(len(inner), dtype=double), moved @ new - on @ turned)
     W_dec = (turned + on.T @ solved) @ new.T
-    like = dictionary.W_dec
-    encoder: dict[str, Any] = {}
-    if dictionary.pre_bias:
-        # b_dec changes, and what is encoded must not.
-        taken = dictionary.b_dec @ dictionary.W_enc
-        encoder = {"b_enc": dictionary.b_enc - taken, "pre_bias": False}
-        if dictionary.kind == "gated":
-            assert dictionary.r_mag is not None
-            assert dictionary.b_mag is not None
-            encoder["b_mag"] = dictionary.b_mag - taken * dictionary.r_mag.exp()
     b_dec = target.mean(dim=0) - codes.mean(dim=0) @ W_dec
-    return replace(dictionary, W_dec=W_dec.to(like), b_dec=b_dec.to(like), **encoder)
+    # b_dec changes, and what is encoded must not.
+    like = dictionary.W_dec
+    return replace(dictionary.without_pre_bias(), W_dec=W_dec.to(like), b_dec=b_dec.to(like))
 
 
 @dataclass
