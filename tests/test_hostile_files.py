@@ -259,7 +259,7 @@ def test_a_line_that_becomes_huge_is_not_held(tmp_path):
     assert path.stat().st_size < 2**20
 
     def work():
-        with pytest.raises(AssayError, match="lines of more than 16,777,216 bytes"):
+        with pytest.raises(AssayError, match="lines of more than 8,388,608 bytes"):
             Text(_samples.tokenizer(), train=None, iid=path, shifts={}).split("iid", 5)
 
     assert peak(work) < 2**26
