@@ -8,6 +8,18 @@ class AssayError(Exception):
     """Wrong input or work that cannot be done: the message says what was given, what is allowed, how to fix it."""
 
 
+def is_failure(error: BaseException) -> bool:
+    """Whether an error is of work that failed, also in a package in Rust: nobody's wish to stop, no lack of memory."""
+    panics = type(error).__name__ == "PanicException"
+    return (isinstance(error, Exception) or panics) and not isinstance(error, MemoryError)
+
+
+def in_line(error: BaseException) -> str:
+    """What an error says, in one line that is not too long; its name if it is silent."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else f"{text[:297]}..."
+
+
 def unknown_name(noun: str, given: str, known: Iterable[str]) -> AssayError:
     """An error for a name that does not exist, with the nearest names that do."""
     known = sorted(known)

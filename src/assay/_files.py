@@ -3,15 +3,23 @@
 A file is written beside its place, brought to the disk, and moved there as a whole: whoever stops in between leaves the
 old file or the new one. Names that come from others (of charts, splits, sites, proxies) become names of files by
 `safe_name` alone, and paths below a folder that somebody else may have filled are made by `inside`.
+
+Files that may come from anybody are looked at before they are read: how long they are, and how long they would become.
 """
 
 import hashlib
+import json
+import math
 import os
 import re
 import secrets
 import sys
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from assay._errors import AssayError
 from assay._given import checked
@@ -61,11 +69,13 @@ def inside(folder: Path, name: str) -> Path:
 
 
 def refuse_links(folder: Path) -> None:
-    """Raise AssayError if a folder that may be from somebody else holds a link that leads out of it."""
+    """Raise AssayError if a folder that may be from somebody else holds a link out of it, or a pipe or device."""
     for place, folders, files in os.walk(folder):
         for path in (Path(place, name) for name in (*folders, *files)):
             if path.is_symlink():
                 inside(folder, str(path.relative_to(folder)))
+            elif not path.is_file() and not path.is_dir():
+                raise AssayError(f"{str(path)!r} is no plain file; take it away, or give another folder.")
 
 
 def make_folder(folder: Path) -> None:
@@ -197,3 +207,111 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+# -- reading what may be from anybody -------------------------------------------------------------------------------
+
+LIMITS: Mapping[str, int] = {
+    "line": 2**24,
+    "file": 2**28,
+    "certificate": 2**26,
+    "growth": 50,
+}
+"""What files may hold: bytes of a line of text in JSON lines, of a file that is read at once (JSON, a circuit) and of a
+certificate, and how many times
+its size a compressed file may become. `ASSAY_LIMITS="line=100000000,growth=200"` in the environment sets others."""
+
+_SMALL = 2**20
+"""Bytes that a compressed file may become in any case."""
+
+
+def limit(name: str) -> int:
+    """One of `LIMITS`, as the environment has it. Raises AssayError where that is no list of them."""
+    found = dict(LIMITS)
+    given = os.environ.get("ASSAY_LIMITS", "")
+    for part in filter(None, given.split(",")):
+        key, _, value = part.partition("=")
+        if key.strip() not in found or not value.strip().isdecimal() or len(value) > 18:
+            raise AssayError(
+                f"ASSAY_LIMITS={given!r} in the environment: give names and whole numbers, such as line=100000000; "
+                f"known: {', '.join(LIMITS)}."
+            )
+        found[key.strip()] = int(value)
+    return found[name]
+
+
+def too_large(what: str, size: str, name: str) -> AssayError:
+    """An error about something beyond one of `LIMITS`."""
+    return AssayError(
+        f"{what} {size}, and at most {limit(name):,} are read; if that is right, raise the limit by "
+        f"ASSAY_LIMITS={name}=... in the environment."
+    )
+
+
+def read_bytes(path: Path, name: str = "file") -> bytes:
+    """The content of a file that is read at once. Raises AssayError if it is longer than a limit, or no plain file.
+
+    Raises OSError as the system does.
+    """
+    size = path.stat().st_size
+    if path.exists() and not path.is_file() and not path.is_dir():  # a pipe would be waited for
+        raise AssayError(f"{str(path)!r} is no plain file.")
+    if size > limit(name):
+        raise too_large(repr(str(path)), f"has {size:,} bytes", name)
+    return path.read_bytes()
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file, in UTF-8. Raises AssayError, in one line, if it is none or cannot be read."""
+    try:
+        return json.loads(read_bytes(path))
+    except OSError as error:
+        raise AssayError(f"{str(path)!r} cannot be read ({error.strerror}).") from None
+    except (ValueError, RecursionError) as error:
+        raise AssayError(f"{str(path)!r} is damaged ({why_no_json(error)}); restore it.") from None
+
+
+def why_no_json(error: ValueError | RecursionError) -> str:
+    """What an error of the JSON reader says."""
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    if isinstance(error, json.JSONDecodeError):
+        return f"it is no JSON: {error.msg} at line {error.lineno}, column {error.colno}"
+    return "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else "it has a number of too many digits"
+
+
+def check_growth(path: Path) -> None:
+    """Raise AssayError if a zip file says that it holds many times its size. Other files pass.
+
+    Raises what `zipfile` does where a zip file is damaged.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        # What a part says of its size is all that is read of it.
+        declared = sum(item.file_size for item in archive.infolist())
+    size = path.stat().st_size
+    if declared > max(_SMALL, limit("growth") * size):
+        raise too_large(
+            repr(str(path)), f"would grow to {declared:,} bytes, {declared // size:,} times its size", "growth"
+        )
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a .npz file by name. Raises AssayError if they say that they are larger than what they lie in.
+
+    Their shapes are looked at before any is read; pickled objects are refused. Raises anything where it is damaged.
+    """
+    check_growth(path)
+    with zipfile.ZipFile(path) as archive:
+        for item in archive.infolist():
+            with archive.open(item) as part:
+                version = np.lib.format.read_magic(part)
+                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                shape, _, dtype = read(part)
+            if math.prod(shape) * dtype.itemsize > item.file_size:
+                raise AssayError(
+                    f"{str(path)!r} is damaged: {item.filename!r} is shorter than its shape; save it again."
+                )
+    with np.load(path, allow_pickle=False) as held:
+        return {name: held[name] for name in held.files}

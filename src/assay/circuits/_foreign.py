@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from assay._errors import AssayError
+from assay._files import check_growth
 from assay.circuits._acdc import is_subgraph, read_subgraph
 from assay.circuits._graph import Graph
 from assay.circuits._stated import (
@@ -60,7 +61,10 @@ def unpickled(path: Path, data: bytes) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            check_growth(path)
             return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except (AssayError, MemoryError):
+        raise
     except Exception as error:  # a damaged archive may raise anything
         raise refusal(
             path,

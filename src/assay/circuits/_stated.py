@@ -95,7 +95,7 @@ def finite_score(path: Path, name: str, value: Any) -> float:
 
 def refusal(path: Path, why: str) -> AssayError:
     """An error about a file, in one line."""
-    return AssayError(f"{str(path)!r} {why}")
+    return AssayError(f"{str(path)!r} {' '.join(why.split())}")
 
 
 def short(value: object) -> str:

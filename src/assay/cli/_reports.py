@@ -47,12 +47,13 @@ def report(
         argument("markdown", lambda: check_markdown(markdown))
     write_figures(comparison, folder / "figures", illustrations)
     page = write_page(comparison, folder / "report.html", illustrations)
-    if markdown is not None:
-        write_markdown(comparison, markdown, illustrations)
-    if as_json:
-        print(json.dumps(summary(comparison, run), indent=2))
-        return
-    out.print(terminal(comparison))
+    with comparison.trusted_no_further():
+        if markdown is not None:
+            write_markdown(comparison, markdown, illustrations)
+        if as_json:
+            print(json.dumps(summary(comparison, run), indent=2))
+            return
+        out.print(terminal(comparison))
     out.print()
     out.print(styled("Drawn again: ", (str(page), "bold")), soft_wrap=True)
 

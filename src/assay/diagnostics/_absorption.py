@@ -18,7 +18,6 @@ from assay._given import checked
 from assay.diagnostics._concepts import Concept, concept_of, concepts_of
 from assay.diagnostics._encoded import Batch, Encoded, encoded
 from assay.diagnostics._reconstruction import judged_splits
-from assay.dictionaries import Codes
 from assay.engine import Engine
 from assay.faithfulness import RATE, Draws, Weights, draws, estimate, gap
 from assay.faithfulness._summary import weights_of
@@ -310,8 +309,7 @@ def _absorbed(
     assert probe.direction is not None
     direction = probe.direction
     vectors, codes, decoder = batch.wanted.double().cpu(), batch.codes, one.dictionary.W_dec.double().cpu()
-    nothing = Codes(codes.index[:0], codes.value[:0], torch.zeros_like(codes.start), codes.features)
-    base = one.dictionary.decode(nothing, batch.vectors).double().cpu()
+    base = one.dictionary.without_features(batch.vectors.double()).cpu()
     along = decoder @ direction
     cosine = along / decoder.norm(dim=1).clamp_min(torch.finfo(torch.float64).tiny)
     index, rows = codes.index.cpu(), codes.rows.cpu()

@@ -8,7 +8,7 @@ from assay.dictionaries._attribution_graph import AttributionGraph, GraphScores,
 from assay.dictionaries._cross_layer import CrossLayerTranscoder
 from assay.dictionaries._dictionary import KINDS, Codes, Dictionary
 from assay.dictionaries._given import GivenDictionary
-from assay.dictionaries._kept_features import KeptFeatures, RandomFeatures, Transcoders
+from assay.dictionaries._kept_features import KeptFeatures, NoFeatures, RandomFeatures, Transcoders
 from assay.dictionaries._measures import DENSE, Measures, measure
 from assay.dictionaries._named import sparse_autoencoder
 from assay.dictionaries._random import RandomDictionary
@@ -29,6 +29,7 @@ __all__ = [
     "KeptFeatures",
     "Link",
     "Measures",
+    "NoFeatures",
     "Node",
     "RandomDictionary",
     "RandomFeatures",

@@ -410,7 +410,8 @@ def _check_weights(given: AttributionGraph) -> None:
             rows = torch.from_numpy(np.flatnonzero(stage == number))
             behind = torch.from_numpy(np.flatnonzero(stage >= number if strict else stage > number))
             if number >= 0 and bool(linked[rows][:, behind].any()):
+                other = "there or a later one" if strict else "a later one"
                 raise AssayError(
-                    f"an attribution graph has edges into {what} {number} from {'there or' if strict else 'a'} later "
-                    f"{what}s; nothing in a model goes backwards."
+                    f"an attribution graph has edges into {what} {number} from {other}; nothing in a model goes "
+                    "backwards."
                 )

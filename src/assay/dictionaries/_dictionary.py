@@ -209,6 +209,12 @@ class Dictionary:
         summed = embedding_bag(codes.index, own.W_dec, codes.start, per_sample_weights=codes.value, mode="sum")
         return own._finished(summed, None if vectors is None else own._prepared(own._checked(vectors.to(codes.value))))
 
+    def without_features(self, vectors: Float[Tensor, "row width"]) -> Float[Tensor, "row out"]:
+        """What is decoded of some vectors if no feature is on: b_dec, and what of a vector goes by the features."""
+        own = self.to(vectors)
+        none = own.b_dec.new_zeros(len(vectors), self.out)
+        return own._finished(none, own._prepared(own._checked(vectors))).to(vectors.dtype)
+
     @checked
     def reconstruct(self, vectors: Float[Tensor, "row width"]) -> Float[Tensor, "row out"]:
         """What is decoded of the codes of some vectors, in their dtype."""

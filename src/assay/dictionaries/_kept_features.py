@@ -189,6 +189,7 @@ class KeptFeatures:
     untouched: int = 1
     caution: str | None = field(default=None, init=False, repr=False, compare=False)
     streams_: dict[Place, tuple[str, ...]] | None = field(default=None, init=False, repr=False, compare=False)
+    transcoders_: Transcoders | None = field(default=None, init=False, repr=False, compare=False)
     constants_: list[Tensor] | None = field(default=None, init=False, repr=False, compare=False)
 
     streams: ClassVar[tuple[str, ...]] = ()
@@ -251,11 +252,12 @@ class KeptFeatures:
 
     def fit(self, samples: Samples) -> "KeptFeatures":
         """Take the places, and with `ablation="mean"` the means of what is ablated."""
-        self.streams_ = self.constants_ = None
-        found = self._transcoders(_engine_of(self, samples))
+        self.transcoders_ = self.streams_ = self.constants_ = None
+        engine = _engine_of(self, samples)
+        found = self._transcoders(engine)
         if self.ablation == "mean":
             self.constants_ = found.constants(found.used(samples)[0], self._kept(found))
-        self.streams_ = _places_of(self, samples)
+        self.transcoders_, self.streams_ = found, _places_of(self, engine, samples)
         return self
 
     def _kept(self, found: Transcoders) -> list[Mask]:
@@ -263,17 +265,76 @@ class KeptFeatures:
 
     def apply(self, subject: Subject) -> SimplifiedSubject:
         """The subject with the kept features in the place of its MLPs."""
-        _check_fitted(self)
-        found = self._transcoders(Engine(subject))
+        found = _fitted(self)
         return found.in_force(self, subject, self._kept(found), self.constants_, self.untouched)
 
     def control(self) -> "RandomFeatures":
         """As many random features in each layer."""
         return RandomFeatures(self.spliced, tuple(map(len, self.own.kept.values())), self.ablation, self.untouched)
 
-    def ablated(self) -> "RandomFeatures":
+    def ablated(self) -> "NoFeatures":
         """No feature at all."""
-        return RandomFeatures(self.spliced, (0,) * self.own.layers, self.ablation, self.untouched)
+        return NoFeatures(self.spliced, self.ablation, self.untouched)
+
+
+@dataclass
+class NoFeatures:
+    """No features in the place of all MLPs: what kept ones are measured from.
+
+    Only the constants of dictionaries are left, and with `ablation="mean"` what their features are in the mean of the
+    train split. All else is as for `KeptFeatures`.
+    """
+
+    replacement: Spliced
+    ablation: Ablated = "zero"
+    untouched: int = 1
+    streams_: dict[Place, tuple[str, ...]] | None = field(default=None, init=False, repr=False, compare=False)
+    transcoders_: Transcoders | None = field(default=None, init=False, repr=False, compare=False)
+    constants_: list[Tensor] | None = field(default=None, init=False, repr=False, compare=False)
+
+    streams: ClassVar[tuple[str, ...]] = ()
+    any_stream: ClassVar[bool] = True
+    streams_rows: ClassVar[bool] = True
+
+    @property
+    def learns(self) -> bool:
+        """Whether there is anything to fit."""
+        return self.ablation == "mean"
+
+    @property
+    def title(self) -> str:
+        """What it is."""
+        return f"NoFeatures({_more(self.ablation, self.untouched)[2:]})"
+
+    def describe(self) -> dict[str, Any]:
+        """What the record keeps of it."""
+        return {"replacement": self.replacement.describe(), **_options(self)}
+
+    def own_sites(self, engine: Engine) -> tuple[str, ...]:
+        """The MLPs of all layers."""
+        return ("all.mlp",)
+
+    def fit(self, samples: Samples) -> "NoFeatures":
+        """Take the places, and with `ablation="mean"` the means."""
+        self.transcoders_ = self.streams_ = self.constants_ = None
+        _check_options(self)
+        engine = _engine_of(self, samples)
+        found = Transcoders.of(self.replacement, engine)
+        if self.ablation == "mean":
+            self.constants_ = found.constants(found.used(samples)[0], self._kept(found))
+        self.transcoders_, self.streams_ = found, _places_of(self, engine, samples)
+        return self
+
+    def _kept(self, found: Transcoders) -> list[Mask]:
+        return [_mask(found.features(layer), ()) for layer in range(len(found.places))]
+
+    def apply(self, subject: Subject) -> SimplifiedSubject:
+        """The subject with constants in the place of its MLPs."""
+        found = _fitted(self)
+        return found.in_force(self, subject, self._kept(found), self.constants_, self.untouched)
+
+    def control(self) -> None:
+        """None: this is a control."""
 
 
 @dataclass
@@ -291,6 +352,7 @@ class RandomFeatures:
     untouched: int = 1
     seed: int = 0
     streams_: dict[Place, tuple[str, ...]] | None = field(default=None, init=False, repr=False, compare=False)
+    transcoders_: Transcoders | None = field(default=None, init=False, repr=False, compare=False)
     kept_: list[Tensor] | None = field(default=None, init=False, repr=False, compare=False)
     constants_: list[Tensor] | None = field(default=None, init=False, repr=False, compare=False)
 
@@ -302,13 +364,9 @@ class RandomFeatures:
     @property
     def title(self) -> str:
         """What it is."""
-        count, drawn = sum(self.counts), f", seed={self.seed}" if self.seed else ""
+        drawn = f", seed={self.seed}" if self.seed else ""
         more = _more(self.ablation, self.untouched)
-        return (
-            f"RandomFeatures({count:,} of {len(self.counts)} layers{more}{drawn})"
-            if count
-            else f"NoFeatures({more[2:]})"
-        )
+        return f"RandomFeatures({sum(self.counts):,} of {len(self.counts)} layers{more}{drawn})"
 
     def describe(self) -> dict[str, Any]:
         """What the record keeps of it."""
@@ -320,9 +378,10 @@ class RandomFeatures:
 
     def fit(self, samples: Samples) -> "RandomFeatures":
         """Draw the features."""
-        self.streams_ = self.constants_ = self.kept_ = None
+        self.transcoders_ = self.streams_ = self.constants_ = self.kept_ = None
         _check_options(self)
-        found = Transcoders.of(self.replacement, _engine_of(self, samples))
+        engine = _engine_of(self, samples)
+        found = Transcoders.of(self.replacement, engine)
         if len(self.counts) != len(found.places):
             raise AssayError(f"{label(self)}: there are counts of {len(self.counts)} of {len(found.places)} layers.")
         means, shares = found.used(samples)
@@ -336,13 +395,12 @@ class RandomFeatures:
             kept.append(_mask(len(share), drawn))
         if self.ablation == "mean":
             self.constants_ = found.constants(means, kept)
-        self.kept_, self.streams_ = kept, _places_of(self, samples)
+        self.kept_, self.transcoders_, self.streams_ = kept, found, _places_of(self, engine, samples)
         return self
 
     def apply(self, subject: Subject) -> SimplifiedSubject:
         """The subject with the drawn features in the place of its MLPs."""
-        _check_fitted(self)
-        found = Transcoders.of(self.replacement, Engine(subject))
+        found = _fitted(self)
         return found.in_force(self, subject, self.kept_, self.constants_, self.untouched)
 
     def redrawn(self, number: int) -> "RandomFeatures":
@@ -357,11 +415,11 @@ def _more(ablation: str, untouched: int) -> str:
     return f", ablation={ablation!r}" + ("" if untouched == 1 else f", untouched={untouched}")
 
 
-def _options(recipe: KeptFeatures | RandomFeatures) -> dict[str, Any]:
+def _options(recipe: KeptFeatures | NoFeatures | RandomFeatures) -> dict[str, Any]:
     return {"ablation": recipe.ablation, "untouched": recipe.untouched}
 
 
-def _check_options(recipe: KeptFeatures | RandomFeatures) -> None:
+def _check_options(recipe: KeptFeatures | NoFeatures | RandomFeatures) -> None:
     ablation, untouched = recipe.ablation, recipe.untouched
     if ablation not in get_args(Ablated):
         raise AssayError(f"ablation={ablation!r}: features are ablated to {' or '.join(get_args(Ablated))}.")
@@ -381,15 +439,15 @@ def _engine_of(recipe: object, samples: Samples) -> Engine:
     return Engine(samples.subject)
 
 
-def _places_of(recipe: object, samples: Samples) -> dict[Place, tuple[str, ...]]:
+def _places_of(recipe: object, engine: Engine, samples: Samples) -> dict[Place, tuple[str, ...]]:
     """The places of samples. Raises AssayError unless these are the MLPs of all layers."""
-    if len(samples.places) != len(_engine_of(recipe, samples).blocks) or any(
-        samples.streams_of(place) != ("mlp",) for place in samples.places
-    ):
+    if samples.places != engine.blocks or any(samples.streams_of(place) != ("mlp",) for place in samples.places):
         raise AssayError(f"{label(recipe)} stands for all MLPs at once; give it the site 'all.mlp'.")
     return dict.fromkeys(samples.places, ("mlp",))
 
 
-def _check_fitted(recipe: KeptFeatures | RandomFeatures) -> None:
-    if recipe.streams_ is None:
+def _fitted(recipe: KeptFeatures | NoFeatures | RandomFeatures) -> Transcoders:
+    """The transcoders that a recipe was fitted with. Raises AssayError before `fit`."""
+    if recipe.transcoders_ is None:
         raise AssayError(f"{label(recipe)} has not been fitted; call fit(samples), or give it to compare.")
+    return recipe.transcoders_

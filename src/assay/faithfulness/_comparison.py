@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from html import escape
 from pathlib import Path
 from typing import Any, Literal
@@ -12,9 +13,10 @@ import pandas as pd
 import pyarrow.parquet
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from assay._errors import AssayError, unknown_name
-from assay._files import refuse_links, write_atomically
+from assay._errors import AssayError, in_line, unknown_name
+from assay._files import read_bytes, refuse_links, write_atomically
 from assay._given import checked
+from assay.faithfulness._columns import CONTROL_COLUMNS, GAP_COLUMNS, RESULT_COLUMNS, check_columns
 from assay.faithfulness._effects import EFFECT_COLUMNS, EFFECT_METRICS
 from assay.faithfulness._of_models import MODEL_COLUMNS
 from assay.faithfulness._statistics import holm, p_above
@@ -539,13 +541,17 @@ class Comparison:
             raise AssayError(f"{str(folder)!r} has no {RECORD} ({hint}).")
         _check_schema(folder / RECORD)
         try:
-            record = Record.model_validate_json((folder / RECORD).read_bytes())
+            record = Record.model_validate_json(read_bytes(folder / RECORD))
             results = pd.read_parquet(folder / RESULTS)
             gaps, controls, models = (pd.read_parquet(folder / name) for name in (GAPS, CONTROLS, MODELS))
             # Runs from before there were effects have none, and no metrics to make them of.
             with_effects = {metric.name for metric in record.metrics} >= set(EFFECT_METRICS)
             effects = pd.read_parquet(folder / EFFECTS) if with_effects else None
             pyarrow.parquet.read_metadata(folder / SEQUENCES)
+            tables = ((results, RESULTS), (gaps, GAPS), (controls, CONTROLS), (models, MODELS), (effects, EFFECTS))
+            for table, name in tables:
+                if table is not None:
+                    check_columns(table, _COLUMNS[name], repr(str(folder / name)))
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
@@ -553,17 +559,48 @@ class Comparison:
                 f"{folder / RECORD} does not follow schema {SCHEMA} ({where}: {first['msg']}); "
                 "it was made by another version of Assay or changed by hand."
             ) from None
-        except (OSError, pyarrow.ArrowException) as error:
-            raise AssayError(f"{str(folder)!r} is damaged ({error}); run it again with the same --out.") from None
+        except (AssayError, MemoryError):
+            raise
+        except Exception as error:  # of a damaged or hostile table pyarrow and pandas raise anything
+            raise AssayError(
+                f"{str(folder)!r} is damaged ({in_line(error)}); run it again with the same --out."
+            ) from None
         sequences = folder / SEQUENCES
-        return cls(record, results, gaps, controls, lambda: [pyarrow.parquet.read_table(sequences)], models, effects)
+        found = cls(record, results, gaps, controls, lambda: [pyarrow.parquet.read_table(sequences)], models, effects)
+        with found.trusted_no_further():
+            found.verdicts()
+        return found
+
+    @contextmanager
+    def trusted_no_further(self) -> Iterator[None]:
+        """Within the block, a comparison that was read from a folder fails with an AssayError, whatever its files hold.
+
+        Its tables may have been changed so that they do not belong together, in more ways than can be checked.
+        """
+        try:
+            yield
+        except (AssayError, MemoryError, OSError):
+            raise
+        except Exception as error:
+            if self._fits is not None:
+                raise
+            raise AssayError(
+                "the files of this run do not belong together, or were changed "
+                f"({type(error).__name__}: {in_line(error)}); run it again."
+            ) from error
+
+
+_COLUMNS = {
+    RESULTS: RESULT_COLUMNS, GAPS: GAP_COLUMNS, CONTROLS: CONTROL_COLUMNS, MODELS: MODEL_COLUMNS,
+    EFFECTS: EFFECT_COLUMNS,
+}  # fmt: skip
 
 
 def _check_schema(path: Path) -> None:
     """Raise AssayError if a record says that it is of another schema."""
     try:
-        version = json.loads(path.read_bytes()).get("schema_version")
-    except (OSError, ValueError, AttributeError):
+        version = json.loads(read_bytes(path)).get("schema_version")
+    except (OSError, ValueError, AttributeError, RecursionError):
         return
     if version != SCHEMA:
         raise AssayError(

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from assay._errors import AssayError
-from assay._files import refuse_links, remove, try_folder, write_atomically
+from assay._files import read_bytes, refuse_links, remove, try_folder, write_atomically
 from assay.faithfulness._comparison import CONTROLS, EFFECTS, GAPS, MODELS, RECORD, RESULTS, SEQUENCES
 
 STUDY = "study.json"
@@ -61,7 +61,7 @@ def claim(folder: str | Path, study: Mapping[str, Any], *, overwrite: bool = Fal
 def _read(path: Path) -> dict[str, Any] | None:
     """The study that a folder is used for; None if it does not say."""
     try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+        found = json.loads(read_bytes(path))
+    except (OSError, ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None

@@ -15,7 +15,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from assay._errors import AssayError
-from assay._files import write_atomically
+from assay._files import read_bytes, write_atomically
 from assay._given import checked
 from assay.proofs import checker
 from assay.proofs._operations import Operations
@@ -24,9 +24,6 @@ from assay.tasks import InputSet
 
 LOSS_UNIT = 2**50
 """Certified losses are whole multiples of one nat divided by this."""
-
-_LARGEST_FILE = 2**28
-"""Bytes of a certificate file; those of the shipped models have less than 2^23."""
 
 
 class _Record(BaseModel):
@@ -249,8 +246,7 @@ class Certificate(_Record):
         are no numbers or too large, lists of uneven length.
         """
         try:
-            with Path(path).open(encoding="utf-8") as file:
-                text = file.read(_LARGEST_FILE + 1)
+            text = read_bytes(Path(path), "certificate").decode()
         except FileNotFoundError:
             raise AssayError(
                 f"there is no file {str(path)!r}; give a certificate that Certificate.save wrote."
@@ -259,8 +255,6 @@ class Certificate(_Record):
             raise AssayError(
                 f"{str(path)!r} is not a certificate: it cannot be read as text ({type(error).__name__})."
             ) from None
-        if len(text) > _LARGEST_FILE:
-            raise AssayError(f"{str(path)!r} is not a certificate: it has more than 2^28 characters.")
         try:
             return Certificate.model_validate(checker.read(text))
         except AssayError as error:

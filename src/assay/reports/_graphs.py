@@ -46,7 +46,7 @@ def _places(view: GraphView) -> list[tuple[float, float]]:
         offsets = (np.arange(len(numbers)) + 0.5) / len(numbers) - 0.5
         for order, (number, offset) in enumerate(zip(numbers, offsets.tolist(), strict=True)):
             # Neighbours stand at two heights, so that their texts do not.
-            found[number] = (position + 0.86 * offset, layer + 0.16 * (order % 2) if len(numbers) > 1 else layer)
+            found[number] = (position + 0.86 * offset, layer + 0.16 * (order % 2))
     return found
 
 

@@ -6,8 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from assay._errors import AssayError
-from assay._files import write_atomically
+from assay._errors import AssayError, in_line
+from assay._files import inside, read_bytes, write_atomically
 
 ILLUSTRATIONS = "illustrations.json"
 
@@ -220,6 +220,7 @@ class Illustrations(_Model):
         if not path.exists():
             return cls()
         try:
-            return cls.model_validate_json(path.read_text(encoding="utf-8"))
-        except ValidationError as error:
-            raise AssayError(f"{path} is damaged ({error.errors()[0]['msg']}); run it again.") from None
+            return cls.model_validate_json(read_bytes(inside(folder, ILLUSTRATIONS)))
+        except (ValidationError, OSError) as error:
+            why = error.errors()[0]["msg"] if isinstance(error, ValidationError) else in_line(error)
+            raise AssayError(f"{str(path)!r} is damaged ({why}); run it again.") from None

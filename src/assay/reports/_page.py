@@ -87,11 +87,18 @@ def in_words(verdicts: Sequence[Verdict]) -> str:
 
 def write_page(comparison: Comparison, path: Path, illustrations: Illustrations | None = None) -> Path:
     """Write the report of a comparison as one self-contained HTML file; returns its path."""
-    shown = illustrations or Illustrations()
+    with comparison.trusted_no_further():
+        text = _page(comparison, illustrations or Illustrations())
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    return path
+
+
+def _page(comparison: Comparison, shown: Illustrations) -> str:
+    """The page."""
     drawn = [picture(*item) for item in figures(comparison, shown)]
     accuracy = subject_accuracy(comparison)
     splits = evaluation_splits(comparison)
-    text = (
+    return (
         environment()
         .get_template("comparison.html")
         .render(
@@ -122,8 +129,6 @@ def write_page(comparison: Comparison, path: Path, illustrations: Illustrations 
             features=[(view, _steps(view), list(_shaded(view))) for view in shown.features],
         )
     )
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-    return path
 
 
 def _marked(view: TextView) -> Iterator[tuple[str, str, str]]:
@@ -178,10 +183,11 @@ def write_figures(comparison: Comparison, folder: Path, illustrations: Illustrat
     """Write every figure as SVG and PNG; returns the paths. Raises AssayError for a folder that is a link elsewhere."""
     inside(folder.parent, folder.name)
     paths = []
-    for name, _, figure in figures(comparison, illustrations or Illustrations()):
-        svg, png = to_svg(figure), to_png(figure)
-        for suffix, data in (("svg", svg.encode()), ("png", png)):
-            path = folder / f"{safe_name(name)}.{suffix}"
-            write_atomically(path, lambda temporary, data=data: temporary.write_bytes(data))  # type: ignore[misc]
-            paths.append(path)
+    with comparison.trusted_no_further():
+        for name, _, figure in figures(comparison, illustrations or Illustrations()):
+            svg, png = to_svg(figure), to_png(figure)
+            for suffix, data in (("svg", svg.encode()), ("png", png)):
+                path = folder / f"{safe_name(name)}.{suffix}"
+                write_atomically(path, lambda temporary, data=data: temporary.write_bytes(data))  # type: ignore[misc]
+                paths.append(path)
     return paths

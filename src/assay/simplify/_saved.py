@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from assay._errors import AssayError
-from assay._files import is_leftover, write_atomically
+from assay._files import is_leftover, read_bytes, write_atomically
 from assay._given import checked
 from assay.engine import BLOCK_STREAMS, HEAD_STREAMS, Block, Edit, EditedSubject, Engine, Head, Place
 from assay.simplify._controls import RandomPerturbation
@@ -137,7 +137,12 @@ def load_proxy(folder: str | Path, subject: Subject, *, simplification: type[Any
     tensors = _read_tensors(folder, record)
     engine = _engine_of(folder, record, subject)
     made = _Reader(folder, tensors, simplification).simplification(record.simplification)
-    proxy = applied(made, subject)
+    try:
+        proxy = applied(made, subject)
+    except (AssayError, MemoryError):
+        raise
+    except Exception as error:  # what was learned may have been changed into anything
+        raise _damaged(folder, RECORD, f"{type(error).__name__} in {label(made)}.apply") from error
     if is_whole(made) and isinstance(proxy, SavedProxy):
         return proxy
     before = {item.place: item.streams for item in record.places}
@@ -372,7 +377,9 @@ class _Reader:
 
 
 def _damaged(folder: Path, name: str, why: str) -> AssayError:
-    return AssayError(f"{str(folder / name)!r} is damaged or was changed ({why}); save the proxy again.")
+    return AssayError(
+        f"{str(folder / name)!r} is damaged or was changed ({' '.join(why.split())}); save the proxy again."
+    )
 
 
 def _place(text: str) -> Place:
@@ -387,7 +394,7 @@ def _read_record(folder: Path) -> _Record:
     """The record of a saved proxy. Raises AssayError if there is none of this version."""
     path = folder / RECORD
     try:
-        found = json.loads(path.read_bytes())
+        found = json.loads(read_bytes(path))
     except OSError as error:
         raise AssayError(f"{str(folder)!r} holds no saved proxy: {RECORD} cannot be read ({error.strerror}).") from None
     except (ValueError, RecursionError) as error:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from assay._errors import AssayError
 from assay.diagnostics import AttributionClaims, attribution_claims
-from assay.dictionaries import AttributionGraph, CrossLayerReplacement, Node, Replacement
+from assay.dictionaries import AttributionGraph, CrossLayerReplacement, Replacement
 from assay.reports import GraphEdge, GraphNode, GraphView, TableView, write_graph_page
 from assay.subjects import Subject
 
@@ -26,10 +26,8 @@ def graph_view(graph: AttributionGraph, *, edges: int = EDGES, subject: Subject 
         raise AssayError("the graph has no edge that leads to its targets; there is nothing to draw.")
     tokens = _texts(graph.tokens.tolist(), graph.words, subject)
     said = dict(zip(graph.targets.tolist(), _texts(graph.targets.tolist(), graph.said, subject), strict=True))
-    place: dict[Node, int] = {}
-    for link in found:
-        for node in (link.source, link.target):
-            place.setdefault(node, len(place))
+    joined = {node for link in found for node in (link.source, link.target)}
+    place = {node: number for number, node in enumerate(sorted(joined, key=graph.nodes.index))}
     nodes = [
         GraphNode(
             kind=node.kind,  # type: ignore[arg-type]

@@ -20,6 +20,7 @@ from transformers.modeling_outputs import CausalLMOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from assay._errors import AssayError
+from assay._files import check_growth, read_arrays
 from assay._given import checked
 from assay.subjects._subject import Subject
 from assay.subjects._train import IGNORED, Batch, Recipe
@@ -252,8 +253,8 @@ _BIASES = ("b_Q", "b_K", "b_V", "b_O", "b_U")
 def _stored(path: Path) -> Any:
     """What a file holds, whatever that is."""
     if path.suffix == ".npz":
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-            return dict(stored)
+        return read_arrays(path)
+    check_growth(path)
     return load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
 
 
@@ -263,6 +264,8 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
         raise AssayError(f"cannot import {path.name!r}: give a .npz, .safetensors, .pt or .pth file.")
     try:
         found = _stored(path)
+    except (AssayError, MemoryError):
+        raise
     except Exception as error:  # a malformed file makes readers raise anything
         reason = (str(error).splitlines() or [""])[0][:200]
         raise AssayError(

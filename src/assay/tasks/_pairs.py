@@ -16,7 +16,7 @@ from assay._given import check_fields, checked
 from assay.tasks._pair_files import Pair, pair_of, read_pairs
 from assay.tasks._task import Feature, Kind, Role, Split
 from assay.tasks._token_pairs import TokenPair, split_of_pairs
-from assay.tasks._tokenizer import token_names, vocabulary_sha256
+from assay.tasks._tokenizer import encoded, token_names, vocabulary_sha256
 
 Misfits = Literal["refuse", "leave out"]
 """What is done with pairs that are none to a tokenizer."""
@@ -269,7 +269,7 @@ def _ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[_Ids]
     """The tokens of texts, with special ones in front as the tokenizer adds them, and without those behind."""
     if not texts:
         return []
-    found: Any = tokenizer(list(texts), return_special_tokens_mask=True)
+    found: Any = encoded(tokenizer, list(texts), return_special_tokens_mask=True)
     kept: list[_Ids] = []
     for ids, marks in zip(found["input_ids"], found["special_tokens_mask"], strict=True):
         plain = [place for place, mark in enumerate(marks) if not mark]
@@ -288,7 +288,8 @@ def _tokenized(pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase | None)
     if tokenizer is not None:
         texts = [key for key in asked if isinstance(key[1], str)]
         together = _ids(tokenizer, [f"{pairs[row].clean}{text}" for row, text in texts])
-        alone = tokenizer([str(text) for _, text in texts], add_special_tokens=False) if texts else {"input_ids": []}
+        answers = [str(text) for _, text in texts]
+        alone = encoded(tokenizer, answers, add_special_tokens=False) if texts else {"input_ids": []}
         for key, joined, ids in zip(texts, together, alone["input_ids"], strict=True):
             before = clean[key[0]] if isinstance(pairs[key[0]].clean, str) else None
             single[key] = _one_token(tokenizer, str(key[1]), before, joined.ids, list(ids))

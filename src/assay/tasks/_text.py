@@ -17,7 +17,7 @@ from assay.tasks._lines import TextSource, fingerprint, lines, settled, whole
 from assay.tasks._overlap import copies_among, sequence_hashes, warn_of_overlaps
 from assay.tasks._pieces import CLASSES, Piece, pieces
 from assay.tasks._task import UNSCORED, Feature, Kind, Objective, Role, Split
-from assay.tasks._tokenizer import token_names, vocabulary_sha256
+from assay.tasks._tokenizer import encoded, token_names, vocabulary_sha256
 
 COUNTED = 5_000
 """Sequences of the train split from which token frequencies are counted."""
@@ -248,7 +248,7 @@ class Text:
         counts: Counter[int] = Counter()
         texts = islice(self._lines(self.split_names[0]), COUNTED)
         while batch := list(islice(texts, 256)):
-            found: Any = self.tokenizer(batch, truncation=True, max_length=self.max_length)
+            found: Any = encoded(self.tokenizer, batch, truncation=True, max_length=self.max_length)
             for ids in found["input_ids"]:
                 counts.update(ids)
         return {token: count / counts.total() for token, count in counts.items()}

@@ -3,11 +3,12 @@
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from assay._errors import AssayError
+from assay._errors import AssayError, in_line, is_failure
 from assay._given import checked
 
 SPECIALS = ("<start>", "<end>", "<pad>", "<unknown>")
@@ -36,6 +37,19 @@ def character_tokenizer(vocabulary: Sequence[str], context: int) -> PreTrainedTo
         clean_up_tokenization_spaces=False,
         split_special_tokens=True,
     )
+
+
+def encoded(tokenizer: PreTrainedTokenizerBase, text: str | list[str], **options: Any) -> Any:
+    """What a tokenizer makes of text. Raises AssayError where it fails."""
+    try:
+        return tokenizer(text, **options)
+    except BaseException as error:  # tokenizers raises nothing more special, and panics
+        if not is_failure(error):
+            raise
+        raise AssayError(
+            f"the tokenizer cannot read a text ({in_line(error)}); a tokenizer needs tokens for all that it may meet, "
+            "or an unknown token (unk_token) in their place."
+        ) from None
 
 
 @checked

@@ -32,8 +32,7 @@ def subject():
     torch.manual_seed(0)
     config = GPT2Config(
         vocab_size=WORDS, n_positions=16, n_embd=WIDTH, n_layer=LAYERS, n_head=2, n_inner=FEATURES,
-        activation_function="relu",
-        bos_token_id=0, eos_token_id=0,
+        activation_function="relu", bos_token_id=0, eos_token_id=0,
     )  # fmt: skip
     model = GPT2LMHeadModel(config).eval()
     with torch.no_grad():

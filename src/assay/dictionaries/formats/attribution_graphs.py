@@ -14,6 +14,7 @@ So the error of layer l has the id of feature l of layer 0, where that is on.
 """
 
 import io
+import itertools
 import json
 import math
 import re
@@ -359,9 +360,12 @@ class _Nodes:
                 )  # fmt: skip
             into[heard[0]].append((source, said, _number(path, f"the link into {target}", link["weight"])))
         found = []
+        runs = {place: [said for _, said, _ in links] for place, links in into.items()}
+        # Order tells something only of a file that keeps it everywhere.
+        orderly = all(_ascends(run) for run in runs.values() if all(len(own) == 1 for own in run))
         for place, links in into.items():
-            sources = _told_apart([said for _, said, _ in links])
-            if sources is None:
+            sources = _told_apart(runs[place])
+            if sources is None or not (orderly or all(len(own) == 1 for own in runs[place])):
                 self._refuse(path, self.all[place].name, links)
             found += [(start, place, link[2]) for start, link in zip(sources or (), links, strict=True)]
         return found
@@ -383,6 +387,11 @@ class _Nodes:
             f"has a link from {short(name)} to {short(target)} that may start at {first} or at {second}, which share "
             "this id; read the .pt file of the graph, or write the JSON by a later version of circuit-tracer.",
         )
+
+
+def _ascends(candidates: Sequence[tuple[int, ...]]) -> bool:
+    """Whether the first of all candidates stand in order."""
+    return all(one[0] < other[0] for one, other in itertools.pairwise(candidates))
 
 
 def _told_apart(candidates: Sequence[tuple[int, ...]]) -> list[int] | None:
