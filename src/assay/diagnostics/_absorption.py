@@ -14,6 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from assay._errors import AssayError
+from assay._given import checked
 from assay.diagnostics._concepts import Concept, concept_of, concepts_of
 from assay.diagnostics._encoded import Batch, Encoded, encoded
 from assay.diagnostics._reconstruction import judged_splits
@@ -41,6 +42,7 @@ LEAST = 10
 """Vectors of each answer that a probe needs."""
 
 
+@checked
 def absorption(
     subject: Subject,
     task: Task,
