@@ -21,7 +21,10 @@ BELOW = {
     "faithfulness": {"tasks", "subjects", "engine", "simplify"},
     "diagnostics": {"tasks", "subjects", "engine", "simplify", "circuits", "dictionaries", "faithfulness"},
     "proofs": {"tasks", "subjects", "engine", "simplify"},
-    "testing": {"tasks", "subjects", "engine", "simplify", "circuits", "dictionaries", "faithfulness", "proofs"},
+    "testing": {
+        "tasks", "subjects", "engine", "simplify", "circuits", "dictionaries", "models", "faithfulness", "proofs",
+        "reports",
+    },
     "reports": {"tasks", "subjects", "faithfulness"},
     "studies": {
         "tasks", "subjects", "engine", "simplify", "circuits", "dictionaries", "models", "faithfulness", "diagnostics",

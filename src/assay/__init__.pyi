@@ -12,8 +12,10 @@ from . import tasks as tasks
 from . import testing as testing
 from ._errors import AssayError as AssayError
 from .circuits import Circuit as Circuit
+from .dictionaries import AttributionGraph as AttributionGraph
 from .dictionaries import Dictionary as Dictionary
 from .dictionaries import GivenDictionary as GivenDictionary
+from .dictionaries import KeptFeatures as KeptFeatures
 from .dictionaries import RandomDictionary as RandomDictionary
 from .dictionaries import Replacement as Replacement
 from .dictionaries import SparseAutoencoder as SparseAutoencoder

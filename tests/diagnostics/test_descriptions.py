@@ -7,9 +7,9 @@ import torch
 import assay
 from assay import AssayError
 from assay.diagnostics import described
-from assay.diagnostics._descriptions import _Condition, _learned, _words
-from assay.diagnostics._questions import Question, questions_about, tokens_before
+from assay.diagnostics._descriptions import _Condition, _learned, _words, questions_about, read_of
 from assay.engine import Engine, collect
+from assay.tasks import Question
 from one_hot import Given, fitted, relu_dictionary, split_of, subject_of
 
 A, B, FIRST, MANY = 0, 1, 2, 20  # two markers, then 20 tokens of one set and 20 of the other
@@ -98,13 +98,13 @@ def test_rules_say_of_every_position_what_their_words_say():
     split = split_of("train", tokens, lengths=lengths, features={"depth": depth})
     known = np.pad(depth, ((0, 0), (1, 0)))[:, :-1]  # of the token just read
     for rule, words in (
-        ((tokens == 3) & (tokens_before(split, 1) == 2), "the token 1 before is 2 and the token is 3"),
+        ((tokens == 3) & (read_of(split).before(1) == 2), "the token 1 before is 2 and the token is 3"),
         (known >= 2, "depth > 1"),
         ((np.arange(10) >= 4) & (tokens != 1), "position > 3 and the token is not 1"),
     ):
         on = rule & split.valid
         rules = _learned(split, on, depth=2, tokens=2, seed=0)
-        assert ((rules.says(split) == on) | ~split.valid).all()
+        assert ((rules.says(read_of(split)) == on) | ~split.valid).all()
         assert sorted(rules.text({}).split(" and ")) == sorted(words.split(" and "))
 
 
@@ -120,12 +120,12 @@ def test_words_leave_out_what_others_imply():
 
 def test_questions_are_of_what_has_been_read():
     split = split_of("iid", [[5, 6, 7, 8]], lengths=[3], features={"depth": np.array([[1, 2, 3, 4]])})
-    assert tokens_before(split, 0).tolist() == [[5, 6, 7, -1]]
-    assert tokens_before(split, 2).tolist() == [[-1, -1, 5, -1]]
-    assert tokens_before(split, 7).tolist() == [[-1, -1, -1, -1]]
-    assert Question("feature", name="depth").answers(split).tolist() == [[0, 1, 2, 3]]
-    assert Question("position").answers(split).tolist() == [[0, 1, 2, 3]]
-    asked = questions_about(split, np.array([[False, True, False, False]]), tokens=1, most=1)
+    assert read_of(split).before(0).tolist() == [[5, 6, 7, -1]]
+    assert read_of(split).before(2).tolist() == [[-1, -1, 5, -1]]
+    assert read_of(split).before(7).tolist() == [[-1, -1, -1, -1]]
+    assert read_of(split).answers(Question("feature", name="depth")).tolist() == [[0, 1, 2, 3]]
+    assert read_of(split).answers(Question("position"))[0, :3].tolist() == [0, 1, 2]
+    asked = questions_about(read_of(split), np.array([[False, True, False, False]]), tokens=1, most=1)
     assert asked == [Question("token", token=6), Question("position"), Question("feature", name="depth")]
 
 

@@ -12,9 +12,9 @@ from assay import AssayError
 from assay.engine import Engine, Samples, collect
 from assay.faithfulness import CleanPass
 from assay.models import RuleSurrogate, weight_bits
-from assay.models._rule_surrogate import Question, Read, Tree, grown, ranked
+from assay.models._rule_surrogate import Tree, grown, ranked
 from assay.subjects import Subject
-from assay.tasks import UNSCORED, Split
+from assay.tasks import UNSCORED, Question, Read, Split
 
 VOCABULARY = 23
 ANY = [Question("feature", name=str(number)) for number in range(20)]
@@ -148,7 +148,7 @@ def test_rules_are_text():
         "if position > 6.5:",
         "  predict 9 (75% of 4)",
         "else:",
-        "  if the token 2 back is '(':",
+        "  if the token 2 before is '(':",
         "    predict 9 (100% of 1,000)",
         "  else:",
         "    predict '(' (100% of 2)",

@@ -213,8 +213,8 @@ def test_files_that_are_no_text_are_refused(tmp_path):
 
 
 def test_a_file_of_unbounded_length_is_not_read_to_its_end(tmp_path, monkeypatch):
-    monkeypatch.setattr("assay.proofs._certificate._LARGEST_FILE", 10**4)
-    assert "it has more than" in refusal(" " * 10**4 + "{}", tmp_path)
+    monkeypatch.setenv("ASSAY_LIMITS", "certificate=10000")
+    assert "has 10,002 bytes, and at most 10,000 are read" in refusal(" " * 10**4 + "{}", tmp_path)
 
 
 def test_evidence_of_another_family_is_refused():

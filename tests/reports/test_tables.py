@@ -1,15 +1,17 @@
 """Tables for the terminal and as Markdown."""
 
 import math
+from typing import get_args, get_type_hints
 
 import pandas as pd
 import pytest
 from rich.console import Console
 
+import assay
 from assay import AssayError
 from assay.faithfulness import Comparison
 from assay.reports import markdown, terminal, write_markdown, write_page
-from assay.reports._tables import controls_asked, limits, percent
+from assay.reports._tables import _ASKS, controls_asked, limits, percent
 
 BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 
@@ -42,6 +44,18 @@ def test_the_terminal_table_fits_80_columns_and_leaves_nothing_out(shown):
         assert f"{100 * gap:.1f} under {shift}" in flat
     for name, question in controls_asked(shown):
         assert f"{name}: {question}" in flat
+
+
+def test_every_control_asks_something():
+    """Whatever may stand beside a simplification as its control is explained where it is shown."""
+    controls = set()
+    for name in assay.__all__:
+        recipe = getattr(assay, name)
+        if isinstance(recipe, type) and hasattr(recipe, "control") and not recipe.__name__.startswith("Other"):
+            found = get_type_hints(recipe.control)["return"]
+            controls |= {one.__name__ for one in (get_args(found) or (found,))} - {"NoneType", "Simplification"}
+    assert {"RandomProjection", "RandomDictionary", "RandomCircuit", "RandomMask"} <= controls
+    assert controls <= set(_ASKS)
 
 
 def test_every_judgement_and_the_widest_numbers_fit_80_columns(shown):

@@ -419,7 +419,7 @@ def test_files_that_are_not_what_they_were_are_refused(subject, saved, tmp_path)
 
 def test_a_saved_proxy_is_replaced_and_nothing_else_is(make, subject, tokens, saved, tmp_path):
     other = make(KMeans(clusters=4))
-    (saved / ".tensors.safetensors.123.part").touch()
+    (saved / ".0123456789abcdef.assay-part").touch()
     other.save(saved)
     assert torch.equal(assay.load_proxy(saved, subject)(tokens), other(tokens))
     (saved / "notes.txt").write_text("mine", encoding="utf-8")

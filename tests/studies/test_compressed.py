@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from assay import KMeans, OneHotAttention
+from assay import AssayError, KMeans, OneHotAttention
 from assay.faithfulness import Comparison
 from assay.models import NGram, RoundWeights, weight_bits
 from assay.simplify import label
@@ -147,5 +147,5 @@ def test_wrong_calls_end_with_2(command, arguments, words, tmp_path):
 @pytest.mark.parametrize("part", ["encoder", "smollm2"])
 def test_a_package_that_is_missing_is_named(part, monkeypatch):
     monkeypatch.setattr(compressed.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(compressed.AssayError, match="pip install"):
+    with pytest.raises(AssayError, match="pip install"):
         compressed.PARTS[part](everything=False, device="cpu")

@@ -88,7 +88,7 @@ def test_equal_ranks_have_equal_bits():
 def test_unknown_parts_are_refused():
     for only, words in ((["dyk"], "dyck"), (["dyck", "dyck"], "twice"), (["code-java"], "--data")):
         with pytest.raises(AssayError, match=words):
-            dictionaries.check_parts(only)
+            dictionaries.check_names(only)
 
 
 def test_from_the_command_line(command, monkeypatch, done):

@@ -222,7 +222,7 @@ def test_config_that_contradicts_itself_is_refused(folder):
 
 def test_config_that_is_no_json_is_refused(folder):
     (folder / "config.json").write_text("{")
-    with pytest.raises(AssayError, match=r"could not read .* as a model"):
+    with pytest.raises(AssayError, match=r"config.json. is damaged \(it is no JSON"):
         load(folder)
 
 

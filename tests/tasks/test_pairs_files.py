@@ -244,8 +244,9 @@ def test_what_is_written_is_read_again(tmp_path: Any, found: list[Any]) -> None:
 def test_where_nothing_can_be_written(tmp_path: Any) -> None:
     with pytest.raises(AssayError, match=r"end in .jsonl"):
         in_iid({}).write(tmp_path / "a.json")
+    (tmp_path / "a.txt").touch()
     with pytest.raises(AssayError, match="cannot write"):
-        in_iid({}).write(tmp_path / "missing" / "a.jsonl")
+        in_iid({}).write(tmp_path / "a.txt" / "a.jsonl")
 
 
 def test_the_same_rows_in_every_form(tmp_path: Any) -> None:

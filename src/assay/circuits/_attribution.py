@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from assay._errors import AssayError
 from assay.circuits._alike import APART, Alike
-from assay.circuits._kernels import product
 from assay.circuits._parameters import check_choice, check_whole
 from assay.circuits._problem import Batch, Problem
 from assay.circuits._run import (
@@ -28,7 +27,9 @@ from assay.circuits._run import (
     resume_at,
     with_given,
 )
-from assay.circuits._wiring import Layer, Norm, Wiring, frozen
+from assay.circuits._wiring import Layer, Norm, Wiring
+from assay.engine._frozen import frozen
+from assay.engine._kernels import product
 
 Rule = Literal["midpoint", "left", "gauss"]
 """Where an integral over [0, 1] is taken: the middles of equal parts, their left ends (as EAP-IG does), or the nodes of

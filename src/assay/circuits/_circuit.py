@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from assay._errors import AssayError
 from assay._fingerprint import fingerprint_or_reason
+from assay._given import check_fields, checked
 from assay.circuits._files import Format, of_plain, read_circuit, to_plain, write_circuit
 from assay.circuits._foreign import mib_circuits
 from assay.circuits._graph import Edge, Graph, images, shuffled
@@ -99,11 +100,13 @@ class Circuit:
 
     def __post_init__(self) -> None:
         # A number of NumPy's is the same number: it is written, hashed and told from a list as Python's.
+        check_fields(self)
         for name in ("edges", "seed"):
             if isinstance(getattr(self, name), np.integer):
                 setattr(self, name, int(getattr(self, name)))
 
     @classmethod
+    @checked
     def read(cls, path: str | Path, *, edges: int | None = None, groups: int | None = None) -> "Circuit":
         """A circuit from a file: ours (`write`), of EAP-IG or MIB (.json, .pt), auto-circuit's scores (.pt), a subgraph
         of ACDC (`save_subgraph`, .pth), or CircuitKIT's nodes (.pt) and scores of nodes (.json, .pt).
@@ -137,6 +140,7 @@ class Circuit:
             found=given.found,
         )
 
+    @checked
     def write(self, path: str | Path, *, format: Format = "assay") -> Path:
         """Write the edges before pruning to a file, for `read`, and return its path.
 
@@ -267,6 +271,7 @@ class Circuit:
                     f"{LEAST_PAIRS}."
                 )
 
+    @checked
     def fit(self, samples: Samples) -> "Circuit":
         """Find the edges on the pairs of the split, and what ablated edges carry."""
         subject, split = source_of(self, samples)
@@ -276,6 +281,7 @@ class Circuit:
         self.reference_, self.learned_ = _learned(subject, split, self.reference_, kept)
         return self
 
+    @checked
     def find(self, samples: Samples) -> "Circuit":
         """`fit` without what is learned for the circuit: constants under optimal ablation stay means."""
         subject, split = source_of(self, samples)
@@ -301,6 +307,7 @@ class Circuit:
             return range(1, graph.size + 1)
         return np.cumsum(graph.exists.sum(axis=1)[self._order(scores)]).tolist()
 
+    @checked
     def of_size(self, edges: int) -> "Circuit":
         """The circuit of another size by the same scores: nothing is discovered again.
 
@@ -325,6 +332,7 @@ class Circuit:
             raise AssayError(f"{label(self)} was given and not found: it has no scores, so there are no other sizes.")
         return graph, self.scores_
 
+    @checked
     def apply(self, subject: Subject) -> "CircuitProxy":
         """The subject with every edge outside the circuit ablated."""
         wiring = wired(subject)
@@ -474,6 +482,9 @@ class RandomCircuit:
     whole: ClassVar[bool] = True
     copies: ClassVar[bool] = False
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
     @property
     def title(self) -> str:
         """How it is called: after its circuit."""
@@ -502,6 +513,7 @@ class RandomCircuit:
         """The same control with another draw."""
         return RandomCircuit(self.of, self.seed + number)
 
+    @checked
     def fit(self, samples: Samples) -> "RandomCircuit":
         """Draw it."""
         self._check_parameters()
@@ -519,6 +531,7 @@ class RandomCircuit:
         self.reference_, self.learned_ = _learned(subject, split, self.fitted_.reference_, self.kept_)
         return self
 
+    @checked
     def apply(self, subject: Subject) -> "CircuitProxy":
         """The subject with every edge outside the random circuit ablated."""
         if self.fitted_ is None or self.kept_ is None or self.reference_ is None:
@@ -543,6 +556,9 @@ class AllAblated:
     whole: ClassVar[bool] = True
     copies: ClassVar[bool] = False
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
     @property
     def learns(self) -> bool:
         """Whether there is anything to fit."""
@@ -561,6 +577,7 @@ class AllAblated:
         check_choice("ablation", self.ablation, get_args(Ablation))
         check_whole("seed", self.seed, least=0)
 
+    @checked
     def fit(self, samples: Samples) -> "AllAblated":
         """Find what ablated edges carry."""
         self._check_parameters()
@@ -570,6 +587,7 @@ class AllAblated:
         self.reference_, self.learned_ = _learned(subject, split, reference, nothing)
         return self
 
+    @checked
     def apply(self, subject: Subject) -> "CircuitProxy":
         """The subject with every edge ablated."""
         self._check_parameters()
@@ -783,6 +801,7 @@ def _learned(
     return learn_constants(Problem(Engine(subject), split, reference), kept)
 
 
+@checked
 def write_mib(folder: str | Path, circuit: Circuit, *, form: Literal["json", "pt"] = "json") -> Path:
     """Write a submission to the benchmark MIB for one task and one model: nine circuits of rising size.
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
+from assay._files import read_bytes
 from assay.circuits._graph import Graph
 from assay.circuits._stated import OF_NEURONS, Found, Given, check_size, finite_score, name_of, refusal, short
 
@@ -74,7 +75,7 @@ def read_nodes(path: Path, found: Any, edges: int | None, groups: int | None) ->
 
 def _beside(path: Path, beside: Path) -> Mapping[str, Any]:
     try:
-        found = json.loads(beside.read_bytes())
+        found = json.loads(read_bytes(beside))
     except (OSError, ValueError, RecursionError):
         found = None
     if not isinstance(found, dict) or "node_scores" not in found:

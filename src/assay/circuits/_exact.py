@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from assay._errors import AssayError
 from assay.circuits._attribution import IntegratedEdgeAttribution
 from assay.circuits._graph import Graph
-from assay.circuits._kernels import product
 from assay.circuits._parameters import check_whole
 from assay.circuits._problem import Batch, Problem
 from assay.circuits._run import Trace, differences, first_of, resume_at, traced, with_given
 from assay.circuits._wiring import Layer
 from assay.engine import instead
+from assay.engine._kernels import product
 
 SCREEN = 2_000
 """Edges above which `ExactEdges` looks only at those that EAP-IG finds likely: beyond, every edge takes too long."""

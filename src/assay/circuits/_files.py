@@ -10,12 +10,14 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError
 
 from assay._errors import AssayError
+from assay._files import read_bytes
 from assay.circuits._circuit_kit import is_theirs, read_nodes
 from assay.circuits._foreign import is_torch, read_json, read_torch, unpickled, write_auto_circuit, write_eap_ig
 from assay.circuits._graph import Edge, Graph
 from assay.circuits._parameters import is_whole, shown
 from assay.circuits._problem import Ablation, Measure
 from assay.circuits._stated import (
+    OF_FEATURES,
     Found,
     Given,
     Rank,
@@ -189,6 +191,8 @@ def read_circuit(path: Path, edges: int | None, groups: int | None) -> Given:
             if groups not in (None, given.found.graph.groups):
                 raise refusal(path, f"says itself that there are {given.found.graph.groups} groups; leave groups= out.")
             return given
+        if isinstance(found, dict) and {"metadata", "nodes", "links"} <= set(found):
+            raise refusal(path, OF_FEATURES)
         if isinstance(found, dict) and is_theirs(found):
             return read_nodes(path, found, edges, groups)
         if not isinstance(found, dict) or "cfg" not in found:
@@ -202,7 +206,7 @@ _KNOWN = "Assay reads its own, and those of EAP-IG, MIB, auto-circuit, ACDC and 
 
 def _content(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_bytes(path)
     except (OSError, ValueError) as error:
         raise refusal(path, f"cannot be read ({getattr(error, 'strerror', None) or error}).") from None
 

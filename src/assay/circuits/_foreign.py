@@ -20,9 +20,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from assay._errors import AssayError
+from assay._files import check_growth
 from assay.circuits._acdc import is_subgraph, read_subgraph
 from assay.circuits._graph import Graph
 from assay.circuits._stated import (
+    OF_FEATURES,
     OF_NEURONS,
     Scored,
     Stated,
@@ -54,10 +56,15 @@ def is_torch(data: bytes) -> bool:
 
 def unpickled(path: Path, data: bytes) -> Any:
     """What `torch.save` wrote, plain values and tensors only. Raises AssayError for anything else."""
+    if b"circuit_tracer" in data and b"adjacency_matrix" in data:
+        raise refusal(path, OF_FEATURES)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            check_growth(path)
             return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except (AssayError, MemoryError):
+        raise
     except Exception as error:  # a damaged archive may raise anything
         raise refusal(
             path,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from assay.engine._kernels import LEAST, ROWS, _by_onednn, _product, faster, gelu
+from assay.engine._kernels import faster, gelu, product
 
 
 def kernels_of(model: nn.Module) -> dict[nn.Module, Callable[..., Tensor]]:
@@ -17,17 +17,6 @@ def kernels_of(model: nn.Module) -> dict[nn.Module, Callable[..., Tensor]]:
     A dense layer whose own parameters ask for gradients is computed by its own code where there are gradients.
     """
     return {module: functools.partial(_through, module, kernel) for module, kernel in faster(model).items()}
-
-
-def product(inputs: Tensor, weight: Tensor) -> Tensor:
-    """inputs (…, in) times the transpose of weight (out, in), by the faster kernel where there is one."""
-    rows = inputs.numel() // max(1, inputs.shape[-1])
-    plain = inputs.dtype == torch.float32 and inputs.device.type == "cpu"
-    if plain and rows >= ROWS and rows * weight.numel() >= LEAST and torch.backends.mkldnn.enabled and _by_onednn():
-        # With a part of a wider matrix as it lies, oneDNN falls back to loops.
-        dense = weight if weight.is_contiguous() or weight.t().is_contiguous() else weight.contiguous()
-        return _product(inputs.contiguous(), dense, None)
-    return nn.functional.linear(inputs, weight)
 
 
 def _through(module: nn.Module, kernel: Callable[..., Tensor], *given: Tensor, **named: Tensor) -> Tensor:

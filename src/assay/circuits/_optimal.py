@@ -9,10 +9,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from assay._given import checked
 from assay.circuits._attribution import own_run, tokens_of_a_pass
 from assay.circuits._problem import Batch, Problem, Reference
 from assay.circuits._run import Pass, Trace, constant
-from assay.circuits._wiring import Layer, frozen
+from assay.circuits._wiring import Layer
+from assay.engine._frozen import frozen
 
 PASSES = 100
 """Passes over the train split, with gradients, after which constants are taken as learned."""
@@ -31,6 +33,7 @@ class Learned:
     passes: int
 
 
+@checked
 def learn_constants(problem: Problem, kept: Bool[np.ndarray, "sender receiver"]) -> tuple[Reference, Learned]:
     """The constants a_s, one vector a sender, under which a circuit is nearest to the subject on the problem's split.
 

@@ -13,10 +13,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from assay._errors import AssayError
-from assay.circuits._kernels import product
-from assay.circuits._wiring import Layer, Wiring, frozen, near, with_first
+from assay.circuits._wiring import Layer, Wiring, near, with_first
 from assay.engine import Engine, Run, instead
-from assay.engine._kernels import using_kernels
+from assay.engine._frozen import frozen
+from assay.engine._kernels import product, using_kernels
 from assay.subjects import Subject
 
 Found = TypeVar("Found")

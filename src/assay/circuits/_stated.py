@@ -10,11 +10,12 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from assay._errors import AssayError
+from assay._errors import shown as brief
+from assay._files import write_atomically
 from assay.circuits._graph import Edge, Graph
 from assay.circuits._parameters import is_whole, shown
 from assay.circuits._problem import Ablation, Measure
 from assay.simplify import Origin
-from assay.subjects import write_atomically
 
 Rank = Literal["absolute", "helpful"]
 LARGEST = 10**9
@@ -74,6 +75,11 @@ OF_NEURONS = (
     "holds a circuit of neurons; Assay's circuits are of edges between heads and MLPs, all of a vector at once."
 )
 
+OF_FEATURES = (
+    "holds an attribution graph, over features of dictionaries, and no circuit; read it with "
+    "assay.AttributionGraph.read, and judge it with assay.KeptFeatures (kept-features:graph=PATH on the command line)."
+)
+
 
 def finite_score(path: Path, name: str, value: Any) -> float:
     """A score of a file. Raises AssayError for what is no number, or not finite."""
@@ -90,12 +96,12 @@ def finite_score(path: Path, name: str, value: Any) -> float:
 
 def refusal(path: Path, why: str) -> AssayError:
     """An error about a file, in one line."""
-    return AssayError(f"{str(path)!r} {why}")
+    return AssayError(f"{str(path)!r} {' '.join(why.split())}")
 
 
 def short(value: object) -> str:
     """Something of a file as it can stand in a message."""
-    return clipped(repr(value), 60)
+    return brief(value, 60)
 
 
 def clipped(text: str, most: int) -> str:

@@ -1,8 +1,8 @@
 """Where a decoder's residual stream is written and read: found in one pass, and checked by number."""
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -15,9 +15,9 @@ from transformers.pytorch_utils import Conv1D
 
 from assay._errors import AssayError
 from assay.circuits._graph import Graph
-from assay.circuits._kernels import kernels_of, product
+from assay.circuits._kernels import kernels_of
 from assay.engine import Engine
-from assay.engine._kernels import using_kernels
+from assay.engine._kernels import product, using_kernels
 from assay.subjects import Subject
 
 NEAR, NEAR_IN_HALF = 1e-4, 0.05
@@ -733,19 +733,6 @@ class _Search:
         if not cap or not self._near(whole, cap * torch.tanh(linear / cap)):
             self._refuse("its logits are neither linear in the final hidden states nor that with a soft cap")
         return head, 1.0, float(cap)
-
-
-@contextmanager
-def frozen(model: nn.Module) -> Iterator[None]:
-    """Within the block no parameter asks for gradients, so that none of what they need is kept."""
-    asked = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for parameter in asked:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in asked:
-            parameter.requires_grad_(True)
 
 
 def with_first(output: Any, first: Tensor) -> Any:

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from assay._errors import AssayError
+from assay._files import try_file
+from assay._terminal import styled
 from assay.cli._shared import (
     AsJson,
     Dask,
@@ -137,8 +138,7 @@ def compare_text(
     workers = argument("jobs", lambda: Workers(jobs, dask))
     bars = _shares(min_agreement=min_agreement, max_gap=max_gap)
     requirement = argument("require", lambda: Requirement(require or "faithful"))
-    if junit is not None and require is None:
-        raise typer.BadParameter("say what is required of the verdicts: --require faithful.", param_hint="--junit")
+    _check_junit(junit, require)
     if context is not None and counting is None:
         raise typer.BadParameter("chunks are what others count: --counting llama.cpp.", param_hint="--context")
     recipes = argument("simplify", lambda: [simplifications.build(specification) for specification in simplify or ()])
@@ -175,7 +175,7 @@ def compare_text(
     cut = partial(counted.chunks_of, subject, task, recipes, context=context or CONTEXT, chunks=sequences)
     chunks = None if counting is None else argument("counting", partial(cut, counting))
     folder = out_folder or default_folder("compare")
-    with progress_bar() as bar:
+    with progress_bar(folder) as bar:
         line = bar.add_task("starting", total=None)
         comparison, shown = text.run(
             folder,
@@ -209,10 +209,19 @@ def compare_text(
     _exit_if(failing, require)
 
 
+def _check_junit(junit: Path | None, required: str | None) -> None:
+    """A file of verdicts needs something that is required of them, and a place where it can be written."""
+    if junit is None:
+        return
+    if required is None:
+        raise typer.BadParameter("say what is required of the verdicts: --require faithful.", param_hint="--junit")
+    argument("junit", lambda: try_file(junit))
+
+
 def _exit_if(failing: Sequence[Any], required: str | None) -> None:
     """Say which verdicts are not what is required, and leave with exit status 3 if there are any."""
     for verdict in failing:
-        err.print(f"[bold red]required {required}:[/] {escape(str(verdict))}", soft_wrap=True)
+        err.print(styled((f"required {required}: ", "bold red"), str(verdict)), soft_wrap=True)
     if failing:
         raise typer.Exit(3)
 
@@ -239,7 +248,7 @@ def store_text(
     precision = None if dtype is None else argument("dtype", lambda: resolve_dtype(dtype))
     subject = argument("model", lambda: load(model, device=device, dtype=precision))
     task = argument("split", lambda: text.task_of(subject, None, splits, text_field=text_field, max_length=max_length))
-    with progress_bar() as bar:
+    with progress_bar(out_folder) as bar:
         line = bar.add_task("starting", total=None)
         store_model(
             subject,
@@ -248,7 +257,7 @@ def store_text(
             form=form,
             progress=lambda name, done, total: bar.update(line, description=name, completed=done, total=total),
         )
-    out.print(f"The log-probabilities are in {escape(str(out_folder))}", soft_wrap=True)
+    out.print(styled(f"The log-probabilities are in {out_folder}"), soft_wrap=True)
 
 
 def _check_source(split: Sequence[str] | None, pairs: Sequence[str] | None, of_text: Sequence[object]) -> None:

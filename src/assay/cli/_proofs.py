@@ -1,11 +1,14 @@
 """assay certify and assay verify."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from assay._errors import unknown_name
+from assay._files import try_file, write_atomically
+from assay._terminal import styled
 from assay.cli._shared import (
     AsJson,
     app,
@@ -79,6 +82,9 @@ def certify(
     from assay.subjects import LinearMaxForCausalLM, MaxOfKForCausalLM, import_max_of_k, load  # noqa: PLC0415
     from assay.tasks import InputSet  # noqa: PLC0415
 
+    for option, file in (("out", certificate_file), ("coq", coq_file)):
+        if file is not None:
+            argument(option, partial(try_file, file))
     is_file = Path(model).is_file()
     subject = argument("model", lambda: import_max_of_k(model) if is_file else load(model, seed=seed))
     known = proofs.LINEAR_STRATEGIES if isinstance(subject.model, LinearMaxForCausalLM) else proofs.STRATEGIES
@@ -115,12 +121,13 @@ def certify(
     if certificate_file is not None:
         certificate.save(certificate_file)
     if coq_file is not None:
-        coq_file.write_text(proofs.coq_development(subject, certificate), encoding="utf-8")
+        coq = proofs.coq_development(subject, certificate)
+        write_atomically(coq_file, lambda path: path.write_text(coq, encoding="utf-8"))
     if as_json:
         print(certificate.model_dump_json(indent=2, exclude={"pieces", "boxes", "blocks", "proxy"}))
         return
     least, most = certificate.decimals()
-    out.print(certificate.statement, soft_wrap=True, markup=False)
+    out.print(styled(certificate.statement), soft_wrap=True)
     out.print(f"at least {least}, at most {most}, in {certificate.seconds:.2f} s")
 
 
@@ -146,5 +153,5 @@ def verify(
         subject = import_max_of_k(model) if Path(model).is_file() else load(model)
     checked = Certificate.load(certificate)
     not_checked = checked.verify(subject, budget=checker.BUDGET if budget is None else budget)
-    out.print(f"verified: {checked.statement}", soft_wrap=True, markup=False)
-    out.print(f"not checked: {', '.join(not_checked)}")
+    out.print(styled(f"verified: {checked.statement}"), soft_wrap=True)
+    out.print(styled(f"not checked: {', '.join(not_checked)}"))

@@ -1,15 +1,18 @@
-"""assay report and assay list."""
+"""assay report, assay graph and assay list."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 
+from assay._files import try_file, try_folder
+from assay._terminal import styled
 from assay.cli._shared import (
     AsJson,
     app,
+    argument,
     out,
     summary,
 )
@@ -18,24 +21,83 @@ from assay.cli._shared import (
 @app.command()
 def report(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
+    out_folder: Annotated[
+        Path | None,
+        typer.Option("--out", help="Folder for figures and report.html (default: the run folder).", file_okay=False),
+    ] = None,
     markdown: Annotated[Path | None, typer.Option(help="Also write the main table as Markdown to this file.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Draw a finished run again: figures and report.html."""
     from assay.faithfulness import Comparison  # noqa: PLC0415
-    from assay.reports import Illustrations, terminal, write_figures, write_markdown, write_page  # noqa: PLC0415
+    from assay.reports import (  # noqa: PLC0415
+        Illustrations,
+        check_markdown,
+        terminal,
+        write_figures,
+        write_markdown,
+        write_page,
+    )
 
     comparison = Comparison.load(run)
     illustrations = Illustrations.load(run)
-    write_figures(comparison, run / "figures", illustrations)
-    page = write_page(comparison, run / "report.html", illustrations)
+    folder = out_folder or run
+    argument("out", lambda: try_folder(folder))
     if markdown is not None:
-        write_markdown(comparison, markdown, illustrations)
+        argument("markdown", lambda: check_markdown(markdown))
+    write_figures(comparison, folder / "figures", illustrations)
+    page = write_page(comparison, folder / "report.html", illustrations)
+    with comparison.trusted_no_further():
+        if markdown is not None:
+            write_markdown(comparison, markdown, illustrations)
+        if as_json:
+            print(json.dumps(summary(comparison, run), indent=2))
+            return
+        out.print(terminal(comparison))
+    out.print()
+    out.print(styled("Drawn again: ", (str(page), "bold")), soft_wrap=True)
+
+
+@app.command()
+def graph(
+    file: Annotated[
+        Path, typer.Argument(help="An attribution graph of circuit-tracer: .pt, or JSON of its front end.")
+    ],
+    model: Annotated[str | None, typer.Option(help="Judge it: the model that it was drawn of.")] = None,
+    dictionaries: Annotated[
+        str | None, typer.Option(help="With --model: the folder of the transcoders that it was drawn with.")
+    ] = None,
+    prune: Annotated[
+        float | None, typer.Option(help="Only nodes with this share of all influence, such as 0.8.")
+    ] = None,
+    edges: Annotated[int, typer.Option(min=1, help="Draw so many of the strongest edges.")] = 80,
+    untouched: Annotated[
+        int, typer.Option(min=0, help="With --model: first positions at which the graph lets no feature be on.")
+    ] = 1,
+    page: Annotated[Path, typer.Option("--out", help="Write the page here.")] = Path("attribution-graph.html"),
+    as_json: AsJson = False,
+) -> None:
+    """Draw an attribution graph, and judge it on its own prompt by its model and dictionaries, without error nodes."""
+    from assay.dictionaries import AttributionGraph, read_replacement  # noqa: PLC0415
+    from assay.studies import attribution  # noqa: PLC0415
+    from assay.subjects import load  # noqa: PLC0415
+
+    if (model is None) != (dictionaries is None):
+        raise typer.BadParameter("a graph is judged with both --model and --dictionaries.", param_hint="--model")
+    argument("out", lambda: try_file(page))
+    found = argument("file", lambda: AttributionGraph.read(file))
+    if prune is not None:
+        found = argument("prune", lambda: found.pruned(nodes=prune))
+    subject = None if model is None else argument("model", lambda: load(model))
+    replacement = None if dictionaries is None else argument("dictionaries", lambda: read_replacement(dictionaries))
+    claims = attribution.draw(found, page, subject=subject, replacement=replacement, edges=edges, untouched=untouched)
     if as_json:
-        print(json.dumps(summary(comparison, run), indent=2))
+        tables = {name: getattr(claims, name).to_dict("records") for name in ("answers", "runs")} if claims else {}
+        print(json.dumps({"page": str(page), "scores": asdict(found.scores()), **tables}, indent=2))
         return
-    out.print(terminal(comparison))
-    out.print(f"\nDrawn again: [bold]{escape(str(page))}[/]", soft_wrap=True)
+    out.print(f"{claims or found.scores()}", soft_wrap=True)
+    out.print()
+    out.print(styled("Drawn: ", (str(page), "bold")), soft_wrap=True)
 
 
 @app.command("list")
@@ -64,9 +126,9 @@ def list_names(as_json: AsJson = False) -> None:
         print(json.dumps(names, indent=2))
         return
     for heading, entries in names.items():
-        out.print(f"[bold]{heading}[/]")
+        out.print(styled((heading, "bold")))
         for name, text in entries.items():
-            out.print(f"  {name:18} {text}", highlight=False, soft_wrap=True, markup=False)
+            out.print(styled(f"  {name:18} {text}"), soft_wrap=True)
 
 
 def _first_line(thing: Any) -> str:

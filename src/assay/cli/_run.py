@@ -1,20 +1,26 @@
 """assay run: whole experiments on the shipped models."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from types import ModuleType
+from typing import Annotated, Any
 
 import typer
 
+from assay._files import try_file
 from assay.cli._shared import (
     AsJson,
     Dask,
     Device,
     Functions,
+    JavaFunctions,
     Jobs,
     Language,
+    Markdown,
     OutFolder,
     Overwrite,
+    Sequences,
     argument,
     default_folder,
     follow,
@@ -56,7 +62,7 @@ def run_dyck(
     if sentence is not None:
         argument("sentence", lambda: Dyck().read_sentence(sentence))
     folder = out_folder or default_folder("dyck")
-    with progress_bar() as bar:
+    with progress_bar(folder) as bar:
         line = bar.add_task("starting", total=None)
         comparison = dyck.run(
             folder,
@@ -103,7 +109,7 @@ def run_code(
     subject = load(model, device=device)
     argument("model", lambda: code.vocabulary_of(subject))
     folder = out_folder or default_folder("code")
-    with progress_bar() as bar:
+    with progress_bar(folder) as bar:
         line = bar.add_task("reading functions", total=None)
         task = argument("data", lambda: code.task_of(subject, data, language))
         comparison, shown = code.run(
@@ -124,6 +130,38 @@ def run_code(
     print_run(comparison, shown, folder)
 
 
+def _run_parts(
+    study: ModuleType,
+    name: str,
+    out_folder: Path | None,
+    *,
+    device: str,
+    jobs: int,
+    dask: str | None,
+    markdown: Path | None,
+    as_json: bool,
+    only: Sequence[str],
+    **options: Any,
+) -> None:
+    """Run a study of several parts, and print what it leaves."""
+    from assay.faithfulness import Workers  # noqa: PLC0415  (keeps --help fast)
+    from assay.reports import check_markdown  # noqa: PLC0415
+    from assay.subjects import resolve_device  # noqa: PLC0415
+
+    workers = argument("jobs", lambda: Workers(jobs, dask))
+    device = argument("device", lambda: resolve_device(device))
+    argument("only", lambda: study.check_names(only, *((options["data"],) if "data" in options else ())))
+    folder = out_folder or default_folder(name)
+    if markdown is not None:
+        argument("markdown", lambda: check_markdown(markdown))
+    with progress_bar(folder) as bar:
+        line = bar.add_task("starting", total=None)
+        done, shown = study.run(
+            folder, only=only, device=device, workers=workers, progress=follow(bar, line), **options
+        )
+    print_parts(done, shown, folder, markdown=markdown, as_json=as_json)
+
+
 @run_app.command("compressed")
 def run_compressed(
     full: Annotated[
@@ -133,11 +171,9 @@ def run_compressed(
         list[str] | None,
         typer.Option(help="dyck, code-python, code-java, encoder or smollm2 (slow), repeated (default the first two)."),
     ] = None,
-    data: Annotated[
-        str | None, typer.Option(help="Functions for code-java: a CodeSearchNet file or folder, hub:NAME, or a folder.")
-    ] = None,
-    sequences: Annotated[int | None, typer.Option(min=2, help="Sequences a split.")] = None,
-    markdown: Annotated[Path | None, typer.Option(help="Also write the tables as Markdown to this file.")] = None,
+    data: JavaFunctions = None,
+    sequences: Sequences = None,
+    markdown: Markdown = None,
     device: Device = "cpu",
     jobs: Jobs = 1,
     dask: Dask = None,
@@ -146,28 +182,13 @@ def run_compressed(
     as_json: AsJson = False,
 ) -> None:
     """Judge compressed copies of models: rounded, pruned, of low rank, and a table of n-grams in their place."""
-    from assay.faithfulness import Workers  # noqa: PLC0415  (keeps --help fast)
-    from assay.studies import compressed  # noqa: PLC0415
-    from assay.subjects import resolve_device  # noqa: PLC0415
+    from assay.studies import compressed  # noqa: PLC0415  (keeps --help fast)
 
-    workers = argument("jobs", lambda: Workers(jobs, dask))
-    device = argument("device", lambda: resolve_device(device))
-    argument("only", lambda: compressed.check_parts(only or (), data))
-    folder = out_folder or default_folder("compressed")
-    with progress_bar() as bar:
-        line = bar.add_task("starting", total=None)
-        done, shown = compressed.run(
-            folder,
-            everything=full,
-            only=only or (),
-            data=data,
-            device=device,
-            sequences=sequences,
-            overwrite=overwrite,
-            workers=workers,
-            progress=follow(bar, line),
-        )
-    print_parts(done, shown, folder, markdown=markdown, as_json=as_json)
+    _run_parts(
+        compressed, "compressed", out_folder,
+        everything=full, only=only or (), device=device, sequences=sequences, overwrite=overwrite, jobs=jobs, dask=dask,
+        markdown=markdown, as_json=as_json, data=data,
+    )  # fmt: skip
 
 
 @run_app.command("circuits")
@@ -182,8 +203,8 @@ def run_circuits(
             "(default the first two)."
         ),
     ] = None,
-    sequences: Annotated[int | None, typer.Option(min=2, help="Pairs a split.")] = None,
-    markdown: Annotated[Path | None, typer.Option(help="Also write the tables as Markdown to this file.")] = None,
+    sequences: Sequences = None,
+    markdown: Markdown = None,
     device: Device = "cpu",
     jobs: Jobs = 1,
     dask: Dask = None,
@@ -192,27 +213,13 @@ def run_circuits(
     as_json: AsJson = False,
 ) -> None:
     """Find circuits on pairs, and judge them under shifts, beside random ones and those found there."""
-    from assay.faithfulness import Workers  # noqa: PLC0415  (keeps --help fast)
-    from assay.studies import circuits  # noqa: PLC0415
-    from assay.subjects import resolve_device  # noqa: PLC0415
+    from assay.studies import circuits  # noqa: PLC0415  (keeps --help fast)
 
-    workers = argument("jobs", lambda: Workers(jobs, dask))
-    device = argument("device", lambda: resolve_device(device))
-    argument("only", lambda: circuits.check_parts(only or ()))
-    folder = out_folder or default_folder("circuits")
-    with progress_bar() as bar:
-        line = bar.add_task("starting", total=None)
-        done, shown = circuits.run(
-            folder,
-            everything=full,
-            only=only or (),
-            device=device,
-            sequences=sequences,
-            overwrite=overwrite,
-            workers=workers,
-            progress=follow(bar, line),
-        )
-    print_parts(done, shown, folder, markdown=markdown, as_json=as_json)
+    _run_parts(
+        circuits, "circuits", out_folder,
+        everything=full, only=only or (), device=device, sequences=sequences, overwrite=overwrite, jobs=jobs, dask=dask,
+        markdown=markdown, as_json=as_json,
+    )  # fmt: skip
 
 
 @run_app.command("dictionaries")
@@ -224,11 +231,9 @@ def run_dictionaries(
         list[str] | None,
         typer.Option(help="code-python, code-java or dyck, repeated (default the first; with --full dyck, too)."),
     ] = None,
-    data: Annotated[
-        str | None, typer.Option(help="Functions for code-java: a CodeSearchNet file or folder, hub:NAME, or a folder.")
-    ] = None,
-    sequences: Annotated[int | None, typer.Option(min=2, help="Sequences a split.")] = None,
-    markdown: Annotated[Path | None, typer.Option(help="Also write the tables as Markdown to this file.")] = None,
+    data: JavaFunctions = None,
+    sequences: Sequences = None,
+    markdown: Markdown = None,
     device: Device = "cpu",
     jobs: Jobs = 1,
     dask: Dask = None,
@@ -237,28 +242,13 @@ def run_dictionaries(
     as_json: AsJson = False,
 ) -> None:
     """Train dictionaries in one layer, and judge them off the distribution they were trained on."""
-    from assay.faithfulness import Workers  # noqa: PLC0415  (keeps --help fast)
-    from assay.studies import dictionaries  # noqa: PLC0415
-    from assay.subjects import resolve_device  # noqa: PLC0415
+    from assay.studies import dictionaries  # noqa: PLC0415  (keeps --help fast)
 
-    workers = argument("jobs", lambda: Workers(jobs, dask))
-    device = argument("device", lambda: resolve_device(device))
-    argument("only", lambda: dictionaries.check_parts(only or (), data))
-    folder = out_folder or default_folder("dictionaries")
-    with progress_bar() as bar:
-        line = bar.add_task("starting", total=None)
-        done, shown = dictionaries.run(
-            folder,
-            everything=full,
-            only=only or (),
-            data=data,
-            device=device,
-            sequences=sequences,
-            overwrite=overwrite,
-            workers=workers,
-            progress=follow(bar, line),
-        )
-    print_parts(done, shown, folder, markdown=markdown, as_json=as_json)
+    _run_parts(
+        dictionaries, "dictionaries", out_folder,
+        everything=full, only=only or (), device=device, sequences=sequences, overwrite=overwrite, jobs=jobs, dask=dask,
+        markdown=markdown, as_json=as_json, data=data,
+    )  # fmt: skip
 
 
 @run_app.command("max-of-k")
@@ -266,14 +256,16 @@ def run_max_of_k(
     out_folder: Annotated[Path | None, typer.Option("--out", help="Run folder.", file_okay=False)] = None,
     overwrite: Overwrite = False,
     quick: Annotated[bool, typer.Option("--quick", help="Only the models with K = 4, without brute force.")] = False,
-    markdown: Annotated[Path | None, typer.Option(help="Also write the tables as Markdown to this file.")] = None,
+    markdown: Markdown = None,
     as_json: AsJson = False,
 ) -> None:
     """Prove how often the shipped max-of-K models are right, over all inputs, by every strategy."""
     from assay.studies import max_of_k  # noqa: PLC0415  (keeps --help fast)
 
     folder = out_folder or default_folder("max-of-k")
-    with progress_bar() as bar:
+    if markdown is not None:
+        argument("markdown", lambda: try_file(markdown))
+    with progress_bar(folder) as bar:
         line = bar.add_task("starting", total=None)
         results = max_of_k.run(
             folder,

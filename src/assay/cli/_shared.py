@@ -2,6 +2,7 @@
 
 import json
 import math
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -9,21 +10,42 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     SpinnerColumn,
+    Task,
     TaskID,
-    TextColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
+from typer.core import TyperGroup
 
 from assay._errors import AssayError
+from assay._terminal import Terminal, styled, visible
+
+
+class _Commands(TyperGroup):
+    """All commands: one that is interrupted says so, and what is wrong with a call is shown as it is."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Call the command that was asked for."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            err.print("stopped.")
+            raise typer.Exit(INTERRUPTED) from None
+        except Exception as error:
+            message = getattr(error, "message", None)
+            if hasattr(error, "format_message") and isinstance(message, str):  # Typer prints it without a look at it
+                error.message = visible(message, keep="\n")  # type: ignore[attr-defined]
+            raise
+
 
 app = typer.Typer(
+    cls=_Commands,
     help="Test what an explanation of a Transformer is worth.",
     no_args_is_help=True,
     add_completion=False,
@@ -34,9 +56,11 @@ train_app = typer.Typer(help="Train a reference model; goes on where it was inte
 app.add_typer(run_app, name="run")
 app.add_typer(train_app, name="train")
 
-# Names and errors hold text of others: no emoji codes, and markup only where it is written here.
-out = Console(highlight=False, emoji=False)
-err = Console(stderr=True, highlight=False, emoji=False)
+out = Terminal()
+err = Terminal(stderr=True)
+
+INTERRUPTED = 130
+"""The exit status of a command that was interrupted, as shells have it."""
 
 Device = Annotated[str, typer.Option(help="cpu, cuda, mps or auto.")]
 Jobs = Annotated[int, typer.Option("--jobs", help="Processes that share the work; -1: one a core.")]
@@ -48,6 +72,11 @@ Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace the finished run of another study that --out holds.")
 ]
 Functions = Annotated[str, typer.Option(help="python, hub:NAME, a CodeSearchNet file or folder, or a folder.")]
+JavaFunctions = Annotated[
+    str | None, typer.Option(help="Functions for code-java: a CodeSearchNet file or folder, hub:NAME, or a folder.")
+]
+Sequences = Annotated[int | None, typer.Option(min=2, help="Sequences a split (pairs, where they are judged).")]
+Markdown = Annotated[Path | None, typer.Option(help="Also write the tables as Markdown to this file.")]
 Language = Annotated[str | None, typer.Option(help="Training language, where the data does not say.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print machine-readable output instead of tables.")]
 
@@ -60,17 +89,50 @@ def argument(name: str, value: Callable[[], Any]) -> Any:
         raise typer.BadParameter(str(error), param_hint=f"--{name}") from None
 
 
+class _Description(ProgressColumn):
+    """What is being done, which may name subjects and splits."""
+
+    def render(self, task: Task) -> Text:
+        """The description as it is."""
+        return styled(task.description)
+
+
+def say_error(text: str) -> None:
+    """One line on the error stream: what is wrong."""
+    err.print(styled(("error: ", "bold red"), " ".join(text.split("\n"))), soft_wrap=True)
+
+
 @contextmanager
-def progress_bar() -> Iterator[Progress]:
+def progress_bar(folder: Path) -> Iterator[Progress]:
+    """A bar while work is done that goes on in `folder`, if it is stopped; then that is said.
+
+    Raises typer.Exit where it was interrupted, AssayError where there is no room on the disk or in memory.
+    """
+    go_on = f"what is finished is in {folder}: the same command with --out {shlex.quote(str(folder))} goes on."
+    try:
+        with _bar() as bar:
+            yield bar
+    except KeyboardInterrupt:
+        err.print(styled(f"stopped; {go_on}"), soft_wrap=True)
+        raise typer.Exit(INTERRUPTED) from None
+    except (OSError, MemoryError) as error:
+        raise AssayError(f"{reason(error)}; {go_on}") from None
+
+
+def reason(error: OSError | MemoryError) -> str:
+    """Why work could not go on."""
+    return "out of memory" if isinstance(error, MemoryError) else str(error)
+
+
+def _bar() -> Progress:
     columns = (
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        _Description(),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(elapsed_when_finished=True),
     )
-    with Progress(*columns, console=err, transient=not err.is_terminal) as bar:
-        yield bar
+    return Progress(*columns, console=err, transient=not err.is_terminal)
 
 
 def follow(bar: Progress, line: TaskID) -> Callable[[Any], None]:
@@ -79,9 +141,8 @@ def follow(bar: Progress, line: TaskID) -> Callable[[Any], None]:
 
 
 def say_where(folder: Path) -> None:
-    out.print(
-        f"\nThe run is in {escape(str(folder))}; open [bold]{escape(str(folder / 'report.html'))}[/]", soft_wrap=True
-    )
+    out.print()
+    out.print(styled(f"The run is in {folder}; open ", (str(folder / "report.html"), "bold")), soft_wrap=True)
 
 
 def print_run(comparison: Any, shown: Any, folder: Path) -> None:
@@ -110,7 +171,7 @@ def print_parts(done: Sequence[Any], shown: Any, folder: Path, *, markdown: Path
         if not table.quiet:
             out.print(terminal_table(table), "")
     for one in done:
-        out.print(f"{escape(one.part.name)}: {escape(str(one.folder / 'report.html'))}", soft_wrap=True)
+        out.print(styled(f"{one.part.name}: {one.folder / 'report.html'}"), soft_wrap=True)
     say_where(folder)
 
 

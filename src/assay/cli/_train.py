@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
+from assay._terminal import styled
 from assay.cli._shared import (
     AsJson,
     Device,
@@ -36,7 +36,7 @@ def train_dyck(
     device = argument("device", lambda: resolve_device(device))
     folder = out_folder or Path("assay-models") / dyck.SUBJECT / f"seed-{seed}"
     recipe = DYCK_RECIPE if steps is None else replace(DYCK_RECIPE, steps=steps)
-    with progress_bar() as bar:
+    with progress_bar(folder) as bar:
         line = bar.add_task("training", total=recipe.steps)
         subject = dyck.train(
             folder,
@@ -50,8 +50,8 @@ def train_dyck(
         print(json.dumps({"folder": str(folder), **subject.record}, indent=2))
         return
     for split, accuracy in subject.record["accuracy"].items():
-        out.print(f"{split:24} " + "  ".join(f"{kind} {value:.4f}" for kind, value in accuracy.items()))
-    out.print(f"The model is in {escape(str(folder))}", soft_wrap=True)
+        out.print(styled(f"{split:24} " + "  ".join(f"{kind} {value:.4f}" for kind, value in accuracy.items())))
+    out.print(styled(f"The model is in {folder}"), soft_wrap=True)
 
 
 @train_app.command("code")
@@ -73,11 +73,10 @@ def train_code(
 
     device = argument("device", lambda: resolve_device(device))
     recipe = CODE_RECIPE if steps is None else replace(CODE_RECIPE, steps=steps)
-    with progress_bar() as bar:
-        line = bar.add_task("reading functions", total=None)
-        task = argument("data", lambda: Code.from_data(data, language))
-        folder = out_folder or Path("assay-models") / task.name / f"seed-{seed}"
-        bar.update(line, total=recipe.steps)
+    task = argument("data", lambda: Code.from_data(data, language))
+    folder = out_folder or Path("assay-models") / task.name / f"seed-{seed}"
+    with progress_bar(folder) as bar:
+        line = bar.add_task("training", total=recipe.steps)
         subject = code.train(
             folder,
             task=task,
@@ -91,8 +90,9 @@ def train_code(
         return
     for split, measured in subject.record["measured"].items():
         bits, accuracy = measured["bits_per_character"], measured["accuracy"]
-        out.print(f"{split:20} {bits:.3f} bits a character  accuracy {accuracy:.3f}  {measured['functions']} functions")
-    out.print(f"The model is in {escape(str(folder))}", soft_wrap=True)
+        text = f"{split:20} {bits:.3f} bits a character  accuracy {accuracy:.3f}  {measured['functions']} functions"
+        out.print(styled(text))
+    out.print(styled(f"The model is in {folder}"), soft_wrap=True)
 
 
 @train_app.command("max-of-k")
@@ -110,7 +110,7 @@ def train_max_of_k(
     device = argument("device", lambda: resolve_device(device))
     task = argument("name", lambda: max_of_k.task_of(name))
     folder = out_folder or Path("assay-models")
-    with progress_bar() as bar:
+    with progress_bar(folder) as bar:
         line = bar.add_task("training", total=None)
         subject = max_of_k.train(
             name,
@@ -125,4 +125,4 @@ def train_max_of_k(
         print(json.dumps({"folder": str(folder / name / f"seed-{seed}"), **subject.record}, indent=2))
         return
     out.print(f"{task.name}: accuracy {subject.record['iid_accuracy']:.4f} on fresh sequences")
-    out.print(f"The model is in {folder / name / f'seed-{seed}'}", highlight=False, soft_wrap=True)
+    out.print(styled(f"The model is in {folder / name / f'seed-{seed}'}"), soft_wrap=True)

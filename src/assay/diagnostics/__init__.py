@@ -2,6 +2,7 @@
 
 from assay.diagnostics._absorption import absorption
 from assay.diagnostics._areas import Areas, area_from_one, area_under, areas
+from assay.diagnostics._attribution_claims import AttributionClaims, attribution_claims
 from assay.diagnostics._concept_shift import Account, Concept, ConceptShift, concept_shift
 from assay.diagnostics._descriptions import described
 from assay.diagnostics._features import TopSequence, TopSequences, feature_use, telling_features, top_sequences
@@ -13,11 +14,13 @@ from assay.diagnostics._overlap import Overlap, Stability, overlap, stability
 from assay.diagnostics._probe_sets import ProbeSetDependence, probe_set_dependence
 from assay.diagnostics._reconstruction import loss_recovered, reconstruction
 from assay.diagnostics._setting import Estimate
+from assay.diagnostics._subspace_gap import subspace_gap
 from assay.diagnostics._transcoder_paths import transcoder_paths
 
 __all__ = [
     "Account",
     "Areas",
+    "AttributionClaims",
     "Completeness",
     "Concept",
     "ConceptShift",
@@ -38,6 +41,7 @@ __all__ = [
     "area_from_one",
     "area_under",
     "areas",
+    "attribution_claims",
     "completeness",
     "concept_shift",
     "described",
@@ -50,6 +54,7 @@ __all__ = [
     "reconstruction",
     "robust_fidelity",
     "stability",
+    "subspace_gap",
     "subspace_patch",
     "telling_features",
     "top_sequences",

@@ -14,6 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from assay._errors import AssayError
+from assay._given import checked
 from assay.diagnostics._concepts import Concept, concept_of, concepts_of
 from assay.diagnostics._encoded import Batch, Encoded, encoded
 from assay.diagnostics._reconstruction import judged_splits
@@ -41,6 +42,7 @@ LEAST = 10
 """Vectors of each answer that a probe needs."""
 
 
+@checked
 def absorption(
     subject: Subject,
     task: Task,
@@ -57,13 +59,17 @@ def absorption(
 
     A concept is a yes or no question about a prediction: a kind of the task ("closing_far"), or one of its features
     ("depth>=3", "depth=3", "class=digit"); by default all kinds, all classes, and every other feature by its median on
-    iid. With x the vector at the position that the prediction is made at, z its codes and w the unit direction of a
-    linear probe for the concept:
+    iid. With x the vector at the position that the prediction is made at, z its codes, w the unit direction of a
+    linear probe for the concept and b what is decoded of no feature (b_dec):
 
     - the *main* features are those of a sparse probe: ranked by the difference of their mean contributions where the
       concept holds and where it does not, as many as raise F1 by more than 0.03 each, at most ten;
     - a vector is *absorbed* if the probe rightly finds the concept there, all main features are 0, and the feature with
-      the largest z_f <w, W_dec,f> has a cosine of at least 0.025 with w and makes at least 0.4 of <w, x - b_dec>.
+      the largest z_f <w, W_dec,f> has a cosine of at least 0.025 with w and makes at least 0.4 of <w, x - b>.
+
+    A transcoder reads in one space and writes in another, and a direction is taken over where it is written: z are the
+    codes of what enters the MLP, x is what the MLP gives, and so the probe finds what the MLP says of the concept; a
+    skip connection belongs to b.
 
     `absorbed` is their share among the vectors where the probe rightly finds the concept (`found` of the `positives`
     where it holds), in [0, 1], lower is better; `gap` is `absorbed` on the split minus that on iid, positive where
@@ -78,15 +84,14 @@ def absorption(
     Source: full absorption as in SAEBench (arXiv 2503.09532), after Chanin et al. (arXiv 2409.14507). Differences:
     concepts of the task instead of first letters; ranking by mean difference (Gurnee et al., arXiv 2305.01610) instead
     of an L1 probe; z_f <w, W_dec,f> instead of z_f cos(w, W_dec,f), which is the same where decoder rows have length 1;
-    components from b_dec on, as features have no part in b_dec, instead of from 0; intervals, and shifts.
+    components from b on, as features have no part in it, instead of from 0; transcoders; intervals, and shifts.
 
-    Raises AssayError for a recipe without dictionaries or not fitted, transcoders (which read and write in different
-    spaces) and dictionaries that normalize vectors, unknown concepts, tasks that give none, and fewer than 4 different
-    sequences of iid.
+    Raises AssayError for a recipe without dictionaries or not fitted, autoencoders that normalize vectors, unknown
+    concepts, tasks that give none, and fewer than 4 different sequences of iid.
     """
     task = bound(task, subject.tokenizer)
     engine, one = Engine(subject), encoded(fitted, place)
-    _check(one)
+    one.check_not_normalizing("absorption is not defined")
     splits = judged_splits(task, sequences)
     iid = splits[0]
     asked = concepts_of(task, iid) if concepts is None else [concept_of(task, name) for name in concepts]
@@ -110,19 +115,6 @@ def absorption(
             _row(one, probe, split, found[split.name], drawn[split.name], drawn[iid.name], level) for split in splits
         ]
     return pd.DataFrame(rows, columns=list(ABSORPTION_COLUMNS))
-
-
-def _check(one: Encoded) -> None:
-    if one.dictionary.transcodes:
-        raise AssayError(
-            f"the dictionary at {one.name} is a transcoder: its features are read in one space and written in another, "
-            "so that none can take a direction of the other's over; give a sparse autoencoder."
-        )
-    if one.dictionary.normalization is not None:
-        raise AssayError(
-            f"the dictionary at {one.name} normalizes every vector ({one.dictionary.normalization}), and what its "
-            "features make of the vector itself differs from vector to vector; absorption is not defined for it here."
-        )
 
 
 def _halves(split: Split, weights: Weights, seed: int) -> tuple[Split, Split]:
@@ -166,7 +158,7 @@ def _probes(engine: Engine, one: Encoded, split: Split, concepts: Sequence[Conce
         chosen = _scored(batch)
         rows = np.flatnonzero(chosen)[kept[start : start + int(chosen.sum())]]
         start += int(chosen.sum())
-        vectors.append(batch.vectors[torch.from_numpy(rows).to(batch.vectors.device)].double().cpu())
+        vectors.append(batch.wanted[torch.from_numpy(rows).to(batch.wanted.device)].double().cpu())
         place = np.full(len(chosen), -1)
         place[rows] = np.arange(taken, taken + len(rows))
         taken += len(rows)
@@ -307,8 +299,8 @@ def _absorbed(
     """Of every vector: does the probe find the concept, which feature absorbs it (-1: none), is a main feature on."""
     assert probe.direction is not None
     direction = probe.direction
-    vectors, codes = batch.vectors.double().cpu(), batch.codes
-    decoder, base = one.dictionary.W_dec.double().cpu(), one.dictionary.b_dec.double().cpu()
+    vectors, codes, decoder = batch.wanted.double().cpu(), batch.codes, one.dictionary.W_dec.double().cpu()
+    base = one.dictionary.without_features(batch.vectors.double()).cpu()
     along = decoder @ direction
     cosine = along / decoder.norm(dim=1).clamp_min(torch.finfo(torch.float64).tiny)
     index, rows = codes.index.cpu(), codes.rows.cpu()

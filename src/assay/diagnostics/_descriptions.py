@@ -10,9 +10,9 @@ from jaxtyping import Bool, Float, Int
 from sklearn.tree import DecisionTreeClassifier
 
 from assay._errors import AssayError
+from assay._given import checked
 from assay.diagnostics._encoded import encoded
 from assay.diagnostics._features import activations, feature_use
-from assay.diagnostics._questions import Question, questions_about
 from assay.diagnostics._reconstruction import judged_splits
 from assay.diagnostics._setting import smooth_of
 from assay.engine import Engine
@@ -21,7 +21,7 @@ from assay.faithfulness._statistics import smooth
 from assay.faithfulness._summary import weights_of
 from assay.simplify import Simplification
 from assay.subjects import Subject
-from assay.tasks import Split, Task, bound
+from assay.tasks import NO_TOKEN, Question, Read, Split, Task, bound
 
 DESCRIBED_COLUMNS = (
     "place", "feature", "split", "role", "sequences", "on", "said",
@@ -38,6 +38,7 @@ LEAST = 10
 _LEAF = -1
 
 
+@checked
 def described(
     subject: Subject,
     task: Task,
@@ -155,10 +156,10 @@ class _Rules:
     right: Int[np.ndarray, " node"]
     on: Bool[np.ndarray, " node"]
 
-    def says(self, split: Split) -> Bool[np.ndarray, "sequence position"]:
+    def says(self, read: Read) -> Bool[np.ndarray, "sequence position"]:
         """Whether it says "on", at every position."""
-        found = np.zeros(split.tokens.shape, dtype=np.int64)
-        answers = {number: self.questions[number].answers(split) for number in set(self.asked.tolist()) - {_LEAF}}
+        found = np.zeros(read.tokens.shape, dtype=np.int64)
+        answers = {number: read.answers(self.questions[number]) for number in set(self.asked.tolist()) - {_LEAF}}
         for node in range(len(self.asked)):  # children come behind their parents
             if self.asked[node] != _LEAF:
                 here = found == node
@@ -192,16 +193,38 @@ class _Rules:
         return [*self._under(int(self.left[node])), *self._under(int(self.right[node]))]
 
 
+def read_of(split: Split) -> Read:
+    """A split as it is read."""
+    return Read(split.tokens, split.valid.astype(bool), split.features)
+
+
+def questions_about(read: Read, on: Bool[np.ndarray, "sequence position"], *, tokens: int, most: int) -> list[Question]:
+    """Questions that may tell where something is on: positions, task features, and of each of the last `tokens` tokens
+    the `most` whose share where it is on differs most from that elsewhere.
+    """
+    valid = read.valid
+    found: list[Question] = []
+    for back in range(tokens):
+        there = read.before(back)
+        ids, numbers = np.unique(there[valid], return_inverse=True)
+        yes = np.bincount(numbers, weights=on[valid], minlength=len(ids))
+        no = np.bincount(numbers, weights=~on[valid], minlength=len(ids))
+        difference = np.abs(yes / max(yes.sum(), 1) - no / max(no.sum(), 1))
+        often = ids[np.argsort(-difference, kind="stable")]
+        found += [Question("token", back=back, token=int(token)) for token in often[often != NO_TOKEN][:most]]
+    return [*found, Question("position"), *(Question("feature", name=name) for name in sorted(read.features))]
+
+
 def _learned(
     split: Split, on: Bool[np.ndarray, "sequence position"], *, depth: int, tokens: int, seed: int
 ) -> _Rules | None:
     """The rules for where something is on; None where it is on at too few places to tell."""
-    valid = split.valid.astype(bool)
-    labels = on[valid]
+    read = read_of(split)
+    labels = on[read.valid]
     if labels.sum() < LEAST:
         return None
-    questions = questions_about(split, on, tokens=tokens, most=MOST)
-    table = np.stack([question.answers(split)[valid] for question in questions], axis=1).astype(np.float32)
+    questions = questions_about(read, on, tokens=tokens, most=MOST)
+    table = np.stack([read.answers(question)[read.valid] for question in questions], axis=1).astype(np.float32)
     made = DecisionTreeClassifier(max_depth=depth, min_samples_leaf=LEAST, class_weight="balanced", random_state=seed)
     tree = made.fit(table, labels).tree_
     leaf = tree.apply(table)
@@ -231,7 +254,7 @@ class _Told:
     @classmethod
     def of(cls, split: Split, on: Bool[np.ndarray, "sequence position"], rules: _Rules | None) -> "_Told":
         valid = split.valid.astype(bool)
-        said = np.zeros_like(valid) if rules is None else rules.says(split) & valid
+        said = np.zeros_like(valid) if rules is None else rules.says(read_of(split)) & valid
         return cls(*(part.sum(axis=1).astype(float) for part in (said & on, said, on & valid, valid)))
 
     @property

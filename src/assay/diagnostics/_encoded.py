@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -11,19 +12,28 @@ from torch import Tensor
 from assay._errors import AssayError, unknown_name
 from assay.diagnostics._reconstruction import judged_splits
 from assay.dictionaries import Codes, Dictionary
-from assay.engine import Engine, Head, Place, batches, tensors
+from assay.engine import Engine, Head, Place, Run, batches, tensors
 from assay.simplify import Simplification, label
 from assay.tasks import Split, Task
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Some sequences of a split: their numbers there, and of every valid token its vector and codes, in order."""
+    """Some sequences of a split: their numbers there, and of every valid token its vector and codes, in order.
+
+    `wanted` is what is to be decoded: the vectors themselves, or what the MLP gives that a transcoder stands for.
+    """
 
     index: Int[np.ndarray, " sequence"]
     split: Split
     vectors: Float[Tensor, "row width"]
-    codes: Codes
+    wanted: Float[Tensor, "row out"]
+    dictionary: Dictionary
+
+    @cached_property
+    def codes(self) -> Codes:
+        """The codes of the vectors."""
+        return self.dictionary.encode(self.vectors)
 
     @property
     def valid(self) -> Bool[np.ndarray, "sequence position"]:
@@ -69,17 +79,30 @@ class Encoded:
             )
         return int(feature)
 
+    def check_not_normalizing(self, why: str) -> None:
+        """Raise AssayError for an autoencoder that normalizes vectors; what a transcoder decodes stays as it is."""
+        if self.dictionary.normalization is not None and not self.dictionary.transcodes:
+            raise AssayError(
+                f"the dictionary at {self.name} normalizes every vector ({self.dictionary.normalization}), and what "
+                f"its features make of the vector itself differs from vector to vector: {why} for it."
+            )
+
     def batches(self, engine: Engine, split: Split) -> Iterator[Batch]:
         """The vectors and codes of a split."""
+        names = tuple(dict.fromkeys((self.reads, self.stream)))
         with engine.ready():
             for index, batch in batches(engine, split):
                 tokens, valid = tensors(batch, engine.subject.device)
-                run = engine.run(tokens, valid, read=(self.reads,), layers=(self.place.layer,), logits=False)
-                states: Tensor = getattr(run, self.reads)[self.place.layer]
-                if isinstance(self.place, Head):
-                    states = states[:, self.place.head]
-                vectors = states[torch.from_numpy(batch.valid.astype(bool)).to(states.device)].detach()
-                yield Batch(index, batch, vectors, self.dictionary.encode(vectors))
+                run = engine.run(tokens, valid, read=names, layers=(self.place.layer,), logits=False)
+                found = [self._rows(run, name, batch.valid.astype(bool)) for name in names]
+                yield Batch(index, batch, found[0], found[-1], self.dictionary)
+
+    def _rows(self, run: Run, stream: str, valid: Bool[np.ndarray, "sequence position"]) -> Float[Tensor, "row width"]:
+        """The vectors of a stream at the valid tokens of a run."""
+        states: Tensor = getattr(run, stream)[self.place.layer]
+        if isinstance(self.place, Head):
+            states = states[:, self.place.head]
+        return states[torch.from_numpy(valid).to(states.device)].detach()
 
 
 def all_encoded(simplification: Simplification) -> list[Encoded]:

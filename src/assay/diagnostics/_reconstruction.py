@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
+from operator import or_
 from typing import Any
 
 import numpy as np
@@ -11,19 +13,21 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from assay._errors import AssayError
+from assay._given import checked
 from assay.diagnostics._setting import CLEAR, smooth_of
 from assay.dictionaries import DENSE, Dictionary
+from assay.dictionaries._left_out import LeftOut, left_out, told_of
 from assay.engine import BLOCK_STREAMS, Edit, EditedSubject, Engine, Place, batches, collect, tensors
 from assay.faithfulness import ALL, Weights
 from assay.faithfulness._embeddings import score_split
 from assay.faithfulness._metrics import LogPerplexityRatio
-from assay.faithfulness._scores import Column, NotFiniteError
+from assay.faithfulness._scores import Column, NotFiniteError, Scores
 from assay.faithfulness._statistics import smooth
 from assay.faithfulness._summary import weights_of
 from assay.simplify import MeanAblation, Simplification, label
 from assay.simplify._protocol import applied
 from assay.subjects import Subject
-from assay.tasks import Split, Task, bound
+from assay.tasks import UNSCORED, Split, Task, bound
 
 COLUMNS = (
     "place", "split", "role", "kind", "sequences", "vectors",
@@ -37,10 +41,14 @@ LOSS_COLUMNS = (
     "reason",
 )  # fmt: skip
 
+SEEN, UNSEEN = "trained on", "not trained on"
+"""The kinds of tokens whose like a dictionary of files has seen in training, as far as these say, and has not."""
+
 FAR = 0.95
 """A vector of a shift lies off the support where its error is above this quantile of the errors in distribution."""
 
 
+@checked
 def reconstruction(
     subject: Subject,
     task: Task,
@@ -67,6 +75,11 @@ def reconstruction(
     which can be asked in the same way, and beside "all" where they are of a split as a whole. `reason` says why there
     is no number.
 
+    Where the files of a dictionary say that its training left some tokens out which are there on any split (positions,
+    special tokens, sequences without a first token that says so), the kinds "trained on" and "not trained on" stand
+    beside the others, each about its own mean: an `explained` of "all" may be made by a few first tokens of ten times
+    the norm.
+
     Every place is asked on vectors of the subject alone, also where the recipe acts at several: what one changes for
     the next is in agreement and in `loss_recovered`, not here. Not the mean of ratios a vector, nor the variance
     about 0, that other tools have called by this name.
@@ -79,19 +92,22 @@ def reconstruction(
     found: dict[str, dict[str, _Vectors]] = {}
     weights: dict[str, Weights] = {}
     splits = judged_splits(task, sequences)
+    unseen = {split.name: _unseen(streams, split, subject) for split in splits}
     for split in splits:
-        found[split.name] = _read(engine, task, split, streams)
+        found[split.name] = _read(engine, task, split, streams, unseen[split.name])
         weights[split.name] = weights_of(split, seed=seed, resamples=resamples)
     iid = next(split.name for split in splits if split.role == "iid")
-    rows = [
-        _row(place, split, kind, found, iid, weights, level)
-        for place in (one.name for one in streams)
-        for split in splits
-        for kind in (ALL, *(kind.name for kind in task.kinds))
-    ]
+    rows = []
+    for place in (one.name for one in streams):
+        limited = any(own[place].by or own[place].untold for own in unseen.values())
+        for split in splits:
+            for kind in (ALL, *(kind.name for kind in task.kinds), *((SEEN, UNSEEN) if limited else ())):
+                untold = unseen[split.name][place].untold if kind in (SEEN, UNSEEN) else ()
+                rows.append(_row(place, split, kind, found, iid, weights, level, untold))
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
+@checked
 def loss_recovered(
     subject: Subject,
     task: Task,
@@ -115,6 +131,9 @@ def loss_recovered(
     are given, and same prediction is what verdicts rest on. Where an ablation is not shown to add loss (its 99%
     interval contains 0), the share is not measured, and `reason` says so.
 
+    Where files say that the training of any of the dictionaries left some tokens out, the kinds "trained on" and "not
+    trained on" are of predictions that are made at such tokens, as in `reconstruction`.
+
     Raises AssayError for a recipe that was not fitted, that changes no vectors, or whose logits are not finite.
     """
     task = bound(task, subject.tokenizer)
@@ -133,19 +152,52 @@ def loss_recovered(
         "means": applied(MeanAblation().fit(samples.at(site)), subject),
     }
     metric = LogPerplexityRatio()
+    splits = judged_splits(task, sequences)
+    unseen = {split.name: reduce(or_, _unseen(streams, split, subject).values(), LeftOut({})) for split in splits}
+    limited = any(own.by or own.untold for own in unseen.values())
     rows = []
-    for split in judged_splits(task, sequences):
-        scores = score_split(engine, proxies, task, split, [metric])
+    for split in splits:
+        given = score_split(engine, proxies, task, split, [metric], keep=(metric.name,) if limited else ())
         weights = weights_of(split, seed=seed, resamples=resamples)
-        broken = [name for name, one in scores.items() if isinstance(one, NotFiniteError)]
+        scores = {name: one for name, one in given.items() if not isinstance(one, NotFiniteError)}
+        broken = [name for name in given if name not in scores]
         if broken:
             raise AssayError(
                 f"{label(simplification)}: {broken[0]} give logits that are not finite numbers on split "
                 f"{split.name!r}; no loss can be told."
             )
         for kind in (ALL, *(kind.name for kind in task.kinds if kind.determined)):
-            rows.append(_loss_row(split, kind, scores, weights, metric.name, level))
+            column = scores["own"].columns.index(Column(metric.name, kind, "", 0))
+            losses = {name: (one.sums[:, column], one.counts[:, column]) for name, one in scores.items()}
+            rows.append(_loss_row(split, kind, losses, weights, scores["own"].skipped.get(metric.name), level))
+        for kind in (SEEN, UNSEEN) if limited else ():
+            losses = {
+                name: _at_tokens(one, metric.name, task, split, unseen[split.name], kind)
+                for name, one in scores.items()
+            }
+            untold = unseen[split.name].untold
+            rows.append(_loss_row(split, kind, losses, weights, told_of(untold) if untold else None, level))
     return pd.DataFrame(rows, columns=list(LOSS_COLUMNS))
+
+
+def _unseen(streams: "Sequence[_Stream]", split: Split, subject: Subject) -> dict[str, LeftOut]:
+    """By stream, the tokens of a split that the training of its dictionary left out."""
+    return {one.name: left_out(one.origin, split, subject.tokenizer) for one in streams}
+
+
+def _at_tokens(  # noqa: PLR0917
+    scores: Scores, metric: str, task: Task, split: Split, unseen: LeftOut, kind: str
+) -> tuple[Float[np.ndarray, " sequence"], Int[np.ndarray, " sequence"]]:
+    """By sequence, sum and number of a metric's values at the predictions that are made at tokens of one of the two."""
+    determined = np.array([one.determined for one in task.kinds])
+    scored = split.kinds != UNSCORED
+    left = np.zeros(scored.shape, dtype=bool) if unseen.any is None else unseen.any
+    chosen = scored & (left if kind == UNSEEN else ~left)
+    chosen[scored] &= determined[split.kinds[scored]]
+    sequence = np.nonzero(chosen)[0]
+    values = scores.kept[metric][chosen[scored]].astype(float)
+    sums = np.bincount(sequence, values, len(split)).astype(float)  # of nothing, bincount gives whole numbers
+    return sums, np.bincount(sequence, minlength=len(split))
 
 
 def _zeros_at(place: Place, streams: Sequence[str]) -> Edit:
@@ -168,6 +220,7 @@ class _Stream:
     function: Callable[..., Tensor]
     reads: tuple[str, ...]
     dictionary: Dictionary | None
+    origin: Mapping[str, Any]
 
     @property
     def name(self) -> str:
@@ -179,15 +232,23 @@ def _streams_of(simplification: Simplification, subject: Subject) -> list[_Strea
     proxy = applied(simplification, subject)
     fitted: Mapping[Place, Sequence[Dictionary]] = getattr(simplification, "dictionaries_", None) or {}
     meant: Mapping[Place, Sequence[str]] = getattr(simplification, "streams_", None) or {}
-    found = []
+    whole: Mapping[str, Any] = getattr(simplification, "origin", {})
+    found: list[_Stream] = []
+
+    def add(place: Place, stream: str, function: Callable[..., Tensor], reads: tuple[str, ...]) -> None:
+        dictionary = own.get(stream)
+        found.append(
+            _Stream(place, stream, function, reads, dictionary, whole if dictionary is None else dictionary.origin)
+        )
+
     for edit in proxy.edits if isinstance(proxy, EditedSubject) else ():
         own = dict(zip(meant.get(edit.place, ()), fitted.get(edit.place, ()), strict=False))
         for stream in ("queries", "keys", "values", "outputs", *BLOCK_STREAMS):
             function = getattr(edit, stream)
             if function is not None:
-                found.append(_Stream(edit.place, stream, function, (stream,), own.get(stream)))
+                add(edit.place, stream, function, (stream,))
         if edit.mlp_map is not None:
-            found.append(_Stream(edit.place, "mlp", edit.mlp_map, ("mlp_input", "mlp"), own.get("mlp")))
+            add(edit.place, "mlp", edit.mlp_map, ("mlp_input", "mlp"))
     if not found:
         raise AssayError(
             f"{label(simplification)} replaces no vectors, so that nothing is reconstructed; give a dictionary, or "
@@ -200,8 +261,9 @@ def _streams_of(simplification: Simplification, subject: Subject) -> list[_Strea
 class _Vectors:
     """All vectors of a stream on a split: squared error, square about the mean, kind (-1: none) and sequence of each.
 
-    `on` counts the vectors that each feature is on in, `counts` the features of each vector; `long` and `along` are the
-    sums that shrinkage is made of, a vector each.
+    `unseen` are those at tokens that a dictionary's training left out, and `within` the square of each about the mean
+    of those that it is one of, these or the others. `on` counts the vectors that each feature is on in, `counts` the
+    features of each vector; `long` and `along` are the sums that shrinkage is made of, a vector each.
     """
 
     error: Float[np.ndarray, " vector"]
@@ -209,6 +271,8 @@ class _Vectors:
     kind: Int[np.ndarray, " vector"]
     sequence: Int[np.ndarray, " vector"]
     kinds: tuple[str, ...]
+    unseen: Bool[np.ndarray, " vector"]
+    within: Float[np.ndarray, " vector"]
     on: Int[np.ndarray, " feature"] | None = None
     counts: Float[np.ndarray, " vector"] | None = None
     long: Float[np.ndarray, " vector"] | None = None
@@ -216,7 +280,21 @@ class _Vectors:
 
     def of(self, kind: str) -> Bool[np.ndarray, " vector"]:
         """Which vectors are of a kind."""
+        if kind in (SEEN, UNSEEN):
+            return self.unseen if kind == UNSEEN else ~self.unseen
         return np.ones(len(self.kind), dtype=bool) if kind == ALL else self.kind == self.kinds.index(kind)
+
+    def sums(
+        self, kind: str, sequences: int
+    ) -> tuple[Float[np.ndarray, " sequence"], Float[np.ndarray, " sequence"], Int[np.ndarray, " sequence"]]:
+        """Sums of error and square over the vectors of a kind of every sequence, and how many those are."""
+        chosen = self.of(kind)
+        places, square = self.sequence[chosen], self.within if kind in (SEEN, UNSEEN) else self.square
+        # Of nothing, bincount gives whole numbers, weights or not.
+        error, total = (
+            np.bincount(places, weights=of[chosen], minlength=sequences).astype(float) for of in (self.error, square)
+        )
+        return error, total, np.bincount(places, minlength=sequences)
 
 
 @dataclass
@@ -234,12 +312,14 @@ class _Gathered:
         return np.concatenate(self.parts[name])
 
 
-def _read(engine: Engine, task: Task, split: Split, streams: Sequence[_Stream]) -> dict[str, _Vectors]:
+def _read(
+    engine: Engine, task: Task, split: Split, streams: Sequence[_Stream], unseen: Mapping[str, LeftOut]
+) -> dict[str, _Vectors]:
     """Errors and squares of all streams on a split, by name."""
     gathered = {one.name: _Gathered() for one in streams}
     kinds: list[np.ndarray] = []
     sequence: list[np.ndarray] = []
-    means = _means(engine, split, streams)
+    means = _means(engine, split, streams, unseen)
     for index, batch, read in _batches(engine, split, streams):
         valid = batch.valid.astype(bool)
         kinds.append(batch.kinds[valid])
@@ -249,8 +329,14 @@ def _read(engine: Engine, task: Task, split: Split, streams: Sequence[_Stream]) 
             made = one.function(*(states.clone() for states in given))
             keep = torch.from_numpy(valid).to(made.device)
             vectors, target, back = given[0][keep], given[-1][keep].double(), made[keep].double()
-            own = gathered[one.name]
-            own.add(error=(target - back).square().sum(1), square=(target - means[one.name]).square().sum(1))
+            own, left = gathered[one.name], _left(unseen[one.name], index, valid).to(made.device)
+            whole, *parts = means[one.name]
+            own.add(
+                error=(target - back).square().sum(1),
+                square=(target - whole).square().sum(1),
+                within=(target - torch.stack(parts)[left.long()]).square().sum(1),
+                unseen=left,
+            )
             if one.dictionary is not None:
                 codes = one.dictionary.encode(vectors)
                 base = one.dictionary.b_dec.to(target)
@@ -263,29 +349,39 @@ def _read(engine: Engine, task: Task, split: Split, streams: Sequence[_Stream]) 
                 own.on = on if own.on is None else own.on + on
     names = tuple(kind.name for kind in task.kinds)
     kind, numbers = np.concatenate(kinds), np.concatenate(sequence)
-    return {
-        name: _Vectors(own["error"], own["square"], kind, numbers, names, own.on, *map(own.__getitem__, _OF_CODES))
-        if own.on is not None
-        else _Vectors(own["error"], own["square"], kind, numbers, names)
-        for name, own in gathered.items()
-    }
+    found = {}
+    for name, own in gathered.items():
+        always = (own["error"], own["square"], kind, numbers, names, own["unseen"] > 0, own["within"])
+        of_codes = () if own.on is None else (own.on, *(own[part] for part in ("counts", "long", "along")))
+        found[name] = _Vectors(*always, *of_codes)
+    return found
 
 
-_OF_CODES = ("counts", "long", "along")
+def _left(
+    unseen: LeftOut, index: Int[np.ndarray, " sequence"], valid: Bool[np.ndarray, "sequence position"]
+) -> Bool[Tensor, " vector"]:
+    """Which of the tokens of a batch a dictionary's training left out."""
+    left = unseen.any
+    chosen = np.zeros(int(valid.sum()), dtype=bool) if left is None else left[index, : valid.shape[1]][valid]
+    return torch.from_numpy(chosen)
 
 
-def _means(engine: Engine, split: Split, streams: Sequence[_Stream]) -> dict[str, Tensor]:
-    """The mean of every stream over the tokens of a split, in float64."""
+def _means(
+    engine: Engine, split: Split, streams: Sequence[_Stream], unseen: Mapping[str, LeftOut]
+) -> dict[str, Float[Tensor, "three width"]]:
+    """The means of every stream in float64: over the tokens of a split, over those seen in training and the others."""
     sums: dict[str, Tensor] = {}
-    count = 0
-    for _, batch, read in _batches(engine, split, streams):
-        valid = torch.from_numpy(batch.valid.astype(bool))
-        count += int(valid.sum())
+    counts: dict[str, Tensor] = {}
+    for index, batch, read in _batches(engine, split, streams):
+        valid = batch.valid.astype(bool)
         for one in streams:
             states = _at(read, one.place, one.reads[-1])
-            own = states[valid.to(states.device)].double().sum(dim=0)
-            sums[one.name] = own if one.name not in sums else sums[one.name] + own
-    return {name: total / count for name, total in sums.items()}
+            vectors = states[torch.from_numpy(valid).to(states.device)].double()
+            left = _left(unseen[one.name], index, valid).to(vectors)
+            chosen = torch.stack([torch.ones_like(left), 1 - left, left])
+            sums[one.name] = sums.get(one.name, 0) + chosen @ vectors
+            counts[one.name] = counts.get(one.name, 0) + chosen.sum(dim=1, keepdim=True)
+    return {name: total / counts[name].clamp_min(1) for name, total in sums.items()}
 
 
 def _batches(
@@ -311,11 +407,12 @@ def _row(  # noqa: PLR0917
     iid: str,
     weights: Mapping[str, Weights],
     level: float,
+    untold: Sequence[str],
 ) -> dict[str, Any]:
-    """The row of one place, split and kind."""
+    """The row of one place, split and kind; `untold` is what cannot be told of which vectors are of the kind."""
     own, first = found[split.name][place], found[iid][place]
     chosen = own.of(kind)
-    error, square, count = _sums(own, chosen, len(split))
+    error, square, count = own.sums(kind, len(split))
     row: dict[str, Any] = {
         **dict.fromkeys(COLUMNS, np.nan),
         "place": place,
@@ -326,11 +423,13 @@ def _row(  # noqa: PLR0917
         "vectors": int(chosen.sum()),
         "reason": None,
     }
+    if untold:
+        return row | {"sequences": np.nan, "vectors": np.nan, "reason": told_of(untold)}
     if not square.sum() > 0:
         return row | {"reason": "there are no vectors of this kind, or all are the same"}
     row |= _named("explained", smooth_of(_explained, (error, square), weights[split.name], level=level))
     if split.name != iid:
-        at_first = _sums(first, first.of(kind), len(weights[iid].units))
+        at_first = first.sums(kind, len(weights[iid].units))
         if at_first[1].sum() > 0:
             row |= _named("gap", _gap(at_first[:2], (error, square), (weights[iid], weights[split.name]), level))
     row["off_support"] = float((own.error[chosen] > np.quantile(first.error, FAR)).mean())
@@ -346,18 +445,6 @@ def _row(  # noqa: PLR0917
             "newly_dense": float((dense & ~before).mean()),
         }
     return row
-
-
-def _sums(
-    vectors: _Vectors, chosen: Bool[np.ndarray, " vector"], sequences: int
-) -> tuple[Float[np.ndarray, " sequence"], Float[np.ndarray, " sequence"], Int[np.ndarray, " sequence"]]:
-    """Sums of error and square over the chosen vectors of every sequence, and how many those are."""
-    places = vectors.sequence[chosen]
-    return (
-        np.bincount(places, weights=vectors.error[chosen], minlength=sequences),
-        np.bincount(places, weights=vectors.square[chosen], minlength=sequences),
-        np.bincount(places, minlength=sequences),
-    )
 
 
 def _explained(sums: Float[np.ndarray, "column ..."]) -> Float[np.ndarray, "..."]:
@@ -377,12 +464,16 @@ def _named(name: str, found: tuple[float, float, float]) -> dict[str, float]:
 
 
 def _loss_row(  # noqa: PLR0917
-    split: Split, kind: str, scores: Mapping[str, Any], weights: Weights, metric: str, level: float
+    split: Split,
+    kind: str,
+    losses: Mapping[str, tuple[Float[np.ndarray, " sequence"], Int[np.ndarray, " sequence"]]],
+    weights: Weights,
+    reason: str | None,
+    level: float,
 ) -> dict[str, Any]:
-    """The row of one split and kind, of scores of the recipe and both ablations."""
-    place = scores["own"].columns.index(Column(metric, kind, "", 0))
-    sums = {name: one.sums[:, place] for name, one in scores.items()}
-    counts = scores["own"].counts[:, place]
+    """The row of one split and kind, of sums and numbers of predictions of the recipe and both ablations."""
+    sums = {name: own for name, (own, _) in losses.items()}
+    counts = losses["own"][1]
     predictions = int(counts.sum())
     row: dict[str, Any] = {
         **dict.fromkeys(LOSS_COLUMNS, np.nan),
@@ -391,10 +482,10 @@ def _loss_row(  # noqa: PLR0917
         "kind": kind,
         "sequences": int((counts > 0).sum()),
         "predictions": predictions,
-        "reason": scores["own"].skipped.get(metric),
+        "reason": reason,
     }
-    if not predictions:
-        return row | {"reason": row["reason"] or "there are no predictions of this kind"}
+    if reason is not None or not predictions:
+        return row | {"reason": reason or "there are no predictions of this kind"}
     row["loss_added"] = float(sums["own"].sum()) / predictions
     unclear = []
     for name in ("zeros", "means"):

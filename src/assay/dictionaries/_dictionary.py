@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 from assay._errors import AssayError
-from assay.dictionaries._selection import largest_of_rows
+from assay._given import check_fields, checked
+from assay.dictionaries._selection import above, largest_of_rows
 
 KINDS = ("relu", "topk", "jumprelu", "gated")
 """How codes are made of pre-activations; BatchTopK and Matryoshka dictionaries are JumpReLU ones once trained."""
@@ -42,8 +43,8 @@ class Codes:
     @classmethod
     def of_dense(cls, dense: Float[Tensor, "row feature"]) -> "Codes":
         """Codes that are given with their zeros; what is not above 0 is off."""
-        rows, index = (dense > 0).nonzero(as_tuple=True)
-        return cls(index, dense[rows, index], _starts(rows, len(dense)), dense.shape[1])
+        values, rows, index = above(dense, 0.0)
+        return cls(index, values, _starts(rows, len(dense)), dense.shape[1])
 
     @property
     def rows(self) -> Int[Tensor, " entry"]:
@@ -55,6 +56,10 @@ class Codes:
         """How many features are on in each vector: its L0."""
         ends = torch.cat([self.start[1:], self.start.new_tensor([len(self.index)])])
         return ends - self.start
+
+    def only(self, kept: Bool[Tensor, " entry"]) -> "Codes":
+        """Some of the entries; the others' features are off."""
+        return Codes(self.index[kept], self.value[kept], _starts(self.rows[kept], len(self.start)), self.features)
 
     def dense(self) -> Float[Tensor, "row feature"]:
         """The codes with their zeros."""
@@ -114,6 +119,7 @@ class Dictionary:
     origin: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        check_fields(self)
         _check(self)
 
     def __deepcopy__(self, _: dict[int, Any]) -> "Dictionary":
@@ -142,6 +148,7 @@ class Dictionary:
         return {name: value for name, value in held.items() if isinstance(value, Tensor)}
 
     @classmethod
+    @checked
     def read(
         cls, path: str | Path, *, site: str | None = None, scale: float | None = None, transcodes: bool | None = None
     ) -> "Dictionary":
@@ -150,6 +157,7 @@ class Dictionary:
 
         return read(path, site=site, scale=scale, transcodes=transcodes)
 
+    @checked
     def save(self, folder: str | Path) -> Path:
         """Write to a folder in the format of SAELens, with `origin` beside it in `assay.json`; returns the folder.
 
@@ -170,6 +178,38 @@ class Dictionary:
             return self
         return replace(self, **moved)  # type: ignore[arg-type]
 
+    def without_pre_bias(self) -> "Dictionary":
+        """The same, with what `pre_bias` takes off the vectors put into the biases behind the encoder."""
+        return replace(self._moved(self.b_dec), pre_bias=False) if self.pre_bias else self
+
+    def of_affine(self, weight: Float[Tensor, " width"], bias: Float[Tensor, " width"]) -> "Dictionary":
+        """The transcoder of vectors v that does what this one does of (v - bias) / weight.
+
+        Raises AssayError for one that normalizes vectors: what is normalized is no longer linear in v.
+        """
+        if self.normalization is not None:
+            raise AssayError(
+                f"this dictionary normalizes what it encodes ({self.normalization}), and so is none of vectors that "
+                "were multiplied and moved before; give it vectors as they were in training."
+            )
+        own, moved, skip = self.without_pre_bias(), bias / weight, self.W_skip
+        return replace(
+            own._moved(moved),
+            W_enc=own.W_enc / weight[:, None],
+            W_skip=None if skip is None else skip / weight,
+            b_dec=own.b_dec if skip is None else own.b_dec - skip @ moved,
+        )
+
+    def _moved(self, by: Float[Tensor, " width"]) -> "Dictionary":
+        """The same with `by` taken off all that is encoded, by its biases."""
+        taken = by @ self.W_enc
+        if self.kind != "gated":
+            return replace(self, b_enc=self.b_enc - taken)
+        assert self.r_mag is not None
+        assert self.b_mag is not None
+        return replace(self, b_enc=self.b_enc - taken, b_mag=self.b_mag - taken * self.r_mag.exp())
+
+    @checked
     def encode(self, vectors: Float[Tensor, "row width"]) -> Codes:
         """The codes of some vectors, each by itself. Raises AssayError for vectors of another width."""
         own = self.to(vectors)
@@ -178,6 +218,7 @@ class Dictionary:
             return _of_largest(*largest_of_rows(own._pre_activations(prepared), own.k), own.features)
         return Codes.of_dense(own._dense(prepared))
 
+    @checked
     def decode(self, codes: Codes, vectors: Float[Tensor, "row width"] | None = None) -> Float[Tensor, "row out"]:
         """What codes stand for.
 
@@ -199,6 +240,13 @@ class Dictionary:
         summed = embedding_bag(codes.index, own.W_dec, codes.start, per_sample_weights=codes.value, mode="sum")
         return own._finished(summed, None if vectors is None else own._prepared(own._checked(vectors.to(codes.value))))
 
+    def without_features(self, vectors: Float[Tensor, "row width"]) -> Float[Tensor, "row out"]:
+        """What is decoded of some vectors if no feature is on: b_dec, and what of a vector goes by the features."""
+        own = self.to(vectors)
+        none = own.b_dec.new_zeros(len(vectors), self.out)
+        return own._finished(none, own._prepared(own._checked(vectors))).to(vectors.dtype)
+
+    @checked
     def reconstruct(self, vectors: Float[Tensor, "row width"]) -> Float[Tensor, "row out"]:
         """What is decoded of the codes of some vectors, in their dtype."""
         own = self.to(vectors)

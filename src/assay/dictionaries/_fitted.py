@@ -2,14 +2,15 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, fields
-from typing import Any, TypeVar
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from assay._errors import AssayError
+from assay._given import checked
 from assay.dictionaries._dictionary import Dictionary
 from assay.dictionaries._measures import Measures
 from assay.engine import Block, Edit, MapEdit, Place, Samples, VectorEdit
@@ -106,33 +107,60 @@ def bits_of(
     return RepresentationBits(vectors * (chosen + counted + l0 * precision), float(vectors * codebook))
 
 
-def saved(recipe: Any) -> dict[str, Any]:
-    """A fitted recipe in plain values and tensors, for a saved proxy."""
-    return {
-        "parameters": {item.name: getattr(recipe, item.name) for item in fields(recipe) if item.init},
-        "streams": recipe.streams_,
-        "measures": None if recipe.measures_ is None else {key: asdict(one) for key, one in recipe.measures_.items()},
-        "dictionaries": {
-            place: [{item.name: getattr(one, item.name) for item in fields(one)} for one in own]
-            for place, own in (recipe.dictionaries_ or {}).items()
-        },
-    }
+_Recipe = TypeVar("_Recipe", bound="FittedDictionaries")
 
 
-_Recipe = TypeVar("_Recipe")
+@dataclass
+class FittedDictionaries:
+    """What recipes share that have dictionaries once they are fitted.
 
+    After `fit`, `dictionaries_` has the dictionaries by place, one a stream, `streams_` the streams, and `measures_`
+    what the dictionaries do on a sample of the train split.
+    """
 
-def restored(kind: type[_Recipe], given: Mapping[str, Any]) -> _Recipe:
-    """A fitted recipe again of what `saved` gave."""
-    made: Any = kind(**given["parameters"])
-    made.streams_ = {place: tuple(own) for place, own in given["streams"].items()}
-    measures = given["measures"]
-    made.measures_ = None if measures is None else {key: Measures(**one) for key, one in measures.items()}
-    made.dictionaries_ = {
-        place: tuple(Dictionary(**one) for one in own) for place, own in given["dictionaries"].items()
-    }
-    found: _Recipe = made
-    return found
+    dictionaries_: dict[Place, tuple[Dictionary, ...]] | None = field(
+        default=None, init=False, repr=False, compare=False
+    )
+    streams_: dict[Place, tuple[str, ...]] | None = field(default=None, init=False, repr=False, compare=False)
+    measures_: dict[str, Measures] | None = field(default=None, init=False, repr=False, compare=False)
+
+    any_stream: ClassVar[bool] = True
+
+    @checked
+    def apply(self, subject: Subject) -> SimplifiedSubject:
+        """The subject with what dictionaries make of vectors at the fitted places."""
+        return in_force(self, subject, self.dictionaries_, self.streams_)
+
+    def representation_bits(
+        self, *, width: int, length: int, vectors: int = 2, precision: int = 16
+    ) -> RepresentationBits:
+        """The bits of codes and dictionary. Raises AssayError before `fit`."""
+        return bits_of(self, self.dictionaries_, self.measures_, vectors=vectors, precision=precision)
+
+    def saved(self) -> dict[str, Any]:
+        """All that it holds, in plain values and tensors, for a saved proxy."""
+        measures, own = self.measures_, self.dictionaries_ or {}
+        return {
+            "parameters": {item.name: getattr(self, item.name) for item in fields(self) if item.init},
+            "streams": self.streams_,
+            "measures": None if measures is None else {key: asdict(one) for key, one in measures.items()},
+            "dictionaries": {
+                place: [{item.name: getattr(one, item.name) for item in fields(one)} for one in all_of_it]
+                for place, all_of_it in own.items()
+            },
+        }
+
+    @classmethod
+    def restored(cls: type[_Recipe], given: Mapping[str, Any]) -> _Recipe:
+        """One again of what `saved` gave."""
+        made = cls(**given["parameters"])
+        made.streams_ = {place: tuple(own) for place, own in given["streams"].items()}
+        measures = given["measures"]
+        made.measures_ = None if measures is None else {key: Measures(**one) for key, one in measures.items()}
+        made.dictionaries_ = {
+            place: tuple(Dictionary(**one) for one in own) for place, own in given["dictionaries"].items()
+        }
+        return made
 
 
 def blocks_of(recipe: object, samples: Samples) -> tuple[Place, ...]:

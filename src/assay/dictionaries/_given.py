@@ -3,15 +3,18 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
+from jaxtyping import Bool
 from torch import Tensor
 
 from assay._errors import AssayError
+from assay._given import check_fields, checked
 from assay.dictionaries._dictionary import Dictionary
-from assay.dictionaries._fitted import bits_of, in_force, key_of, restored, saved
-from assay.dictionaries._measures import Measures, measure
+from assay.dictionaries._fitted import FittedDictionaries, key_of
+from assay.dictionaries._left_out import caution_of, left_out
+from assay.dictionaries._measures import measure
 from assay.dictionaries._random import RandomDictionary
 from assay.engine import (
     BLOCK_STREAMS,
@@ -21,10 +24,10 @@ from assay.engine import (
     Place,
     Samples,
     affine_of_hook,
-    collect,
     site_of_hook,
 )
-from assay.simplify import RepresentationBits, SimplifiedSubject, label
+from assay.engine._rows import bytes_a_row, read_rows
+from assay.simplify import label
 from assay.simplify._protocol import source_of
 from assay.subjects import Subject
 from assay.tasks import Split
@@ -39,8 +42,11 @@ BETTER = 0.1
 """A place where a dictionary explains so much more of the variance than at its own is told of."""
 
 
+_Given = TypeVar("_Given", bound="GivenDictionary")
+
+
 @dataclass
-class GivenDictionary:
+class GivenDictionary(FittedDictionaries):
     """Replace vectors by what a dictionary makes of them that was trained elsewhere.
 
     `dictionary` is a path to its files (see `Dictionary.read`), or what was read. It acts at `site`, or where its files
@@ -50,7 +56,9 @@ class GivenDictionary:
     Before a comparison it is tried on vectors of the train split. Where it explains none of their variance, a
     comparison is refused, with what would explain more: another layer or stream, or vectors whose mean is taken off. A
     file that names a wrong hook, scale or model is found that way. Where another place would be explained better by
-    far, `caution` says so. With `unchecked` neither is asked.
+    far, `caution` says so. With `unchecked` neither is asked. `caution` says, too, of which tokens of every split its
+    files say that it was not trained on them (sequences without a first token, positions, special tokens); it acts on
+    them all the same, and is tried on the others.
 
     Nothing is learned: `fit` checks widths, and takes `measures_` on a sample of the train split. Raises AssayError for
     files that are no dictionary, a site that the subject does not have or of another width, and a transcoder at
@@ -62,18 +70,13 @@ class GivenDictionary:
     scale: float | None = None
     unchecked: bool = False
     caution: str | None = field(default=None, init=False, repr=False, compare=False)
-    dictionaries_: dict[Place, tuple[Dictionary, ...]] | None = field(
-        default=None, init=False, repr=False, compare=False
-    )
-    streams_: dict[Place, tuple[str, ...]] | None = field(default=None, init=False, repr=False, compare=False)
-    measures_: dict[str, Measures] | None = field(default=None, init=False, repr=False, compare=False)
     l0_: float | None = field(default=None, init=False, repr=False, compare=False)
 
     streams: ClassVar[tuple[str, ...]] = ()
-    any_stream: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         # Read at once: what is compared is what was in the files then, and a name of a cell covers every number of it.
+        check_fields(self)
         if not isinstance(self.dictionary, Dictionary):
             self.dictionary = Dictionary.read(self.dictionary, scale=self.scale)
 
@@ -108,37 +111,33 @@ class GivenDictionary:
             return None
         return (site_of_hook(engine, str(hook), head=origin.get("head_index")),)
 
-    def _in(self, engine: Engine) -> Dictionary:
+    def placed(self, engine: Engine) -> Dictionary:
         """The dictionary of the vectors that there are at its site, where its hook has others."""
         own, hook = self.own, self.own.origin.get("hook")
         affine = affine_of_hook(engine, str(hook)) if own.transcodes and hook is not None else None
         if affine is None:
             return own
         weight, bias = (part.detach().cpu().to(own.W_enc.dtype) for part in affine)
-        skip = own.W_skip
-        return replace(
-            own,
-            W_enc=own.W_enc / weight[:, None],
-            b_enc=own.b_enc - (bias / weight) @ own.W_enc,
-            W_skip=None if skip is None else skip / weight,
-            b_dec=own.b_dec if skip is None else own.b_dec - skip @ (bias / weight),
-        )
+        try:
+            return own.of_affine(weight, bias)
+        except AssayError as error:
+            raise AssayError(f"{label(self)}, of the hook {hook!r} behind a norm: {error}") from None
 
     def check(self, subject: Subject, splits: Sequence[Split]) -> None:
         """Raise AssayError for a dictionary that explains nothing of the vectors that it is said to be of."""
         engine = Engine(subject)
         names = self.own_sites(engine)
-        if names is None:
-            return
-        self.caution = None
-        found, site, own = _Vectors.of(engine, splits[0]), engine.site(names[0]), self._in(engine)
-        for place in site.places:
-            for stream in site.streams_of(place):
-                rows = self._rows(found, place, stream)
-                measures = measure(own, *rows)
-                self.l0_ = measures.l0
-                if not self.unchecked:
-                    self._try(found, own, measures.explained, place, stream)
+        unseen = caution_of(self.own.origin, splits, subject.tokenizer)
+        hints = [] if unseen is None else [unseen]
+        if names is not None:
+            found, site, own = _Vectors.of(engine, splits[0]), engine.site(names[0]), self.placed(engine)
+            tried = found.without(left_out(own.origin, found.split, subject.tokenizer).any)
+            for place in site.places:
+                for stream in site.streams_of(place):
+                    self.l0_ = measure(own, *self._rows(found, place, stream)).l0
+                    hint = None if self.unchecked else self._try(tried, own, place, stream)
+                    hints += [] if hint is None else [hint]
+        self.caution = f"{label(self)}: {' '.join(hints)}" if hints else None
 
     def _rows(self, found: "_Vectors", place: Place, stream: str) -> tuple[Tensor, ...]:
         """Vectors of a stream that the dictionary is to act on. Raises AssayError if it cannot."""
@@ -156,8 +155,12 @@ class GivenDictionary:
                 )
         return rows
 
-    def _try(self, found: "_Vectors", dictionary: Dictionary, own: float, place: Place, stream: str) -> None:
-        """Look whether these are the vectors that the dictionary is of. Raises AssayError if they are not."""
+    def _try(self, found: "_Vectors", dictionary: Dictionary, place: Place, stream: str) -> str | None:
+        """What makes it doubtful that these are the vectors that the dictionary is of.
+
+        Raises AssayError if they are not.
+        """
+        own = found.explained(dictionary, place, stream)
         others = [
             (found.explained(dictionary, other, another), f"{other}.{another}")
             for other, another in found.like(dictionary, place, stream)
@@ -182,28 +185,30 @@ class GivenDictionary:
                 f"than a constant; {hint or 'it is of another model, hook or scale'}. With unchecked=True it is "
                 "compared as it is."
             )
-        if hint:
-            self.caution = f"it explains {own:.2f} of the variance at {here}, and {hint.removesuffix(';')}."
+        return f"it explains {own:.2f} of the variance at {here}, and {hint}." if hint else None
 
+    @checked
     def fit(self, samples: Samples) -> "GivenDictionary":
         """Take the places, and measures on a sample of the train split."""
         self.dictionaries_ = None
         self.streams_ = {place: samples.streams_of(place) for place in samples.places}
         subject, split = source_of(self, samples)
         engine = Engine(subject)
-        found, own = _Vectors.of(engine, split), self._in(engine)
-        self.measures_ = {
-            key_of(place, stream): measure(own, *self._rows(found, place, stream))
-            for place, streams in self.streams_.items()
-            for stream in streams
-        }
-        self.l0_ = next(iter(self.measures_.values())).l0
-        self.dictionaries_ = {place: (own,) * len(streams) for place, streams in self.streams_.items()}
+        found, own = _Vectors.of(engine, split), self.placed(engine)
+        made = {}
+        measures = {}
+        for place, streams in self.streams_.items():
+            rows = [self._rows(found, place, stream) for stream in streams]
+            made[place] = tuple(self.made(own, samples, place, stream) for stream in streams)
+            for stream, one, vectors in zip(streams, made[place], rows, strict=True):
+                measures[key_of(place, stream)] = measure(one, *vectors)
+        self.l0_ = next(iter(measures.values())).l0
+        self.measures_, self.dictionaries_ = measures, made
         return self
 
-    def apply(self, subject: Subject) -> SimplifiedSubject:
-        """The subject with reconstructed vectors at the fitted places."""
-        return in_force(self, subject, self.dictionaries_, self.streams_)
+    def made(self, own: Dictionary, samples: Samples, place: Place, stream: str) -> Dictionary:
+        """The dictionary that acts on a stream of a place: the one of the files."""
+        return own
 
     def control(self) -> RandomDictionary:
         """As many random features, about as many of them on, and one length that is fitted."""
@@ -221,36 +226,38 @@ class GivenDictionary:
             )
         return min(max(1, round(self.l0_)), self.own.features)
 
-    def representation_bits(
-        self, *, width: int, length: int, vectors: int = 2, precision: int = 16
-    ) -> RepresentationBits:
-        """The bits of codes and dictionary. Raises AssayError before `fit`."""
-        return bits_of(self, self.dictionaries_, self.measures_, vectors=vectors, precision=precision)
-
     def saved(self) -> dict[str, Any]:
         """All that it holds; the dictionary itself once."""
-        return {**saved(self), "parameters": {"site": self.site, "unchecked": self.unchecked}}
+        return {**super().saved(), "parameters": {"site": self.site, "unchecked": self.unchecked}}
 
     @classmethod
-    def restored(cls, given: Mapping[str, Any]) -> "GivenDictionary":
+    def restored(cls: type[_Given], given: Mapping[str, Any]) -> _Given:
         """One again of what `saved` gave."""
         first = next(iter(given["dictionaries"].values()))[0]
-        return restored(cls, {**given, "parameters": {**given["parameters"], "dictionary": Dictionary(**first)}})
+        return super().restored({**given, "parameters": {**given["parameters"], "dictionary": Dictionary(**first)}})
 
 
 @dataclass
 class _Vectors:
-    """Vectors of a subject on a few sequences, read when they are asked for."""
+    """Vectors of a subject at some tokens of a few sequences, read when they are asked for."""
 
     engine: Engine
     split: Split
-    read: dict[str, Samples | None] = field(default_factory=dict)
+    tokens: Bool[np.ndarray, "sequence position"]
+    read: dict[str, dict[Place, Tensor]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, engine: Engine, split: Split) -> "_Vectors":
-        """Those on sequences drawn from a split."""
+        """Those of all tokens of sequences drawn from a split."""
         drawn = np.random.default_rng(0).permutation(len(split))[:LOOKED_AT]
-        return cls(engine, split.take(np.sort(drawn)))
+        chosen = split.take(np.sort(drawn))
+        return cls(engine, chosen, chosen.valid)
+
+    def without(self, tokens: Bool[np.ndarray, "sequence position"] | None) -> "_Vectors":
+        """Those of all other tokens than some; of all, where none would remain."""
+        if tokens is None or not (self.tokens & ~tokens).any():
+            return self
+        return _Vectors(self.engine, self.split, self.tokens & ~tokens)
 
     def at(self, dictionary: Dictionary, place: Place, stream: str) -> tuple[Tensor, ...]:
         """What a dictionary encodes, and what it is to give where that is something else."""
@@ -258,10 +265,14 @@ class _Vectors:
 
     def _of(self, place: Place, stream: str) -> Tensor:
         if stream not in self.read:
+            places = self.engine.blocks if stream in BLOCK_STREAMS else self.engine.heads
+            wanted: dict[Place, tuple[str, ...]] = dict.fromkeys(places, (stream,))
             # Many layers at once: a part of the positions is enough to tell places apart.
-            self.read[stream] = collect(self.engine, self.split, (stream,), largest=MOST_BYTES)
-        found: Tensor = getattr(self.read[stream], stream)[place]
-        return found
+            share = MOST_BYTES / (bytes_a_row(self.engine, wanted) * int(self.tokens.sum()))
+            keep = self.tokens & (np.random.default_rng(0).random(self.tokens.shape) < share)
+            rows = read_rows(self.engine, self.split, wanted, keep)
+            self.read[stream] = {at: vectors for (at, _), vectors in rows.items()}
+        return self.read[stream][place]
 
     def explained(self, dictionary: Dictionary, place: Place, stream: str) -> float:
         """The share of variance that a dictionary explains at a place."""

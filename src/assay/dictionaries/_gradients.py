@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 from assay.dictionaries._selection import largest_of_rows
-from assay.engine._kernels import LEAST, ROWS, _by_onednn, _product
+from assay.engine._kernels import product
 
 Parameters = dict[str, Tensor]
 """By name: `encoder` (feature, width), `decoder` (feature, out) with rows of norm 1, `b_enc`, `b_dec`; of JumpReLU
@@ -21,16 +21,6 @@ Parameters = dict[str, Tensor]
 
 Values = Float[Tensor, " entry"] | Float[Tensor, "row feature"]
 """Numbers of `Entries`, or of `Everything`."""
-
-
-def product(
-    inputs: Float[Tensor, "row inner"], weight: Float[Tensor, "column inner"], bias: Float[Tensor, " column"] | None
-) -> Float[Tensor, "row column"]:
-    """inputs weightᵀ + bias, in float32 on a CPU by oneDNN where that may be faster."""
-    plain = inputs.dtype == torch.float32 and inputs.device.type == "cpu" and torch.backends.mkldnn.enabled
-    if plain and len(inputs) >= ROWS and len(inputs) * weight.numel() >= LEAST and _by_onednn():
-        return _product(inputs, weight, bias)
-    return torch.nn.functional.linear(inputs, weight, bias)
 
 
 class Entries:
@@ -106,17 +96,17 @@ class Everything:
 
     def decode(self, values: Float[Tensor, "row feature"]) -> Float[Tensor, "row out"]:
         """The sum over each row of value times decoder row."""
-        return product(values, self._decoder.t(), None)
+        return product(values, self._decoder.t())
 
     def back(self, gradient: Float[Tensor, "row out"]) -> Float[Tensor, "row feature"]:
         """The product of the gradient of each row with every decoder row."""
-        return product(gradient, self._decoder, None)
+        return product(gradient, self._decoder)
 
     def over(
         self, values: Float[Tensor, "row feature"], table: Float[Tensor, "row width"]
     ) -> Float[Tensor, "feature width"]:
         """The sum over rows of value times row of a table."""
-        return product(values.t(), table.t(), None)
+        return product(values.t(), table.t())
 
     def total(self, values: Float[Tensor, "row feature"]) -> Float[Tensor, " feature"]:
         """The sum over rows of values."""

@@ -1,20 +1,20 @@
 """The dictionary that knows nothing: random features, one number learned."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from assay._given import check_fields, checked
 from assay.dictionaries._dictionary import Dictionary
-from assay.dictionaries._fitted import bits_of, blocks_of, features_of, in_force, key_of, restored, saved
+from assay.dictionaries._fitted import FittedDictionaries, blocks_of, features_of, key_of
 from assay.dictionaries._measures import Measures, measure
 from assay.engine import Head, Place, Samples
-from assay.simplify import RepresentationBits, SimplifiedSubject
+from assay.simplify import RepresentationBits
 from assay.simplify._protocol import check_positive
-from assay.subjects import Subject
 
 ROWS = 50_000
 """Vectors that a mean and one length are fitted on: more change neither."""
@@ -24,7 +24,7 @@ BATCH = 4_096
 
 
 @dataclass
-class RandomDictionary:
+class RandomDictionary(FittedDictionaries):
     """A TopK dictionary of random directions: what a trained one of this size has to beat.
 
     Decoder rows are random unit vectors drawn from `seed` and the place, the encoder is their transpose, and b_dec the
@@ -41,16 +41,14 @@ class RandomDictionary:
     k: int = 32
     transcodes: bool = False
     seed: int = 0
-    dictionaries_: dict[Place, tuple[Dictionary, ...]] | None = field(
-        default=None, init=False, repr=False, compare=False
-    )
-    streams_: dict[Place, tuple[str, ...]] | None = field(default=None, init=False, repr=False, compare=False)
-    measures_: dict[str, Measures] | None = field(default=None, init=False, repr=False, compare=False)
 
     streams: ClassVar[tuple[str, ...]] = ("queries", "keys")
-    any_stream: ClassVar[bool] = True
     streams_rows: ClassVar[bool] = True
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    @checked
     def fit(self, samples: Samples) -> "RandomDictionary":
         """Draw the directions of each place, and fit their length."""
         check_positive(self, expansion=self.expansion, k=self.k, features=1 if self.features is None else self.features)
@@ -104,29 +102,16 @@ class RandomDictionary:
             square += float(given.square().sum())
         return replace(drawn, W_dec=drawn.W_dec * (along / square if square > 0 else 0.0))
 
-    def apply(self, subject: Subject) -> SimplifiedSubject:
-        """The subject with what random features keep at the fitted places."""
-        return in_force(self, subject, self.dictionaries_, self.streams_)
-
     def representation_bits(
         self, *, width: int, length: int, vectors: int = 2, precision: int = 16
     ) -> RepresentationBits:
         """The bits of what is kept: a seed gives the directions, so that there is no codebook."""
-        found = bits_of(self, self.dictionaries_, self.measures_, vectors=vectors, precision=precision)
+        found = super().representation_bits(width=width, length=length, vectors=vectors, precision=precision)
         return RepresentationBits(found.per_position, 0.0)
 
     def redrawn(self, number: int) -> "RandomDictionary":
         """The same control drawn again."""
         return replace(self, seed=self.seed + number)
-
-    def saved(self) -> dict[str, Any]:
-        """All that it holds."""
-        return saved(self)
-
-    @classmethod
-    def restored(cls, given: Mapping[str, Any]) -> "RandomDictionary":
-        """One again of what `saved` gave."""
-        return restored(cls, given)
 
     def control(self) -> None:
         """None: this is a control."""

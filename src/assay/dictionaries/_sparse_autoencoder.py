@@ -1,29 +1,28 @@
 """Sparse autoencoders and transcoders, trained on a subject's own vectors."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor
 
 from assay._errors import AssayError
+from assay._given import check_fields, checked
 from assay.dictionaries._dictionary import Dictionary
-from assay.dictionaries._fitted import bits_of, blocks_of, features_of, in_force, key_of, restored, saved
+from assay.dictionaries._fitted import FittedDictionaries, blocks_of, features_of, key_of
 from assay.dictionaries._measures import Measures, measure
 from assay.dictionaries._random import RandomDictionary
 from assay.dictionaries._training import COUNTED, PENALIZED, Training, train
 from assay.engine import Place, Samples
 from assay.engine._rows import shuffled
-from assay.simplify import RepresentationBits, SimplifiedSubject, label
+from assay.simplify import label
 from assay.simplify._protocol import check_positive
-from assay.subjects import Subject
 
 SAMPLE = 20_000
 """Vectors that a training is prepared on, thresholds are calibrated on and measures are taken of."""
 
 
 @dataclass
-class SparseAutoencoder:
+class SparseAutoencoder(FittedDictionaries):
     """Replace vectors by what a sparse autoencoder makes of them, trained on the train split: one a place and stream.
 
     `kind` is how codes are made: "topk" (arXiv 2406.04093), "batchtopk" (2412.06410), "matryoshka" (2503.17547),
@@ -53,14 +52,8 @@ class SparseAutoencoder:
     rows: int | None = None
     rescale: bool = True
     seed: int = 0
-    dictionaries_: dict[Place, tuple[Dictionary, ...]] | None = field(
-        default=None, init=False, repr=False, compare=False
-    )
-    streams_: dict[Place, tuple[str, ...]] | None = field(default=None, init=False, repr=False, compare=False)
-    measures_: dict[str, Measures] | None = field(default=None, init=False, repr=False, compare=False)
 
     streams: ClassVar[tuple[str, ...]] = ("queries", "keys")
-    any_stream: ClassVar[bool] = True
     streams_rows: ClassVar[bool] = True
     keeps: ClassVar[bool] = True
     caution: ClassVar[str] = (
@@ -68,37 +61,22 @@ class SparseAutoencoder:
         "features, so its figures come back with the dictionary that was saved, not with another training."
     )
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    @checked
     def fit(self, samples: Samples) -> "SparseAutoencoder":
         """Train a dictionary for each stream of each place."""
         _fit(self, samples, samples.places)
         return self
 
-    def apply(self, subject: Subject) -> SimplifiedSubject:
-        """The subject with reconstructed vectors at the fitted places."""
-        return in_force(self, subject, self.dictionaries_, self.streams_)
-
     def control(self) -> RandomDictionary:
         """As many random features, as many of them on, and one length that is fitted."""
         return RandomDictionary(self.features, self.expansion, self.k)
 
-    def representation_bits(
-        self, *, width: int, length: int, vectors: int = 2, precision: int = 16
-    ) -> RepresentationBits:
-        """The bits of codes and dictionary. Raises AssayError before `fit`."""
-        return bits_of(self, self.dictionaries_, self.measures_, vectors=vectors, precision=precision)
-
-    def saved(self) -> dict[str, Any]:
-        """All that it holds."""
-        return saved(self)
-
-    @classmethod
-    def restored(cls, given: Mapping[str, Any]) -> "SparseAutoencoder":
-        """One again of what `saved` gave."""
-        return restored(cls, given)
-
 
 @dataclass
-class Transcoder:
+class Transcoder(FittedDictionaries):
     """Replace what MLPs give by what a transcoder makes of what enters them, trained on the train split.
 
     It acts at sites of MLPs (`layer0.mlp`, `all.mlp`): codes of what enters an MLP, behind the norm before it, are
@@ -119,45 +97,24 @@ class Transcoder:
     rows: int | None = None
     rescale: bool = True
     seed: int = 0
-    dictionaries_: dict[Place, tuple[Dictionary, ...]] | None = field(
-        default=None, init=False, repr=False, compare=False
-    )
-    streams_: dict[Place, tuple[str, ...]] | None = field(default=None, init=False, repr=False, compare=False)
-    measures_: dict[str, Measures] | None = field(default=None, init=False, repr=False, compare=False)
 
     streams: ClassVar[tuple[str, ...]] = ("mlp",)
-    any_stream: ClassVar[bool] = True
     streams_rows: ClassVar[bool] = True
     keeps: ClassVar[bool] = True
     caution: ClassVar[str] = SparseAutoencoder.caution
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    @checked
     def fit(self, samples: Samples) -> "Transcoder":
         """Train a transcoder for the MLP of each place."""
         _fit(self, samples, blocks_of(self, samples))
         return self
 
-    def apply(self, subject: Subject) -> SimplifiedSubject:
-        """The subject with transcoders in the place of MLPs."""
-        return in_force(self, subject, self.dictionaries_, self.streams_)
-
     def control(self) -> RandomDictionary:
         """As many random features, as many of them on, and one length that is fitted."""
         return RandomDictionary(self.features, self.expansion, self.k, transcodes=True)
-
-    def representation_bits(
-        self, *, width: int, length: int, vectors: int = 2, precision: int = 16
-    ) -> RepresentationBits:
-        """The bits of codes and dictionary. Raises AssayError before `fit`."""
-        return bits_of(self, self.dictionaries_, self.measures_, vectors=vectors, precision=precision)
-
-    def saved(self) -> dict[str, Any]:
-        """All that it holds."""
-        return saved(self)
-
-    @classmethod
-    def restored(cls, given: Mapping[str, Any]) -> "Transcoder":
-        """One again of what `saved` gave."""
-        return restored(cls, given)
 
 
 def _fit(recipe: SparseAutoencoder | Transcoder, samples: Samples, places: tuple[Place, ...]) -> None:

@@ -11,10 +11,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from assay._errors import AssayError, unknown_name
+from assay._given import checked
 from assay.dictionaries import _gradients
 from assay.dictionaries._dictionary import SPARSE, Dictionary
-from assay.dictionaries._gradients import Entries, Everything, Loss, Parameters, product
+from assay.dictionaries._gradients import Entries, Everything, Loss, Parameters
 from assay.dictionaries._selection import above, largest, largest_of_rows
+from assay.engine._kernels import product
 
 COUNTED = ("topk", "batchtopk", "matryoshka")
 """Kinds that are given how many features are on."""
@@ -120,6 +122,7 @@ class Trained:
     seconds: float
 
 
+@checked
 def train(
     settings: Training,
     rows: Iterator[tuple[Tensor, ...]],
@@ -262,7 +265,7 @@ class Run:
         else:
             inputs, target = scaled[0], scaled[1].sub_(self.own["b_dec"])
         if self.settings.skip:
-            target.sub_(product(inputs, self.own["skip"], None))
+            target.sub_(product(inputs, self.own["skip"]))
         return inputs, target
 
     def loss(self, inputs: Float[Tensor, "row width"], target: Float[Tensor, "row out"]) -> Loss:

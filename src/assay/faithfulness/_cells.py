@@ -12,6 +12,7 @@ from typing import Any
 
 import assay
 from assay._errors import AssayError
+from assay._files import write_atomically
 from assay._fingerprint import NotHashableError, fingerprint_or_reason
 from assay.engine import Engine, Named, Site
 from assay.faithfulness._comparison import SCHEMA
@@ -28,7 +29,6 @@ from assay.simplify import (
     own_sites_of,
     reads,
 )
-from assay.subjects import write_atomically
 from assay.tasks import Task
 
 _WITHOUT_SIZE = (Identity, RandomPerturbation)
@@ -308,6 +308,10 @@ def _redrawn(first: Candidate, number: int) -> Candidate:
     return replace(first, simplification=again, fingerprint=fingerprint_or_reason(again, unfitted=True), redraw=number)
 
 
+_version = functools.cache(version)
+"""The version of a package: read from its files once, and not for every cell."""
+
+
 def cell_name(
     subject: Mapping[str, Any],
     task: Task,
@@ -325,8 +329,8 @@ def cell_name(
     """
     content = {
         "schema": SCHEMA,
-        "assay": [version("assay-interp"), _code_of_assay()],
-        "versions": [version(name) for name in ("torch", "transformers", "scikit-learn", "numpy")],
+        "assay": [_version("assay-interp"), _code_of_assay()],
+        "versions": [_version(name) for name in ("torch", "transformers", "scikit-learn", "numpy")],
         "weights": subject["weights_sha256"],
         "config": subject["config_sha256"],
         "asked": [subject["objective"], subject.get("pooling")],
@@ -346,8 +350,8 @@ def cell_name(
 
 _AFTER_CELLS = ("cli", "cli.py", "diagnostics", "proofs", "reports", "studies", "testing")
 _AFTER_CELLS_HERE = (
-    "_assess", "_cells", "_comparison", "_effects", "_flips", "_folder", "_heads", "_of_models", "_quantiles",
-    "_statistics", "_summary", "_told_apart", "_verdicts",
+    "_assess", "_cells", "_columns", "_comparison", "_effects", "_flips", "_folder", "_heads", "_of_models",
+    "_quantiles", "_statistics", "_summary", "_told_apart", "_verdicts",
 )  # fmt: skip
 """Rooms, and files of this one, that only read finished cells: a change there leaves cells as they are."""
 

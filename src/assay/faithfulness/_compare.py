@@ -19,6 +19,7 @@ import torch
 
 from assay._errors import AssayError, unknown_name
 from assay._fingerprint import NotHashableError, fingerprint_or_reason
+from assay._given import checked
 from assay.engine import AtScored, EditedSubject, Engine, Named, Proxy, Samples, batches, collect, engine_of, tensors
 from assay.faithfulness._cells import DRAWS, REFITTED, Candidate, Cells, Found, candidates_of, cell_name
 from assay.faithfulness._comparison import (
@@ -56,6 +57,9 @@ KEPT = ("kl",)
 
 Positions = Literal["all", "scored"]
 
+MOST_RESAMPLES = 1_000_000
+"""More draws move the ends of no interval, and their weights fill the memory."""
+
 LEAST_REFIT = 30
 """A simplification is refitted on at least so many sequences of a shift, or not at all."""
 
@@ -69,6 +73,7 @@ class Step:
     text: str
 
 
+@checked
 def compare(
     subject: Subject | Sequence[Subject],
     task: Task,
@@ -654,10 +659,12 @@ def _who(subject: Subject) -> str:
     return f"{subject.name}{seed}" if subject.trained else f"{subject.name}, shuffled"
 
 
-def _check_numbers(**values: int) -> None:
-    for name, value in values.items():
+def _check_numbers(*, resamples: int, **values: int) -> None:
+    for name, value in {"resamples": resamples, **values}.items():
         if value < 2:
             raise AssayError(f"compare({name}={value}): must be at least 2.")
+    if resamples > MOST_RESAMPLES:
+        raise AssayError(f"compare(resamples={resamples}): must be at most {MOST_RESAMPLES:,}.")
 
 
 def _architecture(subject: Subject) -> dict[str, list[int]]:
@@ -796,6 +803,7 @@ def _acting(fitted: Simplification, subject: Subject, positions: Positions) -> P
     return AtScored(proxy)
 
 
+@checked
 def resolve_positions(name: str) -> Positions:
     """The positions at which sites are changed, by name. Raises AssayError for an unknown name."""
     for known in get_args(Positions):

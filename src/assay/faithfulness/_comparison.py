@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from html import escape
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +13,10 @@ import pandas as pd
 import pyarrow.parquet
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from assay._errors import AssayError
+from assay._errors import AssayError, in_line, unknown_name
+from assay._files import read_bytes, refuse_links, write_atomically
+from assay._given import checked
+from assay.faithfulness._columns import CONTROL_COLUMNS, GAP_COLUMNS, RESULT_COLUMNS, check_columns
 from assay.faithfulness._effects import EFFECT_COLUMNS, EFFECT_METRICS
 from assay.faithfulness._of_models import MODEL_COLUMNS
 from assay.faithfulness._statistics import holm, p_above
@@ -26,7 +30,6 @@ from assay.faithfulness._verdicts import (
     standing_of_agreement,
 )
 from assay.simplify import Simplification
-from assay.subjects import write_atomically
 
 SCHEMA = 4
 RECORD, RESULTS, GAPS, CONTROLS = "comparison.json", "results.parquet", "gaps.parquet", "controls.parquet"
@@ -194,6 +197,7 @@ class Comparison:
         self._sequences = sequences
         self._fits = fits
 
+    @checked
     def fitted(
         self, proxy: str, site: str, *, seed: int | None = None, refitted_on: str | None = None
     ) -> Simplification:
@@ -236,6 +240,7 @@ class Comparison:
         frame.insert(list(frame.columns).index("bin") + 1, "label", [names.get(pair, "") for pair in pairs])
         return frame
 
+    @checked
     def gaps(self, metric: str | None = None, kind: str | None = None) -> pd.DataFrame:
         """Generalization gaps of a metric with intervals: one row a (subject, proxy, site, shift).
 
@@ -269,11 +274,15 @@ class Comparison:
         frame = self._gaps
         return frame[(frame["metric"] == metric) & (frame["kind"] == kind)].reset_index(drop=True)
 
+    @checked
     def agreement(self, split: str = "iid", *, trained: bool = True) -> pd.DataFrame:
         """The metric that verdicts rest on, on the primary kind of one split, one row a (proxy, site).
 
-        It is the same-prediction rate, or for embeddings the same-neighbour rate (`record.primary_metric`).
+        It is the same-prediction rate, or for embeddings the same-neighbour rate (`record.primary_metric`). Raises
+        AssayError for a split that there is none of.
         """
+        if split not in (names := [item.name for item in self.record.splits]):
+            raise unknown_name("split", split, names)
         frame = self.results
         chosen = (
             (frame["metric"] == self.record.primary_metric)
@@ -334,6 +343,7 @@ class Comparison:
         """
         return self._effects.copy()
 
+    @checked
     def verdicts(self, *, min_agreement: float | None = None, max_gap: float | None = None) -> tuple[Verdict, ...]:
         """One verdict a simplification and site, by the rules in `assay.faithfulness.RULES`.
 
@@ -400,6 +410,7 @@ class Comparison:
             gaps[name] = holm(np.where(inside, p, np.nan).tolist())
         return gaps
 
+    @checked
     def detectable(self, *, max_gap: float | None = None) -> dict[str, float]:
         """About the smallest gap that these data can show to be above `max_gap`, by shift; a share, lower is better.
 
@@ -461,6 +472,7 @@ class Comparison:
         """The names of the shifts, in order."""
         return tuple(split.name for split in self.record.splits if split.role == "shift")
 
+    @checked
     def report(self, path: str | Path) -> Path:
         """Write a self-contained HTML page; returns its path."""
         from assay.reports import write_page  # noqa: PLC0415  (computing never imports plotting)
@@ -484,6 +496,7 @@ class Comparison:
         head = "<tr><th>proxy</th><th>site</th><th>verdict</th><th>why</th></tr>"
         return f"<p>{escape(repr(self))}</p><table>{head}{rows}</table>"
 
+    @checked
     def save(self, folder: str | Path) -> Path:
         """Write comparison.json and the tables results, gaps, controls, models, effects and sequences (.parquet).
 
@@ -515,21 +528,30 @@ class Comparison:
                 writer.write_table(table)
 
     @classmethod
+    @checked
     def load(cls, folder: str | Path) -> "Comparison":
-        """Read a run folder. Raises AssayError if it is missing, unfinished, damaged or of another schema."""
+        """Read a run folder. Raises AssayError if it is missing, unfinished, damaged or of another schema.
+
+        Links that lead out of the folder are refused: it may be somebody else's.
+        """
         folder = Path(folder)
+        refuse_links(folder)
         if not (folder / RECORD).is_file():
             hint = "the run was not finished: run it again with the same --out" if folder.is_dir() else "no such folder"
             raise AssayError(f"{str(folder)!r} has no {RECORD} ({hint}).")
         _check_schema(folder / RECORD)
         try:
-            record = Record.model_validate_json((folder / RECORD).read_bytes())
+            record = Record.model_validate_json(read_bytes(folder / RECORD))
             results = pd.read_parquet(folder / RESULTS)
             gaps, controls, models = (pd.read_parquet(folder / name) for name in (GAPS, CONTROLS, MODELS))
             # Runs from before there were effects have none, and no metrics to make them of.
             with_effects = {metric.name for metric in record.metrics} >= set(EFFECT_METRICS)
             effects = pd.read_parquet(folder / EFFECTS) if with_effects else None
             pyarrow.parquet.read_metadata(folder / SEQUENCES)
+            tables = ((results, RESULTS), (gaps, GAPS), (controls, CONTROLS), (models, MODELS), (effects, EFFECTS))
+            for table, name in tables:
+                if table is not None:
+                    check_columns(table, _COLUMNS[name], repr(str(folder / name)))
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
@@ -537,17 +559,48 @@ class Comparison:
                 f"{folder / RECORD} does not follow schema {SCHEMA} ({where}: {first['msg']}); "
                 "it was made by another version of Assay or changed by hand."
             ) from None
-        except (OSError, pyarrow.ArrowException) as error:
-            raise AssayError(f"{str(folder)!r} is damaged ({error}); run it again with the same --out.") from None
+        except (AssayError, MemoryError):
+            raise
+        except Exception as error:  # of a damaged or hostile table pyarrow and pandas raise anything
+            raise AssayError(
+                f"{str(folder)!r} is damaged ({in_line(error)}); run it again with the same --out."
+            ) from None
         sequences = folder / SEQUENCES
-        return cls(record, results, gaps, controls, lambda: [pyarrow.parquet.read_table(sequences)], models, effects)
+        found = cls(record, results, gaps, controls, lambda: [pyarrow.parquet.read_table(sequences)], models, effects)
+        with found.trusted_no_further():
+            found.verdicts()
+        return found
+
+    @contextmanager
+    def trusted_no_further(self) -> Iterator[None]:
+        """Within the block, a comparison that was read from a folder fails with an AssayError, whatever its files hold.
+
+        Its tables may have been changed so that they do not belong together, in more ways than can be checked.
+        """
+        try:
+            yield
+        except (AssayError, MemoryError, OSError):
+            raise
+        except Exception as error:
+            if self._fits is not None:
+                raise
+            raise AssayError(
+                "the files of this run do not belong together, or were changed "
+                f"({type(error).__name__}: {in_line(error)}); run it again."
+            ) from error
+
+
+_COLUMNS = {
+    RESULTS: RESULT_COLUMNS, GAPS: GAP_COLUMNS, CONTROLS: CONTROL_COLUMNS, MODELS: MODEL_COLUMNS,
+    EFFECTS: EFFECT_COLUMNS,
+}  # fmt: skip
 
 
 def _check_schema(path: Path) -> None:
     """Raise AssayError if a record says that it is of another schema."""
     try:
-        version = json.loads(path.read_bytes()).get("schema_version")
-    except (OSError, ValueError, AttributeError):
+        version = json.loads(read_bytes(path)).get("schema_version")
+    except (OSError, ValueError, AttributeError, RecursionError):
         return
     if version != SCHEMA:
         raise AssayError(

@@ -1,9 +1,9 @@
 """Fitted recipes that are worth keeping: a dictionary takes minutes to train, and is asked about again."""
 
-import re
 from pathlib import Path
 
 from assay._errors import AssayError
+from assay._files import safe_name
 from assay.faithfulness._cells import Candidate
 from assay.simplify import SavedProxy, Simplification, applied, load_proxy
 from assay.subjects import Subject
@@ -41,5 +41,4 @@ class Fits:
 
     def path(self, item: Candidate, digest: str) -> Path:
         """Where it is kept: named for a reader, and told apart by the hash."""
-        name = re.sub(r"[^A-Za-z0-9.]+", "-", f"{item.name} {item.site}").strip("-")
-        return (self.folder or Path()) / f"{name[:80]}-{digest[:12]}"
+        return (self.folder or Path()) / f"{safe_name(f'{item.name} {item.site}')}-{digest[:12]}"

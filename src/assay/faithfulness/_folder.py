@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from assay._errors import AssayError
+from assay._files import read_bytes, refuse_links, remove, try_folder, write_atomically
 from assay.faithfulness._comparison import CONTROLS, EFFECTS, GAPS, MODELS, RECORD, RESULTS, SEQUENCES
-from assay.subjects import write_atomically
 
 STUDY = "study.json"
 """What a folder is used for: the settings of its study, written when a run begins."""
@@ -27,14 +27,17 @@ def claim(folder: str | Path, study: Mapping[str, Any], *, overwrite: bool = Fal
     A finished run of the same study stays, to be drawn again, and an unfinished one goes on. What an unfinished run of
     another study left is removed, and so, with `overwrite`, is a finished one, in folders within this one, too. Cells
     stay in any case: they are used for the very same question only. Raises AssayError for a finished run of another
-    study without `overwrite`, saying what differs, for a page that is of no run, and for a file.
+    study without `overwrite`, saying what differs, for a page that is of no run, for a link out of the folder, for a
+    file, and where nothing can be written.
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise AssayError(f"{str(folder)!r} is a file; give a folder for the run.")
+    refuse_links(folder)
     asked = json.loads(json.dumps(study, default=str))
     held = _read(folder / STUDY)
     if held == asked:
+        try_folder(folder)
         return
     of_a_run = held is not None or (folder / RECORD).exists()
     if (folder / _PAGE).exists() and not of_a_run:
@@ -46,10 +49,11 @@ def claim(folder: str | Path, study: Mapping[str, Any], *, overwrite: bool = Fal
             f"{str(folder)!r} holds the finished run of another study ({differs}); give another folder, or replace its "
             "results, figures and page by overwrite=True (--overwrite)."
         )
+    try_folder(folder)
     if of_a_run:
         for run in {folder, *(path.parent for path in folder.rglob(STUDY))}:
             for path in (path for name in (*_LEFT, STUDY) for path in sorted(run.glob(name))):
-                path.unlink()
+                remove(path)
     text = json.dumps(asked, indent=2) + "\n"
     write_atomically(folder / STUDY, lambda path: path.write_text(text, encoding="utf-8"))
 
@@ -57,7 +61,7 @@ def claim(folder: str | Path, study: Mapping[str, Any], *, overwrite: bool = Fal
 def _read(path: Path) -> dict[str, Any] | None:
     """The study that a folder is used for; None if it does not say."""
     try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+        found = json.loads(read_bytes(path))
+    except (OSError, ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from threadpoolctl import threadpool_limits
 
 from assay.faithfulness._cells import REFITTED, Candidate
+from assay.faithfulness._columns import CONTROL_COLUMNS, GAP_COLUMNS
 from assay.faithfulness._effects import EFFECT_COLUMNS, EFFECT_METRICS, OfPairs, effect_rows
 from assay.faithfulness._metrics import Metric
 from assay.faithfulness._of_models import MODEL_COLUMNS, model_rows
@@ -170,8 +171,8 @@ def summarise(
             beside += [row for item in proxies for row in _beside_controls(item, columns, way, primary, splits)]
     return Summary(
         pd.DataFrame(results),
-        _beside(_adjusted(pd.DataFrame(gaps, columns=list(_GAP_COLUMNS))), candidates),
-        pd.DataFrame(beside, columns=list(_CONTROL_COLUMNS)),
+        _beside(_adjusted(pd.DataFrame(gaps, columns=list(GAP_COLUMNS))), candidates),
+        pd.DataFrame(beside, columns=list(CONTROL_COLUMNS)),
         largest,
         pd.DataFrame(_of_models(variants, candidates, splits, kinds, way, found), columns=list(MODEL_COLUMNS)),
         pd.DataFrame(_effects(candidates, splits, of_pairs, way, iid), columns=list(EFFECT_COLUMNS)),
@@ -244,21 +245,6 @@ def _draws_of(candidates: Sequence[Candidate]) -> dict[str, list[Candidate]]:
     for item in candidates:
         found.setdefault(item.of_all_draws, []).append(item)
     return found
-
-
-_GAP_COLUMNS = (
-    "subject", "trained", "proxy", "site", "is_control", "split", "metric", "kind",
-    "gap", "low", "high", "interval", "error", "degrees", "p", "unit",
-    "per_sequence", "per_sequence_low", "per_sequence_high",
-    "matched", "matched_low", "matched_high", "matched_error", "matched_degrees", "effective",
-    "overlap", "overlap_low", "overlap_high", "outside", "outside_low", "outside_high", "matched_reason",
-    "removed", "removed_low", "removed_high", "remaining", "remaining_low", "remaining_high",
-)  # fmt: skip
-
-_CONTROL_COLUMNS = (
-    "proxy", "site", "split", "control", "beyond_control", "beyond_control_low", "beyond_control_high",
-    "ablated", "ablated_low", "ablated_high", "recovered", "recovered_low", "recovered_high", "recovered_reason",
-)  # fmt: skip
 
 
 def _base(subject: Subject, item: Candidate) -> dict[str, Any]:
@@ -436,7 +422,7 @@ def _gap_rows(
             **base,
             "metric": metric,
             "kind": kind,
-            **dict.fromkeys(_GAP_COLUMNS[8:], np.nan),
+            **dict.fromkeys(GAP_COLUMNS[8:], np.nan),
             "interval": "none",
             **known,
             "unit": way.by_name[metric].unit,
@@ -474,7 +460,7 @@ def _beside_controls(
     """A proxy beside its own control and what ablates all that it could keep, on every split, sequences paired."""
     sign = 1.0 if way.by_name[primary[0]].higher_is_better else -1.0
     for split in splits:
-        row: dict[str, Any] = dict.fromkeys(_CONTROL_COLUMNS, np.nan)
+        row: dict[str, Any] = dict.fromkeys(CONTROL_COLUMNS, np.nan)
         row |= {"proxy": item.name, "site": item.site, "split": split, "control": item.control}
         own = columns[item.key].get(split)
         control = columns.get(f"{item.control} at {item.site}", {}).get(split)

@@ -12,6 +12,7 @@ import joblib
 import torch
 
 from assay._errors import AssayError
+from assay._given import check_fields
 
 ATTEMPTS = 3
 """How often in a row workers may die without any work having been finished in between."""
@@ -32,6 +33,7 @@ class Workers:
     cluster: str | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.jobs < 1 and self.jobs != -1:
             raise AssayError(f"jobs={self.jobs}: must be a number of processes, or -1 for one a core.")
 

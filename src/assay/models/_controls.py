@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from assay._errors import AssayError
+from assay._given import check_fields
 from assay.engine import Samples, WholeModel
 from assay.models._weights import Linear, WeightRecipe, check_rank, check_share, linears, removed, with_weights
 from assay.simplify import label, learns
@@ -39,6 +40,9 @@ class NoiseWeights:
 
     streams: ClassVar[tuple[str, ...]] = ()
     whole: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     @property
     def learns(self) -> bool:
@@ -87,6 +91,9 @@ class RandomMask:
     whole: ClassVar[bool] = True
     learns: ClassVar[bool] = False
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
     def fit(self, samples: Samples) -> "RandomMask":
         """Nothing is learned."""
         check_share(self, self.share)
@@ -126,6 +133,9 @@ class RandomFactors:
     streams: ClassVar[tuple[str, ...]] = ()
     whole: ClassVar[bool] = True
     learns: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def fit(self, samples: Samples) -> "RandomFactors":
         """Nothing is learned."""

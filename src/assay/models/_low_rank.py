@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from assay._errors import AssayError
+from assay._given import check_fields, checked
 from assay.engine import Samples, WholeModel
 from assay.models._controls import RandomFactors
 from assay.models._weights import (
@@ -58,6 +59,9 @@ class LowRankWeights:
     streams: ClassVar[tuple[str, ...]] = ()
     whole: ClassVar[bool] = True
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
     @property
     def learns(self) -> bool:
         """Whether activations are looked at."""
@@ -77,6 +81,7 @@ class LowRankWeights:
         self._check_parameters(chosen)
         self.unchanged_ = tuple(one.name for one in chosen if min(one.shape) <= self.rank)
 
+    @checked
     def fit(self, samples: Samples) -> "LowRankWeights":
         """Find the directions of every weight that has more than `rank`."""
         subject, _ = source_of(self, samples)
@@ -108,6 +113,7 @@ class LowRankWeights:
         left = torch.linalg.svd(wide, full_matrices=False).U
         return left[:, : self.rank].to(weight.dtype).cpu().clone()
 
+    @checked
     def apply(self, subject: Subject) -> WholeModel:
         """A copy of the subject with weights of low rank."""
         self._check_parameters(linears(subject))

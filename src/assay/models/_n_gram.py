@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from assay._errors import AssayError
+from assay._given import check_fields, checked
 from assay.engine import Answer, Clean, Samples
 from assay.simplify import label, source_of
 from assay.simplify._protocol import check_positive
@@ -196,6 +197,9 @@ class NGram:
     whole: ClassVar[bool] = True
     learns: ClassVar[bool] = True
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
     def check(self, subject: Subject, splits: Sequence[Split]) -> None:
         """Raise AssayError for a bad order, or a subject that predicts something else than the next token."""
         check_positive(self, order=self.order)
@@ -205,6 +209,7 @@ class NGram:
                 "causal language models can be compared with it."
             )
 
+    @checked
     def fit(self, samples: Samples) -> "NGram":
         """Count the sequences of the split."""
         subject, split = source_of(self, samples)
@@ -215,6 +220,7 @@ class NGram:
         self.counts_ = Counts.of(split, self.order, _vocabulary(subject))
         return self
 
+    @checked
     def apply(self, subject: Subject) -> NGramProxy:
         """The table, in float32 (float64 for a subject in float64)."""
         return NGramProxy(self.fitted_counts, torch.promote_types(subject.model.dtype, torch.float32))

@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from assay._errors import AssayError
+from assay._given import check_fields, checked
 from assay.engine import Samples, WholeModel
 from assay.subjects import Subject, load
 from assay.tasks import Split
@@ -53,6 +54,9 @@ class OtherModel:
     whole: ClassVar[bool] = True
     streams: ClassVar[tuple[str, ...]] = ()
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
     @property
     def title(self) -> str:
         """How it is called in results."""
@@ -69,10 +73,12 @@ class OtherModel:
         """What to know of it before believing its numbers."""
         return self.caution_
 
+    @checked
     def fit(self, samples: Samples) -> "OtherModel":
         """Nothing is fitted."""
         return self
 
+    @checked
     def apply(self, subject: Subject) -> WholeModel:
         """The other model, where the subject is."""
         other = self.other().to(subject.device)

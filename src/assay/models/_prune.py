@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from assay._errors import AssayError
+from assay._given import check_fields, checked
 from assay.engine import Samples, WholeModel
 from assay.models._controls import RandomMask
 from assay.models._weights import (
@@ -49,6 +50,9 @@ class PruneWeights:
     whole: ClassVar[bool] = True
     caution: ClassVar[str] = WHAT_STAYS
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
     @property
     def learns(self) -> bool:
         """Whether activations are looked at."""
@@ -59,6 +63,7 @@ class PruneWeights:
         self._check_parameters()
         linears(subject)
 
+    @checked
     def fit(self, samples: Samples) -> "PruneWeights":
         """Measure the inputs of every linear map, where activations count."""
         self._check_parameters()
@@ -74,6 +79,7 @@ class PruneWeights:
             self.norms_ = {name: total.sqrt().cpu() for name, total in squares.items()}
         return self
 
+    @checked
     def apply(self, subject: Subject) -> WholeModel:
         """A copy of the subject without the least important weights."""
         self._check_parameters()

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from assay._errors import AssayError
+from assay._given import check_fields, checked
 from assay.engine import Samples, WholeModel
 from assay.models._controls import NoiseWeights
 from assay.models._weights import WHAT_STAYS, Linear, linears, with_weights
@@ -48,6 +49,9 @@ class RoundWeights:
     whole: ClassVar[bool] = True
     learns: ClassVar[bool] = False
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
     @property
     def caution(self) -> str:
         """What stays, and where `check` found a matrix whose rows cannot be cut into groups."""
@@ -65,11 +69,13 @@ class RoundWeights:
         rows = {one.name: one.shape[1] for one in linears(subject)}
         self.by_row_ = tuple(name for name, width in rows.items() if self.group is not None and width % self.group)
 
+    @checked
     def fit(self, samples: Samples) -> "RoundWeights":
         """Nothing is learned."""
         self._check_parameters()
         return self
 
+    @checked
     def apply(self, subject: Subject) -> WholeModel:
         """A copy of the subject with rounded weights."""
         self._check_parameters()

@@ -4,7 +4,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -13,11 +13,12 @@ from sklearn.tree import DecisionTreeClassifier
 from torch import Tensor
 
 from assay._errors import AssayError
+from assay._given import check_fields, checked
 from assay.engine import Answer, Clean, Samples, tensors
 from assay.simplify import Origin, label, save_proxy, source_of
 from assay.simplify._protocol import check_positive
 from assay.subjects import Subject
-from assay.tasks import UNSCORED, Split
+from assay.tasks import NO_TOKEN, UNSCORED, Question, Read, Split
 
 ROWS = 10_000
 """The most predictions that a tree is made from."""
@@ -30,59 +31,7 @@ REPEATS = 5
 
 SEQUENCES_AT_A_TIME = 32
 
-_NONE, _LEAF = -1, -1
-
-
-@dataclass(frozen=True)
-class Question:
-    """A number that is known of every position.
-
-    "token": 1 where the token `back` places before the last one read is `token`, else 0. "position": how many tokens
-    stand before it in the sequence. "feature": the task's feature `name` of the last token read (not of the one that
-    is to be predicted).
-    """
-
-    about: Literal["token", "position", "feature"]
-    back: int = 0
-    token: int = 0
-    name: str = ""
-
-    def text(self, names: Mapping[int, str]) -> str:
-        """How it is written."""
-        if self.about == "token":
-            return f"the token {self.back} back is {names.get(self.token, self.token)!r}"
-        return self.about if self.about == "position" else self.name
-
-
-@dataclass(frozen=True)
-class Read:
-    """Sequences as they are read, with the task's features of every prediction."""
-
-    tokens: Int[np.ndarray, "sequence position"]
-    valid: Bool[np.ndarray, "sequence position"]
-    features: Mapping[str, Int[np.ndarray, "sequence position"]]
-
-    def before(self, back: int) -> Int[np.ndarray, "sequence position"]:
-        """The token so many places before the last one read; none before the start."""
-        found = np.full(self.tokens.shape, _NONE)
-        width = max(0, self.tokens.shape[1] - back)
-        shown = self.valid[:, :width] & self.valid[:, back:]
-        found[:, back:] = np.where(shown, self.tokens[:, :width], _NONE)
-        return found
-
-    def answers(self, question: Question) -> Int[np.ndarray, "sequence position"]:
-        """The answers to a question at every position. Raises AssayError for a feature that is not known."""
-        if question.about == "token":
-            return (self.before(question.back) == question.token).astype(np.int64)
-        if question.about == "position":
-            return np.maximum(self.valid.cumsum(axis=1) - 1, 0)
-        if question.name not in self.features:
-            raise AssayError(
-                f"rules ask for {question.name!r}, a feature of the task, and nothing but tokens is known here; judge "
-                "the surrogate by compare(), or fit one with task_features=False."
-            )
-        # A prediction's features are of what is predicted: known when that has been read.
-        return np.pad(self.features[question.name], ((0, 0), (1, 0)))[:, : self.tokens.shape[1]]
+_LEAF = -1
 
 
 @dataclass(frozen=True)
@@ -301,6 +250,9 @@ class RuleSurrogate:
     copies: ClassVar[bool] = False
     learns: ClassVar[bool] = True
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
     def check(self, subject: Subject, splits: Sequence[Split]) -> None:
         """Raise AssayError for bad parameters, or a subject or splits that rules cannot stand for."""
         check_positive(self, features=self.features, tokens=self.tokens)
@@ -315,6 +267,7 @@ class RuleSurrogate:
             known = "; ".join(f"{split.name!r} has {', '.join(split.features) or 'none'}" for split in splits)
             raise AssayError(f"{label(self)}: splits have different features ({known}); give task_features=False.")
 
+    @checked
     def fit(self, samples: Samples) -> "RuleSurrogate":
         """Make the tree from what the subject predicts on the split."""
         subject, split = source_of(self, samples)
@@ -366,7 +319,7 @@ class RuleSurrogate:
         columns: list[np.ndarray] = []
         for back in range(self.tokens):
             there = read.before(back)[chosen]
-            tokens, counts = np.unique(there[there != _NONE], return_counts=True)
+            tokens, counts = np.unique(there[there != NO_TOKEN], return_counts=True)
             often = np.sort(tokens[np.argsort(-counts, kind="stable")[:MOST]])
             questions += [Question("token", back=back, token=int(token)) for token in often]
             columns.append(there[:, None] == often)
@@ -375,6 +328,7 @@ class RuleSurrogate:
         columns += [read.answers(question)[chosen][:, None] for question in others]
         return questions + others, np.concatenate(columns, axis=1).astype(np.float32)
 
+    @checked
     def apply(self, subject: Subject) -> RuleProxy:
         """The rules, in float32 (float64 for a subject in float64)."""
         return RuleProxy(subject, self.fitted_tree, self)

@@ -36,7 +36,7 @@ from safetensors.numpy import save_file
 from torch import Tensor
 
 from assay._errors import AssayError, unknown_name
-from assay.subjects import write_atomically
+from assay._files import inside, read_bytes, write_atomically
 from assay.tasks import UNSCORED, Split
 
 VERSION = 1
@@ -309,7 +309,7 @@ class Store:
             raise AssayError(f"the store {str(self.folder)!r} is not finished; write it again, and it goes on.")
         self.form, self.vocabulary, self.subject = header.form, header.vocabulary, header.subject
         self.split_name, self.predictions, self.self_kl = header.name, header.predictions, header.self_kl
-        self._chunks = [_Chunk(self.folder / name, header) for name in header.chunks]
+        self._chunks = [_Chunk(inside(self.folder, name), header) for name in header.chunks]
         total = sum(header.predictions)
         numbers = _all_rows(self.folder, self._chunks, total)
         if (
@@ -475,14 +475,14 @@ def _write_header(folder: Path, header: _Header) -> None:
 def _read_header(folder: Path) -> _Header:
     path = folder / HEADER
     try:
-        data = path.read_bytes()
+        data = read_bytes(path)
     except OSError as error:
         raise AssayError(
             f"{str(folder)!r} is no store of log-probabilities: its {HEADER} cannot be read ({error.strerror})."
         ) from None
     try:
         version = json.loads(data)["version"]
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         version = VERSION
     if isinstance(version, int) and version > VERSION:
         raise AssayError(

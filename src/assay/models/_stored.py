@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from assay._errors import AssayError
+from assay._given import check_fields, checked
 from assay.engine import NO_ATTENTION, Answer, Clean, Samples, batches, engine_of, tensors
 from assay.models._store import HEADER, Store, StoreWriter
 from assay.subjects import Subject
@@ -30,6 +31,7 @@ class _Rows(NamedTuple):
     positions: Int[np.ndarray, " prediction"]
 
 
+@checked
 def store_model(
     subject: Subject,
     splits: Sequence[Split],
@@ -68,6 +70,7 @@ def store_model(
     return Path(folder)
 
 
+@checked
 def is_stored(folder: str | Path) -> bool:
     """Whether a folder is one that `store_model` wrote."""
     return Path(folder).is_dir() and any(Path(folder).glob(f"*/{HEADER}"))
@@ -92,6 +95,9 @@ class StoredModel:
     whole: ClassVar[bool] = True
     streams: ClassVar[tuple[str, ...]] = ()
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
     @property
     def title(self) -> str:
         """How it is called in results."""
@@ -106,10 +112,12 @@ class StoredModel:
             "below ten times that is skipped."
         )  # fmt: skip
 
+    @checked
     def fit(self, samples: Samples) -> "StoredModel":
         """Nothing is fitted."""
         return self
 
+    @checked
     def apply(self, subject: Subject) -> "_Stored":
         """What was stored. Raises AssayError before `check` has seen the splits."""
         if not self.index_:

@@ -16,16 +16,15 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from assay._errors import AssayError
+from assay._files import read_bytes, write_atomically
+from assay._given import checked
 from assay.proofs import checker
 from assay.proofs._operations import Operations
-from assay.subjects import Subject, load, shipped, write_atomically
+from assay.subjects import Subject, load, shipped
 from assay.tasks import InputSet
 
 LOSS_UNIT = 2**50
 """Certified losses are whole multiples of one nat divided by this."""
-
-_LARGEST_FILE = 2**28
-"""Bytes of a certificate file; those of the shipped models have less than 2^23."""
 
 
 class _Record(BaseModel):
@@ -233,12 +232,14 @@ class Certificate(_Record):
         """The same certificate with the digest of everything else in it."""
         return self.model_copy(update={"digest": digest_of(self.model_dump(mode="json"))})
 
+    @checked
     def save(self, path: str | Path) -> None:
         """Write it as JSON."""
         text = self.model_dump_json(indent=None) + "\n"
         write_atomically(Path(path), lambda file: file.write_text(text, encoding="utf-8"))
 
     @staticmethod
+    @checked
     def load(path: str | Path) -> "Certificate":
         """Read a certificate; it is not verified by reading it.
 
@@ -246,8 +247,7 @@ class Certificate(_Record):
         are no numbers or too large, lists of uneven length.
         """
         try:
-            with Path(path).open(encoding="utf-8") as file:
-                text = file.read(_LARGEST_FILE + 1)
+            text = read_bytes(Path(path), "certificate").decode()
         except FileNotFoundError:
             raise AssayError(
                 f"there is no file {str(path)!r}; give a certificate that Certificate.save wrote."
@@ -256,13 +256,12 @@ class Certificate(_Record):
             raise AssayError(
                 f"{str(path)!r} is not a certificate: it cannot be read as text ({type(error).__name__})."
             ) from None
-        if len(text) > _LARGEST_FILE:
-            raise AssayError(f"{str(path)!r} is not a certificate: it has more than 2^28 characters.")
         try:
             return Certificate.model_validate(checker.read(text))
         except AssayError as error:
             raise AssayError(f"{str(path)!r} is not a certificate that can be checked: {error}") from None
 
+    @checked
     def verify(self, subject: Subject | None = None, *, budget: int = checker.BUDGET) -> tuple[str, ...]:
         """Check it with the independent checker; returns the fields that are not part of what was checked.
 

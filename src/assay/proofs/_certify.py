@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from assay._errors import AssayError
+from assay._given import checked
 from assay.proofs._certificate import Certificate
 from assay.proofs.attention import Proxy, certify_attention
 from assay.proofs.linear import certify_linear
@@ -21,6 +22,7 @@ _USED_BY = {
 }
 
 
+@checked
 def check_options(strategy: str, options: Mapping[str, Any]) -> None:
     """Raise AssayError for an option of `certify` that is not its default and that the strategy does not look at."""
     for name, value in options.items():
@@ -29,6 +31,7 @@ def check_options(strategy: str, options: Mapping[str, Any]) -> None:
             raise AssayError(f"certify({name}={value!r}): strategy {strategy!r} has no such option; it is of {users}.")
 
 
+@checked
 def certify(
     subject: Subject,
     *,

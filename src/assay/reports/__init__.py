@@ -1,6 +1,7 @@
 """How it is shown: tables, figures and the HTML page, all drawn from a comparison's record."""
 
 from assay.reports._figures import figures
+from assay.reports._graphs import graph_figure, write_graph_page
 from assay.reports._illustrations import (
     Chart,
     CircuitEdge,
@@ -8,6 +9,9 @@ from assay.reports._illustrations import (
     FeatureSide,
     FeatureText,
     FeatureView,
+    GraphEdge,
+    GraphNode,
+    GraphView,
     HeatView,
     Illustrations,
     KeyCloud,
@@ -20,6 +24,7 @@ from assay.reports._junit import write_junit
 from assay.reports._page import environment, picture, write_figures, write_page
 from assay.reports._style import PALETTE, style, to_png, to_svg
 from assay.reports._tables import (
+    check_markdown,
     limits,
     markdown,
     percent,
@@ -39,6 +44,9 @@ __all__ = [
     "FeatureSide",
     "FeatureText",
     "FeatureView",
+    "GraphEdge",
+    "GraphNode",
+    "GraphView",
     "HeatView",
     "Illustrations",
     "KeyCloud",
@@ -46,8 +54,10 @@ __all__ = [
     "Series",
     "TableView",
     "TextView",
+    "check_markdown",
     "environment",
     "figures",
+    "graph_figure",
     "limits",
     "markdown",
     "percent",
@@ -60,6 +70,7 @@ __all__ = [
     "to_png",
     "to_svg",
     "write_figures",
+    "write_graph_page",
     "write_junit",
     "write_markdown",
     "write_page",

@@ -1,12 +1,13 @@
 """Pictures of single examples that a study adds to a comparison: data here, drawing elsewhere."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from assay._errors import AssayError
-from assay.subjects import write_atomically
+from assay._errors import AssayError, in_line
+from assay._files import inside, read_bytes, write_atomically
 
 ILLUSTRATIONS = "illustrations.json"
 
@@ -150,6 +151,35 @@ class CircuitView(_Model):
     edges: list[CircuitEdge]
 
 
+class GraphNode(_Model):
+    """A node of a drawn attribution graph; `text` is written beside it. Layers count from 0."""
+
+    kind: Literal["feature", "error", "embedding", "target"]
+    layer: int
+    position: int
+    text: str
+
+
+class GraphEdge(_Model):
+    """What one node of a drawn graph adds to another, by their numbers; its share of all influence is its width."""
+
+    source: int
+    target: int
+    weight: float
+    share: float
+
+
+class GraphView(_Model):
+    """An attribution graph to draw: its nodes over the tokens of a prompt, in so many layers."""
+
+    name: str
+    caption: str
+    layers: int
+    tokens: list[str]
+    nodes: list[GraphNode]
+    edges: list[GraphEdge]
+
+
 class HeatView(_Model):
     """A number for every head, (layer, column)."""
 
@@ -173,6 +203,11 @@ class Illustrations(_Model):
     circuits: list[CircuitView] = []
     heats: list[HeatView] = []
 
+    @classmethod
+    def joined(cls, parts: Sequence["Illustrations"]) -> "Illustrations":
+        """Those of several runs, one after the other."""
+        return cls(**{name: [view for part in parts for view in getattr(part, name)] for name in cls.model_fields})
+
     def save(self, folder: Path) -> None:
         """Write illustrations.json."""
         text = self.model_dump_json()
@@ -185,6 +220,7 @@ class Illustrations(_Model):
         if not path.exists():
             return cls()
         try:
-            return cls.model_validate_json(path.read_text(encoding="utf-8"))
-        except ValidationError as error:
-            raise AssayError(f"{path} is damaged ({error.errors()[0]['msg']}); run it again.") from None
+            return cls.model_validate_json(read_bytes(inside(folder, ILLUSTRATIONS)))
+        except (ValidationError, OSError) as error:
+            why = error.errors()[0]["msg"] if isinstance(error, ValidationError) else in_line(error)
+            raise AssayError(f"{str(path)!r} is damaged ({why}); run it again.") from None

@@ -3,8 +3,8 @@
 from pathlib import Path
 from xml.etree import ElementTree
 
+from assay._files import write_atomically
 from assay.faithfulness import Comparison, Requirement
-from assay.subjects import write_atomically
 
 
 def write_junit(comparison: Comparison, path: Path, requirement: Requirement) -> Path:
@@ -35,7 +35,6 @@ def write_junit(comparison: Comparison, path: Path, requirement: Requirement) ->
             failure.text = _printable(str(verdict))
         ElementTree.SubElement(case, "system-out").text = _printable(str(verdict))
     content = ElementTree.tostring(suite, encoding="utf-8", xml_declaration=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda into: into.write_bytes(content))
     return path
 

@@ -1,7 +1,6 @@
 """The HTML page: one file, no scripts, no network."""
 
 import base64
-import hashlib
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -13,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from assay._files import inside, safe_name, write_atomically
 from assay.faithfulness import RULES, Comparison, Verdict
 from assay.reports._figures import figures
 from assay.reports._illustrations import FeatureSide, FeatureView, Illustrations, TextView
@@ -36,14 +36,9 @@ from assay.reports._tables import (
     subject_accuracy,
     worth,
 )
-from assay.subjects import write_atomically
 
 _RASTER = ("keys-", "sentence-")
 """Figures with many marks are smaller as PNG."""
-
-
-_LONG = 120
-"""Letters of a file's name; file systems take 255 bytes, of which suffixes and temporary files need some."""
 
 
 class Picture(NamedTuple):
@@ -92,11 +87,18 @@ def in_words(verdicts: Sequence[Verdict]) -> str:
 
 def write_page(comparison: Comparison, path: Path, illustrations: Illustrations | None = None) -> Path:
     """Write the report of a comparison as one self-contained HTML file; returns its path."""
-    shown = illustrations or Illustrations()
+    with comparison.trusted_no_further():
+        text = _page(comparison, illustrations or Illustrations())
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    return path
+
+
+def _page(comparison: Comparison, shown: Illustrations) -> str:
+    """The page."""
     drawn = [picture(*item) for item in figures(comparison, shown)]
     accuracy = subject_accuracy(comparison)
     splits = evaluation_splits(comparison)
-    text = (
+    return (
         environment()
         .get_template("comparison.html")
         .render(
@@ -127,8 +129,6 @@ def write_page(comparison: Comparison, path: Path, illustrations: Illustrations 
             features=[(view, _steps(view), list(_shaded(view))) for view in shown.features],
         )
     )
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-    return path
 
 
 def _marked(view: TextView) -> Iterator[tuple[str, str, str]]:
@@ -180,17 +180,14 @@ def _shaded(view: FeatureView) -> Iterator[tuple[FeatureSide, list[list[tuple[st
 
 
 def write_figures(comparison: Comparison, folder: Path, illustrations: Illustrations | None = None) -> list[Path]:
-    """Write every figure as SVG and PNG; returns the paths."""
+    """Write every figure as SVG and PNG; returns the paths. Raises AssayError for a folder that is a link elsewhere."""
+    inside(folder.parent, folder.name)
     paths = []
-    for name, _, figure in figures(comparison, illustrations or Illustrations()):
-        svg, png = to_svg(figure), to_png(figure)
-        for suffix, data in (("svg", svg.encode()), ("png", png)):
-            path = folder / f"{_file_name(name)}.{suffix}"
-            write_atomically(path, lambda temporary, data=data: temporary.write_bytes(data))  # type: ignore[misc]
-            paths.append(path)
+    with comparison.trusted_no_further():
+        for name, _, figure in figures(comparison, illustrations or Illustrations()):
+            svg, png = to_svg(figure), to_png(figure)
+            for suffix, data in (("svg", svg.encode()), ("png", png)):
+                path = folder / f"{safe_name(name)}.{suffix}"
+                write_atomically(path, lambda temporary, data=data: temporary.write_bytes(data))  # type: ignore[misc]
+                paths.append(path)
     return paths
-
-
-def _file_name(name: str) -> str:
-    """A figure's name as that of a file; one that names a site of many parts is cut, and told apart by its hash."""
-    return name if len(name) <= _LONG else f"{name[:_LONG]}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"

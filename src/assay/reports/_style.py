@@ -8,6 +8,10 @@ from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.ticker import FixedLocator
+
+from assay._terminal import visible
 
 INK = "#3c4043"
 """The colour of text and axes; in a page it becomes the page's own text colour."""
@@ -52,9 +56,28 @@ def style() -> Iterator[None]:
         yield
 
 
+def _make_visible(figure: Figure) -> None:
+    """Show names of others as they are: no formula between dollars, no character that an SVG cannot hold."""
+    for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
+        if isinstance(axis.get_major_locator(), FixedLocator):
+            labels = axis.get_ticklabels()
+            shown = [_plain(label) for label in labels]
+            if shown != [label.get_text() for label in labels]:
+                axis.set_ticks(axis.get_ticklocs(), labels=shown)
+    for text in figure.findobj(Text):
+        if isinstance(text, Text):
+            text.set_text(_plain(text))
+
+
+def _plain(text: Text) -> str:
+    shown = visible(text.get_text(), keep="\n")
+    return re.sub(r"(?<!\\)\$", r"\\$", shown) if text.get_parse_math() else shown
+
+
 def to_svg(figure: Figure) -> str:
     """A figure as SVG text, the same bytes for the same figure; coordinates to a hundredth of a point."""
     buffer = StringIO()
+    _make_visible(figure)
     with style():
         figure.savefig(buffer, format="svg", dpi=110, metadata={"Date": None, "Creator": None})
     return re.sub(r"(\d\.\d\d)\d+", r"\1", buffer.getvalue())
@@ -63,6 +86,7 @@ def to_svg(figure: Figure) -> str:
 def to_png(figure: Figure, *, dpi: int = 160) -> bytes:
     """A figure as PNG bytes on white."""
     buffer = BytesIO()
+    _make_visible(figure)
     with style():
         figure.savefig(buffer, format="png", dpi=dpi, facecolor="white", metadata={"Software": None})
     return buffer.getvalue()

@@ -12,9 +12,10 @@ from rich.table import Table
 from rich.text import Text
 
 from assay._errors import AssayError
+from assay._files import try_file, write_atomically
+from assay._terminal import styled, visible
 from assay.faithfulness import MEAN_ABLATION, Comparison, Judgement, Verdict
 from assay.reports._illustrations import Illustrations, TableView
-from assay.subjects import write_atomically
 
 JUDGEMENT_STYLE: dict[Judgement, str] = {
     "illusion": "bold red",
@@ -44,6 +45,15 @@ NOTHING: Interval = (math.nan,) * 3
 
 _ASKS = {
     "RandomProjection": "is it these directions, or would any as many do?",
+    "SVD": "would the directions of most variance, as many, do as well?",
+    "RandomDictionary": "is it these features, or would any as many do?",
+    "RandomCircuit": "is it these edges, or would any of this number and shape do?",
+    "RandomValueVectors": "is it these neurons, or would any as many do?",
+    "RandomMask": "does it matter which weights are left out?",
+    "RandomFactors": "is it these directions of the weights, or would any as many do?",
+    "NoiseWeights": "does it matter how weights are moved, or only how far?",
+    "NGram": "does it know more than how frequent each token is?",
+    "RuleSurrogate": "does it know more than the most frequent prediction?",
     "UniformAttention": "does it matter where it attends?",
     "MeanAblation": "does the site matter at all?",
     "RandomPerturbation": "does it matter which information is lost, or only how much?",
@@ -320,7 +330,7 @@ class _Agreement:
     @property
     def width(self) -> int:
         """That of a split's column: an interval, and every word of the names."""
-        return max(9, *(len(word) for split in evaluation_splits(self.comparison) for word in split.split("_")))
+        return max(9, _longest(word for split in evaluation_splits(self.comparison) for word in split.split("_")))
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
         splits = evaluation_splits(self.comparison)
@@ -333,7 +343,7 @@ class _Agreement:
 
     def _table(self, splits: Sequence[str], columns: slice, *, titled: bool) -> Table:
         table = Table(
-            title=f"{agreement_words(self.comparison)}{on_what(self.comparison)} (%, interval below)"
+            title=_title(f"{agreement_words(self.comparison)}{on_what(self.comparison)} (%, interval below)")
             if titled
             else None,
             title_justify="left",
@@ -343,7 +353,7 @@ class _Agreement:
         )
         table.add_column("proxy", min_width=self.NAME)
         for split in splits[columns]:
-            table.add_column(split.replace("_", " "), justify="right", width=self.width)
+            table.add_column(styled(split.replace("_", " ")), justify="right", width=self.width)
         accuracy = subject_accuracy(self.comparison)
         if len(accuracy):
             rates = [accuracy["estimate"].get(split, math.nan) for split in splits[columns]]
@@ -352,11 +362,11 @@ class _Agreement:
         for line in lines(self.comparison):
             if line.group != group:
                 table.add_section()
-                table.add_row(Text(line.group, style="bold"))
+                table.add_row(styled((line.group, "bold")))
                 group = line.group
             shown = line.rates[columns]
             if line.is_control:
-                table.add_row(Text(line.proxy, style="dim"), *(Text(percent(rate[0]), style="dim") for rate in shown))
+                table.add_row(styled((line.proxy, "dim")), *(Text(percent(rate[0]), style="dim") for rate in shown))
                 continue
             style = JUDGEMENT_STYLE[line.judgement] if line.judgement else ""
             cells = [
@@ -365,7 +375,7 @@ class _Agreement:
             ]
             value, low, high = line.recovered
             below = "" if math.isnan(value) else f"\nrecovers {percent(value)} ({limits(low, high)})"
-            table.add_row(Text(line.proxy, style=style) + Text(below, style="dim"), *cells)
+            table.add_row(styled((line.proxy, style)) + Text(below, style="dim"), *cells)
         return table
 
 
@@ -374,13 +384,13 @@ def terminal(comparison: Comparison) -> RenderableType:
     asked = [f"{name}: {question}" for name, question in controls_asked(comparison)]
     return Group(
         _Agreement(comparison),
-        *([Text("\n".join([RECOVERS, *asked, ""]), style="dim")] if asked else []),
+        *(styled((text, "dim")) for text in ([RECOVERS, *asked, ""] if asked else [])),
         *_causes(comparison),
         *_blank_after(map(terminal_table, effects_table(comparison, whole=False))),
-        *(Text.assemble(("Warning: ", "bold yellow"), warning) for warning in comparison.warnings()),
+        *(styled(("Warning: ", "bold yellow"), warning) for warning in comparison.warnings()),
         *(_verdict(verdict) for verdict in comparison.verdicts()),
         Text(),
-        Text(detectable_words(comparison), style="dim"),
+        styled((detectable_words(comparison), "dim")),
         _floor(comparison),
     )
 
@@ -410,7 +420,7 @@ def _causes(comparison: Comparison) -> Iterator[RenderableType]:
     for row in rows:
         if row.site != site:
             table.add_section()
-            table.add_row(Text(f"at {row.site}", style="bold"))
+            table.add_row(styled((f"at {row.site}", "bold")))
             site = row.site
         before, behind = (
             [
@@ -419,7 +429,7 @@ def _causes(comparison: Comparison) -> Iterator[RenderableType]:
             ]
             for parts in (row.before, row.behind)
         )
-        name = Text(row.proxy) + Text(f"\n{row.shift}", style="dim")
+        name = _below(row.proxy, row.shift)
         table.add_row(name, *before, Text(worth(row).replace(" ", "\n")), *behind)
     yield table
     yield Text()
@@ -427,20 +437,35 @@ def _causes(comparison: Comparison) -> Iterator[RenderableType]:
 
 def terminal_table(view: TableView) -> RenderableType:
     """A table of a study, for a terminal."""
-    table = Table(title=view.title, title_justify="left", caption=view.note, caption_justify="left", box=None,
+    note = styled((view.note, "table.caption"))
+    table = Table(title=_title(view.title), title_justify="left", caption=note, caption_justify="left", box=None,
                   pad_edge=False, padding=(0, 1, 0, 0))  # fmt: skip
     for number, heading in enumerate(view.headings):
         if number:
             # As wide as its cells, and its heading folds at words.
             parts = [*heading.split(), *(part for row in view.rows for part in row[number])]
-            table.add_column(heading, justify="right", overflow="fold", max_width=max(map(len, parts), default=1))
+            table.add_column(styled(heading), justify="right", overflow="fold", max_width=_longest(parts))
         else:
             words = [word for row in view.rows for word in row[0][0].replace("_", " ").split()]
-            table.add_column(heading, overflow="fold", min_width=min(14, max(map(len, words), default=1)))
+            table.add_column(styled(heading), overflow="fold", min_width=min(14, _longest(words)))
     for (name, below), *rest in view.rows:
         cells = [(name.replace("_", " "), below), *rest]
-        table.add_row(*(Text(text) + Text(f"\n{small}" if small else "", style="dim") for text, small in cells))
+        table.add_row(*(_below(text, small) for text, small in cells))
     return table
+
+
+def _title(text: str) -> Text:
+    return styled((text, "table.title"))
+
+
+def _below(text: str, small: str) -> Text:
+    """A cell of a table, with what stands below in a line of its own."""
+    return styled(text) + Text("\n" if small else "") + styled((small, "dim"))
+
+
+def _longest(words: Iterable[str]) -> int:
+    """The width of the longest word as it is shown; 1 where there is none."""
+    return max((len(visible(word)) for word in words), default=1)
 
 
 def markdown_table(view: TableView) -> str:
@@ -455,7 +480,7 @@ def markdown_table(view: TableView) -> str:
 
 def _verdict(verdict: Verdict) -> Text:
     word = (verdict.judgement.upper(), JUDGEMENT_STYLE[verdict.judgement])
-    return Text.assemble((verdict.where, "bold"), ": ", word, f". {verdict.why}")
+    return styled((verdict.where, "bold"), ": ", word, f". {verdict.why}")
 
 
 def _floor(comparison: Comparison) -> Text:
@@ -536,13 +561,24 @@ def _in_markdown(tables: Sequence[TableView]) -> str:
     return "".join(map(markdown_table, tables))
 
 
+def check_markdown(path: Path) -> None:
+    """Raise AssayError, before the work whose table it is for, where `write_markdown` could not write to a file."""
+    try_file(path)
+    _around(path)
+
+
+def _around(path: Path) -> tuple[str, str]:
+    """What a file has before and behind its table."""
+    if not path.exists():
+        return "", "\n"
+    old = path.read_text(encoding="utf-8")
+    if old.count(_BEGIN) != 1 or old.partition(_BEGIN)[2].count(_END) != 1 or old.count(_END) != 1:
+        raise AssayError(f"{path} must hold one {_BEGIN!r} and one {_END!r}; the table goes between them.")
+    before, _, rest = old.partition(_BEGIN)
+    return before, rest.partition(_END)[2]
+
+
 def _write_between_marks(path: Path, content: str) -> None:
-    block = f"{_BEGIN}\n{content}{_END}"
-    text = f"{block}\n"
-    if path.exists():
-        old = path.read_text(encoding="utf-8")
-        if old.count(_BEGIN) != 1 or old.partition(_BEGIN)[2].count(_END) != 1 or old.count(_END) != 1:
-            raise AssayError(f"{path} must hold one {_BEGIN!r} and one {_END!r}; the table goes between them.")
-        before, _, rest = old.partition(_BEGIN)
-        text = before + block + rest.partition(_END)[2]
+    before, behind = _around(path)
+    text = f"{before}{_BEGIN}\n{content}{_END}{behind}"
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from assay._errors import AssayError
+from assay._given import check_fields, checked
 from assay.engine import ATTENTION, Edit, EditedSubject, Head, PatternEdit, Place, Samples, VectorEdit
 from assay.simplify._protocol import Simplification, applied, check_positive, heads_of, label, proxy_of, vector_proxy
 from assay.simplify._proxy import SimplifiedSubject
@@ -36,6 +37,10 @@ class RandomProjection:
     streams: ClassVar[tuple[str, ...]] = ("queries",)
     any_stream: ClassVar[bool] = True
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    @checked
     def fit(self, samples: Samples) -> "RandomProjection":
         """Draw the subspace of each place; the samples only tell the width."""
         check_positive(self, rank=self.rank)
@@ -57,6 +62,7 @@ class RandomProjection:
         basis, _ = torch.linalg.qr(gaussian)
         return Subspace(basis[:, : self.rank], torch.zeros(width, dtype=torch.float64))
 
+    @checked
     def apply(self, subject: Subject) -> SimplifiedSubject:
         """The subject with randomly projected vectors at the fitted places."""
         return vector_proxy(self, subject, self.subspaces_, self.streams_, Subspace.projection)
@@ -77,11 +83,13 @@ class UniformAttention:
 
     streams: ClassVar[tuple[str, ...]] = ()
 
+    @checked
     def fit(self, samples: Samples) -> "UniformAttention":
         """Note the heads."""
         self.heads_ = heads_of(self, samples)
         return self
 
+    @checked
     def apply(self, subject: Subject) -> SimplifiedSubject:
         """The subject with uniform attention at the fitted heads."""
 
@@ -110,6 +118,7 @@ class MeanAblation:
     streams: ClassVar[tuple[str, ...]] = ATTENTION
     any_stream: ClassVar[bool] = True
 
+    @checked
     def fit(self, samples: Samples) -> "MeanAblation":
         """Take the mean of each place's vectors, apart for each stream."""
         self.means_ = {
@@ -118,6 +127,7 @@ class MeanAblation:
         self.streams_ = {place: samples.streams_of(place) for place in samples.places}
         return self
 
+    @checked
     def apply(self, subject: Subject) -> SimplifiedSubject:
         """The subject with mean vectors at the fitted places."""
         return vector_proxy(self, subject, self.means_, self.streams_, _constant)
@@ -146,11 +156,13 @@ class Identity:
     streams: ClassVar[tuple[str, ...]] = ()
     any_stream: ClassVar[bool] = True
 
+    @checked
     def fit(self, samples: Samples) -> "Identity":
         """Note the places."""
         self.streams_ = {place: samples.streams_of(place) for place in samples.places}
         return self
 
+    @checked
     def apply(self, subject: Subject) -> SimplifiedSubject:
         """The subject with edits that give back what they get, at the fitted places."""
         found = self.streams_ or {}
@@ -247,6 +259,9 @@ class RandomPerturbation:
     seed: int = 0
     fitted_: Simplification | None = field(default=None, init=False, repr=False, compare=False)
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
     @property
     def streams(self) -> tuple[str, ...]:
         """Those of the simplification that sets the size."""
@@ -262,6 +277,7 @@ class RandomPerturbation:
         """Whether the simplification that sets the size takes its vectors as rows."""
         return getattr(self.of, "streams_rows", False)
 
+    @checked
     def fit(self, samples: Samples) -> "RandomPerturbation":
         """Fit the simplification that sets the size."""
         self.fitted_ = None
@@ -272,6 +288,7 @@ class RandomPerturbation:
         self.fitted_ = fitted
         return self
 
+    @checked
     def apply(self, subject: Subject) -> SimplifiedSubject:
         """The subject with vectors and patterns moved at random."""
         if self.fitted_ is None:

@@ -3,8 +3,7 @@
 import functools
 import math
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any, ClassVar
@@ -15,7 +14,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from assay._errors import AssayError
+from assay._given import check_fields, checked
 from assay.engine import Edit, Engine, Place, Samples, VectorEdit, collect, tensors
+from assay.engine._frozen import frozen
 from assay.simplify._protocol import check_positive, label, source_of, vector_proxy
 from assay.simplify._proxy import SimplifiedSubject
 from assay.simplify._svd import SVD
@@ -137,6 +138,10 @@ class InteractionBasis:
     streams: ClassVar[tuple[str, ...]] = ("queries", "keys")
     any_stream: ClassVar[bool] = True
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    @checked
     def fit(self, samples: Samples) -> "InteractionBasis":
         """Find the basis of each place's streams."""
         check_positive(self, features=self.features)
@@ -148,13 +153,14 @@ class InteractionBasis:
                 raise AssayError(
                     f"{label(self)}: vectors of {place} have width {width}, so features must be between 1 and {width}."
                 )
-        with _frozen(subject.model):
+        with frozen(subject.model):
             follows = _Following(subject, split, samples, local=self.local, seed=self.seed)
             found = {place: follows.bases(place) for place in samples.places}
         self.streams_ = {place: samples.streams_of(place) for place in samples.places}
         self.bases_ = {place: tuple(one.first(self.features) for one in own) for place, own in found.items()}
         return self
 
+    @checked
     def apply(self, subject: Subject) -> SimplifiedSubject:
         """The subject with the chosen features alone at the fitted places."""
         return vector_proxy(self, subject, self.bases_, self.streams_, Basis.edit)
@@ -178,19 +184,6 @@ class InteractionBasis:
         made.streams_ = saved["streams"]
         made.bases_ = {place: tuple(Basis(**one) for one in own) for place, own in saved["bases"].items()}
         return made
-
-
-@contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
-    """Within the block no parameter asks for gradients, so that nothing is kept for them."""
-    asked = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    try:
-        for parameter in asked:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for parameter in asked:
-            parameter.requires_grad_(True)
 
 
 class _WithGradients(Subject):

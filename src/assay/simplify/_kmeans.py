@@ -9,6 +9,7 @@ from sklearn.cluster import KMeans as ScikitKMeans
 from torch import Tensor
 
 from assay._errors import AssayError
+from assay._given import check_fields, checked
 from assay.engine import Place, Samples, VectorEdit
 from assay.simplify._controls import UniformAttention
 from assay.simplify._protocol import check_positive, label, vector_proxy
@@ -60,6 +61,10 @@ class KMeans:
     )
     any_stream: ClassVar[bool] = True
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    @checked
     def fit(self, samples: Samples) -> "KMeans":
         """Find the centres of each place, apart for each stream."""
         check_positive(self, clusters=self.clusters, restarts=self.restarts)
@@ -83,6 +88,7 @@ class KMeans:
         model = ScikitKMeans(self.clusters, n_init=self.restarts, random_state=self.seed)
         return torch.from_numpy(model.fit(used.numpy()).cluster_centers_)
 
+    @checked
     def apply(self, subject: Subject) -> SimplifiedSubject:
         """The subject with clustered vectors at the fitted places."""
         return vector_proxy(self, subject, self.centres_, self.streams_, _nearest)

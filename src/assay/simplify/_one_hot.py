@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from assay._given import checked
 from assay.engine import Edit, Place, Samples
 from assay.simplify._controls import UniformAttention
 from assay.simplify._protocol import heads_of, proxy_of
@@ -25,11 +26,13 @@ class OneHotAttention:
 
     streams: ClassVar[tuple[str, ...]] = ()
 
+    @checked
     def fit(self, samples: Samples) -> "OneHotAttention":
         """Note the heads."""
         self.heads_ = heads_of(self, samples)
         return self
 
+    @checked
     def apply(self, subject: Subject) -> SimplifiedSubject:
         """The subject with one-hot attention at the fitted heads."""
 

@@ -4,7 +4,6 @@ import hashlib
 import inspect
 import json
 import math
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from importlib.metadata import version
@@ -19,21 +18,20 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from assay._errors import AssayError
+from assay._files import is_leftover, read_bytes, write_atomically
+from assay._given import checked
 from assay.engine import BLOCK_STREAMS, HEAD_STREAMS, Block, Edit, EditedSubject, Engine, Head, Place
 from assay.simplify._controls import RandomPerturbation
 from assay.simplify._protocol import Simplification, applied, is_whole, label, simplifications
 from assay.simplify._proxy import Origin, SavedProxy, SimplifiedSubject
 from assay.simplify._subspace import Subspace
-from assay.subjects import Subject, write_atomically
+from assay.subjects import Subject
 
 FORMAT: Literal["assay-proxy"] = "assay-proxy"
 VERSION: Literal[1] = 1
 
 RECORD, TENSORS = "proxy.json", "tensors.safetensors"
 """The files of a saved proxy: everything that is no array, and the arrays."""
-
-_OURS = re.compile(r"(proxy\.json|tensors\.safetensors)|\.(proxy\.json|tensors\.safetensors)\.\d+\.part")
-"""Those, and what a run leaves of them that was killed while it wrote."""
 
 _UNREGISTERED = {"random-perturbation": RandomPerturbation}
 """Classes of ours that no text makes."""
@@ -93,6 +91,7 @@ class _Record(_Strict):
     tensors_sha256: str
 
 
+@checked
 def save_proxy(proxy: SavedProxy, folder: str | Path) -> Path:
     """Write a proxy to a folder, as `SimplifiedSubject.save` says; another kind than that has no places."""
     folder = Path(folder)
@@ -120,6 +119,7 @@ def save_proxy(proxy: SavedProxy, folder: str | Path) -> Path:
     return folder
 
 
+@checked
 def load_proxy(folder: str | Path, subject: Subject, *, simplification: type[Any] | None = None) -> SavedProxy:
     """A saved proxy (`SimplifiedSubject.save`), in force in a subject.
 
@@ -137,7 +137,12 @@ def load_proxy(folder: str | Path, subject: Subject, *, simplification: type[Any
     tensors = _read_tensors(folder, record)
     engine = _engine_of(folder, record, subject)
     made = _Reader(folder, tensors, simplification).simplification(record.simplification)
-    proxy = applied(made, subject)
+    try:
+        proxy = applied(made, subject)
+    except (AssayError, MemoryError):
+        raise
+    except Exception as error:  # what was learned may have been changed into anything
+        raise _damaged(folder, RECORD, f"{type(error).__name__} in {label(made)}.apply") from error
     if is_whole(made) and isinstance(proxy, SavedProxy):
         return proxy
     before = {item.place: item.streams for item in record.places}
@@ -157,7 +162,7 @@ def _check_free(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise AssayError(f"{str(folder)!r} is a file; give a folder for the proxy.")
     found = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
-    other = [name for name in found if not _OURS.fullmatch(name)]
+    other = [name for name in found if name not in (RECORD, TENSORS) and not is_leftover(name)]
     if found and (other or _format_of(folder) != FORMAT):
         raise AssayError(
             f"{str(folder)!r} holds something else than a saved proxy ({', '.join((other or found)[:3])}); give a "
@@ -372,7 +377,9 @@ class _Reader:
 
 
 def _damaged(folder: Path, name: str, why: str) -> AssayError:
-    return AssayError(f"{str(folder / name)!r} is damaged or was changed ({why}); save the proxy again.")
+    return AssayError(
+        f"{str(folder / name)!r} is damaged or was changed ({' '.join(why.split())}); save the proxy again."
+    )
 
 
 def _place(text: str) -> Place:
@@ -387,7 +394,7 @@ def _read_record(folder: Path) -> _Record:
     """The record of a saved proxy. Raises AssayError if there is none of this version."""
     path = folder / RECORD
     try:
-        found = json.loads(path.read_bytes())
+        found = json.loads(read_bytes(path))
     except OSError as error:
         raise AssayError(f"{str(folder)!r} holds no saved proxy: {RECORD} cannot be read ({error.strerror}).") from None
     except (ValueError, RecursionError) as error:

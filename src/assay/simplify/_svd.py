@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from assay._given import check_fields, checked
 from assay.engine import ATTENTION, Place, Samples
 from assay.simplify._controls import RandomProjection
 from assay.simplify._protocol import check_positive, label, vector_proxy
@@ -59,6 +60,10 @@ class SVD:
     streams: ClassVar[tuple[str, ...]] = ("queries", "keys")
     any_stream: ClassVar[bool] = True
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    @checked
     def fit(self, samples: Samples) -> "SVD":
         """Find the subspaces of each place, one a stream."""
         check_positive(self, rank=self.rank)
@@ -80,6 +85,7 @@ class SVD:
         self.subspaces_, self.streams_ = found, {place: samples.streams_of(place) for place in samples.places}
         return self
 
+    @checked
     def apply(self, subject: Subject) -> SimplifiedSubject:
         """The subject with projected vectors at the fitted places."""
         return vector_proxy(self, subject, self.subspaces_, self.streams_, Subspace.projection)

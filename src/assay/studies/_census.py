@@ -32,6 +32,7 @@ from transformers.utils import logging as transformers_logging
 
 import assay
 from assay._errors import AssayError
+from assay._files import append
 from assay.studies._tiny import FIRST_TOKEN, LAST_TOKEN, OVERRIDES, tiny_config, tiny_model
 from assay.testing import check_architecture
 
@@ -185,8 +186,8 @@ def census(
         if (name, use) not in done:
             row = examine_apart(name, use, seconds)
             if kept is not None:
-                with kept.open("a", encoding="utf-8") as file:
-                    file.write("\n" + json.dumps({**asdict(row), "key": key}) + "\n")  # the last line may be cut short
+                # The last line may be cut short.
+                append(kept, "\n" + json.dumps({**asdict(row), "key": key}) + "\n")
             done[name, use] = row
         progress(done[name, use])
         return done[name, use]

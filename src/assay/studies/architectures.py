@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+from assay._files import write_atomically
 from assay.engine import BLOCK_STREAMS
 from assay.studies._census import SECONDS, USES, Row, Use, architectures, census
-from assay.subjects import write_atomically
 
 
 def markdown(rows: Sequence[Row]) -> str:
@@ -142,7 +142,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = [(name, use) for name, use in architectures() if not options.types or name in options.types]
     if not chosen:
         parser.error(f"transformers has no model type {', '.join(options.types)}")
-    options.keep.parent.mkdir(parents=True, exist_ok=True)
 
     def show(row: Row) -> None:
         if row.status in ("passes", "fails") or options.types:

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from assay._errors import AssayError, unknown_name
 from assay.circuits import Circuit, Edge
 from assay.diagnostics import Estimate, areas, overlap, stability
 from assay.engine import Samples
@@ -21,11 +20,10 @@ from assay.reports import (
     Illustrations,
     Series,
     TableView,
-    write_figures,
-    write_page,
 )
 from assay.simplify import label
 from assay.studies._packaged import load_smollm2
+from assay.studies._parts import check_parts, run_parts, write_parts
 from assay.studies._sentences import agreement_pairs, ioi_pairs
 from assay.subjects import Subject, load, shipped
 from assay.tasks import DyckPairs, InductionPairs, Task
@@ -116,14 +114,9 @@ class Done:
     folder: Path
 
 
-def check_parts(only: Sequence[str]) -> None:
+def check_names(only: Sequence[str]) -> None:
     """Raise AssayError for an unknown part, and one that is named twice."""
-    for name in only:
-        if name not in PARTS:
-            raise unknown_name("part", name, PARTS)
-    twice = {name for name in only if list(only).count(name) > 1}
-    if twice:
-        raise AssayError(f"{', '.join(sorted(twice))} is named twice.")
+    check_parts(only, PARTS)
 
 
 def run(
@@ -144,23 +137,18 @@ def run(
     judged. Every part is a comparison in a folder of its name with a page of its own. A run that was stopped goes on
     where it was. Raises AssayError as `assay.compare` does, for an unknown part, and for one whose model is missing.
     """
-    check_parts(only)
-    chosen = list(only) or ["dyck", "induction"]
-    done = []
-    for name in chosen:
-        progress(Step(0, 1, f"{name}: reading"))
-        for part in PARTS[name](everything=everything, device=device):
-            asked = part if sequences is None else replace(part, sequences=sequences)
-            done.append(_judged(folder / part.name, asked, overwrite, workers, progress))
-    progress(Step(1, 1, "pages"))
-    parts = [illustrations(one) for one in done]
-    for one, own in zip(done, parts, strict=True):
-        own.save(one.folder)
-        write_figures(one.comparison, one.folder / "figures", own)
-        write_page(one.comparison, one.folder / "report.html", own)
-    shown = _joined(parts)
-    write_page(done[0].comparison, folder / "report.html", shown)
-    return done, shown
+    check_names(only)
+    done = run_parts(
+        folder,
+        list(only) or ["dyck", "induction"],
+        lambda name: PARTS[name](everything=everything, device=device),
+        _judged,
+        sequences=sequences,
+        overwrite=overwrite,
+        workers=workers,
+        progress=progress,
+    )
+    return done, write_parts(folder, done, [illustrations(one) for one in done])
 
 
 def illustrations(done: Done) -> Illustrations:
@@ -171,15 +159,6 @@ def illustrations(done: Done) -> Illustrations:
         charts=[curve(done, "effect"), curve(done, "same_prediction")],
         circuits=[] if drawn is None else [picture(done, drawn)],
         heats=[] if drawn is None else [heads(done, drawn)],
-    )
-
-
-def _joined(parts: Sequence[Illustrations]) -> Illustrations:
-    return Illustrations(
-        tables=[table for part in parts for table in part.tables],
-        charts=[chart for part in parts for chart in part.charts],
-        circuits=[view for part in parts for view in part.circuits],
-        heats=[view for part in parts for view in part.heats],
     )
 
 

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from transformers import PreTrainedModel
 
 from assay._errors import AssayError
+from assay._files import remove
 from assay.engine import Engine, collect
 from assay.faithfulness import Comparison, Step, Workers, compare, head_scores
 from assay.reports import Illustrations, write_figures, write_page
@@ -281,7 +282,7 @@ def train(
     }
     trained = replace(read, name=task.name, seed=seed, record=record)
     save(trained, folder, stored=stored)
-    checkpoint.unlink()
+    remove(checkpoint)
     return trained
 
 

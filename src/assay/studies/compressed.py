@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from assay._errors import AssayError, unknown_name
 from assay.engine import Engine, Samples
 from assay.faithfulness import Comparison, Step, Workers, compare
 from assay.models import LowRankWeights, NGram, PruneWeights, RoundWeights, weight_bits
-from assay.reports import Chart, Illustrations, Series, TableView, write_figures, write_page
+from assay.reports import Chart, Illustrations, Series, TableView
 from assay.simplify import SVD, KMeans, OneHotAttention, Simplification, label, representation_bits
 from assay.studies import code
 from assay.studies._packaged import folder_of, load_smollm2
+from assay.studies._parts import NEEDS_DATA, check_parts, run_parts, write_parts
 from assay.subjects import Subject, load, shipped
 from assay.tasks import Code, Dyck, Task, Text
 
@@ -188,42 +188,29 @@ def run(
     many a split. Every part is a comparison in a folder of its name with a page of its own. A run that was stopped goes
     on where it was. Raises AssayError as `assay.compare` does, for an unknown part, and for one whose model is missing.
     """
-    check_parts(only, data)
-    chosen = list(only) or ["dyck", "code-python"]
-    done = []
-    for name in chosen:
-        progress(Step(0, 1, f"{name}: reading"))
-        options = {"data": data} if name == "code-java" else {}
-        part = PARTS[name](everything=everything, device=device, **options)
-        if sequences is not None:
-            part = replace(part, sequences=sequences)
-        done.append(_judged(folder / name, part, overwrite, workers, progress))
-    shown = Illustrations(
-        tables=[enough(done), *(table for one in done for table in (agreement(one), *gaps(one)))],
-        charts=[frontier(one) for one in done],
+    check_names(only, data)
+
+    def parts_of(name: str) -> list[Part]:
+        options = {"data": data} if name == NEEDS_DATA else {}
+        return [PARTS[name](everything=everything, device=device, **options)]
+
+    done = run_parts(
+        folder,
+        list(only) or ["dyck", "code-python"],
+        parts_of,
+        _judged,
+        sequences=sequences,
+        overwrite=overwrite,
+        workers=workers,
+        progress=progress,
     )
-    progress(Step(1, 1, "pages"))
-    for name, one in zip(chosen, done, strict=True):
-        own = Illustrations(tables=[agreement(one), *gaps(one)], charts=[frontier(one)])
-        own.save(folder / name)
-        write_figures(one.comparison, folder / name / "figures", own)
-        write_page(one.comparison, folder / name / "report.html", own)
-    write_page(done[0].comparison, folder / "report.html", shown)
-    return done, shown
+    own = [Illustrations(tables=[agreement(one), *gaps(one)], charts=[frontier(one)]) for one in done]
+    return done, write_parts(folder, done, own, [enough(done)])
 
 
-def check_parts(only: Sequence[str], data: str | None) -> None:
+def check_names(only: Sequence[str], data: str | None) -> None:
     """Raise AssayError for an unknown part, one that is named twice, and `data` with nobody to use it, or missing."""
-    for name in only:
-        if name not in PARTS:
-            raise unknown_name("part", name, PARTS)
-    twice = {name for name in only if list(only).count(name) > 1}
-    if twice:
-        raise AssayError(f"{', '.join(sorted(twice))} is named twice.")
-    if data is None and "code-java" in only:
-        raise AssayError("the Java model needs Java functions: --data, a folder of CodeSearchNet files.")
-    if data is not None and "code-java" not in only:
-        raise AssayError("--data is for the Java model: --only code-java.")
+    check_parts(only, PARTS, data)
 
 
 def _judged(folder: Path, part: Part, overwrite: bool, workers: Workers, progress: Callable[[Step], None]) -> Done:

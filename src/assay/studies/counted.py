@@ -10,11 +10,12 @@ from typing import Any
 import pandas as pd
 
 from assay._errors import AssayError, unknown_name
+from assay._files import write_atomically
 from assay.faithfulness import ALL, Comparison
 from assay.models import CONTEXT, Counted, Counts, OtherModel, count_like_llama_cpp, cut_like_llama_cpp
 from assay.reports import TableView
 from assay.simplify import Simplification, label
-from assay.subjects import Subject, write_atomically
+from assay.subjects import Subject
 from assay.tasks import Split, Text
 
 COUNTINGS = ("llama.cpp",)

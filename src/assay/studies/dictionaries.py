@@ -2,24 +2,25 @@
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from assay._errors import AssayError, unknown_name
+from assay._files import write_atomically
 from assay.diagnostics import loss_recovered, reconstruction
 from assay.dictionaries import SparseAutoencoder
 from assay.engine import Engine, collect
 from assay.faithfulness import REFITTED, Comparison, Step, Workers, compare
-from assay.reports import Chart, FeatureView, Illustrations, Series, TableView, write_figures, write_page
+from assay.reports import Chart, FeatureView, Illustrations, Series, TableView
 from assay.simplify import SVD, RandomPerturbation, Simplification, label, representation_bits
 from assay.studies import code
 from assay.studies._dictionary_views import Cell, cell, split_by_split, whole
 from assay.studies._feature_views import feature_views
-from assay.subjects import Subject, load, shipped, write_atomically
+from assay.studies._parts import check_parts, run_parts, write_parts
+from assay.subjects import Subject, load, shipped
 from assay.tasks import Dyck, Task
 
 VECTORS, LOSSES = "reconstruction.parquet", "losses.parquet"
@@ -27,6 +28,9 @@ VECTORS, LOSSES = "reconstruction.parquet", "losses.parquet"
 
 SHIFTS_DRAWN = 3
 """Shifts in a chart, at most: those of the largest gaps."""
+
+SAME_BITS = 1.5
+"""Recipes whose bits differ by less than this factor are drawn by name: an axis of bits would have no tick."""
 
 PRECISION = 16
 """Bits of a number of a code, for dictionaries and SVD alike."""
@@ -91,8 +95,6 @@ def _code(name: str, task: Task, subject: Subject, *, everything: bool) -> Part:
     )
 
 
-NO_DATA = "code-java needs functions: give --data, a CodeSearchNet file or folder, hub:NAME, or a folder."
-
 ROWS = 10_000
 """Vectors that the dictionary is trained on whose refits are told of: as many as the smallest shift has beyond those
 that are judged."""
@@ -109,10 +111,7 @@ def code_python(*, everything: bool, device: str, data: str | None) -> Part:
 
 def code_java(*, everything: bool, device: str, data: str | None) -> Part:
     """A character model of Java, on functions that the caller has."""
-    if data is None:
-        raise AssayError(
-            "code-java needs functions: give --data, a CodeSearchNet file or folder, hub:NAME, or a folder."
-        )
+    assert data is not None, "see check_names"
     subject = load("code-java", device=device)
     return _code("code-java", code.task_of(subject, data), subject, everything=everything)
 
@@ -149,18 +148,9 @@ class Done:
     folder: Path
 
 
-def check_parts(only: Sequence[str], data: str | None = None) -> None:
-    """Raise AssayError for an unknown part, one that is named twice, and code-java without functions."""
-    for name in only:
-        if name not in PARTS:
-            raise unknown_name("part", name, PARTS)
-    twice = {name for name in only if list(only).count(name) > 1}
-    if twice:
-        raise AssayError(f"{', '.join(sorted(twice))} is named twice.")
-    if "code-java" in only and data is None:
-        raise AssayError(
-            "code-java needs functions: give --data, a CodeSearchNet file or folder, hub:NAME, or a folder."
-        )
+def check_names(only: Sequence[str], data: str | None = None) -> None:
+    """Raise AssayError for an unknown part, one that is named twice, and `data` with nobody to use it, or missing."""
+    check_parts(only, PARTS, data)
 
 
 def run(
@@ -181,30 +171,20 @@ def run(
     seeds, and the Dyck models, too. `only` names the parts to run (see `PARTS`), `sequences` how many sequences a split
     are judged; `data` has functions for code-java. Every part is a comparison in a folder of its name with a page of
     its own. A run that was stopped goes on where it was. Raises AssayError as `assay.compare` does, and as
-    `check_parts`.
+    `check_names`.
     """
-    check_parts(only, data)
-    chosen = list(only) or (["code-python", "dyck"] if everything else ["code-python"])
-    done = []
-    for name in chosen:
-        progress(Step(0, 1, f"{name}: reading"))
-        part = PARTS[name](everything=everything, device=device, data=data)
-        if sequences is not None:
-            part = replace(part, sequences=sequences)
-        done.append(_judged(folder / name, part, overwrite, workers, progress))
-    progress(Step(1, 1, "pages"))
-    parts = [illustrations(one) for one in done]
-    for name, one, own in zip(chosen, done, parts, strict=True):
-        own.save(folder / name)
-        write_figures(one.comparison, folder / name / "figures", own)
-        write_page(one.comparison, folder / name / "report.html", own)
-    shown = Illustrations(
-        tables=[table for part in parts for table in part.tables],
-        charts=[chart for part in parts for chart in part.charts],
-        features=[view for part in parts for view in part.features],
+    check_names(only, data)
+    done = run_parts(
+        folder,
+        list(only) or (["code-python", "dyck"] if everything else ["code-python"]),
+        lambda name: [PARTS[name](everything=everything, device=device, data=data)],
+        _judged,
+        sequences=sequences,
+        overwrite=overwrite,
+        workers=workers,
+        progress=progress,
     )
-    write_page(done[0].comparison, folder / "report.html", shown)
-    return done, shown
+    return done, write_parts(folder, done, [illustrations(one) for one in done])
 
 
 def _judged(folder: Path, part: Part, overwrite: bool, workers: Workers, progress: Callable[[Step], None]) -> Done:
@@ -369,17 +349,21 @@ def by_kind(done: Done, name: str) -> TableView:
 
 
 def by_bits(done: Done, what: str) -> Chart:
-    """Same prediction or the variance explained against bits, in distribution and under the shifts of largest gaps."""
+    """Same prediction or the variance explained against bits, in distribution and under the shifts of largest gaps.
+
+    Where all recipes have about the same bits, they stand beside each other by name.
+    """
     agreements, gaps = _agreements(done), _gaps(done)
     main = label(done.part.main)
     order = sorted(done.comparison.shifts, key=lambda shift: -float(gaps[main, shift]["gap"]))
+    alike = max(done.bits.values()) < SAME_BITS * min(done.bits.values())
     families: dict[str, list[str]] = {}
     for recipe in done.part.recipes:
-        families.setdefault(_family(recipe), []).append(label(recipe))
+        families.setdefault("" if alike else _family(recipe), []).append(label(recipe))
     series = []
     for split in ("iid", *order[:SHIFTS_DRAWN]):
         for family, names in families.items():
-            known = sorted(names, key=done.bits.__getitem__)
+            known = names if alike else sorted(names, key=done.bits.__getitem__)
             if what == "explained":
                 rows = [whole(done.vectors[name], split) for name in known]
                 keys, scale = ("explained", "explained_low", "explained_high"), 1.0
@@ -390,19 +374,23 @@ def by_bits(done: Done, what: str) -> Chart:
                 axis: [_or_none(scale * float(row[key])) for row in rows]
                 for axis, key in zip(("y", "low", "high"), keys, strict=True)
             }
-            series.append(
-                Series(name=split.replace("_", " "), variant=family, x=[done.bits[name] for name in known], **values)
-            )
+            x = [float(number) for number in range(len(known))] if alike else [done.bits[name] for name in known]
+            series.append(Series(name=split.replace("_", " "), variant=family, x=x, **values))
     words = "share of variance explained" if what == "explained" else "same prediction as the subject, %"
+    bits = (
+        f"of recipes that keep about {np.mean(list(done.bits.values())):.0f} bits at a position"
+        if alike
+        else "against the bits kept at a position"
+    )
     return Chart(
         name=f"{what.replace('_', '-')}-by-bits-{done.part.name}",
-        caption=f"{done.part.name}, {done.part.site}: {words} against the bits kept at a position (numbers of 16 bits, "
-        f"codebooks not counted), in distribution and under {min(len(order), SHIFTS_DRAWN)} shifts.",
-        x_label="bits a position",
+        caption=f"{done.part.name}, {done.part.site}: {words}, {bits} (numbers of 16 bits, codebooks not counted), "
+        f"in distribution and under {min(len(order), SHIFTS_DRAWN)} shifts.",
+        x_label="recipe" if alike else "bits a position",
         y_label=words,
-        names=None,
+        names=[label(recipe) for recipe in done.part.recipes] if alike else None,
         series=series,
-        logarithmic=True,
+        logarithmic=not alike,
     )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from assay._errors import AssayError
+from assay._files import remove
 from assay.engine import Engine, collect, tensors
 from assay.faithfulness import Comparison, Step, Workers, compare
 from assay.reports import Illustrations, KeyCloud, SentenceView, write_figures, write_page
@@ -215,5 +216,5 @@ def train(
     }
     trained = Subject(written.model, task.tokenizer(), task.name, seed=seed, record=record)
     save(trained, folder)
-    checkpoint.unlink()
+    remove(checkpoint)
     return trained

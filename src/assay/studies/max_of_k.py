@@ -18,11 +18,12 @@ import transformers
 from matplotlib.figure import Figure
 from rich.console import Group
 from rich.table import Table
-from rich.text import Text
 from scipy import stats
 from transformers import PreTrainedModel
 
 from assay._errors import unknown_name
+from assay._files import remove, write_atomically
+from assay._terminal import styled
 from assay.faithfulness import claim
 from assay.proofs import LINEAR_STRATEGIES, REMAINDERS, Certificate, Proxy, certify
 from assay.reports import PALETTE, environment, picture, style, to_png, to_svg
@@ -41,7 +42,6 @@ from assay.subjects import (
     max_of_k_model,
     save,
     shipped,
-    write_atomically,
 )
 from assay.subjects import train as train_model
 from assay.tasks import InputSet, MaxOfK
@@ -115,7 +115,7 @@ def train(
     }
     subject = Subject(model, None, name, seed=seed, record=record)
     save(subject, target)
-    checkpoint.unlink()
+    remove(checkpoint)
     return subject
 
 
@@ -377,12 +377,12 @@ def terminal(results: list[Result]) -> Group:
         for column in ("model", "proof", "at least", "at most", "operations", "seconds"):
             table.add_column(column, overflow="fold")
         for row in found:
-            table.add_row(*(Text(row[column]) for column in (0, 2, 3, 4, 5, 7)))
+            table.add_row(*(styled(row[column]) for column in (0, 2, 3, 4, 5, 7)))
         tables.append(table)
     if gaps := gap_lines(results):
         table = Table(*GAP_COLUMNS, title=GAPS, title_justify="left", box=None)
         for row in gaps:
-            table.add_row(*map(Text, row))
+            table.add_row(*map(styled, row))
         tables.append(table)
     return Group(*tables)
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from assay._errors import AssayError
+from assay._files import remove
 from assay.faithfulness import Comparison, Step, Workers, compare
 from assay.reports import Illustrations, write_figures, write_page
 from assay.simplify import Simplification
@@ -138,7 +139,7 @@ def run(
         progress=lambda text: progress(Step(1, 1, text)),
     )
     shown = shown.model_copy(update={"tables": [*shown.tables, *of_dictionaries]})
-    (folder / COUNTS).unlink(missing_ok=True)
+    remove(folder / COUNTS)
     if chunks is not None:
         progress(Step(1, 1, "counting"))
         counts = counted(subject, simplifications, chunks)

@@ -1,5 +1,6 @@
 """Who is tested: any Hugging Face model, and the reference models that Assay trains and ships."""
 
+from assay._files import write_atomically
 from assay.subjects._load import DTYPES, check_seed, load, resolve_device, resolve_dtype, save, shipped, takes_base
 from assay.subjects._max_of_k import (
     LINEAR_MAX_BATCH,
@@ -33,7 +34,6 @@ from assay.subjects._train import (
     Recipe,
     Trained,
     train,
-    write_atomically,
 )
 
 __all__ = [

@@ -2,7 +2,6 @@
 
 import copy
 import importlib.util
-import json
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,8 @@ import torch
 from transformers import PreTrainedModel
 
 from assay._errors import AssayError
-from assay.subjects._reading import UNREADABLE, quiet, reason
+from assay._files import read_json
+from assay.subjects._reading import quiet, reason
 from assay.subjects._sentences import file_of
 from assay.subjects._subject import Subject
 
@@ -36,7 +36,7 @@ def named_base(source: str | Path, name: str) -> str | Path:
     Raises AssayError where it names none, or another adapter.
     """
     named = _settings(source, name).get("base_model_name_or_path")
-    if not named:
+    if not named or not isinstance(named, str):
         raise AssayError(f"{name!r} is an adapter that does not name its base ({_SETTINGS}); give base=.")
     beside = (Path(named), source / named) if isinstance(source, Path) else (Path(named),)
     found = next((path for path in beside if path.is_dir()), str(named))
@@ -85,7 +85,9 @@ def merge(source: str | Path, name: str, base: Subject, *, dtype: torch.dtype | 
             _check(found.missing_keys, found.unexpected_keys, name, base)
             unmerged = replace(base, model=model)(probe).float()  # peft changed it in place
             plain: PreTrainedModel = tuned.merge_and_unload(safe_merge=True)
-    except (*UNREADABLE, AttributeError, TypeError, NotImplementedError) as error:
+    except (AssayError, MemoryError):
+        raise
+    except Exception as error:  # of a damaged or hostile file peft raises anything
         raise AssayError(
             f"the adapter {name!r} ({settings.get('peft_type', 'of no known type')}) cannot be put on "
             f"{base.name!r} and merged ({reason(error)}); give base=, the model that it was trained on, or merge it "
@@ -112,10 +114,7 @@ def merge(source: str | Path, name: str, base: Subject, *, dtype: torch.dtype | 
 
 def _settings(source: str | Path, name: str) -> dict[str, Any]:
     path = file_of(source, _SETTINGS)
-    try:
-        found = json.loads(path.read_text(encoding="utf-8")) if path else {}
-    except ValueError as error:
-        raise AssayError(f"{_SETTINGS} of {name!r} is damaged ({reason(error)}); restore it.") from None
+    found = read_json(path) if path else {}
     return found if isinstance(found, dict) else {}
 
 

@@ -24,10 +24,10 @@ from transformers.modeling_gguf_pytorch_utils import (
     get_gguf_hf_weights_map,
 )
 
-from assay._errors import AssayError
+from assay._errors import AssayError, is_failure
 from assay.subjects._checkpoint import check_loaded, prefer_plain_attention
 from assay.subjects._objective import auto_class, objective_of
-from assay.subjects._reading import UNREADABLE, quiet, reason
+from assay.subjects._reading import quiet, reason
 from assay.subjects._subject import Subject
 from assay.tasks import Objective
 
@@ -146,7 +146,9 @@ def read_gguf(
                 ignore_mismatched_sizes=True,  # refused by name below
                 output_loading_info=True,
             )
-        except (*UNREADABLE, TypeError, NotImplementedError, AttributeError, IndexError) as error:
+        except (AssayError, MemoryError):
+            raise
+        except Exception as error:  # of a damaged or hostile file transformers raises anything
             raise AssayError(
                 f"could not read {name!r}, a GGUF file of architecture {file.architecture!r} ({reason(error)}); known "
                 f"are {', '.join(sorted({*GGUF_SUPPORTED_ARCHITECTURES, *GGUF_ARCHS}))}. For others, give the model "
@@ -281,7 +283,9 @@ def _tokenizer(file: GgufFile, empty: str, model: PreTrainedModel, base: Subject
         if kind not in _TOKENIZERS:
             raise ValueError(f"kinds that can be: {', '.join(_TOKENIZERS)}")
         found: Tokenizer = AutoTokenizer.from_pretrained(empty, gguf_file=str(file.path))
-    except Exception as error:  # tokenizers raises nothing more special
+    except BaseException as error:  # tokenizers raises nothing more special, and panics
+        if not is_failure(error):
+            raise
         if base is None:
             raise AssayError(
                 f"the tokenizer of {file.name!r} (of kind {kind!r}) cannot be read ({reason(error)}); give base=, the "

@@ -14,16 +14,18 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from assay._errors import AssayError, unknown_name
+from assay._errors import AssayError, is_failure, unknown_name
+from assay._files import make_folder, read_json, write_atomically
+from assay._given import checked
 from assay.subjects._adapter import is_adapter, merge, named_base, require_peft
 from assay.subjects._checkpoint import check_loaded, prefer_plain_attention
+from assay.subjects._configuration import check_configuration, check_demand, refuse_kernels
 from assay.subjects._gguf import read_gguf
 from assay.subjects._objective import WHAT, Pooling, auto_class, objective_of, resolve_objective, resolve_pooling
 from assay.subjects._quantized import check_quantization, describe_quantized, quantization, without_scales
-from assay.subjects._reading import UNREADABLE, quiet, reason
+from assay.subjects._reading import quiet, reason
 from assay.subjects._sentences import Use, is_sentence_transformer, read_use
 from assay.subjects._subject import Subject
-from assay.subjects._train import write_atomically
 from assay.tasks import Objective
 
 _CHECKPOINTS = files("assay.subjects") / "checkpoints"
@@ -42,6 +44,7 @@ def shipped() -> dict[str, tuple[int, ...]]:
     return found
 
 
+@checked
 def check_seed(name: str, seed: int) -> None:
     """Raise AssayError unless the reference model is shipped with this training seed."""
     seeds = shipped()[name]
@@ -49,6 +52,7 @@ def check_seed(name: str, seed: int) -> None:
         raise AssayError(f"{name!r} is shipped with seeds {', '.join(map(str, seeds))}; not with {seed}.")
 
 
+@checked
 def resolve_device(device: str) -> str:
     """`"auto"` is CUDA or MPS where there is one, else the CPU; anything else must name a usable device."""
     if device == "auto":
@@ -66,6 +70,7 @@ def resolve_device(device: str) -> str:
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 
+@checked
 def resolve_dtype(dtype: str) -> torch.dtype:
     """The dtype of that name. Raises AssayError unless it is one of `DTYPES`."""
     if dtype not in DTYPES:
@@ -73,6 +78,7 @@ def resolve_dtype(dtype: str) -> torch.dtype:
     return DTYPES[dtype]
 
 
+@checked
 def load(
     name: str | Path,
     *,
@@ -154,6 +160,7 @@ def load(
     return _read(str(name), str(name), how)
 
 
+@checked
 def takes_base(name: str | Path) -> bool:
     """Whether a name is that of an adapter or a GGUF file: what `load` takes a `base` for."""
     path = Path(name)
@@ -180,10 +187,7 @@ class _How:
 def _read(source: str | Path, name: str, how: _How) -> Subject:
     record: Mapping[str, Any] = {}
     if isinstance(source, Path) and (source / _RECORD).exists():
-        try:
-            record = json.loads((source / _RECORD).read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise AssayError(f"{source / _RECORD} is damaged ({error}); remove it or restore it.") from None
+        record = _read_record(source / _RECORD)
     what = "a model" if how.objective is None else WHAT[how.objective]
     if is_adapter(source):
         _refuse_sharded(name, "an adapter", how)
@@ -191,9 +195,12 @@ def _read(source: str | Path, name: str, how: _How) -> Subject:
     if how.base is not None:
         raise AssayError(f"load(base=...): {name!r} is a whole model; base is for adapters and GGUF files.")
     _refuse_gguf_inside(source, name)
+    if isinstance(source, Path):
+        check_configuration(source, name)
     try:
         with quiet(bars=isinstance(source, str)):
             config: PreTrainedConfig = AutoConfig.from_pretrained(source, trust_remote_code=how.trust_remote_code)
+            refuse_kernels(config._attn_implementation, name)
             objective = how.objective or _guess(config, source, name)
             what = WHAT[objective]
             if not how.allow_pickle:
@@ -201,6 +208,8 @@ def _read(source: str | Path, name: str, how: _How) -> Subject:
             said = quantization(config)
             check_quantization(said, name)
             prefer_plain_attention(config)
+            if isinstance(source, Path) and not how.trust_remote_code:
+                check_demand(config, objective, source, name)
             found: Any = auto_class(objective, config).from_pretrained(
                 source,
                 config=config,
@@ -220,7 +229,9 @@ def _read(source: str | Path, name: str, how: _How) -> Subject:
             check_loaded(model, info, name, objective)
             if said:
                 record = {**record, "quantization": describe_quantized(said, model, name)}
-    except UNREADABLE as error:
+    except (AssayError, MemoryError):
+        raise
+    except Exception as error:  # of a damaged or hostile file transformers raises anything
         raise _unreadable(source, name, what, error) from None
     use = Use()
     if objective == "embedding":
@@ -239,6 +250,19 @@ def _read(source: str | Path, name: str, how: _How) -> Subject:
         prompt=use.prompt,
     )
     return _checked(subject, how)
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    """A training record. Raises AssayError unless it is one, as far as it is used."""
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise AssayError(f"{str(path)!r} holds a {type(found).__name__}, not an object; remove it or restore it.")
+    dtype, seed = found.get("dtype"), found.get("seed")
+    if dtype is not None and (not isinstance(dtype, str) or dtype not in DTYPES):
+        raise AssayError(f"{str(path)!r} says dtype: {str(dtype)[:60]!r}; known: {', '.join(DTYPES)}.")
+    if seed is not None and type(seed) is not int:
+        raise AssayError(f"{str(path)!r} says seed: {str(seed)[:60]!r}, which is no whole number.")
+    return found
 
 
 def _read_file(path: Path, how: _How) -> Subject:
@@ -382,7 +406,9 @@ def _check_forward(subject: Subject) -> None:
     try:
         tokens = torch.tensor([[0, 0], [0, subject.vocabulary - 1]], device=subject.device)
         logits = subject(tokens)
-    except (RuntimeError, ValueError, IndexError, TypeError, AttributeError) as error:
+    except (AssayError, MemoryError):
+        raise
+    except Exception as error:  # of odd settings transformers raises anything
         raise AssayError(f"{subject.name!r} cannot be run on two tokens ({reason(error)}).") from None
     if not torch.isfinite(logits).all():
         raise AssayError(
@@ -407,7 +433,9 @@ def _tokenizer(source: str | Path, name: str, trust_remote_code: bool) -> PreTra
     has_files = isinstance(source, Path) and any(any(source.glob(pattern)) for pattern in _OF_TOKENIZERS)
     try:
         found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
-    except Exception as error:  # tokenizers raises nothing more special
+    except BaseException as error:  # tokenizers raises nothing more special, and panics
+        if not is_failure(error):
+            raise
         if has_files or not isinstance(error, OSError | ValueError | KeyError):
             raise AssayError(
                 f"the tokenizer of {name!r} cannot be read ({reason(error)}); restore its files, or remove them to "
@@ -417,12 +445,13 @@ def _tokenizer(source: str | Path, name: str, trust_remote_code: bool) -> PreTra
     return found if set(found.get_vocab()) - set(found.all_special_tokens) else None
 
 
+@checked
 def save(subject: Subject, folder: Path, *, stored: torch.dtype | None = None) -> None:
     """Write a subject as a folder that `load` reads: config, safetensors, tokenizer, training record.
 
     `stored` is the dtype of the weights in the file (default: the subject's own); what is rounded away is lost.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     model = subject.model
     if stored is not None:
         model = copy.deepcopy(model)

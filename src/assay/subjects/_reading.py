@@ -1,24 +1,9 @@
 """What is needed to read a model, wherever it comes from: quiet, and other packages' errors in one line."""
 
-import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
-
-UNREADABLE = (
-    OSError,
-    ValueError,
-    KeyError,
-    RuntimeError,
-    ImportError,
-    SafetensorError,
-    StrictDataclassError,
-    pickle.UnpicklingError,
-)
-"""What transformers raises for a model that it cannot read."""
 
 
 @contextmanager
@@ -39,7 +24,8 @@ def quiet(bars: bool = False) -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def reason(error: Exception) -> str:
+def reason(error: BaseException) -> str:
     """The first line of what an error says, with the next one where it only leads to that; its name if it is silent."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return f"{lines[0]} {lines[1].strip()}" if lines[0].endswith(":") and lines[1:] else lines[0]
+    first = f"{lines[0]} {lines[1].strip()}" if lines[0].endswith(":") and lines[1:] else lines[0]
+    return first if len(first) <= 300 else f"{first[:297]}..."

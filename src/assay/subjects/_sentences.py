@@ -4,7 +4,6 @@ Read: modules.json, sentence_bert_config.json (and its older names), the pooling
 config_sentence_transformers.json, as sentence-transformers 2 to 6 write them.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
 from assay._errors import AssayError
+from assay._files import read_json
 from assay.subjects._objective import Pooling
 
 _MODES: dict[str, Pooling] = {
@@ -70,7 +70,10 @@ class Use:
 def file_of(source: str | Path, name: str) -> Path | None:
     """A file of a folder or of a model on the hub; None if it has none."""
     if isinstance(source, Path):
-        return source / name if (source / name).is_file() else None
+        try:
+            return source / name if (source / name).is_file() else None
+        except ValueError:  # a null character
+            return None
     try:
         found = cached_file(
             source, name, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
@@ -96,11 +99,19 @@ def read_use(source: str | Path, *, pooling: Pooling | None = None, prompt: str 
         return Use(pooling or "mean", prompt or "")
     of_pooling: dict[str, Any] = {}
     at = modules
-    for module in _json(modules):
+    listed = read_json(modules)
+    if not isinstance(listed, list) or not all(isinstance(module, dict) for module in listed):
+        raise AssayError(f"{str(modules)!r} holds no list of modules; restore it.")
+    for module in listed:
         kind = _kind(module, source)
         if kind == "Pooling":
-            found = file_of(source, f"{module.get('path', '1_Pooling')}/config.json")
-            of_pooling, at = ({}, at) if found is None else (_json(found), found)
+            folder = module.get("path", "1_Pooling")
+            if not isinstance(folder, str) or Path(folder).is_absolute() or ".." in Path(folder).parts:
+                raise AssayError(
+                    f"{str(modules)!r} has its Pooling in {folder!r}, which is no folder in it; restore it."
+                )
+            found = file_of(source, f"{folder}/config.json")
+            of_pooling, at = ({}, at) if found is None else (_object(found), found)
         elif kind == "Transformer" and module.get("path", "") not in ("", "."):
             raise AssayError(
                 f"{str(source)!r} has its Transformer in the folder {module['path']!r}; load and save it with a newer "
@@ -131,6 +142,8 @@ def _kind(module: Mapping[str, Any], source: str | Path) -> str:
 def _pooling(settings: Mapping[str, Any], path: Path) -> Pooling:
     said = settings.get("pooling_mode")
     modes = [said] if isinstance(said, str) else said
+    if modes is not None and not (isinstance(modes, list) and all(isinstance(mode, str) for mode in modes)):
+        raise AssayError(f"{str(path)!r} has a pooling_mode that is no name or list of names; restore it.")
     if modes is None:
         modes = [
             name.removeprefix("pooling_mode_")
@@ -150,7 +163,7 @@ def _prompt(source: str | Path, given: str | None) -> str:
     path = file_of(source, "config_sentence_transformers.json")
     if path is None:
         return given or ""
-    settings = _json(path)
+    settings = _object(path)
     kind = settings.get("model_type") or "SentenceTransformer"
     if kind != "SentenceTransformer":
         raise AssayError(
@@ -160,6 +173,10 @@ def _prompt(source: str | Path, given: str | None) -> str:
     name, prompts = settings.get("default_prompt_name"), settings.get("prompts") or {}
     if given is not None or name is None:
         return given or ""
+    if not isinstance(prompts, dict) or not all(isinstance(text, str | None) for text in prompts.values()):
+        raise AssayError(f"{str(path)!r} has prompts that are no texts by name; restore it.")
+    if not isinstance(name, str):
+        raise AssayError(f"{str(path)!r} has a default_prompt_name that is no name; restore it.")
     if name not in prompts:
         raise AssayError(
             f"{str(source)!r} names the default prompt {name!r}, but its prompts are {', '.join(prompts) or 'none'} "
@@ -173,7 +190,7 @@ def _of_transformer(source: str | Path) -> tuple[int | None, bool]:
     path = next((found for name in _OF_TRANSFORMER if (found := file_of(source, name))), None)
     if path is None:
         return None, False
-    settings = _json(path)
+    settings = _object(path)
     unknown = dict(_not_plain(settings))
     if unknown:
         key, value = next(iter(unknown.items()))
@@ -181,7 +198,10 @@ def _of_transformer(source: str | Path) -> tuple[int | None, bool]:
             f"{str(source)!r} is used with {key}={value!r} ({path.name}), which Assay does not do; remove it there to "
             "judge the encoder without it."
         )
-    return settings.get("max_seq_length"), bool(settings.get("do_lower_case"))
+    longest = settings.get("max_seq_length")
+    if longest is not None and (type(longest) is not int or not 0 < longest < 2**31):
+        raise AssayError(f"{str(path)!r} has a max_seq_length that is no number of tokens; restore it.")
+    return longest, bool(settings.get("do_lower_case"))
 
 
 def _not_plain(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -189,14 +209,15 @@ def _not_plain(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         if key in ("max_seq_length", "do_lower_case", *_WITHOUT_EFFECT) or not value:
             continue
         plain: Any = _PLAIN.get(key)
-        if key == "modality_config":  # of which only how text is read matters
+        if key == "modality_config" and isinstance(value, dict):  # of which only how text is read matters
             value = {"text": value.get("text", plain["text"])}  # noqa: PLW2901
         if value != plain:
             yield key, value
 
 
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise AssayError(f"{path} is damaged ({error}); restore it.") from None
+def _object(path: Path) -> dict[str, Any]:
+    """The settings of a file. Raises AssayError if it holds none."""
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise AssayError(f"{str(path)!r} holds a {type(found).__name__}, not an object; restore it.")
+    return found

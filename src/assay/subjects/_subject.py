@@ -15,7 +15,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from assay._errors import AssayError
 from assay._fingerprint import NotHashableError, fingerprint_or_reason
+from assay._given import check_fields, checked
 from assay.subjects._alterations import alterations, behaviour
 from assay.subjects._objective import Pooling, objective_of, resolve_objective, resolve_pooling
 from assay.subjects._quantized import keep_as_stored
@@ -50,6 +52,7 @@ class Subject:
     prompt: str = ""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         found = self.objective or objective_of(type(self.model).__name__) or "causal"
         resolve_pooling(self.pooling)
         object.__setattr__(self, "objective", resolve_objective(found))
@@ -150,11 +153,22 @@ class Subject:
         """A hash of the rest that its outputs depend on (hooks, settings of modules, code), or why there is none."""
         return fingerprint_or_reason(behaviour(self.model))
 
+    @checked
     def to(self, device: str | torch.device) -> "Subject":
-        """This subject with its weights on `device` (moved in place, as torch does)."""
-        torch.nn.Module.to(self.model, device)
+        """This subject with its weights on `device` (moved in place, as torch does).
+
+        Raises AssayError for a device that there is none of.
+        """
+        try:
+            torch.nn.Module.to(self.model, torch.device(device))
+        except (RuntimeError, AssertionError) as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            why = str(error).split("\n")[0]
+            raise AssayError(f"Subject.to(device={str(device)!r}): {why}; 'cpu' is always there.") from None
         return self
 
+    @checked
     def shuffled_copy(self, seed: int = 0) -> "Subject":
         """The same model with the entries of every matrix in random order: a control that knows nothing.
 

@@ -4,7 +4,6 @@ Notable: a batch is a pure function of (seed, step) and every source of randomne
 interrupted run ends with the same weights, bit for bit, as an undisturbed one on the same machine.
 """
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -16,6 +15,8 @@ from jaxtyping import Int
 from transformers import PreTrainedModel
 
 from assay._errors import AssayError
+from assay._files import write_atomically
+from assay._given import checked
 
 IGNORED = -100
 """A label that carries no loss (the convention of torch's cross-entropy)."""
@@ -134,17 +135,7 @@ class Trained:
     final_loss: float
 
 
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, then move it into place: never a half-written file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
+@checked
 def train(
     model: PreTrainedModel,
     batches: Callable[[int], Batch],

@@ -25,6 +25,7 @@ from assay.tasks._overlap import (
 from assay.tasks._pair_files import Pair
 from assay.tasks._pairs import Pairs, bound
 from assay.tasks._pieces import CLASSES
+from assay.tasks._questions import Question, Read
 from assay.tasks._task import NO_TOKEN, UNSCORED, Feature, Kind, Objective, Role, Split, Task
 from assay.tasks._text import Group, Text
 from assay.tasks._tokenizer import SPECIALS, code_vocabulary, token_names, vocabulary_sha256
@@ -70,6 +71,8 @@ __all__ = [
     "Overlap",
     "Pair",
     "Pairs",
+    "Question",
+    "Read",
     "Role",
     "Source",
     "Split",

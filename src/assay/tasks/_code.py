@@ -18,6 +18,7 @@ from jaxtyping import Int
 from transformers import PreTrainedTokenizerFast
 
 from assay._errors import AssayError, unknown_name
+from assay._given import check_fields, checked
 from assay.tasks._functions import Found, Function, Interpreter, Source, source_of
 from assay.tasks._lexing import END as AT_END
 from assay.tasks._lexing import KINDS, OTHER, PARTS, SlowError, characters, check_language, outline
@@ -88,6 +89,7 @@ class Code:
     primary_kind = "all"
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name, value, low in (("context", self.context, 8), ("max_depth", self.max_depth, 0)):
             if value < low:
                 raise AssayError(f"Code({name}={value}): must be at least {low}.")
@@ -102,6 +104,7 @@ class Code:
         check_language(self.source.language)
 
     @classmethod
+    @checked
     def from_data(cls, data: str | Path | Source = "python", language: str | None = None, **parameters: Any) -> "Code":
         """The task on what a person names: see `source_of` for `data` and `language`, `Code` for `parameters`."""
         return cls(source_of(data, language), **parameters)
@@ -152,6 +155,7 @@ class Code:
     def _ids(self) -> dict[int, int]:
         return {ord(token): index for index, token in enumerate(self.vocabulary) if index >= len(SPECIALS)}
 
+    @checked
     def id_of(self, character: str) -> int:
         """The token of a character, `unknown_id` where the vocabulary has none."""
         return self._ids.get(ord(character), UNKNOWN)
@@ -160,6 +164,7 @@ class Code:
         """A Hugging Face tokenizer with the same ids: one token a character, START in front."""
         return character_tokenizer(self.vocabulary, self.context)
 
+    @checked
     def decode(self, tokens: Int[np.ndarray, " position"]) -> str:
         """The text of tokens; specials by their names."""
         return "".join(self.vocabulary[token] for token in tokens)
@@ -275,6 +280,7 @@ class Code:
         """The splits that have functions: train, iid, unseen_depth, unseen_repository, other languages."""
         return tuple(self._dealt.splits)
 
+    @checked
     def functions(self, name: str) -> tuple[Function, ...]:
         """All functions of a split, in its order. Raises AssayError for an unknown split."""
         if name not in self._dealt.splits:
@@ -326,6 +332,7 @@ class Code:
         """All training sequences: tokens (padded on the right with `pad_id`) and lengths."""
         return self._tokens(self._dealt.splits["train"])
 
+    @checked
     def split(self, name: str, sequences: int) -> Split:
         """The first `sequences` functions of a split (all, if it has fewer: see the split's own length).
 
@@ -363,6 +370,7 @@ class Code:
                 features["part"][row, count] = AT_END
         return Split(name, role, description, tokens, lengths, kinds, features, names=dict(enumerate(self.vocabulary)))
 
+    @checked
     def read_function(self, text: str, language: str) -> Split:
         """A split of one function. Raises AssayError if it is empty or its language is unknown."""
         check_language(language)

@@ -6,7 +6,7 @@ correct closing bracket has probability 1/2 and each opening bracket 1/(2k); at 
 is certain. The splits are those of Friedman et al. (arXiv 2312.03656).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from typing import Literal
@@ -20,6 +20,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from assay._errors import AssayError, unknown_name
+from assay._given import check_fields, checked
 from assay.tasks._task import UNSCORED, Feature, Kind, Role, Split
 
 FAR = 10
@@ -121,6 +122,15 @@ def parse_sentences(sentences: Int[np.ndarray, "sentence position"], brackets: i
     return _Parsed(depth=depth.astype(np.int16), distance=distance)
 
 
+@dataclass
+class _Hand:
+    """Sentences that were dealt of a stream of draws, by split, in order; `dealt` are their bytes."""
+
+    rows: dict[str, list[np.ndarray]] = field(default_factory=dict)
+    dealt: set[bytes] = field(default_factory=set)
+    chunks: int = 0
+
+
 @dataclass(frozen=True)
 class Dyck:
     """The task Dyck-(brackets, max_depth) with the splits of "Interpretability Illusions" (arXiv 2312.03656, §2).
@@ -163,6 +173,7 @@ class Dyck:
     )
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name, value, low in (
             ("brackets", self.brackets, 1),
             ("max_depth", self.max_depth, 1),
@@ -304,49 +315,56 @@ class Dyck:
             structures |= parts
         return sentences, structures
 
+    @cached_property
+    def _hands(self) -> dict[int, "_Hand"]:
+        """What has been dealt of each stream of draws: most splits are dealt of one, and each asks for it."""
+        return {}
+
     def _evaluation(self, wanted: str, count: int) -> np.ndarray:
         """The first `count` sentences of an evaluation split.
 
         Fresh draws are dealt out in order, even ones to iid and odd ones to the structure splits, and a sentence that
         was dealt before is dropped; so a split's first sentences do not depend on how many are asked for.
         """
-        seen_sentences, seen_structures = self._seen
-        dealt: set[bytes] = set()
-        rows: list[np.ndarray] = []
-        depth = self.deeper if wanted == "unseen_depth" else self.max_depth
         stream = 2 if wanted == "unseen_depth" else 1
-        chunk = 0
+        hand = self._hands.setdefault(stream, _Hand())
+        rows = hand.rows.setdefault(wanted, [])
         while len(rows) < count:
-            if chunk >= 50 and len(rows) < chunk / 10:  # at this rate it would take thousands of chunks
+            if hand.chunks >= 50 and len(rows) < hand.chunks / 10:  # at this rate it would take thousands of chunks
                 raise AssayError(
-                    f"{self!r}: split {wanted!r} has too few sentences ({len(rows)} found in {chunk * _CHUNK:,} "
+                    f"{self!r}: split {wanted!r} has too few sentences ({len(rows)} found in {hand.chunks * _CHUNK:,} "
                     f"draws, {count} wanted); use fewer training sentences, more bracket types or longer sentences."
                 )
-            fresh = self._sample(stream, chunk, _CHUNK, depth)
-            lengths = (fresh != _EMPTY).sum(axis=1)
-            if wanted == "unseen_depth":
-                moves = np.where(fresh == _EMPTY, 0, np.where(fresh < self.brackets, 1, -1))
-                names = np.where(np.cumsum(moves, axis=1).max(axis=1) > self.max_depth, wanted, "").tolist()
-            else:
-                names = [
-                    "iid"
-                    if index % 2 == 0
-                    else "seen_structure"
-                    if parts <= seen_structures
-                    else "unseen_structure_short"
-                    if length <= SHORT
-                    else "unseen_structure_long"
-                    for index, (parts, length) in enumerate(zip(self._structures(fresh), lengths, strict=True))
-                ]
-            for row, name in zip(fresh, names, strict=True):
-                key = row.tobytes()
-                if name and key not in seen_sentences and key not in dealt:
-                    dealt.add(key)
-                    if name == wanted:
-                        rows.append(row)
-            chunk += 1
+            self._deal(stream, hand)
         return np.stack(rows[:count])
 
+    def _deal(self, stream: int, hand: "_Hand") -> None:
+        """Deal the next chunk of a stream."""
+        seen_sentences, seen_structures = self._seen
+        fresh = self._sample(stream, hand.chunks, _CHUNK, self.max_depth if stream == 1 else self.deeper)
+        lengths = (fresh != _EMPTY).sum(axis=1)
+        if stream == 1:
+            names = [
+                "iid"
+                if index % 2 == 0
+                else "seen_structure"
+                if parts <= seen_structures
+                else "unseen_structure_short"
+                if length <= SHORT
+                else "unseen_structure_long"
+                for index, (parts, length) in enumerate(zip(self._structures(fresh), lengths, strict=True))
+            ]
+        else:
+            moves = np.where(fresh == _EMPTY, 0, np.where(fresh < self.brackets, 1, -1))
+            names = np.where(np.cumsum(moves, axis=1).max(axis=1) > self.max_depth, "unseen_depth", "").tolist()
+        for row, name in zip(fresh, names, strict=True):
+            key = row.tobytes()
+            if name and key not in seen_sentences and key not in hand.dealt:
+                hand.dealt.add(key)
+                hand.rows.setdefault(name, []).append(row)
+        hand.chunks += 1
+
+    @checked
     def split(self, name: str, sequences: int) -> Split:
         """The first `sequences` sentences of a split, with START and END, kinds, depth and distance.
 
@@ -411,6 +429,7 @@ class Dyck:
             names=dict(enumerate(self.vocabulary)),
         )
 
+    @checked
     def read_sentence(self, text: str) -> Split:
         """A split of one sentence written like `(0 (3 3) 0)`.
 

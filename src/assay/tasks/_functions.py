@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from assay._errors import AssayError, unknown_name
+from assay._given import checked
 from assay.tasks._cutting import UncutError, cut, decode
 from assay.tasks._lexing import LANGUAGES, check_language
 from assay.tasks._rows import hub_rows, is_json_lines, json_rows
@@ -343,6 +344,7 @@ class Interpreter:
         }
 
 
+@checked
 def source_of(data: str | Path | Source, language: str | None = None) -> Source:
     """A source from what a person writes: `python`, `hub:NAME`, a .jsonl file, a folder of them or of source files.
 

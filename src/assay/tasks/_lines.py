@@ -91,7 +91,7 @@ def _file(path: Path, field: str, split: str) -> Iterator[str]:
                 raise AssayError(f"split {split!r}: {str(path)!r} has {row} (row {number}); fix or remove it.")
             yield from _field(row, field, split, f"row {number} of {str(path)!r}")
     elif name.endswith(".parquet"):
-        for number, row in enumerate(parquet_rows(path), start=1):
+        for number, row in enumerate(parquet_rows(path, field), start=1):
             yield from _field(row, field, split, f"row {number} of {str(path)!r}")
     elif name.endswith(_NOT_TEXT):
         raise AssayError(f"split {split!r}: {str(path)!r} cannot be read; give a .txt, .jsonl(.gz) or .parquet file.")

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Int
 
 from assay._errors import AssayError, unknown_name
+from assay._given import check_fields, checked
 from assay.tasks._task import UNSCORED, Feature, Kind, Role, Split
 
 NEAR = 2
@@ -35,6 +36,7 @@ class InputSet:
     copies: int | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name, value, low, high in (
             ("length", self.length, 1, None),
             ("vocabulary", self.vocabulary, 1, None),
@@ -118,6 +120,7 @@ class MaxOfK:
     features = (Feature("gap", "largest token minus the largest smaller one", ("maximum",), (0, 1, 2, 4, 8, 16, 32)),)
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name, value, low in (("length", self.length, 2), ("vocabulary", self.vocabulary, 2)):
             if value < low:
                 raise AssayError(f"MaxOfK({name}={value}): must be at least {low}.")
@@ -136,6 +139,7 @@ class MaxOfK:
         """The smallest token of the upper quarter of the vocabulary."""
         return self.vocabulary - max(1, self.vocabulary // 4)
 
+    @checked
     def sample(self, rng: np.random.Generator, count: int) -> Int[np.ndarray, "count length"]:
         """Uniform sequences, without the answer."""
         return rng.integers(self.vocabulary, size=(count, self.length))
@@ -154,6 +158,7 @@ class MaxOfK:
             return tokens
         return self.sample(rng, count)
 
+    @checked
     def split(self, name: str, sequences: int) -> Split:
         """The first `sequences` sequences of a split, each followed by its answer.
 

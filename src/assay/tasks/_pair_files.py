@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from assay._errors import AssayError, unknown_name
+from assay._files import read_bytes
 from assay.tasks._rows import HUB, hub_parts, hub_rows, is_json_lines, json_lines, parquet_rows
 
 ANSWER = "answer"
@@ -105,7 +106,7 @@ def _numbered(noun: str, source: str | Path, rows: Iterable[Any]) -> Iterator[tu
 
 def _prompts(path: Path) -> list[Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8-sig"))
+        found = json.loads(read_bytes(path))
     except (OSError, ValueError, RecursionError):
         raise AssayError(f"{str(path)!r} cannot be read as JSON; for one object a line, name it .jsonl.") from None
     prompts = found.get("prompts") if isinstance(found, dict) else found

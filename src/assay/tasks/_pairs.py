@@ -11,10 +11,12 @@ from typing import Any, Literal, get_args
 from transformers import PreTrainedTokenizerBase
 
 from assay._errors import AssayError, unknown_name
+from assay._files import write_atomically
+from assay._given import check_fields, checked
 from assay.tasks._pair_files import Pair, pair_of, read_pairs
 from assay.tasks._task import Feature, Kind, Role, Split
 from assay.tasks._token_pairs import TokenPair, split_of_pairs
-from assay.tasks._tokenizer import token_names, vocabulary_sha256
+from assay.tasks._tokenizer import encoded, token_names, vocabulary_sha256
 
 Misfits = Literal["refuse", "leave out"]
 """What is done with pairs that are none to a tokenizer."""
@@ -56,6 +58,7 @@ class Pairs:
     )
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.misfits not in get_args(Misfits):
             raise unknown_name("treatment of misfits", str(self.misfits), get_args(Misfits))
         order = sorted(self.pairs, key=lambda name: ("train", "iid", name).index(name))
@@ -74,6 +77,7 @@ class Pairs:
     # -- where they come from ---------------------------------------------------------------------------------------
 
     @classmethod
+    @checked
     def read(
         cls,
         path: str | Path | Mapping[str, str | Path],
@@ -108,6 +112,7 @@ class Pairs:
         return cls(pairs, misfits=misfits)
 
     @classmethod
+    @checked
     def of(cls, rows: Iterable[Mapping[str, Any]], *, misfits: Misfits = "refuse") -> "Pairs":
         """The pairs of rows with the fields of a file. Raises AssayError as `read` does."""
         found = (pair_of(row, f"row {number}") for number, row in enumerate(rows, start=1))
@@ -134,6 +139,7 @@ class Pairs:
         }
         return cls(dealt, misfits=misfits, dealt=True)
 
+    @checked
     def write(self, path: str | Path) -> Path:
         """Write all pairs as JSON lines, with split and kind, so that `read` gives them again.
 
@@ -145,7 +151,7 @@ class Pairs:
         rows = ({**pair.row(), "split": name} for name, pairs in self.pairs.items() for pair in pairs)
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         try:
-            into.write_text(text, encoding="utf-8", newline="\n")
+            write_atomically(into, lambda path: path.write_text(text, encoding="utf-8", newline="\n"))
         except OSError as error:
             raise AssayError(f"cannot write {str(path)!r}: {error.strerror}.") from None
         return into
@@ -157,6 +163,7 @@ class Pairs:
         """Whether splits can be made: with a tokenizer, or because no pair has a text."""
         return self.tokenizer is not None or not any(pair.has_text for pairs in self.pairs.values() for pair in pairs)
 
+    @checked
     def bound_to(self, tokenizer: PreTrainedTokenizerBase | None) -> "Pairs":
         """The task in the tokens of a tokenizer. Raises AssayError for pairs that are none to it, and for None."""
         if tokenizer is None:
@@ -198,6 +205,7 @@ class Pairs:
         """train, where there is one, iid and the shifts."""
         return tuple(self.pairs)
 
+    @checked
     def split(self, name: str, sequences: int) -> Split:
         """The first `sequences` pairs of a split, fewer if it has fewer.
 
@@ -239,6 +247,7 @@ class Pairs:
         return told
 
 
+@checked
 def bound(task: Any, tokenizer: PreTrainedTokenizerBase | None) -> Any:
     """A task in the tokens of a tokenizer, where it has `is_bound` and `bound_to` and is not bound to one yet."""
     return task if getattr(task, "is_bound", True) else task.bound_to(tokenizer)
@@ -260,7 +269,7 @@ def _ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[_Ids]
     """The tokens of texts, with special ones in front as the tokenizer adds them, and without those behind."""
     if not texts:
         return []
-    found: Any = tokenizer(list(texts), return_special_tokens_mask=True)
+    found: Any = encoded(tokenizer, list(texts), return_special_tokens_mask=True)
     kept: list[_Ids] = []
     for ids, marks in zip(found["input_ids"], found["special_tokens_mask"], strict=True):
         plain = [place for place, mark in enumerate(marks) if not mark]
@@ -279,7 +288,8 @@ def _tokenized(pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase | None)
     if tokenizer is not None:
         texts = [key for key in asked if isinstance(key[1], str)]
         together = _ids(tokenizer, [f"{pairs[row].clean}{text}" for row, text in texts])
-        alone = tokenizer([str(text) for _, text in texts], add_special_tokens=False) if texts else {"input_ids": []}
+        answers = [str(text) for _, text in texts]
+        alone = encoded(tokenizer, answers, add_special_tokens=False) if texts else {"input_ids": []}
         for key, joined, ids in zip(texts, together, alone["input_ids"], strict=True):
             before = clean[key[0]] if isinstance(pairs[key[0]].clean, str) else None
             single[key] = _one_token(tokenizer, str(key[1]), before, joined.ids, list(ids))

@@ -6,6 +6,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from assay.tasks._tokenizer import encoded
+
 CLASSES = ("word start", "word continuation", "digit", "punctuation", "whitespace", "special")
 """The classes of tokens, each token in one.
 
@@ -50,14 +52,14 @@ def pieces(tokenizer: PreTrainedTokenizerBase, line: str, max_length: int) -> li
     options: dict[str, Any] = {"truncation": True, "max_length": max_length, "return_special_tokens_mask": True}
     specials = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
     if tokenizer.is_fast:
-        found = tokenizer(line, return_offsets_mapping=True, **options)
+        found = encoded(tokenizer, line, return_offsets_mapping=True, **options)
         return [
             Piece(token, line[start:end], line[start - 1 : start] if start else "", bool(added) or token in specials)
             for token, (start, end), added in zip(
                 found["input_ids"], found["offset_mapping"], found["special_tokens_mask"], strict=True
             )
         ]
-    found = tokenizer(line, **options)
+    found = encoded(tokenizer, line, **options)
     tokens: list[int] = found["input_ids"]
     added = [bool(mark) or token in specials for token, mark in zip(tokens, found["special_tokens_mask"], strict=True)]
     return [

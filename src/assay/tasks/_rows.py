@@ -5,6 +5,7 @@ import json
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import import_module
+from io import BufferedIOBase
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,10 @@ import pyarrow
 import pyarrow.parquet
 
 from assay._errors import AssayError
+from assay._files import limit
+
+LEAST_GROWTH = 2**28
+"""Bytes that a gzipped file may become in any case: they are not held."""
 
 _JSON_LINES = (".jsonl", ".ndjson", ".jsonlines")
 
@@ -29,17 +34,45 @@ def json_rows(path: Path) -> Iterator[Mapping[str, Any] | str]:
 def json_lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
     """The lines of a file of JSON lines, gzipped if it ends in .gz: number and object, or the reason why it has none.
 
-    Lines end with LF, CR or both. Blank ones are passed over, and so is a byte order mark in front of a line. A file
-    that cannot be read, or is cut short, ends with a reason.
+    Lines end with LF, CR or both. Blank ones are passed over, and so is a byte order mark in front of a line. A line
+    that is longer than the limit is not held, and gives a reason. A file that cannot be read, is cut short, or becomes
+    too many times its size when it is decompressed ends with one.
     """
     number = 0
     try:
         with gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb") as stream:
-            for number, line in enumerate((line for ended in stream for line in ended.splitlines()), start=1):
-                if line.strip():
-                    yield number, _object_of(line)
+            most = max(LEAST_GROWTH, limit("growth") * path.stat().st_size)
+            for ended in _ended(stream, limit("line"), most):
+                for line in [ended] if ended is None else ended.splitlines():
+                    number += 1
+                    if line is None or line.strip():
+                        yield (
+                            number,
+                            f"lines of more than {limit('line'):,} bytes" if line is None else _object_of(line),
+                        )
     except (EOFError, gzip.BadGzipFile, zlib.error, OSError):
         yield number + 1, "files that cannot be read to their end"
+    except _GrownError:
+        yield number + 1, f"files that become more than {limit('growth')} times their size"
+
+
+def _ended(stream: BufferedIOBase, longest: int, most: int) -> Iterator[bytes | None]:
+    """What ends with LF, None for more than `longest` bytes of it. Raises _GrownError after `most` bytes in all."""
+    read = 0
+    while ended := stream.readline(longest + 1):
+        whole = len(ended) <= longest
+        yield ended if whole else None
+        read += len(ended)
+        while not whole and not ended.endswith(b"\n") and (ended := stream.readline(longest)):
+            read += len(ended)
+            if read > most:
+                raise _GrownError
+        if read > most:
+            raise _GrownError
+
+
+class _GrownError(Exception):
+    """A file becomes too many times its size."""
 
 
 def _object_of(line: bytes) -> Mapping[str, Any] | str:
@@ -52,13 +85,20 @@ def _object_of(line: bytes) -> Mapping[str, Any] | str:
     return row if isinstance(row, dict) else "lines that are not JSON objects"
 
 
-def parquet_rows(path: Path) -> Iterator[Mapping[str, Any]]:
-    """The rows of a Parquet file. Raises AssayError if it cannot be read."""
+def parquet_rows(path: Path, column: str | None = None) -> Iterator[Mapping[str, Any]]:
+    """The rows of a Parquet file, with one column of them or all. Raises AssayError if it cannot be read.
+
+    Where there is no column of that name, rows have the names of all and no values.
+    """
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=1_024):
+            names = file.schema_arrow.names
+            if column is not None and column not in names and file.metadata.num_rows:
+                yield dict.fromkeys(names)
+                return
+            for batch in file.iter_batches(batch_size=1_024, columns=None if column is None else [column]):
                 yield from batch.to_pylist()
-    except (OSError, pyarrow.ArrowException) as error:
+    except (OSError, pyarrow.ArrowException, ValueError, OverflowError) as error:  # the last two: values no Python has
         raise AssayError(f"{str(path)!r} cannot be read as Parquet ({_first_line(error)}).") from None
 
 

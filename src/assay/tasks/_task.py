@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from assay._errors import AssayError
+from assay._given import check_fields
 
 Role = Literal["train", "iid", "shift"]
 
@@ -35,6 +36,9 @@ class Kind:
     candidates: tuple[int, ...] | None = None
     determined: bool = True
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
 
 @dataclass(frozen=True)
 class Feature:
@@ -52,6 +56,7 @@ class Feature:
     labels: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.labels is not None and len(self.labels) != len(self.edges or ()):
             raise AssayError(
                 f"Feature({self.name!r}): {len(self.labels)} labels for {len(self.edges or ())} edges; each bin needs "
@@ -99,6 +104,7 @@ class Split:
     foils: Int[np.ndarray, "sequence position *foil"] | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if len(self.tokens) == 0:
             raise AssayError(f"split {self.name!r} has no sequences; every split needs at least one.")
         self._check_pairs()

@@ -12,11 +12,12 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from assay._errors import AssayError, unknown_name
+from assay._given import check_fields, checked
 from assay.tasks._lines import TextSource, fingerprint, lines, settled, whole
 from assay.tasks._overlap import copies_among, sequence_hashes, warn_of_overlaps
 from assay.tasks._pieces import CLASSES, Piece, pieces
 from assay.tasks._task import UNSCORED, Feature, Kind, Objective, Role, Split
-from assay.tasks._tokenizer import token_names, vocabulary_sha256
+from assay.tasks._tokenizer import encoded, token_names, vocabulary_sha256
 
 COUNTED = 5_000
 """Sequences of the train split from which token frequencies are counted."""
@@ -136,6 +137,7 @@ class Text:
     name = "text"
 
     def __post_init__(self) -> None:
+        check_fields(self)
         taken = {"train", "iid"} & set(self.shifts)
         if taken:
             raise AssayError(f"Text(shifts=...): {', '.join(sorted(taken))} is no name for a shift; choose another.")
@@ -229,6 +231,7 @@ class Text:
     def _lines(self, name: str) -> Iterator[str]:
         return lines(self._sources[name], self.text_field, name)
 
+    @checked
     def whole(self, name: str) -> str:
         """The text of a split as one, for those who cut it otherwise.
 
@@ -245,7 +248,7 @@ class Text:
         counts: Counter[int] = Counter()
         texts = islice(self._lines(self.split_names[0]), COUNTED)
         while batch := list(islice(texts, 256)):
-            found: Any = self.tokenizer(batch, truncation=True, max_length=self.max_length)
+            found: Any = encoded(self.tokenizer, batch, truncation=True, max_length=self.max_length)
             for ids in found["input_ids"]:
                 counts.update(ids)
         return {token: count / counts.total() for token, count in counts.items()}
@@ -287,6 +290,7 @@ class Text:
                 before.add(tuple(asked.tokens))
             yield asked
 
+    @checked
     def split(self, name: str, sequences: int) -> Split:
         """The first `sequences` sequences of a split, fewer if it has fewer.
 

@@ -3,11 +3,13 @@
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from assay._errors import AssayError
+from assay._errors import AssayError, in_line, is_failure
+from assay._given import checked
 
 SPECIALS = ("<start>", "<end>", "<pad>", "<unknown>")
 """The first tokens of every vocabulary, in this order; single characters follow."""
@@ -37,6 +39,20 @@ def character_tokenizer(vocabulary: Sequence[str], context: int) -> PreTrainedTo
     )
 
 
+def encoded(tokenizer: PreTrainedTokenizerBase, text: str | list[str], **options: Any) -> Any:
+    """What a tokenizer makes of text. Raises AssayError where it fails."""
+    try:
+        return tokenizer(text, **options)
+    except BaseException as error:  # tokenizers raises nothing more special, and panics
+        if not is_failure(error):
+            raise
+        raise AssayError(
+            f"the tokenizer cannot read a text ({in_line(error)}); a tokenizer needs tokens for all that it may meet, "
+            "or an unknown token (unk_token) in their place."
+        ) from None
+
+
+@checked
 def code_vocabulary(tokenizer: PreTrainedTokenizerBase | None) -> tuple[str, ...]:
     """The vocabulary of a code model, in the order of its ids, for `Code(vocabulary_from=…)`.
 
@@ -53,6 +69,7 @@ def code_vocabulary(tokenizer: PreTrainedTokenizerBase | None) -> tuple[str, ...
     return tokens
 
 
+@checked
 def token_names(tokenizer: PreTrainedTokenizerBase, tokens: Iterable[int]) -> dict[int, str]:
     """What a tokenizer calls each of the tokens; those that it does not have are left out."""
     if tokenizer.is_fast:
@@ -63,6 +80,7 @@ def token_names(tokenizer: PreTrainedTokenizerBase, tokens: Iterable[int]) -> di
     return {token: vocabulary[token] for token in tokens if token in vocabulary}
 
 
+@checked
 def vocabulary_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
     """A hash of a tokenizer's vocabulary: every token with its id, added ones too."""
     return hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()

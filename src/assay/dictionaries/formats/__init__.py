@@ -90,6 +90,29 @@ def read_cross_layer(path: str | Path) -> CrossLayerTranscoder:
         raise refusal(path, f"cannot be read ({error.strerror}).") from None
 
 
+def read_set(path: str | Path) -> list[Dictionary] | CrossLayerTranscoder:
+    """The transcoders of all layers of a folder of circuit-tracer, or its cross-layer transcoder.
+
+    Raises AssayError where there is neither, or a layer is missing.
+    """
+    path = Path(path)
+    folder = path.parent if path.is_file() else path
+    try:
+        names = {item.name for item in folder.iterdir()}
+    except OSError as error:
+        raise refusal(path, f"cannot be read ({error.strerror}).") from None
+    if any(circuit_tracer.ENCODER.fullmatch(name) for name in names):
+        return read_cross_layer(folder)
+    layers = sorted(int(match[1]) for name in names if (match := circuit_tracer.LAYER.fullmatch(name)))
+    if not layers or layers != list(range(len(layers))):
+        raise refusal(
+            folder,
+            f"holds transcoders of the layers {listed(list(map(str, layers))) or 'none'}; a set has "
+            "layer_0.safetensors and one for every layer up to the last, or is a cross-layer transcoder.",
+        )
+    return [read(folder / f"layer_{layer}.safetensors") for layer in layers]
+
+
 def _read(path: Path, scale: float | None, transcodes: bool | None) -> Dictionary:
     if path.is_file() and path.name in _OWNERS:
         path = path.parent

@@ -3,27 +3,23 @@
 import json
 import math
 import warnings
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from assay._errors import AssayError
+from assay._errors import AssayError, shown
+from assay._files import check_growth, read_arrays, read_bytes
 from assay.dictionaries._cross_layer import CrossLayerTranscoder
 from assay.dictionaries._dictionary import Dictionary
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 """Types of numbers that weights are stored in."""
-
-MOST_TIMES = 50
-"""How many times its size on the disk a compressed file may hold: weights hardly shrink when they are compressed."""
 
 CONVERT = (
     "Only tensors by name are read: where it was made, give its tensors to assay.dictionaries.Dictionary, and save() "
@@ -42,15 +38,9 @@ def refusal(path: Path, why: str) -> AssayError:
 
 def short(value: object) -> str:
     """A value as a message shows it."""
-    if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10**_SHOWN:
-        return "a number of too many digits"  # which Python refuses to write out
     if isinstance(value, dict | list) and len(value) > 10:
         return f"a {type(value).__name__} of {len(value)}"
-    try:
-        found = repr(value)
-    except (RecursionError, ValueError):
-        return f"a {type(value).__name__}"
-    return found if len(found) <= _SHOWN else found[: _SHOWN - 3] + "..."
+    return shown(value, _SHOWN)
 
 
 def listed(names: list[str], most: int = 8) -> str:
@@ -62,7 +52,7 @@ def listed(names: list[str], most: int = 8) -> str:
 def read_json(path: Path) -> dict[str, Any]:
     """The object of a JSON file. Raises AssayError for anything else."""
     try:
-        found = json.loads(path.read_bytes())
+        found = json.loads(read_bytes(path))
     except OSError as error:
         raise refusal(path, f"cannot be read ({error.strerror}).") from None
     except (ValueError, RecursionError) as error:
@@ -73,7 +63,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping of a YAML file, of plain values only. Raises AssayError for anything else."""
     try:
-        found = yaml.safe_load(path.read_bytes())
+        found = yaml.safe_load(read_bytes(path))
     except OSError as error:
         raise refusal(path, f"cannot be read ({error.strerror}).") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -106,9 +96,12 @@ def read_torch(path: Path) -> dict[str, Tensor]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            check_growth(path)
             found = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise refusal(path, "is missing.") from None
+    except (AssayError, MemoryError):
+        raise
     except Exception as error:  # a damaged or hostile archive may raise anything
         raise refusal(
             path,
@@ -132,17 +125,10 @@ def read_torch(path: Path) -> dict[str, Tensor]:
 def read_npz(path: Path) -> dict[str, Tensor]:
     """The arrays of a numpy archive. Raises AssayError for anything else, pickled objects included."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            declared = sum(item.file_size for item in archive.infolist())
-        if declared > MOST_TIMES * path.stat().st_size:
-            raise refusal(
-                path, f"would grow to {declared:,} bytes, more than {MOST_TIMES} times its size; no weights do."
-            )
-        with np.load(path, allow_pickle=False) as found:
-            return {name: torch.from_numpy(np.asarray(found[name])) for name in found.files}
+        return {name: torch.from_numpy(array) for name, array in read_arrays(path).items()}
     except FileNotFoundError:
         raise refusal(path, "is missing.") from None
-    except AssayError:
+    except (AssayError, MemoryError):
         raise
     except Exception as error:  # a damaged or hostile archive may raise anything
         raise refusal(

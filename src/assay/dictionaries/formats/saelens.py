@@ -24,6 +24,7 @@ import safetensors.torch
 from torch import Tensor
 
 from assay._errors import AssayError
+from assay._files import is_leftover, write_atomically
 from assay.dictionaries._dictionary import KINDS, Dictionary
 from assay.dictionaries.formats._shared import (
     Config,
@@ -38,7 +39,6 @@ from assay.dictionaries.formats._shared import (
     refusal,
     short,
 )
-from assay.subjects import write_atomically
 
 CONFIG, WEIGHTS, RECORD = "cfg.json", "sae_weights.safetensors", "assay.json"
 """The files of a folder: SAELens' own two, and what Assay knows beyond them."""
@@ -48,9 +48,6 @@ VERSION: Literal[1] = 1
 
 WRITTEN_AS = "6.54.12"
 """The version of SAELens whose format is written."""
-
-_OURS = re.compile(r"(cfg\.json|sae_weights\.safetensors|assay\.json)|\.(\w+\.\w+)\.\d+\.part")
-"""Files of a saved dictionary, and what a run leaves of them that was killed while it wrote."""
 
 
 def architecture_of(kind: str, skip: bool, transcodes: bool) -> str:
@@ -364,7 +361,7 @@ def _check_free(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise AssayError(f"{str(folder)!r} is a file; give a folder for the dictionary.")
     found = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
-    other = [name for name in found if not _OURS.fullmatch(name)]
+    other = [name for name in found if name not in (CONFIG, WEIGHTS, RECORD) and not is_leftover(name)]
     if other or (found and RECORD not in found and CONFIG in found):
         raise AssayError(
             f"{str(folder)!r} holds something else than a dictionary that Assay saved ({listed(other or found, 3)}); "
