@@ -6,7 +6,8 @@ import pytest
 
 from pages import blocks, printed_by
 
-pytestmark = pytest.mark.slow  # the code of the three pages takes minutes
+# The code of the three pages takes minutes, five of them that of the last.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +61,12 @@ def test_features_are_shown_described_and_asked_about(about_features):
     )
     lines = [line for line in paths[0].splitlines() if " -> layer1.mlp feature 12" in line]
     assert {line.count("->") for line in lines} == {1, 2}
-    errors = {line.split("->")[0].split(maxsplit=1)[1]: decimals(line)[-1] for line in lines if line.count("->") == 1}
-    assert max(errors.values()) > 0.05, "the transcoders' errors stand beside every path"
+    for line in lines:
+        contribution, share, error = decimals(line)[-3:]
+        assert 0 <= share <= 1
+        assert 0 <= error < 0.5
+        assert "error" not in line or contribution != 0
+    assert max(decimals(line)[-1] for line in lines) > 0.01, "the transcoders' errors stand beside every path"
 
 
 def test_an_interaction_basis_ties_with_principal_components(about_bases):
