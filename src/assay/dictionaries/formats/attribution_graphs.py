@@ -30,6 +30,7 @@ from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from assay._errors import AssayError
+from assay._files import check_growth
 from assay.dictionaries._attribution_graph import AttributionGraph, Node
 from assay.dictionaries.formats._shared import refusal, short
 
@@ -147,10 +148,13 @@ def _loaded(path: Path, data: bytes) -> dict[str, Any]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            check_growth(path)
             others = set(get_unsafe_globals_in_checkpoint(io.BytesIO(data))) - set(_STANDING_IN)
             if not others:
                 with safe_globals([(stand_in, name) for name, stand_in in _STANDING_IN.items()]):
                     found = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except (AssayError, MemoryError):
+        raise
     except Exception as error:  # a damaged or hostile archive may raise anything
         raise refusal(path, f"is no graph of circuit-tracer, or a damaged one ({type(error).__name__}).") from None
     if others:
