@@ -24,7 +24,7 @@ from assay.testing.fuzz._samples import Sample, samples
 from assay.testing.fuzz._tried import Tally, Tried
 
 SLOW = 30.0
-"""Seconds after which a case counts as wrong: the files are tiny."""
+"""Seconds of the processor after which a case counts as wrong: the files are tiny."""
 
 
 def run(seed: int, minutes: float, say: Callable[[str], None]) -> list[Tried]:
@@ -102,7 +102,7 @@ class Kind:
             shutil.rmtree(place)
 
     def _tried(self, folder: Path, refused_is_wrong: bool = False) -> str:
-        started = time.monotonic()
+        started = time.process_time()
         wrong = ""
         try:
             self.sample.read(folder)
@@ -115,7 +115,7 @@ class Kind:
             last = traceback.extract_tb(error.__traceback__)[-1]
             where = f"{Path(last.filename).name}:{last.lineno}"
             wrong = f"{type(error).__name__}: {' '.join(str(error).split())[:120]} ({where})"
-        seconds = time.monotonic() - started
+        seconds = time.process_time() - started
         if not wrong and seconds > SLOW:
             wrong = f"took {seconds:.0f} s"
         beside = [name for place in (folder.parent, folder.parent.parent) for name in os.listdir(place)]
