@@ -20,7 +20,7 @@ def stopped_after(models):
     left = iter(range(models - 1))
 
     def say(text):
-        if next(left, None) is None and text != "interrupted":
+        if next(left, None) is None:
             raise KeyboardInterrupt
 
     return say
@@ -138,6 +138,15 @@ def test_the_status_says_whether_anything_was_wrong(monkeypatch, capsys, tmp_pat
     assert "`python -m assay.testing.fuzz proofs --minutes 2 --seed 7`" in written
     assert "- a: `--seed 5: b`" in written
     assert written.count("## `proofs`") == 1
+
+
+def test_an_interruption_before_the_first_case_ends_in_one_line(monkeypatch, capsys):
+    def interrupted(seed, minutes, say):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(proofs, "run", interrupted)
+    assert main(["proofs"]) == 1
+    assert capsys.readouterr().err == "interrupted before anything was tried.\n"
 
 
 def test_a_section_is_written_in_place_of_its_former_self(tmp_path):

@@ -69,7 +69,7 @@ def write_section(path: Path, name: str, text: str) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a fuzz; returns 0 if nothing was wrong, 1 if something was, 2 for a wrong call."""
+    """Run a fuzz; returns 0 if nothing was wrong, 1 if something was or nothing was tried, 2 for a wrong call."""
     known = offered()
     parser = argparse.ArgumentParser(
         prog="python -m assay.testing.fuzz",
@@ -91,7 +91,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     say = _Progress()
-    rows: list[Tried] = importlib.import_module(f"assay.testing.fuzz.{call.name}").run(call.seed, call.minutes, say)
+    try:
+        fuzz = importlib.import_module(f"assay.testing.fuzz.{call.name}")
+        rows: list[Tried] = fuzz.run(call.seed, call.minutes, say)
+    except KeyboardInterrupt:
+        print("interrupted before anything was tried.", file=sys.stderr)
+        return 1
     say.end()
     minutes = (time.monotonic() - say.started) / 60
     print(found := table(rows))

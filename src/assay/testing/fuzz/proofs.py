@@ -9,6 +9,7 @@ import json
 import math
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -111,18 +112,15 @@ def _refusal(check: Callable[[], Any]) -> str:
 
 
 def run(seed: int, minutes: float, say: Callable[[str], None]) -> list[Tried]:
-    """Draw models for so many minutes, starting from a seed; an interruption ends it early, with what was tried."""
+    """Draw models for so many minutes, or until it is interrupted, starting from a seed."""
     end, tally = time.monotonic() + 60 * minutes, Tally()
-    try:
-        with TemporaryDirectory() as folder:
-            while time.monotonic() < end:
-                rng = Random(seed)
-                following = rng.getrandbits(48)
-                _try_model(seed, rng, tally, Path(folder))
-                seed = following
-                say(str(tally))
-    except KeyboardInterrupt:
-        say("interrupted")
+    with suppress(KeyboardInterrupt), TemporaryDirectory() as folder:
+        while time.monotonic() < end:
+            rng = Random(seed)
+            following = rng.getrandbits(48)
+            _try_model(seed, rng, tally, Path(folder))
+            seed = following
+            say(str(tally))
     return tally.rows()
 
 

@@ -12,7 +12,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout
+from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout, suppress
 from io import StringIO
 from pathlib import Path
 
@@ -28,10 +28,10 @@ SLOW = 30.0
 
 
 def run(seed: int, minutes: float, say: Callable[[str], None]) -> list[Tried]:
-    """Try changed files of every kind in turn, for so many minutes; see `assay.testing.fuzz`."""
+    """Try changed files of every kind in turn, for so many minutes or until it is interrupted."""
     tally = Tally()
     end = time.monotonic() + 60 * minutes
-    with corpus(samples()) as kinds:
+    with suppress(KeyboardInterrupt), corpus(samples()) as kinds:
         number = 0
         while time.monotonic() < end:
             for kind in (kind for kind in kinds if number % kind.sample.every == 0):
