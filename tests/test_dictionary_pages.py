@@ -61,12 +61,14 @@ def test_features_are_shown_described_and_asked_about(about_features):
     )
     lines = [line for line in paths[0].splitlines() if " -> layer1.mlp feature 12" in line]
     assert {line.count("->") for line in lines} == {1, 2}
-    for line in lines:
+    measured = [line for line in lines if "NaN" not in line]  # a path may never be on
+    assert len(measured) > len(lines) / 2
+    for line in measured:
         contribution, share, error = decimals(line)[-3:]
         assert 0 <= share <= 1
         assert 0 <= error < 0.5
         assert "error" not in line or contribution != 0
-    assert max(decimals(line)[-1] for line in lines) > 0.01, "the transcoders' errors stand beside every path"
+    assert max(decimals(line)[-1] for line in measured) > 0.01, "the transcoders' errors stand beside every path"
 
 
 def test_an_interaction_basis_ties_with_principal_components(about_bases):

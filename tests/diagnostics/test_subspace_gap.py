@@ -34,7 +34,9 @@ def subject():
 def task():
     rng = np.random.default_rng(0)
     halves = {"train": 0, "iid": 0, "turned": TOKENS // 2, "same": 0}
-    return Given([split_of(name, first + rng.integers(TOKENS // 2, size=(30, 10))) for name, first in halves.items()])
+    splits = [split_of(name, first + rng.integers(TOKENS // 2, size=(30, 10))) for name, first in halves.items()]
+    # Fewer sequences than groups, and one alone, of which there is no jackknife.
+    return Given([*splits, replace(splits[-1].first(7), name="few"), replace(splits[-1].first(1), name="alone")])
 
 
 def recipe(subject, task):
@@ -52,7 +54,10 @@ def test_a_turned_direction_is_all_of_the_gap(subject, task):
     assert found.loc["turned", "change"] == pytest.approx(np.sin(ANGLE) ** 2 / 4)
     np.testing.assert_allclose(found["chance"], 0.5)
     np.testing.assert_allclose(found["held"], 1)
-    assert list(found["vectors"]) == [300] * 3
+    assert list(found["vectors"]) == [300, 300, 300, 70, 10]
+    assert found.loc["few", "change_low"] <= found.loc["few", "change"] <= found.loc["few", "change_high"]
+    assert np.isfinite(found.loc["few", "change_high"])
+    assert np.isnan(found.loc["alone", ["gap_low", "gap_high", "change_low", "change_high"]].astype(float)).all()
     assert np.isnan(found.loc["iid", "change"])
 
 

@@ -146,13 +146,12 @@ class _Moments:
         """The gap of all groups, and behind it that without each of them."""
         rank = own.shape[1]
         leaving = [None, *range(len(self.count))] if len(self.count) > 1 else [None]
-        return np.array(
-            [1 - float((own.T @ principal(self.covariance(one), rank)).square().sum()) / rank for one in leaving]
-        )
+        shared = [float((own.T @ principal(self.covariance(one), rank)).square().sum()) / rank for one in leaving]
+        return 1 - np.minimum(shared, 1)  # in rounding, a little more
 
 
 def _limits(
-    name: str, found: Float[np.ndarray, " which"], first: Float[np.ndarray, " which"] | None, level: float
+    name: str, found: Float[np.ndarray, " own"], first: Float[np.ndarray, " of_iid"] | None, level: float
 ) -> dict[str, float]:
     """A gap, or one less another, with limits by leaving groups out."""
     samples = [found] if first is None else [found, first]
