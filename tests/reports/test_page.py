@@ -6,6 +6,7 @@ import subprocess
 from dataclasses import replace
 from html import unescape
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -17,17 +18,21 @@ import assay
 from assay.faithfulness import JUDGEMENTS, Comparison
 from assay.reports import (
     Illustrations,
+    SentenceView,
     figures,
     limits,
     percent,
     point_limits,
     points,
     style,
+    to_png,
     to_svg,
     write_figures,
     write_page,
 )
+from assay.reports._figures import attention_by_layer, sentence_attention
 from assay.reports._page import in_words
+from assay.reports._style import _rounded
 from assay.reports._tables import JUDGEMENT_STYLE, MEANING, controls_asked
 from assay.tasks import Text
 
@@ -268,15 +273,30 @@ def test_figures_are_written_in_both_forms(shown, illustrations, tmp_path):
     assert all(path.stat().st_size > 500 for path in paths)
 
 
-def test_no_layer_is_left_out(shown, illustrations):
-    """A model of twelve layers has twelve bars a proxy."""
-    rows = shown.results.query("feature == 'layer' and bin == 1")
-    more = pd.concat([shown.results, *(rows.assign(bin=layer) for layer in range(2, 12))], ignore_index=True)
-    deep = Comparison(shown.record, more, shown._gaps, shown._controls, shown._sequences)
-    drawn = {name: figure for name, _, figure in figures(deep, illustrations)}
-    axes = drawn["attention-by-layer-layer1"].axes[0]
-    labels = {text.get_text() for text in axes.get_legend().get_texts()}
-    assert labels == {f"layer {layer}" for layer in range(12)}
+def layers_drawn(comparison, heads, changed):
+    """The layers in the legend, of a site with these heads and a model in which the attention of these changes."""
+    rows = comparison.results.query("feature == 'layer' and bin == 1")
+    others = comparison.results.query("not (feature == 'layer' and bin in (0, 1))")
+    bars = [rows.assign(bin=layer, estimate=rows["estimate"] * (layer in changed)) for layer in range(12)]
+    proxies = tuple(proxy.model_copy(update={"heads": heads}) for proxy in comparison.record.proxies)
+    deep = Comparison(
+        comparison.record.model_copy(update={"proxies": proxies}),
+        pd.concat([others, *bars], ignore_index=True),
+        comparison._gaps,
+        comparison._controls,
+        comparison._sequences,
+    )
+    with style():
+        legend = attention_by_layer(deep, "layer1").axes[0].get_legend()
+    return [int(text.get_text().removeprefix("layer ")) for text in legend.get_texts()]
+
+
+def test_no_edited_layer_is_left_out_and_no_other_has_bars(shown):
+    everywhere = tuple(range(12))
+    assert layers_drawn(shown, tuple(f"layer{layer}.head0" for layer in everywhere), everywhere) == [*everywhere]
+    assert layers_drawn(shown, ("layer3.head0", "layer3.head1", "layer5.head0"), everywhere[3:]) == [3, 5]
+    assert layers_drawn(shown, ("layer7",), everywhere[8:]) == [8, 9, 10, 11], "an edit behind the layer's attention"
+    assert layers_drawn(shown, (), everywhere) == [*everywhere], "another model"
 
 
 def test_no_shift_is_left_out(shown, illustrations):
@@ -316,6 +336,49 @@ def test_gap_chart_shows_the_gaps(shown, illustrations):
     gaps = shown.gaps().query("trained and site == 'layer1' and not proxy.str.startswith('RandomPerturbation')")
     for value in 100 * pd.concat([gaps["gap"], gaps["matched"]]).dropna():
         assert np.isclose(marks, value).any()
+
+
+@pytest.mark.parametrize("step", [0.0005, 0.125, 1e-7])
+def test_numbers_of_ticks_are_written_as_they_are(step):
+    values = [step * count for count in range(1, 8)]
+    with style():
+        figure = Figure()
+        axes = figure.subplots()
+        axes.plot(values, values)
+        axes.set_xticks(values, [f"{value:.7f}" for value in values])
+        axes.set_title('<path d="0.123456"/> x="0.0005"')
+    drawn = unescape(to_svg(figure))
+    assert all(f">{value:.7f}<" in drawn for value in values)
+    assert '><path d="0.123456"/> x="0.0005"<' in drawn
+
+
+def test_coordinates_are_rounded_to_a_hundredth():
+    assert _rounded('<path d="M 0.0049 12.3456 L -7.996 1.5e-05"/>') == '<path d="M 0 12.35 L -8 1.5e-05"/>'
+    assert _rounded('<use x="1.23456" style="stroke-width: 0.8888"/>') == '<use x="1.23" style="stroke-width: 0.8888"/>'
+    with style():
+        figure = Figure()
+        figure.subplots().plot(np.linspace(0, 1, 50), np.linspace(0, 1, 50) ** 2)
+    for path in re.findall(r'<path[^>]* d="([^"]*)"', to_svg(figure)):
+        assert not re.search(r"\.\d{3}", path)
+
+
+@pytest.mark.parametrize("tokens", [3, 20, 90])
+def test_a_sentence_is_not_cropped_and_its_tokens_do_not_touch(tokens):
+    pattern = np.tril(np.ones((tokens, tokens))) / np.arange(1, tokens + 1)[:, None]
+    view = SentenceView(
+        title="t", site="layer1", proxy="SVD(rank=8)", tokens=["START", *(f"({n}" for n in range(tokens - 1))],
+        subject_pattern=pattern.tolist(), proxy_pattern=pattern.tolist(), predictions=[],
+    )  # fmt: skip
+    with style():
+        figure = sentence_attention(view)
+    assert to_png(figure, dpi=110), "the first drawing of a figure is the one that a page shows"
+    inside, paper = figure.get_tightbbox(), figure.bbox_inches
+    assert inside.x0 >= 0
+    assert inside.y0 >= 0
+    assert inside.x1 <= paper.x1
+    assert inside.y1 <= paper.y1
+    names = [label.get_window_extent() for label in figure.axes[0].get_yticklabels()]
+    assert all(above.y0 >= below.y1 for above, below in pairwise(names))
 
 
 def test_logarithmic_axes_have_readable_labels():

@@ -74,13 +74,30 @@ def _plain(text: Text) -> str:
     return re.sub(r"(?<!\\)\$", r"\\$", shown) if text.get_parse_math() else shown
 
 
+_MARK = re.compile(r"<(?:path|use)\b[^<>]*>")
+_COORDINATES = re.compile(r'(?<=\s)(?:d|x|y)="[^"]*"')
+_LONG_NUMBER = re.compile(r"-?\d+\.\d{3,}(?:e[-+]?\d+)?")
+
+
+def _rounded(svg: str) -> str:
+    """An SVG with the coordinates of its marks to a hundredth of a point; all else, such as labels, as it is."""
+
+    def short(number: re.Match[str]) -> str:
+        return f"{round(float(number[0]), 2):g}"
+
+    def of_mark(mark: re.Match[str]) -> str:
+        return _COORDINATES.sub(lambda found: _LONG_NUMBER.sub(short, found[0]), mark[0])
+
+    return _MARK.sub(of_mark, svg)
+
+
 def to_svg(figure: Figure) -> str:
     """A figure as SVG text, the same bytes for the same figure; coordinates to a hundredth of a point."""
     buffer = StringIO()
     _make_visible(figure)
     with style():
         figure.savefig(buffer, format="svg", dpi=110, metadata={"Date": None, "Creator": None})
-    return re.sub(r"(\d\.\d\d)\d+", r"\1", buffer.getvalue())
+    return _rounded(buffer.getvalue())
 
 
 def to_png(figure: Figure, *, dpi: int = 160) -> bytes:
