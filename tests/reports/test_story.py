@@ -233,7 +233,7 @@ def test_a_text_is_cut_behind_a_word():
 def test_rows_have_the_numbers_of_the_comparison(shown):
     drawn = forest(shown)
     rows = [row for group in drawn.groups for row in group.rows]
-    assert [row.verdict for row in rows] == by_severity(shown.verdicts())
+    assert [row.verdict.where for row in rows] == [verdict.where for verdict in by_severity(shown.verdicts())]
     names = [split.name for split in shown.record.splits[1:]]
     axis = _Axis(drawn.stretched)
     for row in rows:
