@@ -491,7 +491,7 @@ def test_a_run_leaves_the_call_that_repeats_it(texts, two_runs):
         ("- a", "holds no table"),
         ("a: [", "is no YAML"),
         ("!!python/object/apply:os.getcwd []", "is no YAML"),
-        ("model: code-python\nsequences: many", "'many' is not a valid integer"),
+        ("model: code-python\nsequences: many", "valid integer"),
         ("model: code-python\nsequences: 1", "--sequences"),
     ],
 )

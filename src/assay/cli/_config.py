@@ -90,7 +90,7 @@ def write_call(folder: Path) -> None:
     said, context = {}, _context.get()
     for name, parameter in _names(context.command).items():
         value = context.params.get(parameter.name)
-        if name not in _NOT_KEPT and value is not None and value != parameter.default:
+        if name not in _NOT_KEPT and value not in (None, (), [], parameter.default):
             said[name] = (
                 list(value) if isinstance(value, list | tuple) else str(value) if isinstance(value, Path) else value
             )
