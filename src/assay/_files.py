@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from assay._errors import AssayError
+from assay._given import checked
 
 if sys.platform != "win32":
     import fcntl
@@ -78,9 +79,14 @@ def refuse_links(folder: Path) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and those above it, where they are not there, and bring them to the disk."""
+    """Make a folder and those above it, where they are not there, and bring them to the disk.
+
+    Raises AssayError where a file is in the way.
+    """
     missing = []
     while not folder.is_dir() and folder != folder.parent:
+        if folder.exists():
+            raise AssayError(f"{str(folder)!r} is a file; give a folder.")
         missing.append(folder)
         folder = folder.parent
     for path in reversed(missing):
@@ -93,16 +99,15 @@ def try_folder(folder: Path) -> None:
 
     It is for before the work: hours of it may be lost when only its end finds out.
     """
-    if folder.exists() and not folder.is_dir():
-        raise AssayError(f"{str(folder)!r} is a file; give a folder.")
     try:
         make_folder(folder)
         temporary, lock = _temporary(folder)
         os.close(lock)
         temporary.unlink(missing_ok=True)
-    except (OSError, ValueError) as error:  # ValueError: a null character, half of a surrogate
-        why = getattr(error, "strerror", None) or str(error)
-        raise AssayError(f"nothing can be written to {str(folder)!r} ({why}); give another folder.") from None
+    except OSError as error:
+        raise AssayError(
+            f"nothing can be written to {str(folder)!r} ({error.strerror}); give another folder."
+        ) from None
 
 
 def try_file(path: Path) -> None:
@@ -112,14 +117,17 @@ def try_file(path: Path) -> None:
     try_folder(path.parent)
 
 
+@checked
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, then move it into place: never a half-written file.
 
     Both are brought to the disk, so that this holds when power is lost, too. A link at `path` is replaced, not
-    followed. What stopped processes left in the folder is removed.
+    followed. What stopped processes left in the folder is removed. Raises AssayError for a folder in place of the file.
     """
     folder = path.parent
     make_folder(folder)
+    if path.is_dir():
+        raise AssayError(f"{str(path)!r} is a folder; give the name of a file.")
     _sweep(folder)
     temporary, lock = _temporary(folder)
     try:
@@ -204,7 +212,7 @@ def _sync(path: Path) -> None:
 # -- reading what may be from anybody -------------------------------------------------------------------------------
 
 LIMITS: Mapping[str, int] = {
-    "line": 2**24,
+    "line": 2**23,
     "file": 2**28,
     "certificate": 2**26,
     "growth": 50,

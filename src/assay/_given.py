@@ -94,9 +94,21 @@ _known: dict[Any, dict[str, Any]] = {}
 
 def _check(caller: str, name: str, value: object, hint: Any) -> None:
     if _fits(value, hint):
+        if name == "seed" and isinstance(value, Integral) and not -(2**63) <= int(value) < 2**63:
+            raise AssayError(f"{caller}(seed={in_short(value)}): must be a whole number of at most 64 bits.")
+        if isinstance(value, str | os.PathLike) and Path in (hint, *typing.get_args(hint)) and not _is_path(value):
+            raise AssayError(f"{caller}({name}={in_short(str(value))}): no file can be called so; give another path.")
         return
     example = next((f"; {_MADE_BY[part]} gives one" for part in _classes(hint) if part in _MADE_BY), "")
     raise AssayError(f"{caller}({name}={in_short(value)}): must be {_words(hint)}{example}.")
+
+
+def _is_path(value: "str | os.PathLike[str]") -> bool:
+    """Whether the system can be asked for it."""
+    try:
+        return b"\0" not in os.fsencode(value)
+    except UnicodeEncodeError:
+        return False
 
 
 def in_short(value: object) -> str:

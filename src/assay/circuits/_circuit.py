@@ -804,6 +804,7 @@ def _learned(
     return learn_constants(Problem(Engine(subject), split, reference), kept)
 
 
+@checked
 def write_mib(folder: str | Path, circuit: Circuit, *, form: Literal["json", "pt"] = "json") -> Path:
     """Write a submission to the benchmark MIB for one task and one model: nine circuits of rising size.
 

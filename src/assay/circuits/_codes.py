@@ -11,6 +11,7 @@ from scipy import stats
 from torch import Tensor
 
 from assay._errors import AssayError
+from assay._given import checked
 from assay.circuits._importance import spread
 from assay.circuits._parameters import check_choice, check_number, check_whole
 from assay.circuits._problem import Batch, Problem
@@ -109,6 +110,7 @@ class DiscreteCodes:
         return found
 
 
+@checked
 def code_score(codes: Int[np.ndarray, " sample"], labels: Int[np.ndarray, " sample"], score: CodeScore) -> float:
     """How well codes tell classes (1 and 0, or for the information any number of them).
 

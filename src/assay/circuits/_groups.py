@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from assay._errors import AssayError
+from assay._given import checked
 from assay.circuits._parameters import check_choice, is_whole, shown
 from assay.circuits._run import wiring_of
 from assay.circuits._ships import Without, without_head
@@ -26,6 +27,7 @@ class HeadGroup:
     angles: tuple[float, ...]
 
 
+@checked
 def head_group(subject: Subject, split: Split, size: int, *, rank: int = 1, without: Without = "uniform") -> HeadGroup:
     """The heads whose loss together turns the last states most: greedily, one more at a time.
 

@@ -8,12 +8,14 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from assay._given import checked
 from assay.circuits._problem import Batch, Problem
 from assay.circuits._run import Trace, run_circuit
 
 Mask = Bool[np.ndarray, "sender receiver"]
 
 
+@checked
 def measured(problem: Problem, circuits: Sequence[Mask]) -> Float[np.ndarray, "circuit pair"]:
     """m of every pair with all edges ablated but those of a circuit, for each of some circuits.
 
@@ -38,6 +40,7 @@ def measured(problem: Problem, circuits: Sequence[Mask]) -> Float[np.ndarray, "c
     return np.stack([found[key] for key in keys])
 
 
+@checked
 def measured_by_pair(problem: Problem, circuits: Sequence[Mask]) -> Float[np.ndarray, " pair"]:
     """m of every pair, each with a circuit of its own; pairs with equal circuits are run together."""
     together: dict[bytes, list[int]] = {}
@@ -50,6 +53,7 @@ def measured_by_pair(problem: Problem, circuits: Sequence[Mask]) -> Float[np.nda
     return found
 
 
+@checked
 def divergences(problem: Problem, circuits: Sequence[tuple[Mask, Mask]]) -> Float[np.ndarray, "circuit pair"]:
     """KL(first || second) of every pair for two circuits each, in nats, summed over the scored predictions of a pair.
 

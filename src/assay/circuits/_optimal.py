@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from assay._given import checked
 from assay.circuits._attribution import own_run, tokens_of_a_pass
 from assay.circuits._problem import Batch, Problem, Reference
 from assay.circuits._run import Pass, Trace, constant
@@ -32,6 +33,7 @@ class Learned:
     passes: int
 
 
+@checked
 def learn_constants(problem: Problem, kept: Bool[np.ndarray, "sender receiver"]) -> tuple[Reference, Learned]:
     """The constants a_s, one vector a sender, under which a circuit is nearest to the subject on the problem's split.
 

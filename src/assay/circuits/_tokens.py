@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from assay._errors import AssayError
+from assay._given import checked
 from assay.circuits._run import wired
 from assay.circuits._wiring import Wiring
 from assay.subjects import Subject
@@ -28,6 +29,7 @@ class TokenScores:
     chance: float
 
 
+@checked
 def token_scores(
     subject: Subject, series: Sequence[Sequence[int]], *, cyclic: bool = False, effective: bool = True
 ) -> TokenScores:

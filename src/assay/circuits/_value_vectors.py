@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from assay._errors import AssayError
+from assay._given import checked
 from assay.circuits._mlp import inputs_first, last_linear
 from assay.circuits._parameters import check_choice, check_number, check_whole, is_whole
 from assay.circuits._run import wiring_of
@@ -53,6 +54,7 @@ class ValueVectors:
         return sorted(found, key=lambda one: -one[2])[:count]
 
 
+@checked
 def value_vectors(subject: Subject, tokens: Sequence[int], *, against: Sequence[int] | None = None) -> ValueVectors:
     """Read the value vectors of every MLP by the unembedding: weights alone, no input.
 

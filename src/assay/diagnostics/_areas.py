@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from assay._errors import AssayError, unknown_name
+from assay._given import checked
 from assay.circuits import Circuit, measured
 from assay.diagnostics._setting import Estimate, Setting
 from assay.subjects import Subject
@@ -65,6 +66,7 @@ class Areas:
         return first, second
 
 
+@checked
 def areas(
     circuit: Circuit,
     subject: Subject,
@@ -118,11 +120,13 @@ def areas(
     )
 
 
+@checked
 def area_under(x: Float[np.ndarray, " size"], f: Float[np.ndarray, "size ..."]) -> Float[np.ndarray, "..."]:
     """The area under a line through points."""
     return _area(x, (f[1:] + f[:-1]) / 2)
 
 
+@checked
 def area_from_one(x: Float[np.ndarray, " size"], f: Float[np.ndarray, "size ..."]) -> Float[np.ndarray, "..."]:
     """The area between a line through points and 1, whichever is above.
 

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from assay._errors import AssayError
+from assay._given import checked
 from assay.dictionaries import (
     AttributionGraph,
     CrossLayerReplacement,
@@ -70,6 +71,7 @@ class AttributionClaims:
         )
 
 
+@checked
 def attribution_claims(
     graph: AttributionGraph | str | Path,
     subject: Subject,

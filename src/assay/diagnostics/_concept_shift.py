@@ -9,6 +9,7 @@ from scipy.optimize import linear_sum_assignment
 from sklearn.cluster import KMeans
 
 from assay._errors import AssayError
+from assay._given import checked
 from assay.diagnostics._setting import Estimate, smooth_of
 from assay.engine import Block, Engine, Place, batches, tensors
 from assay.faithfulness import Weights
@@ -79,6 +80,7 @@ class ConceptShift:
         )
 
 
+@checked
 def concept_shift(
     before: Subject,
     after: Subject,

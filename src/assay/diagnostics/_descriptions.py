@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from sklearn.tree import DecisionTreeClassifier
 
 from assay._errors import AssayError
+from assay._given import checked
 from assay.diagnostics._encoded import encoded
 from assay.diagnostics._features import activations, feature_use
 from assay.diagnostics._reconstruction import judged_splits
@@ -37,6 +38,7 @@ LEAST = 10
 _LEAF = -1
 
 
+@checked
 def described(
     subject: Subject,
     task: Task,

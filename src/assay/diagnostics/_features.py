@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 
 from assay._errors import AssayError, unknown_name
+from assay._given import checked
 from assay.diagnostics._encoded import Encoded, chosen_splits, encoded
 from assay.dictionaries import DENSE
 from assay.engine import Engine
@@ -20,6 +21,7 @@ from assay.tasks import Split, Task, bound
 USE_COLUMNS = ("place", "split", "role", "feature", "vectors", "on", "mean", "largest", "contribution")
 
 
+@checked
 def feature_use(
     subject: Subject,
     task: Task,
@@ -63,6 +65,7 @@ def feature_use(
     return pd.concat(frames, ignore_index=True)
 
 
+@checked
 def telling_features(use: pd.DataFrame, *, count: int = 2, shift: str | None = None) -> pd.DataFrame:
     """A few features worth looking at, of a frame of `feature_use`: columns `feature`, `why` and `split`, a shift.
 
@@ -147,6 +150,7 @@ class TopSequences:
     sequences: tuple[TopSequence, ...]
 
 
+@checked
 def top_sequences(
     subject: Subject,
     task: Task,

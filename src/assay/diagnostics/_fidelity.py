@@ -7,6 +7,7 @@ from jaxtyping import Bool
 from scipy import stats
 
 from assay._errors import AssayError
+from assay._given import checked
 from assay.circuits import Circuit, RandomCircuit, measured_by_pair
 from assay.diagnostics._setting import Estimate, Setting
 from assay.subjects import Subject
@@ -28,6 +29,7 @@ class RobustFidelity:
     removed_from_rest: float
 
 
+@checked
 def robust_fidelity(
     circuit: Circuit | RandomCircuit,
     subject: Subject,

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from assay._errors import AssayError
+from assay._given import checked
 from assay.diagnostics._setting import CLEAR, Estimate, mean_of, share_of, smooth_of
 from assay.faithfulness import RATE, Weights, every
 
@@ -64,6 +65,7 @@ class SubspacePatch:
         )
 
 
+@checked
 def subspace_patch(
     base: Activations,
     source: Float[Tensor, "..."],

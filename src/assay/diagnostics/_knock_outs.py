@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int
 from scipy import stats
 
 from assay._errors import AssayError
+from assay._given import checked
 from assay.circuits import Circuit, Edge, Graph, RandomCircuit, divergences, measured
 from assay.diagnostics._setting import Estimate, Setting
 from assay.faithfulness import Weights, holm
@@ -39,6 +40,7 @@ class Completeness:
     worst: KnockOut | None
 
 
+@checked
 def completeness(
     circuit: Circuit | RandomCircuit,
     subject: Subject,
@@ -151,6 +153,7 @@ class Minimality:
         return tuple(one.edge for one in self.edges if not one.p < 0.05)
 
 
+@checked
 def minimality(
     circuit: Circuit | RandomCircuit,
     subject: Subject,

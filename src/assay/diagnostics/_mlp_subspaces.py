@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from assay._errors import AssayError, unknown_name
+from assay._given import checked
 from assay.circuits import Batch, Problem, Reference
 from assay.circuits._mlp import inputs_first, last_linear
 from assay.diagnostics._illusion import SubspacePatch, subspace_patch
@@ -23,6 +24,7 @@ Positions = Literal["scored", "all"]
 """Where activations are patched: where predictions are scored, or everywhere."""
 
 
+@checked
 def mlp_patch(
     subject: Subject,
     split: Split,
@@ -59,6 +61,7 @@ def mlp_patch(
     )
 
 
+@checked
 def aligned_subspace(
     subject: Subject,
     split: Split,

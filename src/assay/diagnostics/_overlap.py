@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int
 from scipy import stats
 
 from assay._errors import AssayError
+from assay._given import checked
 from assay.circuits import Circuit, Graph
 from assay.engine import Engine, collect
 from assay.simplify import label
@@ -46,6 +47,7 @@ class Overlap:
         )
 
 
+@checked
 def overlap(first: Circuit, second: Circuit) -> Overlap:
     """How far two fitted circuits of graphs of one kind are the same, by their edges on paths.
 
@@ -144,6 +146,7 @@ class Stability:
         return float(self.jaccards.mean())
 
 
+@checked
 def stability(circuit: Circuit, subject: Subject, split: Split, *, resamples: int = 20, seed: int = 0) -> Stability:
     """Discover a circuit again on `resamples` bootstrap samples of the pairs of a split (the train split's, as a rule).
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from assay._errors import AssayError, unknown_name
+from assay._given import checked
 from assay.diagnostics._encoded import Encoded, encoded
 from assay.engine import Engine, Named, Samples, collect
 from assay.faithfulness._summary import weights_of
@@ -64,6 +65,7 @@ class ProbeSetDependence:
         )
 
 
+@checked
 def probe_set_dependence(
     recipe: Simplification,
     subject: Subject,

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from assay._errors import AssayError
+from assay._given import checked
 from assay.diagnostics._setting import CLEAR, smooth_of
 from assay.dictionaries import DENSE, Dictionary
 from assay.dictionaries._left_out import LeftOut, left_out, told_of
@@ -47,6 +48,7 @@ FAR = 0.95
 """A vector of a shift lies off the support where its error is above this quantile of the errors in distribution."""
 
 
+@checked
 def reconstruction(
     subject: Subject,
     task: Task,
@@ -105,6 +107,7 @@ def reconstruction(
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
+@checked
 def loss_recovered(
     subject: Subject,
     task: Task,

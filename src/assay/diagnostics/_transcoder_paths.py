@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from assay._errors import AssayError
+from assay._given import checked
 from assay.diagnostics._encoded import Encoded, all_encoded, chosen_splits, encoded
 from assay.diagnostics._setting import share_of
 from assay.dictionaries import Codes
@@ -35,6 +36,7 @@ NEAR = 1e-3
 STREAMS = ("residual", "attention", "mlp_input", "mlp")
 
 
+@checked
 def transcoder_paths(
     subject: Subject,
     task: Task,

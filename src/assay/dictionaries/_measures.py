@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from assay._given import checked
 from assay.dictionaries._dictionary import Codes, Dictionary
 
 ROWS = 4_096
@@ -84,6 +85,7 @@ class Sums:
         )
 
 
+@checked
 def measure(
     dictionary: Dictionary, vectors: Float[Tensor, "row width"], wanted: Float[Tensor, "row out"] | None = None
 ) -> Measures:

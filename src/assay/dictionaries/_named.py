@@ -4,10 +4,12 @@ from dataclasses import fields
 from typing import Any
 
 from assay._errors import AssayError, unknown_name
+from assay._given import checked
 from assay.dictionaries._given import GivenDictionary
 from assay.dictionaries._sparse_autoencoder import SparseAutoencoder
 
 
+@checked
 def sparse_autoencoder(
     path: str | None = None,
     site: str | None = None,

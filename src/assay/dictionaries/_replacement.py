@@ -263,6 +263,7 @@ class Splice:
         return replace
 
 
+@checked
 def read_replacement(path: str | Path) -> Replacement | CrossLayerReplacement:
     """The replacement model of a folder of circuit-tracer: a transcoder for each layer, or a cross-layer transcoder.
 

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from assay._errors import AssayError, unknown_name
+from assay._given import checked
 from assay.dictionaries import _gradients
 from assay.dictionaries._dictionary import SPARSE, Dictionary
 from assay.dictionaries._gradients import Entries, Everything, Loss, Parameters
@@ -121,6 +122,7 @@ class Trained:
     seconds: float
 
 
+@checked
 def train(
     settings: Training,
     rows: Iterator[tuple[Tensor, ...]],

@@ -58,6 +58,9 @@ KEPT = ("kl",)
 
 Positions = Literal["all", "scored"]
 
+MOST_RESAMPLES = 1_000_000
+"""More draws move the ends of no interval, and their weights fill the memory."""
+
 LEAST_REFIT = 30
 """A simplification is refitted on at least so many sequences of a shift, or not at all."""
 
@@ -663,10 +666,12 @@ def _who(subject: Subject) -> str:
     return f"{subject.name}{seed}" if subject.trained else f"{subject.name}, shuffled"
 
 
-def _check_numbers(**values: int) -> None:
-    for name, value in values.items():
+def _check_numbers(*, resamples: int, **values: int) -> None:
+    for name, value in {"resamples": resamples, **values}.items():
         if value < 2:
             raise AssayError(f"compare({name}={value}): must be at least 2.")
+    if resamples > MOST_RESAMPLES:
+        raise AssayError(f"compare(resamples={resamples}): must be at most {MOST_RESAMPLES:,}.")
 
 
 def _architecture(subject: Subject) -> dict[str, list[int]]:

@@ -13,7 +13,7 @@ import pandas as pd
 import pyarrow.parquet
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from assay._errors import AssayError, in_line
+from assay._errors import AssayError, in_line, unknown_name
 from assay._files import read_bytes, refuse_links, write_atomically
 from assay._given import checked
 from assay._terminal import visible
@@ -287,8 +287,11 @@ class Comparison:
     def agreement(self, split: str = "iid", *, trained: bool = True) -> pd.DataFrame:
         """The metric that verdicts rest on, on the primary kind of one split, one row a (proxy, site).
 
-        It is the same-prediction rate, or for embeddings the same-neighbour rate (`record.primary_metric`).
+        It is the same-prediction rate, or for embeddings the same-neighbour rate (`record.primary_metric`). Raises
+        AssayError for a split that there is none of.
         """
+        if split not in (names := [item.name for item in self.record.splits]):
+            raise unknown_name("split", split, names)
         frame = self.results
         chosen = (
             (frame["metric"] == self.record.primary_metric)

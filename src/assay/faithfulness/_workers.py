@@ -1,21 +1,25 @@
 """Where the work of a comparison is done: here, in processes beside this one, or on a cluster."""
 
+import asyncio
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import joblib
 import torch
 
-from assay._errors import AssayError
+from assay._errors import AssayError, in_line
 from assay._given import check_fields
 
 ATTEMPTS = 3
 """How often in a row workers may die without any work having been finished in between."""
+
+ANSWER = 10.0
+"""Seconds that a scheduler may take to answer."""
 
 _Result = TypeVar("_Result")
 
@@ -57,6 +61,9 @@ class Workers:
             for number, item in enumerate(items):
                 yield number, work(*item)
             return
+        if self.cluster is not None:
+            yield from _on_cluster(self.cluster, work, items)
+            return
         left = dict(enumerate(items))
         failed = 0
         while left:
@@ -74,32 +81,58 @@ class Workers:
                     ) from None
 
     def _round(self, work: Callable[..., _Result], left: dict[int, tuple[Any, ...]]) -> Iterator[tuple[int, _Result]]:
-        with self._backend():
-            threads = max(1, torch.get_num_threads() // self.count) if self.cluster is None else None
-            calls = [joblib.delayed(_numbered)(work, number, item, threads) for number, item in left.items()]
-            options: dict[str, Any] = {"n_jobs": -1}
-            if self.cluster is None:
-                own = {"backend": "loky", "initializer": _end_with, "initargs": (os.getpid(),)}
-                options = {"n_jobs": self.count, **own}
-            yield from joblib.Parallel(return_as="generator_unordered", batch_size=1, **options)(calls)
+        threads = max(1, torch.get_num_threads() // self.count)
+        calls = [joblib.delayed(_numbered)(work, number, item, threads) for number, item in left.items()]
+        own: dict[str, Any] = {"backend": "loky", "initializer": _end_with, "initargs": (os.getpid(),)}
+        yield from joblib.Parallel(n_jobs=self.count, return_as="generator_unordered", batch_size=1, **own)(calls)
 
-    @contextmanager
-    def _backend(self) -> Iterator[None]:
-        if self.cluster is None:
-            yield
-            return
+
+def _on_cluster(
+    address: str, work: Callable[..., _Result], items: Sequence[tuple[Any, ...]]
+) -> Iterator[tuple[int, _Result]]:
+    """The work done by a Dask cluster, whose scheduler gives that of a worker which died to another one.
+
+    Without joblib, whose Dask backend waits without end for work that the scheduler has given up.
+    """
+    try:
+        from distributed import Client, KilledWorker, as_completed  # noqa: PLC0415
+    except ImportError:
+        raise AssayError(
+            "work on a cluster needs the package dask[distributed]: pip install 'assay-interp[cluster]'"
+        ) from None
+    try:
+        # A client waits without end where something else listens, so that is asked for its name first.
+        with ThreadPoolExecutor(1) as aside:  # a notebook has a loop of its own in this thread
+            who = aside.submit(asyncio.run, _named(address)).result()
+        if who != "Scheduler":
+            raise AssayError(f"at {address!r} is a Dask {who.lower()}; give the address of the scheduler.")
+        client = Client(address, timeout=ANSWER)
+    except AssayError:
+        raise
+    except Exception as error:  # what others answer breaks in many ways
+        raise AssayError(f"no Dask scheduler answers at {address!r} ({in_line(error)}).") from None
+    with client:
+        futures = [client.submit(_numbered, work, number, item, None, pure=False) for number, item in enumerate(items)]
         try:
-            from distributed import Client  # noqa: PLC0415
-        except ImportError:
+            for future in as_completed(futures):
+                yield future.result()
+                future.release()
+        except KilledWorker:
             raise AssayError(
-                "work on a cluster needs the package dask[distributed]: pip install 'assay-interp[cluster]'"
+                f"workers of the Dask cluster at {address!r} died over and over on the same work; they may be out of "
+                "memory, or crash."
             ) from None
-        try:
-            client = Client(self.cluster, timeout=10)
-        except (OSError, ValueError, TypeError) as error:
-            raise AssayError(f"no Dask scheduler answers at {self.cluster!r} ({error}).") from None
-        with client, joblib.parallel_config(backend="dask"):
-            yield
+        except CancelledError:
+            raise AssayError(f"the Dask scheduler at {address!r} is gone, or has cancelled the work.") from None
+
+
+async def _named(address: str) -> str:
+    """What a server of Dask calls itself. Raises some error where there is none."""
+    from distributed import rpc  # noqa: PLC0415
+
+    async with asyncio.timeout(ANSWER), rpc(address, timeout=ANSWER) as server:
+        found = await server.identity()
+    return str(found["type"])
 
 
 def _end_with(parent: int) -> None:

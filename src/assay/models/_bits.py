@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 from assay._errors import AssayError
+from assay._given import checked
 from assay.models._low_rank import LowRankWeights
 from assay.models._n_gram import NGram
 from assay.models._prune import PruneWeights
@@ -27,6 +28,7 @@ class WeightBits:
     parameters: int
 
 
+@checked
 def weight_bits(recipe: Simplification, subject: Subject, *, precision: int = 16) -> WeightBits:
     """The bits of a recipe's copy of a subject: of its linear weights, of a table of counts, or of rules.
 

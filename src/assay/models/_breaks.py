@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from assay._errors import AssayError
+from assay._given import checked
 from assay.engine import Engine, batches, tensors
 from assay.subjects import Subject
 from assay.tasks import Split
@@ -76,6 +77,7 @@ class _Seen:
         return first[self.valid].double()
 
 
+@checked
 def breaks(subject: Subject, other: Subject, split: Split) -> Breaks:
     """Compare two models block by block on a split: which block differs, and how the error grows from there.
 

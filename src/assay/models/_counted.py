@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from assay._errors import AssayError
+from assay._given import checked
 from assay.engine import Proxy
 from assay.models._llama_cpp import LEAST, Counts, as_split, counting, scored_by_llama_cpp, through_llama_cpp
 from assay.subjects import Subject
@@ -17,6 +18,7 @@ CONTEXT = 512
 """Tokens a chunk, where nothing else is said."""
 
 
+@checked
 def cut_like_llama_cpp(
     tokenizer: PreTrainedTokenizerBase,
     text: str,
@@ -60,6 +62,7 @@ def cut_like_llama_cpp(
     return as_split(tokens, name, role, whole[0] if around else None)
 
 
+@checked
 def count_like_llama_cpp(subject: Subject, other: Proxy, split: Split) -> Counts:
     """What `llama-perplexity --kl-divergence` would say of another model beside the subject: both are run on chunks.
 

@@ -33,6 +33,7 @@ from torch import Tensor
 
 from assay._errors import AssayError
 from assay._files import write_atomically
+from assay._given import checked
 from assay.tasks import UNSCORED, Role, Split
 
 MAGIC = b"_logits_"
@@ -62,6 +63,7 @@ Blocks = Iterable[Float[Tensor, "_ _"]]
 """Rows (prediction, vocabulary), in blocks of any number of them."""
 
 
+@checked
 def scored_by_llama_cpp(context: int) -> slice:
     """The positions of a chunk whose predictions count."""
     return slice(context // 2, context - 1)
@@ -170,6 +172,7 @@ def as_split(tokens: Int[np.ndarray, "chunk position"], name: str, role: Role, b
     return Split(name, role, f"chunks of {context} tokens, as llama.cpp cuts a text", tokens, lengths, kinds)
 
 
+@checked
 def write_llama_cpp(
     path: str | Path,
     tokens: Int[np.ndarray, "chunk position"],
@@ -224,6 +227,7 @@ def _write_block(file: BinaryIO, block: Tensor) -> None:
         file.write(_encode(_numbers(rows)).tobytes())
 
 
+@checked
 def through_llama_cpp(rows: Float[Tensor, "prediction vocabulary"]) -> Float[Tensor, "prediction vocabulary"]:
     """Log-probabilities as they come back from the file, for logits or log-probabilities: what `counting` is to be
     given as the base, to count as llama.cpp would. Raises AssayError for a row that has no largest number."""
@@ -315,6 +319,7 @@ class Counts:
     same_top: Counted
 
 
+@checked
 def counting(
     base: Blocks,
     other: Blocks,

@@ -70,6 +70,7 @@ def store_model(
     return Path(folder)
 
 
+@checked
 def is_stored(folder: str | Path) -> bool:
     """Whether a folder is one that `store_model` wrote."""
     return Path(folder).is_dir() and any(Path(folder).glob(f"*/{HEADER}"))

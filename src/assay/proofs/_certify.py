@@ -22,6 +22,7 @@ _USED_BY = {
 }
 
 
+@checked
 def check_options(strategy: str, options: Mapping[str, Any]) -> None:
     """Raise AssayError for an option of `certify` that is not its default and that the strategy does not look at."""
     for name, value in options.items():

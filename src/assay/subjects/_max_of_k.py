@@ -21,6 +21,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from assay._errors import AssayError
 from assay._files import check_growth, read_arrays
+from assay._given import checked
 from assay.subjects._subject import Subject
 from assay.subjects._train import IGNORED, Batch, Recipe
 from assay.tasks import MaxOfK
@@ -214,18 +215,21 @@ for _config, _model in ((MaxOfKConfig, MaxOfKForCausalLM), (LinearMaxConfig, Lin
     AutoModelForCausalLM.register(_config, _model)
 
 
+@checked
 def max_of_k_model(task: MaxOfK, seed: int) -> MaxOfKForCausalLM:
     """A fresh max-of-K attention model of width 32 (arXiv 2406.11779, §3)."""
     torch.manual_seed(seed)
     return MaxOfKForCausalLM(MaxOfKConfig(vocab_size=task.vocabulary, length=task.length))
 
 
+@checked
 def linear_max_model(task: MaxOfK, seed: int) -> LinearMaxForCausalLM:
     """A fresh linear max-of-n model of width 128."""
     torch.manual_seed(seed)
     return LinearMaxForCausalLM(LinearMaxConfig(vocab_size=task.vocabulary, length=task.length))
 
 
+@checked
 def max_of_k_batches(task: MaxOfK, *, batch: int, seed: int) -> Callable[[int], Batch]:
     """Fresh uniform sequences; the batch of a step depends on nothing but the task, the seed and the step."""
 
@@ -320,6 +324,7 @@ def _matrices(path: Path) -> dict[str, np.ndarray]:
     return found
 
 
+@checked
 def import_max_of_k(path: str | Path, *, name: str | None = None) -> Subject:
     """Read a max-of-K attention model from plain arrays or from a TransformerLens state dict.
 

@@ -20,6 +20,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from assay._errors import unknown_name
+from assay._given import checked
 from assay.tasks import Objective
 
 Pooling = Literal["mean", "cls", "last", "max"]
@@ -65,6 +66,7 @@ def auto_class(objective: Objective, config: PreTrainedConfig) -> Any:
     return _AUTO_CLASSES[objective]
 
 
+@checked
 def resolve_objective(objective: str) -> Objective:
     """The objective of that name. Raises AssayError unless there is one."""
     if objective not in get_args(Objective):
@@ -72,6 +74,7 @@ def resolve_objective(objective: str) -> Objective:
     return cast(Objective, objective)
 
 
+@checked
 def resolve_pooling(pooling: str) -> Pooling:
     """The pooling of that name. Raises AssayError unless there is one."""
     if pooling not in get_args(Pooling):
@@ -79,6 +82,7 @@ def resolve_pooling(pooling: str) -> Pooling:
     return cast(Pooling, pooling)
 
 
+@checked
 def pool(
     hidden: Float[Tensor, "batch position width"], valid: Int[Tensor, "batch position"], pooling: Pooling
 ) -> Float[Tensor, "batch width"]:

@@ -3,6 +3,7 @@
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from assay._given import checked
 from assay.subjects._train import Recipe
 from assay.tasks import Code, Dyck
 
@@ -27,6 +28,7 @@ CODE_RECIPE = Recipe(
 )
 
 
+@checked
 def dyck_model(task: Dyck, seed: int) -> GPT2LMHeadModel:
     """A fresh reference model: GPT-2 with 2 layers of 1 head, width 32, MLP 128, learned positions.
 
@@ -35,6 +37,7 @@ def dyck_model(task: Dyck, seed: int) -> GPT2LMHeadModel:
     return _fresh(task, seed, width=32, layers=2, heads=1)
 
 
+@checked
 def code_model(task: Code, seed: int, *, width: int = 128, layers: int = 4, heads: int = 4) -> GPT2LMHeadModel:
     """A fresh reference model: GPT-2 with 4 layers of 4 heads, width 128, MLP 512, learned positions, tied embeddings.
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from assay._errors import AssayError
 from assay._fingerprint import NotHashableError, fingerprint_or_reason
 from assay._given import check_fields, checked
 from assay.subjects._alterations import alterations, behaviour
@@ -154,8 +155,17 @@ class Subject:
 
     @checked
     def to(self, device: str | torch.device) -> "Subject":
-        """This subject with its weights on `device` (moved in place, as torch does)."""
-        torch.nn.Module.to(self.model, device)
+        """This subject with its weights on `device` (moved in place, as torch does).
+
+        Raises AssayError for a device that there is none of.
+        """
+        try:
+            torch.nn.Module.to(self.model, torch.device(device))
+        except (RuntimeError, AssertionError) as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            why = str(error).split("\n")[0]
+            raise AssayError(f"Subject.to(device={str(device)!r}): {why}; 'cpu' is always there.") from None
         return self
 
     @checked

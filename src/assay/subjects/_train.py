@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from assay._errors import AssayError
 from assay._files import write_atomically
+from assay._given import checked
 
 IGNORED = -100
 """A label that carries no loss (the convention of torch's cross-entropy)."""
@@ -134,6 +135,7 @@ class Trained:
     final_loss: float
 
 
+@checked
 def train(
     model: PreTrainedModel,
     batches: Callable[[int], Batch],

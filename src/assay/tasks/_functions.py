@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from assay._errors import AssayError, unknown_name
+from assay._given import checked
 from assay.tasks._cutting import UncutError, cut, decode
 from assay.tasks._lexing import LANGUAGES, check_language
 from assay.tasks._rows import hub_rows, is_json_lines, json_rows
@@ -251,7 +252,7 @@ class Folder:
     """A folder of one's own with source files of one language; its folders of the first level are the repositories.
 
     Files that lie directly in the folder belong to a repository of the folder's name. Empty, binary and undecodable
-    files and (for Python) files that do not parse are counted as lost.
+    files, files that take too long to lex and (for Python) files that do not parse are counted as lost.
     """
 
     path: Path
@@ -343,6 +344,7 @@ class Interpreter:
         }
 
 
+@checked
 def source_of(data: str | Path | Source, language: str | None = None) -> Source:
     """A source from what a person writes: `python`, `hub:NAME`, a .jsonl file, a folder of them or of source files.
 

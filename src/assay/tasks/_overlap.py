@@ -10,6 +10,7 @@ from itertools import combinations
 import numpy as np
 
 from assay._errors import AssayError
+from assay._given import checked
 from assay.tasks._task import UNSCORED, Split
 
 
@@ -44,6 +45,7 @@ class Copies:
         return replace(self, overlaps=own)
 
 
+@checked
 def sequence_hashes(split: Split) -> list[bytes]:
     """One hash a sequence, of its tokens without padding: equal ones are copies.
 
@@ -59,11 +61,13 @@ def sequence_hashes(split: Split) -> list[bytes]:
     ]
 
 
+@checked
 def count_copies(splits: Mapping[str, Split]) -> Copies:
     """Count the copies within every split, and among every two, in the order of the mapping."""
     return copies_among({name: sequence_hashes(split) for name, split in splits.items()})
 
 
+@checked
 def copies_among(hashes: Mapping[str, Sequence[bytes]]) -> Copies:
     """Count copies by the `sequence_hashes` of splits."""
     counted = {name: Counter(found) for name, found in hashes.items()}
@@ -80,6 +84,7 @@ def copies_among(hashes: Mapping[str, Sequence[bytes]]) -> Copies:
     )
 
 
+@checked
 def check_differ(copies: Copies) -> None:
     """Raise AssayError if two splits have the very same sequences."""
     for overlap in copies.overlaps:
@@ -90,6 +95,7 @@ def check_differ(copies: Copies) -> None:
             )
 
 
+@checked
 def warn_of_overlaps(copies: Copies) -> None:
     """Warn about every two splits that share sequences. Raises AssayError if two have the very same ones."""
     check_differ(copies)

@@ -247,6 +247,7 @@ class Pairs:
         return told
 
 
+@checked
 def bound(task: Any, tokenizer: PreTrainedTokenizerBase | None) -> Any:
     """A task in the tokens of a tokenizer, where it has `is_bound` and `bound_to` and is not bound to one yet."""
     return task if getattr(task, "is_bound", True) else task.bound_to(tokenizer)

@@ -9,6 +9,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, proce
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from assay._errors import AssayError, in_line, is_failure
+from assay._given import checked
 
 SPECIALS = ("<start>", "<end>", "<pad>", "<unknown>")
 """The first tokens of every vocabulary, in this order; single characters follow."""
@@ -51,6 +52,7 @@ def encoded(tokenizer: PreTrainedTokenizerBase, text: str | list[str], **options
         ) from None
 
 
+@checked
 def code_vocabulary(tokenizer: PreTrainedTokenizerBase | None) -> tuple[str, ...]:
     """The vocabulary of a code model, in the order of its ids, for `Code(vocabulary_from=…)`.
 
@@ -67,6 +69,7 @@ def code_vocabulary(tokenizer: PreTrainedTokenizerBase | None) -> tuple[str, ...
     return tokens
 
 
+@checked
 def token_names(tokenizer: PreTrainedTokenizerBase, tokens: Iterable[int]) -> dict[int, str]:
     """What a tokenizer calls each of the tokens; those that it does not have are left out."""
     if tokenizer.is_fast:
@@ -77,6 +80,7 @@ def token_names(tokenizer: PreTrainedTokenizerBase, tokens: Iterable[int]) -> di
     return {token: vocabulary[token] for token in tokens if token in vocabulary}
 
 
+@checked
 def vocabulary_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
     """A hash of a tokenizer's vocabulary: every token with its id, added ones too."""
     return hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from assay._errors import AssayError
+from assay._given import checked
 from assay.circuits import ExactEdges, Problem, Reference, measured
 from assay.circuits._run import run_circuit, traced, wiring_of
 from assay.engine import BLOCK_STREAMS, Block, Edit, Engine, Head, Run, collect
@@ -48,6 +49,7 @@ class Support:
     as_loaded: float
 
 
+@checked
 def check_architecture(model: PreTrainedModel, *, seed: int = 0) -> Support:
     """Check that a model can be read and edited, and say what of it.
 

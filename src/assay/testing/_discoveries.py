@@ -10,6 +10,7 @@ from jaxtyping import Float
 from scipy.stats import spearmanr
 
 from assay._errors import AssayError
+from assay._given import checked
 from assay.circuits import Ablation, Batch, Discovery, ExactEdges, Measure, Problem, Reference
 from assay.engine import Engine
 from assay.subjects import Subject
@@ -40,6 +41,7 @@ class _Cut(Problem):
         return super().batches(senders, rows=self.most if rows is None else min(rows, self.most), tokens=tokens)
 
 
+@checked
 def check_discovery(make: Callable[[], Discovery]) -> dict[str, float]:
     """Check that a discovery method keeps the contract; `make` gives a fresh one each time it is called.
 

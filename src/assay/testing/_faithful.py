@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from assay._errors import AssayError
+from assay._given import checked
 from assay.engine import Engine, Proxy, check_proxy
 from assay.faithfulness import ALL, CleanPass
 from assay.faithfulness._assess import Assessment, Finding, assess
@@ -48,6 +49,7 @@ _OF_EMBEDDINGS = _Words(
 )
 
 
+@checked
 def assert_faithful(
     subject: Subject,
     proxy: Proxy,

@@ -9,6 +9,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from assay._errors import AssayError
+from assay._given import checked
 from assay.engine import EditedSubject, Engine, Proxy, Samples, Site, check_proxy, collect
 from assay.faithfulness import CleanPass
 from assay.simplify import Simplification, is_whole, label, learns, reads
@@ -37,6 +38,7 @@ TOLERANCE = 1e-5
 """Largest difference of a logit that counts as none; the small models are in float64."""
 
 
+@checked
 def check_simplification(make: Callable[[], Simplification], *, sites: Sequence[str] | None = None) -> None:
     """Check that a simplification keeps the contract; `make` gives a fresh, unfitted one each time it is called.
 

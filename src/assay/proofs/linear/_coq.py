@@ -10,6 +10,7 @@ from importlib.resources import files
 import numpy as np
 
 from assay._errors import AssayError
+from assay._given import checked
 from assay.proofs._certificate import Certificate
 from assay.proofs._exact import ExactMatrix
 from assay.subjects import LinearMaxForCausalLM, Subject
@@ -17,6 +18,7 @@ from assay.subjects import LinearMaxForCausalLM, Subject
 _LARGEST = 2**21
 
 
+@checked
 def coq_development(subject: Subject, certificate: Certificate) -> str:
     """A self-contained Coq file whose theorem states how many inputs a linear subject answers correctly.
 

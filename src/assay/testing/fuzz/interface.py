@@ -4,13 +4,14 @@ Every public callable of `assay` is called as it should be, with each of its par
 somebody might give by mistake. What is accepted is fine; what raises another exception than AssayError is wrong.
 """
 
+import contextlib
 import inspect
 import math
 import random
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,22 +46,16 @@ class Call:
 def plain_values() -> list[Any]:
     """What somebody might give by mistake."""
     return [
-        None, True, 0, -1, 3, 2**70, 2.5, math.nan, math.inf, "", "x", "a\0b", "\ud800", b"x", [], [1], ["x"], (None,),
-        {}, {"x": 1}, {1: None}, object(), dict, assay.SVD, np.zeros(3), np.float32(2), torch.zeros(2, 2),
-        Path("no such place"), len, iter(()),
+        None, True, 0, -1, 3, 2.5, math.nan, math.inf, "", "x", "a\0b", "\ud800", b"x", [], [1], ["x"], (None,),
+        {}, {"x": 1}, {1: None}, object(), assay.SVD, np.zeros(3), np.float32(2), torch.zeros(2, 2),
+        Path("no such place"), iter(()),
     ]  # fmt: skip
 
 
-def wrong_values(chance: random.Random) -> Iterator[Any]:
-    """First all plain values, then lists and tables of them, without end."""
-    plain = plain_values()
-    yield from plain
-    while True:
-        items = chance.choices(plain, k=chance.randint(1, 3))
-        kind = chance.randrange(4)
-        yield (
-            items if kind == 0 else tuple(items) if kind == 1 else [items] if kind == 2 else dict.fromkeys("ab", items)
-        )
+def _nested(chance: random.Random) -> Any:
+    """A list or table of what somebody might give by mistake."""
+    items = chance.choices(plain_values(), k=chance.randint(1, 3))
+    return chance.choice([items, tuple(items), [items], dict.fromkeys("ab", items), {"a": items[0]}])
 
 
 def calls(folder: Path) -> list[Call]:
@@ -161,7 +156,7 @@ def calls(folder: Path) -> list[Call]:
         ("Pairs.of", Pairs.of, {"rows": [{"clean": [1, 2], "counterfactual": [3, 2], "answer": 1, "foil": 2}]}),
         ("Code.from_data", Code.from_data, {"data": folder / "functions", "language": "python"}),
         ("Code.split", code.split, {"name": "iid", "sequences": 2}),
-        ("Code.read_function", code.read_function, {"text": function.text}),
+        ("Code.read_function", code.read_function, {"text": function.text, "language": "python"}),
         ("Split", Split, {name: getattr(train, name) for name in ("name", "role", "description", "tokens", "lengths",
                                                                   "kinds", "features")}),
     ]  # fmt: skip
@@ -172,6 +167,25 @@ def calls(folder: Path) -> list[Call]:
         plain.append((f"{kind.__name__}.apply", made.apply, {"subject": subject}))
     plain.append(("SVD.apply, fitted", fitted.apply, {"subject": subject}))
     return [Call(name, function, arguments) for name, function, arguments in plain]
+
+
+ROOMS = ("circuits", "diagnostics", "dictionaries", "models", "proofs", "subjects", "tasks", "testing")
+"""Rooms with functions that people call."""
+
+
+def others() -> list[Call]:
+    """The public functions of rooms; what would be right to give them is left open."""
+    found = []
+    for room in ROOMS:
+        module = getattr(assay, room)
+        for name in module.__all__:
+            function = getattr(module, name)
+            if inspect.isfunction(function) and (parameters := inspect.signature(function).parameters):
+                if "make" in parameters:  # calls what it is given, and raises what that raises
+                    continue
+                needed = [key for key, item in parameters.items() if item.default is inspect.Parameter.empty]
+                found.append(Call(f"{room}.{name}", function, dict.fromkeys(needed or [next(iter(parameters))])))
+    return found
 
 
 def _functions(folder: Path) -> Path:
@@ -185,17 +199,17 @@ def _functions(folder: Path) -> Path:
     return place
 
 
-def attempt(call: Call, parameter: str, value: Any) -> str:
-    """What went wrong as one parameter was replaced; nothing, if it was accepted or refused as it should be."""
+def attempt(call: Call, parameters: Sequence[str], value: Any) -> str:
+    """What went wrong as parameters were replaced; nothing, if it was accepted or refused as it should be."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            call.function(**{**call.arguments, parameter: value})
+            call.function(**{**call.arguments, **dict.fromkeys(parameters, value)})
     except AssayError:
         return ""
     except Exception as error:  # what must not be
         said = " ".join(str(error).split())[:120]
-        return f"{call.name}({parameter}={in_short(value)}): {type(error).__name__}: {said}"
+        return f"{call.name}({', '.join(parameters)}={in_short(value)}): {type(error).__name__}: {said}"
     return ""
 
 
@@ -204,12 +218,15 @@ def run(seed: int, minutes: float, say: Callable[[str], None]) -> list[Tried]:
     chance, tally = random.Random(seed), Tally()
     end = time.monotonic() + 60 * minutes
     with tempfile.TemporaryDirectory() as name:
-        known = [(call, parameter) for call in calls(Path(name)) for parameter in call.parameters()]
-        for number, _ in enumerate(wrong_values(chance)):
-            if number >= len(plain_values()) and time.monotonic() > end:
-                break
-            for call, parameter in known:
-                value = plain_values()[number] if number < len(plain_values()) else next(wrong_values(chance))
-                tally.count(call.name.partition(".")[0], attempt(call, parameter, value))
-            say(str(tally))
+        known = [(call, [parameter]) for call in calls(Path(name)) for parameter in call.parameters()]
+        known += [(call, list(call.arguments)) for call in others()]
+        plain, number = len(plain_values()), 0
+        with contextlib.chdir(name):
+            while number < plain or time.monotonic() < end:
+                for call, parameters in known:
+                    # Made anew each time: an iterator would be used up.
+                    value = plain_values()[number] if number < plain else _nested(chance)
+                    tally.count(call.name.partition(".")[0], attempt(call, parameters, value))
+                say(str(tally))
+                number += 1
     return tally.rows()
