@@ -4,11 +4,14 @@ import json
 import math
 import os
 import re
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
 import pytest
 
+import assay
 from assay import cli
 from assay.faithfulness import Comparison
 from assay.studies import dyck
@@ -98,6 +101,7 @@ def test_report_on_an_unfinished_run_fails_in_one_line(command, tmp_path):
 
 def test_names_in_brackets_are_printed_as_they_are(command, tmp_path):
     folder = tmp_path / "runs[bold][/x]"
+    folder.mkdir(parents=True)
     status, _, err = command("report", folder)
     assert status == 1
     assert "runs[bold][/x]" in err.replace("\n", "")
@@ -115,6 +119,10 @@ def test_names_in_brackets_are_printed_as_they_are(command, tmp_path):
         (("run", "dyck", "--sentence", "(77 77)"), "77"),
         (("run", "code", "--functions", "1"), "--functions"),
         (("run", "code", "--model", "dyck-20-10"), "--model"),
+        (("run", "code", "--model", "code-pythom"), "code-python"),
+        (("certify", "max-of-4", "--against", "svd:rank=0"), "--against"),
+        (("certify", "max-of-44"), "MODEL"),
+        (("report", "no-such-run"), "RUN"),
         (("run", "code", "--data", "nowhere"), "--data"),
         (("run", "code", "--jobs", "0"), "--jobs"),
         (("train", "dyck", "--steps", "0"), "steps"),
@@ -146,6 +154,20 @@ def test_list_as_json(command):
     found = strict(out)
     assert {"tasks", "models", "simplifications", "metrics"} <= set(found)
     assert found["simplifications"]["svd"].startswith("Project each head")
+    assert found["parameters of simplifications"]["svd"] == "svd:rank=…,joint=True,centred=False"
+    assert found["parameters of simplifications"].keys() == found["simplifications"].keys()
+
+
+def test_the_grammar_of_sites_is_what_the_engine_reads(subject):
+    """Every way to write a site that is listed can be written; choices stand between bars."""
+    engine = assay.engine.Engine(subject)
+    for written in assay.engine.GRAMMAR:
+        before, _, streams = written.rpartition(".") if "|" in written and "." in written else ("", "", written)
+        wheres = ["all"] if before == "…" else before.split("|") if before else [""]
+        for where in wheres:
+            for stream in streams.split("|"):
+                name = {"A+B": "layer0.head0+layer1.mlp"}.get(written, f"{where}.{stream}".lstrip("."))
+                assert engine.sites([name.replace("layer2.head1", "layer1.head0").replace("layer2", "layer1")]), name
 
 
 def test_train_makes_a_model_with_its_record_and_refuses_to_do_it_twice(command, monkeypatch, tmp_path):
@@ -168,7 +190,30 @@ def test_train_makes_a_model_with_its_record_and_refuses_to_do_it_twice(command,
     assert "trained model already" in err.replace("\n", " ")
 
 
-def test_help_names_the_commands(command):
-    status, out, _ = command("--help")
+@pytest.mark.parametrize("asked", ["-h", "--help"])
+def test_help_names_the_commands(command, asked):
+    status, out, _ = command(asked)
     assert status == 0
-    assert all(word in out for word in ("run", "train", "report", "list"))
+    assert all(word in out for word in ("run", "train", "report", "list", "--install-completion"))
+
+
+def test_help_has_groups_and_examples(command):
+    status, out, _ = command("compare", "-h")
+    assert status == 0
+    for words in ("On what, and where", "What is judged", "The model", "Verdicts", "What is left", "$ assay compare"):
+        assert words in out
+    own = out.split("╭─ Options")[1].split("╭─")[0]
+    assert re.findall(r"--[a-z-]+", own) == ["--help"], "every option is in a group"
+
+
+def test_version(command):
+    assert command("--version") == (0, f"assay {assay.__version__}\n", "")
+
+
+def test_completion_answers_with_what_can_follow():
+    asked = {"_ASSAY_COMPLETE": "complete_bash", "COMP_WORDS": "assay comp", "COMP_CWORD": "1"}
+    code = "import sys; from assay.cli import main; sys.argv = ['assay']; main()"
+    found = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **asked}, capture_output=True, text=True, check=True
+    )
+    assert found.stdout.split() == ["compare", "compare-runs"]
