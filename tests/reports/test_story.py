@@ -241,7 +241,8 @@ def test_rows_have_the_numbers_of_the_comparison(shown):
         for mark in row.marks:
             rate = shown.agreement(lanes[mark.y]).set_index("proxy").loc[row.verdict.proxy]
             assert mark.x == axis(rate["estimate"])
-            assert (mark.low, mark.high) == (axis(rate["low"]), axis(rate["high"]))
+            limits = [None if rate.isna()[end] else axis(rate[end]) for end in ("low", "high")]
+            assert [mark.low, mark.high] == limits
             shape = "familiar" if lanes[mark.y] == "iid" else "shift"
             assert mark.shape == (row.verdict.judgement if lanes[mark.y] == row.verdict.shift else shape)
             assert f"{lanes[mark.y].replace('_', ' ')} " in row.label
