@@ -69,7 +69,7 @@ def test_a_users_tests(pytester, run):
 
         def test_wrong_types_are_refused_in_plain_words(assay_session, subject):
             proxy = assay_session.proxy(subject, assay.SVD(rank=32), TASK, sequences=20)
-            with pytest.raises(assay.AssayError, match="not a proxy.*of a fitted simplification"):
+            with pytest.raises(assay.AssayError, match=r"must be a Proxy; simplification.fit.*apply"):
                 assert_faithful(subject, assay.SVD(rank=2), TASK)
             for wrong in (["iid"], "iid", 3):
                 with pytest.raises(assay.AssayError, match="give a task, or a list of its splits"):

@@ -11,6 +11,7 @@ from scipy import stats
 from torch import Tensor
 
 from assay._errors import AssayError
+from assay._given import checked
 from assay.diagnostics._encoded import Encoded, encoded
 from assay.diagnostics._reconstruction import judged_splits
 from assay.dictionaries._realigned import principal
@@ -33,6 +34,7 @@ MOST_HELD = 0.9
 """The share of the variance of iid that the directions hold which are asked about, if no number is given."""
 
 
+@checked
 def subspace_gap(
     subject: Subject,
     task: Task,
