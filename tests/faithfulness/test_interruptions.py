@@ -1,10 +1,15 @@
 """A comparison that is killed or runs out of disk loses nothing that was finished, and ends as if nothing had been."""
 
+import os
 import resource
 import signal
+import subprocess
+import sys
+import time
 
 import pytest
 
+import assay
 from kills import cells, complete, finish, kill, results, start
 
 
@@ -34,3 +39,58 @@ def test_a_full_disk_leaves_nothing_damaged(tmp_path):
     complete(tmp_path / "run")
     complete(tmp_path / "whole")
     assert results(tmp_path / "run") == results(tmp_path / "whole")
+
+
+def stop_after(cells):
+    """A progress that interrupts when so many cells are finished; and the steps it saw."""
+    seen = []
+
+    def progress(step):
+        seen.append(step)
+        if step.done >= cells:
+            raise KeyboardInterrupt
+
+    return progress, seen
+
+
+@pytest.mark.parametrize("kept", ["in a folder", "in this process"])
+def test_an_interrupted_comparison_goes_on_where_it_was(subject, task, tmp_path, kept):
+    folder = tmp_path / "run" if kept == "in a folder" else None
+    call = {"sites": ("layer0.head0",), "sequences": 6, "fit_sequences": 40, "resamples": 20, "refit": False,
+            "folder": folder}  # fmt: skip
+    recipes = [assay.SVD(rank=2)]
+    progress, seen = stop_after(3)
+    with pytest.raises(KeyboardInterrupt, match=r"\d+ of \d+ cells are finished and kept in .* goes on") as stopped:
+        assay.compare(subject, task, recipes, **call, progress=progress)
+    assert (repr(str(folder)) in str(stopped.value)) == (folder is not None)
+    again = []
+    resumed = assay.compare(subject, task, recipes, **call, progress=again.append)
+    assert again[0].done == seen[-1].done >= 3
+    whole = assay.compare(subject, task, recipes, **(call | {"folder": None}))
+    assert resumed.results.equals(whole.results)
+    assert resumed.gaps().equals(whole.gaps())
+    # What was left is used once: another comparison begins at nothing.
+    fresh = []
+    assay.compare(subject, task, recipes, **(call | {"folder": None}), progress=fresh.append)
+    assert fresh[0].done == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_ctrl_c_on_the_command_line_says_where_the_run_is(tmp_path, jobs):
+    folder = tmp_path / "a run"
+    call = [sys.executable, "-m", "assay", "run", "dyck", "--sequences", "60", "--jobs", jobs, "--out", str(folder)]
+    run = subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while cells(folder) < 2 and run.poll() is None:
+        time.sleep(0.05)
+    os.killpg(run.pid, signal.SIGINT)  # as a terminal does: to the workers, too
+    out, err = run.communicate(timeout=120)
+    assert run.returncode == 130, err
+    assert not out
+    lines = err.strip().splitlines()
+    assert lines[-1] == f"stopped; what is finished is in {folder}: the same command with --out '{folder}' goes on."
+    assert "Traceback" not in err
+    before = cells(folder)
+    done = subprocess.run(call, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert cells(folder) > before >= 2

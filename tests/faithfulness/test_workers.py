@@ -1,9 +1,13 @@
 """Work is done once wherever it is done, and a worker that dies takes nothing finished with it."""
 
+import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -80,6 +84,54 @@ def test_a_cluster_does_the_work():
         assert workers.many
         found = dict(workers.map(lambda number: number * number, [(number,) for number in range(5)]))
     assert found == {number: number * number for number in range(5)}
+
+
+def work_slowly(number, marks):
+    """Kills its own process the first time it is called for 3; notes what was done."""
+    found = die_once(number, marks)
+    time.sleep(0.3)
+    return found
+
+
+@pytest.mark.slow
+def test_a_cluster_that_loses_workers_and_is_lost(tmp_path):
+    distributed = pytest.importorskip("distributed")
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0") as cluster:
+        workers = Workers(cluster=cluster.scheduler_address)
+        found = dict(workers.map(work_slowly, [(number, str(tmp_path)) for number in range(8)]))
+        assert found == {number: number for number in range(8)}
+        assert (tmp_path / "died").exists()
+        done = [path.name.partition("-")[0] for path in tmp_path.iterdir() if path.name != "died"]
+        assert len(done) <= 8 + 1  # what the dead worker had finished, and not yet handed over
+        with pytest.raises(AssayError, match="1 is refused"):
+            dict(workers.map(refuse, [(1,)]))
+        with pytest.raises(AssayError, match="died over and over"):
+            dict(workers.map(die, [(1,)]))
+        going = workers.map(work_slowly, [(number, str(tmp_path)) for number in range(8)])
+        next(going)
+        cluster.scheduler.close(reason="as if it had crashed")
+        cluster.close()
+        with pytest.raises(AssayError, match="is gone"):
+            list(going)
+
+
+@pytest.mark.parametrize("said", [b"", b"SSH-2.0-OpenSSH_9.6\r\n", b"\xff" * 64, b"\0" * 64])
+def test_an_address_where_something_else_answers(monkeypatch, said):
+    pytest.importorskip("distributed")
+    monkeypatch.setattr("assay.faithfulness._workers.ANSWER", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=lambda: answer(server, said), daemon=True).start()
+        address = f"tcp://127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(AssayError, match=f"no Dask scheduler answers at '{address}'") as refused:
+            dict(Workers(cluster=address).map(square, [(1,)]))
+        assert "\n" not in str(refused.value)
+
+
+def answer(server, said):
+    with contextlib.suppress(OSError):
+        connection, _ = server.accept()
+        connection.sendall(said)
+        time.sleep(1)
 
 
 def test_a_cluster_that_does_not_answer():

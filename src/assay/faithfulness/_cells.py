@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import assay
 from assay._errors import AssayError
@@ -114,11 +114,19 @@ class Cells:
     `unnamed`, stays in memory.
     """
 
+    _left: ClassVar[dict[str, Scores | NotFiniteError]] = {}
+
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
         self.damaged: set[str] = set()
         self.unnamed: set[str] = set()
         self._memory: dict[str, Scores | NotFiniteError] = {}
+        if folder is None:
+            self._memory, Cells._left = Cells._left, self._memory
+
+    def leave(self) -> None:
+        """Leave what is in memory to the next comparison of this process: this one was interrupted."""
+        Cells._left = {name: cell for name, cell in self._memory.items() if name not in self.unnamed}
 
     def without_name(self) -> str:
         """A name for a cell that no other run can find."""

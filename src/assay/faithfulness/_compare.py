@@ -128,6 +128,9 @@ def compare(
     `workers` do the work: `Workers(jobs=4)` are four processes, `Workers(cluster="tcp://10.0.0.1:8786")` those of a
     Dask cluster. One that dies loses only what it was doing; where there are several GPUs, workers take turns.
 
+    Interrupted (Ctrl-C, or a notebook's stop), it says how many cells are finished: they are kept in the folder or,
+    without one, in this process, and the same call goes on where it was.
+
     A subject of an architecture whose attention cannot be edited is judged against what replaces it whole
     (`OtherModel`), and attention is skipped. Raises AssayError for bad arguments, such a subject where its parts are to
     be simplified, and one that gives numbers that are not finite.
@@ -185,7 +188,10 @@ def compare(
     fits = Fits(None if folder is None else Path(folder) / FITTED)
     judging = _Judging(task, inputs, candidates, judged, Found(cells), cells, fits, seed, where)
     total = sum(len(inputs.of_split(name, candidates, engine.subject)) for engine in engines for name in inputs.splits)
-    judging.run(engines, workers, lambda text: progress(Step(judging.done, total, text)))
+    try:
+        judging.run(engines, workers, lambda text: progress(Step(judging.done, total, text)))
+    except KeyboardInterrupt:
+        raise judging.stopped(total) from None
     found = judging.found
 
     progress(Step(total, total, "intervals"))
@@ -397,6 +403,13 @@ class _Judging:
         self.failures.sort(key=lambda skipped: skipped.what)
         for place_of_cell, name in names.items():
             self.found.add(place_of_cell, name)
+
+    def stopped(self, total: int) -> KeyboardInterrupt:
+        """What to raise where the work was interrupted: it says what is kept, and how to go on."""
+        self.cells.leave()
+        folder = None if self.cells.folder is None else str(self.cells.folder.parent)
+        where = "in this process: the same call" if folder is None else f"in {folder!r}: the same call with that folder"
+        return KeyboardInterrupt(f"stopped; {self.done} of {total} cells are finished and kept {where} goes on.")
 
     @property
     def notes_on_cells(self) -> list[Skipped]:
