@@ -14,6 +14,14 @@ def is_failure(error: BaseException) -> bool:
     return (isinstance(error, Exception) or panics) and not isinstance(error, MemoryError)
 
 
+def is_lack_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, in any of the ways in which packages say so."""
+    if isinstance(error, RuntimeError | ImportError | OSError):
+        said = str(error).lower()
+        return any(words in said for words in ("allocate memory", "out of memory", "failed to map segment"))
+    return isinstance(error, MemoryError | SystemError)  # SystemError: a call of C that failed and could not say how
+
+
 def in_line(error: BaseException) -> str:
     """What an error says, in one line that is not too long; its name if it is silent."""
     text = " ".join(str(error).split()) or type(error).__name__

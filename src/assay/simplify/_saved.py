@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from assay._errors import AssayError
-from assay._files import is_leftover, read_bytes, write_atomically
+from assay._files import is_leftover, read_bytes, remove, write_atomically
 from assay._given import checked
 from assay.engine import BLOCK_STREAMS, HEAD_STREAMS, Block, Edit, EditedSubject, Engine, Head, Place
 from assay.simplify._controls import RandomPerturbation
@@ -155,6 +155,12 @@ def load_proxy(folder: str | Path, subject: Subject, *, simplification: type[Any
     origin = Origin(**record.subject.model_dump())
     same = (origin.weights_sha256, origin.config_sha256) == (subject.weights_sha256, subject.config_sha256)
     return SimplifiedSubject(subject, proxy.edits, made, fitted_on=origin, transferred=not same)
+
+
+def remove_proxy(folder: Path) -> None:
+    """Remove a saved proxy from a folder, or what is left of one that could not be written to its end."""
+    for name in (RECORD, TENSORS):
+        remove(folder / name)
 
 
 def _check_free(folder: Path) -> None:
