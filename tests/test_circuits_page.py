@@ -1,30 +1,19 @@
 """What docs/circuits.md says is run as it stands there."""
 
-import contextlib
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-pytestmark = pytest.mark.slow  # its code takes a minute
+from pages import printed_by
 
-ROOT = Path(__file__).parents[1]
-PAGE = (ROOT / "docs" / "circuits.md").read_text(encoding="utf-8")
+pytestmark = pytest.mark.slow  # its code takes a minute
 
 
 @pytest.fixture(scope="module")
 def printed():
     """What every block of Python prints, in their order, and the names that they leave."""
-    names: dict[str, object] = {}
-    found = []
-    for code in re.findall(r"^```python\n(.*?)^```", PAGE, flags=re.DOTALL | re.MULTILINE):
-        lines: list[str] = []
-        names["print"] = lambda *words, lines=lines: lines.append(" ".join(map(str, words)))
-        with contextlib.chdir(ROOT):
-            exec(compile(code, "circuits.md", "exec"), names)
-        found.append(lines)
-    return found, names
+    return printed_by("circuits.md")
 
 
 def test_the_first_block_judges_three_circuits(printed):

@@ -4,11 +4,14 @@ import json
 import math
 import os
 import re
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
 import pytest
 
+import assay
 from assay import cli
 from assay.faithfulness import Comparison
 from assay.studies import dyck
@@ -98,6 +101,7 @@ def test_report_on_an_unfinished_run_fails_in_one_line(command, tmp_path):
 
 def test_names_in_brackets_are_printed_as_they_are(command, tmp_path):
     folder = tmp_path / "runs[bold][/x]"
+    folder.mkdir(parents=True)
     status, _, err = command("report", folder)
     assert status == 1
     assert "runs[bold][/x]" in err.replace("\n", "")
@@ -115,6 +119,10 @@ def test_names_in_brackets_are_printed_as_they_are(command, tmp_path):
         (("run", "dyck", "--sentence", "(77 77)"), "77"),
         (("run", "code", "--functions", "1"), "--functions"),
         (("run", "code", "--model", "dyck-20-10"), "--model"),
+        (("run", "code", "--model", "code-pythom"), "code-python"),
+        (("certify", "max-of-4", "--against", "svd:rank=0"), "--against"),
+        (("certify", "max-of-44"), "MODEL"),
+        (("report", "no-such-run"), "RUN"),
         (("run", "code", "--data", "nowhere"), "--data"),
         (("run", "code", "--jobs", "0"), "--jobs"),
         (("train", "dyck", "--steps", "0"), "steps"),
@@ -146,6 +154,20 @@ def test_list_as_json(command):
     found = strict(out)
     assert {"tasks", "models", "simplifications", "metrics"} <= set(found)
     assert found["simplifications"]["svd"].startswith("Project each head")
+    assert found["parameters of simplifications"]["svd"] == "svd:rank=…,joint=True,centred=False"
+    assert found["parameters of simplifications"].keys() == found["simplifications"].keys()
+
+
+def test_the_grammar_of_sites_is_what_the_engine_reads(subject):
+    """Every way to write a site that is listed can be written; choices stand between bars."""
+    engine = assay.engine.Engine(subject)
+    for written in assay.engine.GRAMMAR:
+        before, _, streams = written.rpartition(".") if "|" in written and "." in written else ("", "", written)
+        wheres = ["all"] if before == "…" else before.split("|") if before else [""]
+        for where in wheres:
+            for stream in streams.split("|"):
+                name = {"A+B": "layer0.head0+layer1.mlp"}.get(written, f"{where}.{stream}".lstrip("."))
+                assert engine.sites([name.replace("layer2.head1", "layer1.head0").replace("layer2", "layer1")]), name
 
 
 def test_train_makes_a_model_with_its_record_and_refuses_to_do_it_twice(command, monkeypatch, tmp_path):
@@ -168,127 +190,30 @@ def test_train_makes_a_model_with_its_record_and_refuses_to_do_it_twice(command,
     assert "trained model already" in err.replace("\n", " ")
 
 
-def test_help_names_the_commands(command):
-    status, out, _ = command("--help")
+@pytest.mark.parametrize("asked", ["-h", "--help"])
+def test_help_names_the_commands(command, asked):
+    status, out, _ = command(asked)
     assert status == 0
-    assert all(word in out for word in ("run", "train", "report", "list"))
+    assert all(word in out for word in ("run", "train", "report", "list", "--install-completion"))
 
 
-@pytest.mark.parametrize(
-    ("error", "said"),
-    [
-        (OSError(28, "No space left on device"), "[Errno 28] No space left on device"),
-        (MemoryError("a\nb"), "out of memory"),
-        (SystemError("error return without exception set"), "out of memory"),
-        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), "out of memory"),
-        (ImportError("libtorch.so: failed to map segment from shared object"), "out of memory"),
-    ],
-    ids=lambda value: type(value).__name__,
-)
-def test_what_a_run_lacks_ends_it_in_one_line_that_says_how_to_go_on(command, monkeypatch, tmp_path, error, said):
-    def fails(*arguments, **options):
-        raise error
-
-    monkeypatch.setattr(dyck, "run", fails)
-    folder = tmp_path / "it"
-    status, out, err = command("run", "dyck", "--out", folder)
-    assert (status, out) == (1, "")
-    go_on = f"what is finished is in {folder}: the same command with --out {folder} goes on."
-    assert err.strip().splitlines()[-1] == f"error: {said}; {go_on}"
-    monkeypatch.setattr("assay.subjects.check_seed", fails)  # before the run
-    status, out, err = command("run", "dyck", "--out", folder)
-    assert (status, out, err.strip().splitlines()) == (1, "", [f"error: {said}"])
+def test_help_has_groups_and_examples(command):
+    status, out, _ = command("compare", "-h")
+    assert status == 0
+    for words in ("On what, and where", "What is judged", "The model", "Verdicts", "What is left", "$ assay compare"):
+        assert words in out
+    own = out.split("╭─ Options")[1].split("╭─")[0]
+    assert re.findall(r"--[a-z-]+", own) == ["--help"], "every option is in a group"
 
 
-def test_another_error_is_a_fault_and_shows_where(command, monkeypatch, tmp_path):
-    monkeypatch.setattr(dyck, "run", lambda *arguments, **options: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        command("run", "dyck", "--out", tmp_path)
+def test_version(command):
+    assert command("--version") == (0, f"assay {assay.__version__}\n", "")
 
 
-def test_an_interrupted_command_says_where_it_goes_on(command, monkeypatch, tmp_path):
-    def interrupted(*arguments, **options):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(dyck, "run", interrupted)
-    status, out, err = command("run", "dyck", "--out", tmp_path / "a run")
-    assert (status, out) == (130, "")
-    folder = tmp_path / "a run"
-    said = f"stopped; what is finished is in {folder}: the same command with --out '{folder}' goes on."
-    assert err.strip().splitlines()[-1] == said
-    monkeypatch.setattr("assay.subjects.check_seed", interrupted)
-    assert command("run", "dyck", "--out", folder) == (130, "", "stopped.\n")
-
-
-def closed(monkeypatch, folder):
-    """Let nothing be written below a folder, as on a disk that is mounted to be read (root may write anything)."""
-    opened = os.open
-
-    def refused(path, flags, *rest, **options):
-        if flags & os.O_CREAT and Path(path).is_relative_to(folder):
-            raise OSError(30, "Read-only file system", str(path))
-        return opened(path, flags, *rest, **options)
-
-    monkeypatch.setattr(os, "open", refused)
-
-
-def test_a_run_on_a_disk_that_is_read_only_is_reported_elsewhere(run_folder, command, monkeypatch, tmp_path):
-    closed(monkeypatch, run_folder)
-    status, out, err = command("report", run_folder)
-    assert (status, out) == (2, "")
-    said = " ".join(err.replace("│", " ").split())
-    assert "nothing can be written to" in said
-    assert "(Read-only file system); give another one" in said
-    status, out, err = command("report", run_folder, "--out", tmp_path / "page")
-    assert status == 0, err
-    assert str(tmp_path / "page" / "report.html") in out
-    assert {path.name for path in (tmp_path / "page").iterdir()} == {"report.html", "figures"}
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ("certify", "max-of-4", "--out", "{place}/c.json"),
-        ("certify", "linear-max-of-2", "--coq", "{place}/c.v"),
-        ("run", "max-of-k", "--markdown", "{place}/t.md"),
-        ("run", "compressed", "--markdown", "{place}/t.md"),
-        (
-            "compare",
-            "code-python",
-            "--require",
-            "faithful",
-            "--junit",
-            "{place}/j.xml",
-            "--split",
-            "iid=x",
-            "--with",
-            "y",
-        ),
-        ("run", "max-of-k", "--out", "{place}"),
-    ],
-    ids=lambda arguments: " ".join(arguments[:3]),
-)
-@pytest.mark.parametrize("why", ["closed", "a file is there", "a folder is there"])
-def test_places_are_tried_before_the_work(command, monkeypatch, tmp_path, arguments, why):
-    def begun(*arguments, **options):
-        raise AssertionError("the work was begun")
-
-    for work in ("assay.proofs.certify", "assay.studies.max_of_k.certify", "assay.studies.compressed.run"):
-        monkeypatch.setattr(work, begun)
-    place = tmp_path / "place"
-    if why == "closed":
-        place.mkdir()
-        closed(monkeypatch, place)
-    elif why == "a file is there":
-        place.touch()
-    else:
-        (place / arguments[-1].removeprefix("{place}/")).mkdir(parents=True)
-        if arguments[-1] == "{place}":
-            pytest.skip("that is what it is for")
-    status, out, err = command(*(part.format(place=place) for part in arguments))
-    assert status in (1, 2)
-    assert not out
-    said = " ".join(err.replace("│", " ").split())
-    assert re.search("Read-only file system|is a file|is a folder|must be|no file", said), said
-    if why == "closed" and "iid=x" not in arguments:
-        assert "Read-only file system" in said
+def test_completion_answers_with_what_can_follow():
+    asked = {"_ASSAY_COMPLETE": "complete_bash", "COMP_WORDS": "assay comp", "COMP_CWORD": "1"}
+    code = "import sys; from assay.cli import main; sys.argv = ['assay']; main()"
+    found = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **asked}, capture_output=True, text=True, check=True
+    )
+    assert found.stdout.split() == ["compare", "compare-runs"]

@@ -7,10 +7,12 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
+import yaml
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
 
 import assay
+from assay import cli
 from assay.engine import Engine, collect
 from assay.faithfulness import Comparison
 from assay.studies import text
@@ -107,7 +109,11 @@ def test_json_fields_and_precision(command, texts, tmp_path):
     ("changed", "words"),
     [
         (("--simplify", "svdd:rank=2"), "did you mean 'svd'"),
-        (("--simplify", "svd:size=2"), "rank"),
+        (("--simplify", "svd:size=2"), "unknown parameter of svd 'size'; known: centred, joint, rank"),
+        (("--simplify", "svd:rnk=2"), "unknown parameter of svd 'rnk'; did you mean 'rank'?"),
+        (("--simplify", "svd:rank=0"), "rank must be a whole number of at least 1"),
+        (("--simplify", "round-weights:bits=1"), "bits must be a whole number from 2 to 16"),
+        (("--simplify", "sae:kind=topp"), "unknown kind 'topp'"),
         (("--split", "iid=nowhere.txt"), "no file 'nowhere.txt'"),
         (("--split", "nowhere.txt"), "NAME=FILE"),
         (("--split", "other={texts}/fit.txt"), "exactly one must be called iid"),
@@ -128,6 +134,8 @@ def test_json_fields_and_precision(command, texts, tmp_path):
         (("--primary-metric", "kl"), "no rate of which more is better"),
         (("--positions", "last"), "unknown positions 'last'"),
         (("--sites", "layer99"), "site 'layer99' is not in 'code-python'"),
+        (("--sites", "layer0.hed1"), "did you mean 'layer0.head1'"),
+        (("--sites", "all.residul"), "did you mean 'all.residual'"),
         (("--sites", "all-layers", "--sites+", "layer0"), "layer0 is meant twice"),
         (("--sites", "layer0.head1+L0H1"), "layer0.head1.keys is meant twice"),
         (("--sites", "layer0.head1+all-heads"), "'all-heads' stands for many sites"),
@@ -137,7 +145,10 @@ def test_wrong_calls_end_with_2_and_the_reason(command, texts, changed, words):
     filled = [str(part).format(texts=texts) for part in changed]
     status, out, err = command("compare", "code-python", *call_of(texts, *filled))
     assert status == 2
-    assert words in " ".join(err.replace("│", " ").split())
+    said = " ".join(err.replace("│", " ").split())
+    assert words in said
+    named = "MODEL" if words == "as a masked language model" else changed[0].removesuffix("+")
+    assert f"Invalid value for {named}:" in said.replace("'", ""), "the option that is wrong is named"
     assert not out
 
 
@@ -147,7 +158,6 @@ def test_wrong_calls_end_with_2_and_the_reason(command, texts, changed, words):
         (("--split+", "dark={texts}/binary.txt"), "cannot be read as UTF-8"),
         (("--split+", "none={texts}/empty.txt"), "split 'none' has no sequence"),
         (("--split", "iid={texts}/iid.jsonl"), "no field 'text', only 'body'"),
-        (("--simplify", "svd:rank=0"), "rank"),
     ],
 )
 def test_work_that_fails_ends_with_1_and_one_line(command, texts, tmp_path, changed, words):
@@ -171,7 +181,30 @@ def test_work_that_fails_ends_with_1_and_one_line(command, texts, tmp_path, chan
 def test_models_that_cannot_be_asked_are_wrong_calls(command, texts, name, words):
     status, _, err = command("compare", name, *call_of(texts))
     assert status == 2
-    assert words in " ".join(err.replace("│", " ").split())
+    said = " ".join(err.replace("│", " ").split())
+    assert words in said
+    assert "Invalid value for MODEL:" in said
+
+
+def test_a_seed_is_of_shipped_models_only(command, texts, tmp_path):
+    (tmp_path / "mine").mkdir()
+    status, _, err = command("compare", tmp_path / "mine", *call_of(texts), "--seed", 0)
+    assert status == 2
+    assert "Invalid value for --seed" in err
+    assert "is none; leave it out" in " ".join(err.replace("│", " ").split())
+
+
+def test_a_run_without_a_shift_is_warned_about_and_says_where_it_is(command, texts, tmp_path):
+    status, _, err = command("compare", "code-python", *call_of(texts), "--no-controls", "--out", tmp_path / "run")
+    assert status == 0, err
+    said = err.replace("\n", "")
+    assert "warning: there is no shift" in err
+    assert said.index("there is no shift") < said.index(f"Working in {tmp_path / 'run'}")
+    assert any(text.startswith("No shift was judged") for text in Comparison.load(tmp_path / "run").warnings())
+    shifted = ("--split", f"prose={texts / 'prose.txt'}", "--out", tmp_path / "other")
+    status, _, err = command("compare", "code-python", *call_of(texts), "--no-controls", *shifted)
+    assert (status, "there is no shift" in err) == (0, False)
+    assert not any(text.startswith("No shift") for text in Comparison.load(tmp_path / "other").warnings())
 
 
 def test_a_masked_language_model_from_a_folder(command, texts, tmp_path):
@@ -291,6 +324,10 @@ def test_what_is_required_decides_the_exit_status(  # noqa: PLR0917
     suite = ElementTree.parse(tmp_path / "made" / "junit.xml").getroot()
     assert (suite.get("tests"), suite.get("failures")) == ("1", str(int(expected == 3)))
     assert (suite.find("testcase/failure") is not None) == (expected == 3)
+    said = {one.get("name"): one.get("value") for one in suite.iter("property")}
+    [verdict] = json.loads(out)["verdicts"]
+    assert said["judgement"] == verdict["judgement"]
+    assert float(said["agreement"]) == pytest.approx(verdict["agreement"])
 
 
 def test_limits_of_verdicts_are_those_of_the_page(command, texts, tmp_path, rounded):
@@ -398,3 +435,109 @@ def test_what_llama_cpp_would_not_count_is_a_wrong_call(command, texts, argument
     assert status == 2
     assert words in " ".join(err.replace("│", " ").split())
     assert not out
+
+
+# -- a call in a file, and two runs side by side ---------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def two_runs(texts, tmp_path_factory):
+    """A run, and the one that its run.yaml makes with another recipe and fewer sequences."""
+    folder = tmp_path_factory.mktemp("runs")
+    patch = pytest.MonkeyPatch()
+    for arguments in (
+        ("code-python", *call_with(texts), "--simplify", "round-weights:bits=8", "--with", "code-python",
+         "--no-controls", "--min-agreement", "0.5", "--out", folder / "first"),
+        ("--config", folder / "first" / "run.yaml", "--sequences", "4", "--simplify", "round-weights:bits=2",
+         "--simplify", "round-weights:bits=8", "--out", folder / "second"),
+    ):  # fmt: skip
+        patch.setattr("sys.argv", ["assay", "compare", *map(str, arguments)])
+        try:
+            cli.main()
+        except SystemExit as end:
+            assert not end.code  # noqa: PT017
+    patch.undo()
+    return folder / "first", folder / "second"
+
+
+def test_a_run_leaves_the_call_that_repeats_it(texts, two_runs):
+    first, second = two_runs
+    assert yaml.safe_load((first / "run.yaml").read_text(encoding="utf-8")) == {
+        "model": "code-python",
+        "split": [f"iid={texts / 'iid.txt'}", f"prose={texts / 'prose.txt'}"],
+        "simplify": ["round-weights:bits=8"],
+        "with": ["code-python"],
+        "max-length": 24,
+        "sequences": 6,
+        "controls": False,
+        "min-agreement": 0.5,
+    }
+    asked = yaml.safe_load((second / "run.yaml").read_text(encoding="utf-8"))
+    assert asked["sequences"] == 4, "what is typed goes before the file"
+    assert asked["simplify"] == ["round-weights:bits=2", "round-weights:bits=8"]
+    record = Comparison.load(second).record
+    assert record.settings["min_agreement"] == 0.5
+    assert record.settings["controls"] is False
+    assert [split.sequences for split in record.splits] == [4, 4]
+
+
+@pytest.mark.parametrize(
+    ("written", "words"),
+    [
+        ("sequence: 4", "did you mean 'sequences'?"),
+        ("config: run.yaml", "no option of this command"),
+        ("sequences: {a: 1}", "it must be text or a number"),
+        ("controls: 3", "it must be true or false"),
+        ("- a", "holds no table"),
+        ("a: [", "is no YAML"),
+        ("!!python/object/apply:os.getcwd []", "is no YAML"),
+        ("model: code-python\nsequences: many", "valid integer"),
+        ("model: code-python\nsequences: 1", "--sequences"),
+    ],
+)
+def test_a_file_that_holds_no_call_is_a_wrong_call(command, tmp_path, written, words):
+    (tmp_path / "run.yaml").write_text(written, encoding="utf-8")
+    status, out, err = command("compare", "--config", tmp_path / "run.yaml")
+    assert status == 2
+    assert words in " ".join(err.replace("│", " ").split())
+    assert not out
+
+
+def test_two_runs_side_by_side(command, two_runs):
+    status, out, _ = command("compare-runs", *two_runs, "--json")
+    assert status == 0
+    found = json.loads(out)
+    verdicts = {row["proxy"]: (row["first"], row["second"], row["changed"]) for row in found["verdicts"]}
+    assert verdicts["code-python"] == ("identical", "identical", False)
+    assert verdicts["RoundWeights(bits=2)"][0] is None
+    assert verdicts["RoundWeights(bits=2)"][2] is True
+    runs = [Comparison.load(folder) for folder in two_runs]
+    for row in found["numbers"]:
+        values = [
+            run.agreement(row["split"]).set_index("proxy").loc[row["proxy"], ["estimate", "low", "high"]]
+            for run in runs
+        ]
+        (first, low, high), (second, other_low, other_high) = values
+        assert (row["first"], row["second"]) == (pytest.approx(first), pytest.approx(second))
+        assert row["moved"] == pytest.approx(second - first)
+        assert row["apart"] == (high < other_low or other_high < low)
+    assert {(row["proxy"], row["split"]) for row in found["numbers"]} == {
+        (proxy, split) for proxy in ("code-python", "RoundWeights(bits=8)") for split in ("iid", "prose")
+    }
+    asked = {row["name"]: (row["first"], row["second"]) for row in found["settings"]}
+    assert asked["settings.sequences"] == ("6", "4")
+    assert asked["splits.iid.sequences"] == ("6", "4")
+    assert "splits.iid.sha256" in asked
+    assert not [name for name in asked if name.startswith(("subjects", "environment", "created"))]
+
+
+def test_two_runs_in_the_terminal(command, two_runs):
+    status, out, _ = command("compare-runs", *two_runs)
+    assert status == 0
+    for words in ("Verdicts that changed", "What was asked differently", "settings.sequences", "verdicts changed"):
+        assert words in " ".join(out.split())
+    status, out, _ = command("compare-runs", two_runs[0], two_runs[0])
+    assert (status, out.strip()) == (0, "0 of 2 verdicts changed.")
+    status, _, err = command("compare-runs", two_runs[0], "nowhere")
+    assert status == 2
+    assert "SECOND" in err

@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 import assay
 from assay import AssayError
+from assay._errors import shown
 from assay._files import LIMITS, check_growth, limit, read_arrays, read_bytes, read_json
 from assay.cli import app
 from assay.faithfulness import Comparison
@@ -259,7 +260,7 @@ def test_a_line_that_becomes_huge_is_not_held(tmp_path):
     assert path.stat().st_size < 2**20
 
     def work():
-        with pytest.raises(AssayError, match="lines of more than 16,777,216 bytes"):
+        with pytest.raises(AssayError, match="lines of more than 8,388,608 bytes"):
             Text(_samples.tokenizer(), train=None, iid=path, shifts={}).split("iid", 5)
 
     assert peak(work) < 2**26
@@ -305,6 +306,16 @@ def test_a_torch_file_that_was_compressed_is_refused(tmp_path):
             bomb.writestr(item.filename, plain.read(item))
     with pytest.raises(AssayError, match="would grow to"):
         import_max_of_k(tmp_path / "bomb.pt")
+
+
+def test_what_holds_itself_many_times_over_is_not_written_out():
+    value = ["x"]
+    for _ in range(60):
+        value = [value] * 9
+    assert len(shown(value, 80)) <= 80
+    assert shown({"a": [1, "b"]}, 80) == "{'a': [1, 'b']}"
+    assert shown(10**5_000, 60) == "a number of too many digits"
+    assert len(shown("x" * 500, 60)) <= 60
 
 
 def test_a_certificate_is_measured_before_it_is_read(tmp_path):

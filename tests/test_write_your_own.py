@@ -1,9 +1,7 @@
 """What docs/write-your-own.md says is run as it stands there, with files of text put beside it."""
 
-import re
 import shlex
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,13 +9,9 @@ import torch
 
 import assay
 from assay.faithfulness import Comparison
+from pages import ROOT, blocks
 
-ROOT = Path(__file__).parents[1]
-PAGE = (ROOT / "docs" / "write-your-own.md").read_text(encoding="utf-8")
-
-
-def blocks(language):
-    return re.findall(rf"^```{language}\n(.*?)^```", PAGE, flags=re.DOTALL | re.MULTILINE)
+PAGE = "write-your-own.md"
 
 
 def test_the_command_of_the_page_runs(command, tmp_path, monkeypatch):
@@ -27,7 +21,7 @@ def test_the_command_of_the_page_runs(command, tmp_path, monkeypatch):
     for name, word in {"fit": "if", "iid": "for", "code": "def"}.items():
         lines = (f"{word} item_{n} in [{n}, {n + 1}]: print(item_{n}, '{n}')" for n in range(40))
         (tmp_path / f"{name}.txt").write_text("\n".join(lines), encoding="utf-8")
-    [text] = blocks("bash")
+    [text] = blocks(PAGE, "bash")
     [call] = text.strip().splitlines()
     program, *arguments = shlex.split(call)
     assert program == "assay"
@@ -44,7 +38,7 @@ def test_the_python_of_the_page_runs(capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.syspath_prepend(str(ROOT))
     names: dict[str, object] = {}
-    whole, check, metric, task = blocks("python")
+    whole, check, metric, task = blocks(PAGE)
     for code in (whole, check, metric):
         exec(compile(code, "write-your-own.md", "exec"), names)
     among = names["comparison"].to_frame().query("metric == 'among_three' and kind == 'all' and feature == ''")

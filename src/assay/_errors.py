@@ -1,6 +1,7 @@
 """The one exception type of Assay, and the words its messages are made of."""
 
 import difflib
+import reprlib
 from collections.abc import Iterable
 
 
@@ -26,6 +27,21 @@ def in_line(error: BaseException) -> str:
     """What an error says, in one line that is not too long; its name if it is silent."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 300 else f"{text[:297]}..."
+
+
+def shown(value: object, most: int) -> str:
+    """A value of a file as it can stand in a message: of what holds itself many times over, only the outermost."""
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10**most:
+        return "a number of too many digits"  # which Python refuses to write out
+    brief = reprlib.Repr()
+    brief.maxlevel = 3
+    brief.maxdict = brief.maxlist = brief.maxtuple = brief.maxset = brief.maxfrozenset = 10
+    brief.maxstring = brief.maxother = most + 10
+    try:
+        found = " ".join(brief.repr(value).split())
+    except (RecursionError, ValueError):
+        return f"a {type(value).__name__}"
+    return found if len(found) <= most else f"{found[: most - 3]}..."
 
 
 def unknown_name(noun: str, given: str, known: Iterable[str]) -> AssayError:

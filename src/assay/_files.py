@@ -212,7 +212,7 @@ def _sync(path: Path) -> None:
 # -- reading what may be from anybody -------------------------------------------------------------------------------
 
 LIMITS: Mapping[str, int] = {
-    "line": 2**24,
+    "line": 2**23,
     "file": 2**28,
     "certificate": 2**26,
     "growth": 50,

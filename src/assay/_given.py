@@ -113,7 +113,7 @@ def _is_path(value: "str | os.PathLike[str]") -> bool:
 
 def in_short(value: object) -> str:
     """How a value is named in an error: as it is written if that is short, else by its type."""
-    if isinstance(value, NoneType | bool | int | float | str | list | tuple | dict | Path):
+    if isinstance(value, NoneType | bool | int | float | str | bytes | list | tuple | set | dict | Path):
         try:
             written = repr(value)
         except Exception:  # what is inside may be anything

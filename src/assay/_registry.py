@@ -88,12 +88,18 @@ class Registry:
 
         Where the first parameter is a `path`, it may be given without its name: `"file:their.json,edges=20"`. What
         has an `=` in it is a parameter if its name could be one, and else a path. `"path/to/file.py:Mine(rank=8)"` is
-        made by a class of that file. Raises AssayError if the name is unknown, the parameters do not fit it, or the
-        file has no such class.
+        made by a class of that file. Raises AssayError if the name is unknown, the parameters do not fit it (those of
+        a recipe with `check_parameters`, their values, too), or the file has no such class.
         """
         own = from_file(specification)
-        if own is not None:
-            return self._own_made(specification, own)
+        made = self._named(specification) if own is None else self._own_made(specification, own)
+        check: Callable[[], None] | None = getattr(made, "check_parameters", None)
+        if check is not None:
+            check()
+        return made
+
+    def _named(self, specification: str) -> Any:
+        """An object of a name and parameters."""
         name, _, rest = specification.partition(":")
         factory = self.get(name.strip())
         signature = inspect.signature(factory)
@@ -137,7 +143,7 @@ def _keywords(specification: str, name: str, rest: str, signature: inspect.Signa
                 )
             key, equals, text = PATH, "=", part
         if not equals:
-            raise AssayError(f"{specification!r}: {part!r} is not of the form name=value; {name}{signature}.")
+            raise AssayError(f"{specification!r}: {part!r} is not of the form name=value; {called(name, signature)}.")
         if key in found:
             raise AssayError(f"{specification!r}: {key} is given twice.")
         found[key] = _value(text, as_path=takes_path and key == PATH)
@@ -161,8 +167,29 @@ def _value(text: str, *, as_path: bool) -> Any:
 def _bind(
     specification: str, name: str, signature: inspect.Signature, arguments: Sequence[Any], keywords: Mapping[str, Any]
 ) -> None:
-    """Raise AssayError unless parameters fit."""
+    """Raise AssayError, with the nearest names, unless parameters fit."""
+    by_name = [one.name for one in signature.parameters.values() if one.kind not in _WITHOUT_NAME]
+    takes_any = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in signature.parameters.values())
+    for given in keywords:
+        if given not in by_name and not takes_any:
+            wrong = unknown_name(f"parameter of {name}", given, by_name)
+            raise AssayError(f"{specification!r}: {str(wrong).rstrip('.')}; write it as {called(name, signature)}.")
     try:
         signature.bind(*arguments, **keywords)
     except TypeError as error:
-        raise AssayError(f"{specification!r}: {error}; its parameters are {name}{signature}.") from None
+        raise AssayError(f"{specification!r}: {error}; its parameters are {called(name, signature)}.") from None
+
+
+_WITHOUT_NAME = (
+    inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD,
+)  # fmt: skip
+
+
+def called(name: str, signature: inspect.Signature) -> str:
+    """How something is called on the command line, with the defaults of its parameters: `svd:rank=…,joint=True`."""
+    parts = [
+        f"{one.name}=…" if one.default is inspect.Parameter.empty else f"{one.name}={one.default!r}"
+        for one in signature.parameters.values()
+        if one.kind not in _WITHOUT_NAME
+    ]
+    return f"{name}:{','.join(parts)}" if parts else name

@@ -441,7 +441,9 @@ def test_scores_alone_are_no_circuit(file):
 
 @pytest.mark.parametrize("options", [{"edges": 0}, {"edges": -1}, {"edges": True}, {"groups": 0}])
 def test_a_number_of_edges_or_groups_is_a_number(options):
-    with pytest.raises(AssayError, match=r"say (how many of the edges of a file|in how many groups)"):
+    with pytest.raises(
+        AssayError, match=r"say (how many of the edges of a file|in how many groups)|must be a whole number or None"
+    ):
         Circuit.read(PEERS / "gpt2-20.json", **options)
 
 
@@ -455,7 +457,7 @@ def test_groups_have_to_divide_the_heads(file, found, tmp_path):
 def test_a_file_is_written_whole_or_not_at_all(found, tmp_path):
     circuit = found()
     (tmp_path / "file").write_text("")
-    with pytest.raises(AssayError, match="cannot be written"):
+    with pytest.raises(AssayError, match="is a file; give a folder"):
         circuit.write(tmp_path / "file" / "c.json")
     with pytest.raises(AssayError, match="cannot be written"):
         circuit.write(tmp_path)
@@ -587,7 +589,7 @@ def test_what_is_no_file_of_a_circuit_is_refused(file, content):
 def test_what_is_no_file_is_refused(tmp_path):
     refused(tmp_path, "cannot be read")
     refused(tmp_path / "none.json", "cannot be read \\(No such file")
-    with pytest.raises(AssayError, match="cannot be read"):
+    with pytest.raises(AssayError, match="no file can be called so"):
         Circuit.read("a\0b")
 
 

@@ -190,7 +190,7 @@ def test_what_has_no_features_and_what_is_unknown_is_refused(known, engine, samp
         (lambda: feature_use(subject, task, recipe, place="layer1.residual"), "unknown place 'layer1.residual'"),
         (lambda: feature_use(subject, task, recipe, splits=["idd"]), "did you mean 'iid'"),
         (lambda: top_sequences(subject, task, recipe, 6), "has features 0 to 5"),
-        (lambda: top_sequences(subject, task, recipe, [True]), r"features=\[True\]\): must be a whole number"),
+        (lambda: top_sequences(subject, task, recipe, [True]), "a list of whole numbers"),
         (lambda: top_sequences(subject, task, recipe, 1, count=0), "count=0"),
     ):
         with pytest.raises(AssayError, match=words):

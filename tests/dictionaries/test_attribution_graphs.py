@@ -80,7 +80,7 @@ def test_influence_is_that_of_all_paths():
 
 
 def test_the_tool_gives_these_numbers():
-    graphs = pytest.importorskip("circuit_tracer.graph", reason="circuit-tracer is not installed beside this Assay")
+    graphs = pytest.importorskip("circuit_tracer.graph", reason="pip install --no-deps circuit-tracer==0.5.0")
     for name in PT:
         theirs = graphs.Graph.from_pt(str(FILES / f"{name}.pt"))
         scores = read(f"{name}.pt").scores()
@@ -233,6 +233,7 @@ JSON = {
     "other number": (at("nodes", 0, "feature", value=3), "do not fit its id"),
     "other position": (at("nodes", 0, "ctx_idx", value=3), "do not fit its id"),
     "other layer": (at("nodes", 0, "layer", value="1"), "do not fit its id"),
+    "too large a number": (at("nodes", -1, "node_id", value=f"4_{10**30}_4"), "do not fit its id"),
     "no numbers": (at("nodes", 0, "node_id", value="0_x_4"), "not of three numbers"),
     "twice": (lambda plain: plain["nodes"].append(plain["nodes"][0]), "twice"),
     "activation": (at("nodes", 0, "activation", value=None), "None at '0_1_4', which is no finite number"),
@@ -350,6 +351,7 @@ PICKLED = {
     "chosen beyond": ({"selected_features": torch.tensor([106])}, "not all among its 106"),
     "chosen twice": ({"selected_features": torch.tensor([0] * 106)}, "one of its features twice"),
     "targets": ({"logit_targets": ["w"]}, "no list of tokens with their numbers"),
+    "complex": ({"logit_probabilities": torch.ones(4, dtype=torch.complex64)}, "no plain tensor"),
     "probabilities": ({"logit_probabilities": torch.zeros(4)}, "not all 0"),
     "into an error": ({"adjacency_matrix": linked(107, 0)}, "edges into errors"),
     "back a layer": ({"adjacency_matrix": linked(0, 105)}, "nothing in a model goes backwards"),

@@ -96,6 +96,41 @@ def test_codes_and_reconstructions_are_those_of_the_formulas(case):
     assert it.reconstruct(x.float()).dtype == torch.float32
 
 
+@pytest.mark.parametrize("pre_bias", [False, True], ids=["plain", "pre_bias"])
+@pytest.mark.parametrize("kind", ["relu", "topk", "jumprelu", "gated"])
+def test_a_transcoder_of_vectors_behind_a_weight_and_a_bias(kind, pre_bias):
+    """What it does of the vectors before the norm's weight and bias is what its like does of those behind."""
+    generator = torch.Generator().manual_seed(8)
+    weight, bias, x = (torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((D,), (D,), (17, D)))
+    for skip in (False, True):
+        it = made(kind, transcodes=True, skip=skip, pre_bias=pre_bias)
+        moved = it.of_affine(weight, bias)
+        torch.testing.assert_close(moved.encode(x * weight + bias).dense(), it.encode(x).dense())
+        torch.testing.assert_close(moved.reconstruct(x * weight + bias), it.reconstruct(x))
+        assert it.encode(x).counts.sum() > 0
+    with pytest.raises(AssayError, match="normalizes what it encodes"):
+        made(kind, transcodes=True, normalization="layer_norm").of_affine(weight, bias)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_a_bias_before_the_encoder_may_be_behind_it(case):
+    it = made(**case)
+    x = torch.randn(17, D, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    plain = it.without_pre_bias()
+    assert not plain.pre_bias
+    torch.testing.assert_close(plain.encode(x).dense(), it.encode(x).dense(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(plain.reconstruct(x), it.reconstruct(x), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_what_is_decoded_of_no_feature(case):
+    """All the rest is what the features give, each by itself."""
+    it = made(**case)
+    x = torch.randn(17, D, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    none = dataclasses.replace(it, W_dec=torch.zeros_like(it.W_dec))
+    torch.testing.assert_close(it.without_features(x), none.reconstruct(x))
+
+
 def test_few_features_on_give_the_same_as_many():
     """Below and above the share of features from which on plain products are taken."""
     it = made("jumprelu")

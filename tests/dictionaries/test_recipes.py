@@ -1,5 +1,6 @@
 """Dictionaries as simplifications: the contract, what is learned, what is saved, and what is refused."""
 
+import dataclasses
 import math
 
 import pytest
@@ -229,6 +230,50 @@ def test_a_dictionary_of_a_centred_model_is_found_out(subject, task, trained):
     assert measure(moved, rows).explained < 0
     with pytest.raises(AssayError, match="another model, hook or scale"):
         GivenDictionary(moved, site=SITE).check(subject, [task.split("train", 60)])
+
+
+def test_a_transcoder_of_a_norms_output_before_its_weight_and_bias(subject, task):
+    """By hooks of torch alone: it encodes what the norm gives with its weight and bias taken off."""
+    width = subject.model.config.hidden_size
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator) / 3
+
+    norm, mlp = subject.model.transformer.h[1].ln_2, subject.model.transformer.h[1].mlp
+    kept = {name: parameter.detach().clone() for name, parameter in norm.named_parameters()}
+    try:
+        with torch.no_grad():
+            norm.weight.copy_(1 + draw(width).abs())
+            norm.bias.copy_(draw(width))
+        made = Dictionary(
+            "gated", draw(width, 20), draw(20), draw(20, width), draw(width), r_mag=draw(20), b_mag=draw(20).abs(),
+            W_skip=draw(width, width), pre_bias=True, transcodes=True,
+            origin={"hook": "blocks.1.ln2.hook_normalized", "hook_out": "blocks.1.hook_mlp_out"},
+        )  # fmt: skip
+        given = GivenDictionary(made, unchecked=True)
+        assert given.own_sites(Engine(subject)) == ("layer1.mlp",)
+        proxy = fitted(given, subject, task, "layer1.mlp").apply(subject)
+        tokens = torch.from_numpy(task.split("iid", 4).tokens)
+
+        def replaced(module, inputs, output):
+            plain = (inputs[0].flatten(0, 1) - norm.bias) / norm.weight
+            return made.reconstruct(plain).view_as(output)
+
+        handle = mlp.register_forward_hook(replaced)
+        try:
+            by_hand = subject(tokens)
+        finally:
+            handle.remove()
+        torch.testing.assert_close(proxy(tokens), by_hand, rtol=1e-4, atol=1e-4)
+        assert not torch.allclose(by_hand, subject(tokens), atol=1e-2)
+        normalizing = dataclasses.replace(made, normalization="layer_norm")
+        with pytest.raises(AssayError, match="behind a norm: this dictionary normalizes what it encodes"):
+            fitted(GivenDictionary(normalizing, unchecked=True), subject, task, "layer1.mlp")
+    finally:
+        with torch.no_grad():
+            for name, parameter in norm.named_parameters():
+                parameter.copy_(kept[name])
 
 
 def test_widths_that_do_not_fit_are_refused(subject, task, trained):

@@ -813,7 +813,7 @@ from assay.tasks import Dyck
 task = Dyck(brackets=20, max_depth=10, deeper=14, training_sentences=200, max_brackets=60)
 subject = assay.load("dyck-20-10")
 for arguments, word in [
-    ((subject, "dyck", [assay.SVD(2)]), "not a task"),
+    ((subject, "dyck", [assay.SVD(2)]), "must be a Task"),
     ((subject, task, [assay.SVD]), "assay.SVD(rank=8)"),
     ((subject, task, ["svd"]), "'svd'"),
 ]:
@@ -824,9 +824,9 @@ for arguments, word in [
     else:
         raise SystemExit(f"{word}: not refused")
 for options, word in [
-    ({"sites": "all"}, "sites is a list"),
-    ({"metrics": "kl"}, "list of metrics"),
-    ({"metrics": ["kl", assay.SVD(2)]}, "is no metric"),
+    ({"sites": "all"}, "a list of strings"),
+    ({"metrics": "kl"}, "Metrics"),
+    ({"metrics": ["kl", assay.SVD(2)]}, "Metrics"),
 ]:
     try:
         assay.compare(subject, task, [assay.SVD(2)], sequences=4, fit_sequences=20, resamples=20, **options)

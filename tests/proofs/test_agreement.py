@@ -5,13 +5,15 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tiny import agreement, extreme_models, sequences, subject_of, tiny_inputs, tiny_models
+from tiny import extreme_models, tiny_inputs, tiny_models
 
 import assay
 from assay.engine import Engine, Head, Samples, collect
 from assay.proofs import Proxy, certify
 from assay.subjects import Subject
 from assay.tasks import InputSet, MaxOfK
+from assay.testing.fuzz._models import attention_subject
+from assay.testing.fuzz._truth import agreement, sequences
 
 QUIET = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
 
@@ -72,7 +74,7 @@ def random_subject(seed):
     """A model that is often right and often wrong, in float64 so that running it decides every input."""
     rng = np.random.default_rng(seed)
     size = np.arange(6)[:, None]
-    subject = subject_of(
+    subject = attention_subject(
         {
             "W_E": np.hstack([size / 3, rng.normal(0, 1, (6, 7))]),
             "W_pos": rng.normal(0, 0.3, (3, 8)),

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from forge import certificate, consistent, copy_of, restated, sealed
 from tiny import barely_tied
 
 import assay
 from assay.proofs import Certificate, Proxy, certify
 from assay.tasks import InputSet
+from assay.testing.fuzz._forge import consistent, copy_of, restated, sealed
 
 NAMES = ["exact", "separable", "two-sided", "cubic", "subcubic", "agreement", "hard", "projected"]
 
@@ -88,10 +88,10 @@ def test_what_is_not_checked_is_said(certificates, subject, name):
     assert not_checked == ("strategy", "parameters", "operations", "subject.seed", "seconds", "versions")
     for path, value in leaves(content):
         if field(path) in not_checked and path[0] != "strategy":
-            certificate(sealed(altered(content, path, another(value)))).verify(subject)
+            Certificate.model_validate(sealed(altered(content, path, another(value)))).verify(subject)
     if name == "exact":
         other = {"strategy": "separable", "parameters": dict.fromkeys(("grid", "refine", "search", "two_sided"), 1)}
-        certificate(restated(content | other)).verify(subject)
+        Certificate.model_validate(restated(content | other)).verify(subject)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -103,7 +103,7 @@ def test_a_forger_who_renews_the_digest_is_refuted(certificates, subject, name):
         if (field(path) in not_checked and path[0] != "strategy") or (path[0] == "proxy" and path[-1] != "kind"):
             continue
         try:
-            changed = certificate(sealed(altered(content, path, another(value))))
+            changed = Certificate.model_validate(sealed(altered(content, path, another(value))))
         except ValueError:
             continue
         if {"tops", "powers", "multipliers"} & set(path):
@@ -128,7 +128,7 @@ def test_a_better_bound_than_proved_is_refuted(certificates, subject, name):
     if content["pieces"]:
         content["pieces"][0]["wrong"] -= 1
     with pytest.raises(assay.AssayError, match="refuted"):
-        certificate(restated(content)).verify(subject)
+        Certificate.model_validate(restated(content)).verify(subject)
 
 
 def test_tops_just_below_the_contributions_do_not_hide_a_tie():
@@ -140,7 +140,7 @@ def test_tops_just_below_the_contributions_do_not_hide_a_tie():
     piece["relaxations"][0].update(count=0, tops=[64] * 3, powers=[0], multipliers=[1])
     piece["wrong"] = 0
     with pytest.raises(assay.AssayError, match="a relaxation holds 1 inputs"):
-        certificate(consistent(content)).verify(subject)
+        Certificate.model_validate(consistent(content)).verify(subject)
 
 
 def test_conditions_that_no_set_has_are_refuted():
@@ -153,7 +153,7 @@ def test_conditions_that_no_set_has_are_refuted():
         content = certify(barely_tied(), strategy="brute-force").model_dump(mode="json")
         content["inputs"] |= condition
         with pytest.raises(assay.AssayError, match="a condition of the set of inputs is out of range"):
-            certificate(sealed(content)).verify(barely_tied())
+            Certificate.model_validate(sealed(content)).verify(barely_tied())
 
 
 @pytest.mark.parametrize("strategy", ["cubic", "subcubic", "subcubic-low-rank"])
@@ -167,14 +167,14 @@ def test_a_box_for_a_number_of_copies_that_the_set_does_not_have_is_refuted(subj
         assert not any(mask for number, mask in enumerate(box["tokens"]) if number != smaller)
     content["boxes"][-1]["tokens"][0] = 1 << content["boxes"][-1]["maximum"]
     with pytest.raises(assay.AssayError, match="has a number of copies that the set does not"):
-        certificate(sealed(content)).verify(subject)
+        Certificate.model_validate(sealed(content)).verify(subject)
 
 
 def test_a_group_left_out_is_refuted(certificates, subject):
     content = certificates["separable"].model_dump(mode="json")
     content["pieces"] = content["pieces"][1:]
     with pytest.raises(assay.AssayError, match="not shown to be right"):
-        certificate(consistent(content)).verify(subject)
+        Certificate.model_validate(consistent(content)).verify(subject)
 
 
 def test_an_output_left_out_of_a_relaxation_is_refuted(certificates, subject):
@@ -183,7 +183,7 @@ def test_an_output_left_out_of_a_relaxation_is_refuted(certificates, subject):
     for key in ("outputs", "multipliers", "powers"):
         piece["relaxations"][0][key].pop()
     with pytest.raises(assay.AssayError, match="an output that could win is left out"):
-        certificate(consistent(content)).verify(subject)
+        Certificate.model_validate(consistent(content)).verify(subject)
 
 
 def test_other_weights_are_refuted(certificates, subject):

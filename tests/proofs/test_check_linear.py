@@ -2,14 +2,14 @@
 
 import numpy as np
 import pytest
-from forge import certificate, copy_of, restated, sealed
 from test_check import altered, another, field, leaves
-from tiny_linear import table_subject
+from tiny import table_subject
 
 import assay
 from assay.proofs import LINEAR_STRATEGIES, Certificate, certify
 from assay.proofs.linear._proof import packed
 from assay.tasks import InputSet
+from assay.testing.fuzz._forge import copy_of, restated, sealed
 
 QUESTIONS = [(strategy, quantity) for strategy in LINEAR_STRATEGIES for quantity in ("accuracy", "loss")]
 
@@ -61,7 +61,7 @@ def test_a_forger_who_renews_the_digest_is_refuted(certificates, subject, questi
         if field(path) in (*not_checked, "digest") or (question[1] == "loss" and path[0] in ("at_least", "at_most")):
             continue
         try:
-            changed = certificate(sealed(altered(content, path, another(value))))
+            changed = Certificate.model_validate(sealed(altered(content, path, another(value))))
         except ValueError:
             continue
         forged += 1
@@ -71,7 +71,7 @@ def test_a_forger_who_renews_the_digest_is_refuted(certificates, subject, questi
 
 
 def resealed(content, **changes):
-    return certificate(restated(copy_of(content) | changes))
+    return Certificate.model_validate(restated(copy_of(content) | changes))
 
 
 @pytest.mark.parametrize("strategy", LINEAR_STRATEGIES)
@@ -93,7 +93,7 @@ def test_another_strategy_name_is_refuted(certificates, subject, question):
     for strategy in (*LINEAR_STRATEGIES, "cubic", "exact"):
         if strategy != question[0]:
             with pytest.raises(assay.AssayError, match="refuted"):
-                certificate(sealed(content | {"strategy": strategy})).verify(subject)
+                Certificate.model_validate(sealed(content | {"strategy": strategy})).verify(subject)
 
 
 def test_kept_outputs_other_than_those_recorded(certificates, subject):
@@ -124,7 +124,7 @@ def test_other_weights_and_other_families_are_refuted(certificates, subject):
     content = certificates["gemm", "accuracy"].model_dump(mode="json")
     content["subject"]["architecture"] = "MaxOfKForCausalLM"
     with pytest.raises(assay.AssayError, match="refuted"):
-        certificate(sealed(content)).verify(subject)
+        Certificate.model_validate(sealed(content)).verify(subject)
 
 
 def test_a_model_that_reads_another_number_of_tokens_is_refuted(certificates, subject):

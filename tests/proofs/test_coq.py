@@ -6,7 +6,7 @@ import subprocess
 
 import numpy as np
 import pytest
-from tiny_linear import LinearTruth, linear_subject, table_subject
+from tiny import table_subject
 from typer.testing import CliRunner
 
 import assay
@@ -15,6 +15,8 @@ from assay.proofs import certify, coq_development
 from assay.proofs.linear import _coq
 from assay.subjects import Subject
 from assay.tasks import InputSet
+from assay.testing.fuzz._models import linear_subject
+from assay.testing.fuzz._truth import LinearTruth
 
 
 @pytest.fixture(scope="module")

@@ -7,18 +7,19 @@ from functools import cache
 
 import numpy as np
 import pytest
-from forge import certificate, consistent, copy_of, restated, sealed
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_statements import attention, linear
-from tiny import Truth, agreement, subject_of
-from tiny_linear import LinearTruth, linear_subject
 from typer.testing import CliRunner
 
 import assay
 from assay.cli import app
-from assay.proofs import Certificate, Proxy, certify, checker
+from assay.proofs import Certificate, Proxy, certify
 from assay.tasks import InputSet
+from assay.testing.fuzz._forge import at, consistent, copy_of, sealed
+from assay.testing.fuzz._models import attention_subject, linear_subject
+from assay.testing.fuzz._truth import AttentionTruth
+from assay.testing.fuzz.proofs import FORGERIES, Case
 
 SMALL = 10**9
 """A budget in which every certificate of a tiny model is checked, and which is used up within seconds."""
@@ -50,164 +51,40 @@ def bases():
     return [(subject, certify(subject, **how).model_dump(mode="json")) for subject, how in proofs]
 
 
-def holds(content, subject):
-    """Whether what a certificate claims is true, by enumeration in exact arithmetic."""
-    inputs = InputSet(**{key: value for key, value in content["inputs"].items() if key != "size"})
-    if content["quantity"] == "loss":
-        loss = LinearTruth(subject).loss(inputs) * 2**50
-        return bool(content["at_least"] <= loss) and bool(loss <= content["at_most"])
-    if content["quantity"] == "agreement":
-        truth = agreement(subject, content["proxy"], inputs)
-    else:
-        truth = (LinearTruth if hasattr(subject.model, "linear") else Truth)(subject).count(inputs)
-    return content["at_least"] <= truth <= content["at_most"]
+@cache
+def cases():
+    """For each base the model with the truth about it, and the base's content."""
+    return [(Case(subject), content) for subject, content in bases()]
 
 
-def verified(text, subject, folder, budget=SMALL):
-    """Whether the text of a file is verified; what is refused is refused in one line, on every way in."""
+def refused(case, content, folder):
+    """Whether a certificate is refused, by the checker and on the way from a file."""
     path = folder / "certificate.json"
-    path.write_text(text, encoding="utf-8")
-    weights = {key: tensor.numpy() for key, tensor in subject.model.state_dict().items()}
-    found = []
-    for check in (
-        lambda: Certificate.load(path).verify(subject, budget=budget),
-        lambda: checker.check(checker.read(text), weights, subject.model.config.to_dict(), budget=budget),
-    ):
-        try:
-            check()
-            found.append("")
-        except assay.AssayError as error:
-            found.append(str(error))
-    assert all(reason.isprintable() for reason in found)
+    path.write_text(json.dumps(content), encoding="utf-8")
+    found = case.refused(content, SMALL), case.unread(path)
     assert bool(found[0]) == bool(found[1])
-    return not found[0]
+    return bool(found[0])
 
 
 @pytest.mark.parametrize("index", range(13))
 def test_the_files_that_are_forged_below_are_valid(index, tmp_path):
-    subject, content = bases()[index]
-    assert holds(content, subject)
-    assert verified(json.dumps(content), subject, tmp_path)
-    assert verified(json.dumps(consistent(copy_of(content)), indent=3), subject, tmp_path)
+    case, content = cases()[index]
+    assert not case.untrue(content)
+    assert not refused(case, content, tmp_path)
+    assert not refused(case, consistent(copy_of(content)), tmp_path)
 
 
 # -- any change ---------------------------------------------------------------------------------------------------
 
-_NUMBERS = [2**31, 2**53 + 1, 2**63 - 1, 2**63, -(2**63) - 1, 2**64, -1, 10**300, 10**3000, 10**4000]
-_SCALARS = st.one_of(
-    st.none(),
-    st.booleans(),
-    st.integers(-2, 70),
-    st.sampled_from(_NUMBERS),
-    st.floats(),
-    st.sampled_from(["", "exact", "loss", "one-hot", "a\nb", "\ud800", "x" * 300, "0" * 64]),
-)
-_VALUES = st.recursive(
-    _SCALARS,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["kind", "size", "x\n"]), inner),
-    max_leaves=5,
-)
 
-
-def places(value, path=()):
-    """All places in a content, lists and objects included."""
-    if path:
-        yield path
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, item in items:
-        yield from places(item, (*path, key))
-
-
-def changed(content, data):
-    """The content with one place changed, in any way."""
-    *way, last = data.draw(st.sampled_from(list(places(content))))
-    target = at(content, way)
-    value = target[last]
-    kinds = ["replaced", "removed"]
-    if isinstance(target, list):
-        kinds += ["twice", "swapped"]
-    kind = data.draw(st.sampled_from(kinds))
-    if kind == "replaced":
-        target[last] = data.draw(_VALUES)
-    elif kind == "removed":
-        del target[last]
-    elif kind == "twice":
-        target.insert(last, copy_of({"": value})[""])
-    else:
-        other = data.draw(st.integers(0, len(target) - 1))
-        target[last], target[other] = target[other], value
-
-
-def nudged(content, data):
-    """The content with one number of the claim or its evidence changed by a little."""
-    claimed = (
-        {"count", "wrong", "proxy_wrong", "tokens"}
-        if content["pieces"] or content["boxes"]
-        else {"at_least", "at_most"}
-    )
-    scaling = {"tops", "powers", "multipliers", "width", "refine"}
-    by_name = {}
-    for path in places(content):
-        name = [key for key in path if isinstance(key, str)][-1]
-        if name in claimed | scaling and type(at(content, path)) is int:
-            by_name.setdefault(name, []).append(path)
-    names = sorted(by_name) + 2 * sorted(by_name.keys() & claimed)
-    name = data.draw(st.sampled_from(names))
-    *way, last = data.draw(st.sampled_from(by_name[name]))
-    if name == "tokens":
-        at(content, way)[last] ^= 1 << data.draw(st.integers(0, 3))
-        return
-    by = data.draw(st.sampled_from([-64, -8, -1, -1, -1, 1, 1, 2, 8, 64]))
-    # Losses are counted in 2^-50 nats.
-    at(content, way)[last] += by * 2**20 if content["quantity"] == "loss" else by
-
-
-def at(content, path):
-    for key in path:
-        content = content[key]
-    return content
-
-
-def refitted(content, how):
-    """What a forger does to the rest, as far as the rest allows it."""
-    try:
-        return {"sealed": sealed, "restated": restated, "consistent": consistent}[how](content)
-    except Exception:  # whatever was changed may be needed for it
-        return content
-
-
-def forged_content(data, folder):
-    subject, content = data.draw(st.sampled_from(bases()))
-    content = copy_of(content)
-    change = data.draw(st.sampled_from([changed, nudged, nudged]))
-    for _ in range(data.draw(st.sampled_from([1, 1, 1, 2, 3]))):
-        change(content, data)
-    content = refitted(
-        content, "consistent" if change is nudged else data.draw(st.sampled_from(["sealed", "restated"]))
-    )
-    if verified(json.dumps(content), subject, folder):
-        assert holds(content, subject), content
-        assert content == restated(content)
-
-
-def forged_text(data, folder):
-    subject, content = data.draw(st.sampled_from(bases()))
-    text = json.dumps(sealed(content))
-    for _ in range(data.draw(st.integers(1, 3))):
-        begin = data.draw(st.integers(0, len(text)))
-        end = data.draw(st.integers(begin, min(len(text), begin + 20)))
-        piece = data.draw(
-            st.one_of(
-                st.sampled_from(
-                    ["NaN", "-Infinity", "1e999", "9" * 5000, "[" * 10**5, '"size": 1, ', "{}", "\ufeff", "\x00"]
-                ),
-                st.text('0123456789.eE+-[]{}",: \n', max_size=6),
-                st.just(text[begin:end] * 2),
-            )
-        )
-        text = text[:begin] + piece + text[end:]
-    if verified(text, subject, folder):
-        assert holds(json.loads(text), subject)
+@pytest.mark.parametrize("kind", FORGERIES)
+@settings(max_examples=60, deadline=timedelta(seconds=60), suppress_health_check=QUIET)
+@given(rng=st.randoms(use_true_random=False))
+def test_any_change_is_refused_in_one_line_or_true(tmp_path_factory, kind, rng):
+    """At length: `python -m assay.testing.fuzz proofs`."""
+    case, content = rng.choice(cases())
+    other = rng.choice([base for another, base in cases() if another.linear == case.linear])
+    assert FORGERIES[kind](rng, case, copy_of(content), other, tmp_path_factory.getbasetemp())
 
 
 @pytest.mark.parametrize("side", ["queries", "keys"])
@@ -216,38 +93,10 @@ def forged_text(data, folder):
                          ids=["one less", "one more", "none"])  # fmt: skip
 def test_a_projection_of_another_width_is_refused_on_both_sides(tmp_path, side, part, change):
     """The mean of keys moves no attention, but it stands in the record that the statement is of."""
-    subject, content = next(one for one in bases() if (one[1].get("proxy") or {}).get("kind") == "projection")
+    case, content = next(one for one in cases() if (one[1].get("proxy") or {}).get("kind") == "projection")
     content = copy_of(content)
     content["proxy"][side][part] = change(content["proxy"][side][part])
-    assert not verified(json.dumps(sealed(content)), subject, tmp_path)
-
-
-@settings(max_examples=200, deadline=timedelta(seconds=60), suppress_health_check=QUIET)
-@given(data=st.data())
-def test_any_change_of_the_content_is_true_or_refused_in_one_line(tmp_path_factory, data):
-    forged_content(data, tmp_path_factory.getbasetemp())
-
-
-@settings(max_examples=100, deadline=timedelta(seconds=60), suppress_health_check=QUIET)
-@given(data=st.data())
-def test_any_change_of_the_text_is_true_or_refused_in_one_line(tmp_path_factory, data):
-    forged_text(data, tmp_path_factory.getbasetemp())
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(7200)
-@settings(max_examples=10_000, deadline=timedelta(seconds=60), suppress_health_check=QUIET)
-@given(data=st.data())
-def test_any_change_of_the_content_is_true_or_refused_in_one_line_at_length(tmp_path_factory, data):
-    forged_content(data, tmp_path_factory.getbasetemp())
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(7200)
-@settings(max_examples=10_000, deadline=timedelta(seconds=60), suppress_health_check=QUIET)
-@given(data=st.data())
-def test_any_change_of_the_text_is_true_or_refused_in_one_line_at_length(tmp_path_factory, data):
-    forged_text(data, tmp_path_factory.getbasetemp())
+    assert refused(case, sealed(content), tmp_path)
 
 
 # -- each fault by itself -----------------------------------------------------------------------------------------
@@ -373,12 +222,12 @@ def test_evidence_of_another_family_is_refused():
     for index, field, other in ((0, "blocks", 11), (10, "boxes", 4), (10, "pieces", 0)):
         subject, content = bases()[index]
         with pytest.raises(assay.AssayError, match="the evidence does not belong to"):
-            certificate(sealed(content | {field: bases()[other][1][field]})).verify(subject)
+            Certificate.model_validate(sealed(content | {field: bases()[other][1][field]})).verify(subject)
 
 
 def test_boxes_are_accepted_if_all_their_inputs_are_right_and_refused_otherwise():
     subject, content = bases()[4]
-    truth, outcomes = Truth(subject), []
+    truth, outcomes = AttentionTruth(subject), []
     for box in content["boxes"]:
         q, m = box["last"], box["maximum"]
         for smaller in range(3 if q == m else 2):
@@ -388,7 +237,7 @@ def test_boxes_are_accepted_if_all_their_inputs_are_right_and_refused_otherwise(
                 inside = [(a, b, q) for a in {token, m} for b in {token, m} if (a != m) + (b != m) == smaller]
                 right = all(truth.correct(tokens) for tokens in inside)
                 try:
-                    certificate(consistent(changed)).verify(subject)
+                    Certificate.model_validate(consistent(changed)).verify(subject)
                 except assay.AssayError as error:
                     outcomes.append((right, "holds a wrong input" not in str(error)))
                 else:
@@ -404,7 +253,7 @@ def refused_early(content, subject, words, seconds=20):
     """A file that would keep the checker for years is refused before it begins."""
     started = time.process_time()
     with pytest.raises(assay.AssayError, match=words) as refused:
-        certificate(content).verify(subject)
+        Certificate.model_validate(content).verify(subject)
     assert time.process_time() - started < seconds
     assert "certificate not checked" in str(refused.value)
     assert "larger budget" in str(refused.value)
@@ -432,7 +281,7 @@ def test_a_search_for_few_wrong_inputs_ends_where_more_are_found(ten):
     for piece in content["pieces"]:
         piece.update(relaxations=[], wrong=0)
     with pytest.raises(assay.AssayError, match="inputs that may be wrong, or more"):
-        certificate(consistent(content)).verify(subject)
+        Certificate.model_validate(consistent(content)).verify(subject)
 
 
 def test_a_finer_grid_than_there_is_time_for_is_refused_early(ten):
@@ -451,11 +300,11 @@ def test_a_relaxation_that_stands_there_many_times_is_not_counted_so_often():
     piece = next(piece for piece in content["pieces"] if piece["relaxations"])
     piece["relaxations"] *= 20_000
     with pytest.raises(assay.AssayError, match="certificate not checked: counting on"):
-        certificate(sealed(content)).verify(subject, budget=SMALL)
+        Certificate.model_validate(sealed(content)).verify(subject, budget=SMALL)
 
 
 def attention_of(vocabulary, length):
-    return subject_of({"W_E": np.ones((vocabulary, 1)), "W_U": np.ones((1, vocabulary))}, length)
+    return attention_subject({"W_E": np.ones((vocabulary, 1)), "W_U": np.ones((1, vocabulary))}, length)
 
 
 def claim_about(subject, index, **changes):
@@ -502,7 +351,7 @@ def test_sets_of_more_inputs_than_64_bits_count_are_refused():
         content = claim_about(subject, 12)
         content["inputs"]["size"] = size
         with pytest.raises(assay.AssayError, match=r"hold 2\^63 tokens or more|the set has 1"):
-            certificate(sealed(content)).verify(subject)
+            Certificate.model_validate(sealed(content)).verify(subject)
 
 
 @pytest.mark.parametrize(("vocabulary", "length"), [(13, 17), (2, 21)])
@@ -517,8 +366,8 @@ def test_a_check_within_the_budget_is_made_and_one_beyond_it_is_not(index):
     subject, content = bases()[index]
     for budget, words in ((1, "certificate not checked: the table"), (10**4, "1.0e\\+04 are allowed")):
         with pytest.raises(assay.AssayError, match=words):
-            certificate(content).verify(subject, budget=budget)
-    certificate(content).verify(subject, budget=SMALL)
+            Certificate.model_validate(content).verify(subject, budget=budget)
+    Certificate.model_validate(content).verify(subject, budget=SMALL)
 
 
 def test_the_budget_is_an_option_of_the_command_line(tmp_path):

@@ -9,14 +9,15 @@ import torch
 from flint import arb, ctx
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tiny import tiny_inputs
-from tiny_linear import LinearTruth, linear_subject, table_subject, tiny_linear_models
+from tiny import table_subject, tiny_inputs, tiny_linear_models
 
 import assay
 from assay.proofs import LINEAR_STRATEGIES, certify
 from assay.proofs.linear import _proof, _sums
 from assay.proofs.linear._exponential import EXPONENTIAL_ERROR, LOWEST, exponential
 from assay.tasks import InputSet
+from assay.testing.fuzz._models import linear_subject
+from assay.testing.fuzz._truth import LinearTruth
 
 QUIET = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
 EXACT = ("brute-force", "symmetry", "gemm")

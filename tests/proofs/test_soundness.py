@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tiny import Truth, barely_tied, extreme_models, subject_of, tabular_subject, tiny_inputs, tiny_models
+from tiny import barely_tied, extreme_models, tiny_inputs, tiny_models
 
 import assay
 from assay.proofs import REMAINDERS, STRATEGIES, Operations, certify
@@ -19,6 +19,8 @@ from assay.proofs.attention._remainders import Circuit, max_diff, mean_diff, rec
 from assay.proofs.attention._search import count_wrong
 from assay.proofs.attention._tables import make_tables, read_weights, score_matrices
 from assay.tasks import InputSet
+from assay.testing.fuzz._models import attention_subject, tabular_subject
+from assay.testing.fuzz._truth import AttentionTruth
 
 QUIET = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
 
@@ -35,7 +37,7 @@ def certified(subject, **keywords):
 
 def never_above_the_truth(subject, data):
     inputs = data.draw(tiny_inputs(subject))
-    truth = Truth(subject).count(inputs)
+    truth = AttentionTruth(subject).count(inputs)
     for strategy in STRATEGIES:
         options = {
             "grid": data.draw(st.sampled_from([8, 64, 1024, 2**20])),
@@ -66,9 +68,9 @@ def test_of_more_tokens_than_a_block_has_the_exact_count_is_the_truth(tokens, sc
     shapes = {"W_E": (tokens, 3), "W_pos": (2, 3), "W_Q": (3, 1), "W_K": (3, 1), "W_V": (3, 1), "W_O": (1, 3)}
     arrays = {name: rng.normal(0, scale, shape) for name, shape in shapes.items()}
     arrays["W_U"] = arrays["W_E"].T + rng.normal(0, 0.1, (3, tokens))
-    subject = subject_of(arrays, 2)
+    subject = attention_subject(arrays, 2)
     for inputs in (InputSet(2, tokens), InputSet(2, tokens, minimum_maximum=5, within=3)):
-        truth = Truth(subject).count(inputs)
+        truth = AttentionTruth(subject).count(inputs)
         for strategy in ("separable", "exact"):
             certificate = certify(subject, strategy=strategy, inputs=inputs)
             assert certificate.at_least <= truth <= certificate.at_most
@@ -85,20 +87,20 @@ def test_a_certificate_is_never_above_the_truth_at_length(subject, data):
 
 
 def test_a_model_without_weights_ties_everywhere_and_is_never_correct():
-    subject = subject_of({"W_E": np.zeros((3, 2))}, 3)
+    subject = attention_subject({"W_E": np.zeros((3, 2))}, 3)
     for strategy in STRATEGIES:
         assert certify(subject, strategy=strategy).at_least == 0
 
 
 def test_equal_outputs_tie():
-    subject = subject_of({"W_E": np.array([[0.0], [1.0]]), "W_U": np.array([[1.0, 1.0]])}, 2)
+    subject = attention_subject({"W_E": np.array([[0.0], [1.0]]), "W_U": np.array([[1.0, 1.0]])}, 2)
     assert certify(subject, strategy="exact").at_least == 0
 
 
 def test_a_model_that_copies_its_last_token():
     # Orthogonal tokens, no attention output: the prediction is the last token, so the answer is right when it is the
     # largest: Σ_m (m + 1)^(K - 1) of the v^K inputs.
-    subject = subject_of({"W_E": np.eye(4), "W_U": np.eye(4)}, 3)
+    subject = attention_subject({"W_E": np.eye(4), "W_U": np.eye(4)}, 3)
     for strategy in STRATEGIES:
         certificate = certify(subject, strategy=strategy)
         total = sum((m + 1) ** 2 for m in range(4))
@@ -109,7 +111,7 @@ def test_a_model_that_copies_its_last_token():
 @pytest.mark.parametrize("strategy", ["cubic", "subcubic", "subcubic-low-rank"])
 def test_boxes_of_tokens_that_get_next_to_no_attention_are_accepted(strategy):
     """Token 1 attends to 0 and 2 e^54 times as much as to itself: alone it is right by e^-54 of the group's largest."""
-    subject = subject_of(
+    subject = attention_subject(
         {
             "W_E": np.array([[0.0, 0.0], [0.0, 3.0], [0.0, 0.0]]),
             "W_Q": np.array([[0.0], [3.0]]),
@@ -119,14 +121,14 @@ def test_boxes_of_tokens_that_get_next_to_no_attention_are_accepted(strategy):
         3,
     )
     certificate = certify(subject, strategy=strategy)
-    assert 0 < certificate.at_least <= Truth(subject).count(InputSet(3, 3))
+    assert 0 < certificate.at_least <= AttentionTruth(subject).count(InputSet(3, 3))
     certificate.verify(subject)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_light_position_with_a_strong_token_is_not_lost(strategy):
     """The free position has e^-45 of the last one's weight, but token 0 there gets e^70 of token 1's attention."""
-    subject = subject_of(
+    subject = attention_subject(
         {
             "W_E": np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]),
             "W_pos": np.array([[0.0, 0.0, -45.0], [0.0, 0.0, 0.0]]),
@@ -140,14 +142,14 @@ def test_a_light_position_with_a_strong_token_is_not_lost(strategy):
     )
     inputs = InputSet(2, 2, minimum_maximum=1)
     certificate = certify(subject, strategy=strategy, inputs=inputs)
-    assert certificate.at_least <= Truth(subject).count(inputs) == 1
+    assert certificate.at_least <= AttentionTruth(subject).count(inputs) == 1
     certificate.verify(subject)
 
 
 def test_a_single_token_or_position_is_refused():
     for tokens, length in ((1, 2), (2, 1)):
         with pytest.raises(assay.AssayError, match="nothing to compare"):
-            certify(subject_of({"W_E": np.eye(tokens)}, length))
+            certify(attention_subject({"W_E": np.eye(tokens)}, length))
 
 
 @pytest.mark.parametrize("strategy", sorted(set(STRATEGIES) - {"cubic"}))
@@ -162,7 +164,7 @@ def test_sums_of_which_little_is_left_are_added_up_exactly(strategy):
         at=np.zeros((4, 2)),
     )
     certificate = certify(subject, strategy=strategy)
-    assert certificate.at_least == 2**3 <= Truth(subject).count(InputSet(4, 2))
+    assert certificate.at_least == 2**3 <= AttentionTruth(subject).count(InputSet(4, 2))
     certificate.verify(subject)
 
 
@@ -188,14 +190,14 @@ def test_a_group_in_which_the_largest_token_stands_at_a_light_position_is_accept
 def test_a_tie_of_large_numbers_is_counted_on_a_grid(two_sided):
     subject, inputs = barely_tied(), InputSet(4, 2, minimum_maximum=1)
     certificate = certify(subject, strategy="separable", inputs=inputs, search=0, two_sided=two_sided)
-    assert certificate.at_least == Truth(subject).count(inputs) == 11
+    assert certificate.at_least == AttentionTruth(subject).count(inputs) == 11
     assert all(piece.relaxations for piece in certificate.pieces)
     certificate.verify(subject)
 
 
 def test_small_groups_among_the_heaviest_are_searched():
     subject = spread_positions()[0]
-    truth = Truth(subject).count(InputSet(3, 4))
+    truth = AttentionTruth(subject).count(InputSet(3, 4))
     counted = certify(subject, strategy="separable", grid=8, search=0)
     assert counted.at_least < truth
     assert all(piece.relaxations for piece in counted.pieces)
@@ -215,8 +217,8 @@ def test_large_numbers_that_cancel_are_not_claimed():
     # or lose.
     unembed = np.zeros((4, 2))
     unembed[:, 0] = 2.0**80, 1, -(2.0**80), -0.5
-    subject = subject_of({"W_E": np.ones((2, 4)), "W_U": unembed}, 2)
-    truth = Truth(subject).count(InputSet(2, 2))
+    subject = attention_subject({"W_E": np.ones((2, 4)), "W_U": unembed}, 2)
+    truth = AttentionTruth(subject).count(InputSet(2, 2))
     for strategy in STRATEGIES:
         assert certify(subject, strategy=strategy).at_least <= truth
 
@@ -224,7 +226,7 @@ def test_large_numbers_that_cancel_are_not_claimed():
 @pytest.mark.parametrize("size", [3.0, 100.0])
 def test_large_scores_are_right_or_refused(size):
     """Scores of 18 are certified exactly; scores of 20,000 would lose weights to underflow and are refused."""
-    subject = subject_of(
+    subject = attention_subject(
         {
             "W_E": np.array([[0.0], [1.0], [2.0]]),
             "W_Q": np.array([[size]]),
@@ -239,7 +241,7 @@ def test_large_scores_are_right_or_refused(size):
         with pytest.raises(assay.AssayError, match=r"span a factor of 2\^"):
             certify(subject, strategy="exact")
         return
-    truth = Truth(subject).count(InputSet(3, 3))
+    truth = AttentionTruth(subject).count(InputSet(3, 3))
     certificate = certify(subject, strategy="exact")
     assert certificate.at_least <= truth <= certificate.at_most
 
@@ -248,7 +250,7 @@ def spread_positions():
     """Positions of very different weight: where the copy of the maximum stands decides."""
     rng = np.random.default_rng(3)
     return [
-        subject_of(
+        attention_subject(
             {
                 "W_E": np.c_[np.arange(4), np.ones(4)] + rng.normal(0, 0.3, (4, 2)),
                 "W_pos": np.c_[np.zeros(3), [3.0, -3.0, 0.0]],
@@ -266,7 +268,7 @@ def spread_positions():
 
 def claims(subjects):
     return [
-        certify(s, strategy="separable", grid=1024, search=0).at_least - Truth(s).count(InputSet(3, 4))
+        certify(s, strategy="separable", grid=1024, search=0).at_least - AttentionTruth(s).count(InputSet(3, 4))
         for s in subjects
     ]
 
@@ -291,7 +293,7 @@ def test_mutants_of_the_worst_case_are_caught(monkeypatch):
 
 
 def test_ties_are_not_lost_by_a_mutant_without_slack(monkeypatch):
-    subject = subject_of({"W_E": np.eye(3), "W_U": np.ones((3, 3))}, 2)
+    subject = attention_subject({"W_E": np.eye(3), "W_U": np.ones((3, 3))}, 2)
     monkeypatch.setattr(_groups, "PAD", -_groups.PAD)
     monkeypatch.setattr(_groups, "worst", lambda upper, last, cell: np.full(len(upper), -1))
     certificate = certify(subject, strategy="separable", search=0)
@@ -327,7 +329,7 @@ def test_counting_never_finds_fewer_than_enumeration(seed):
 
 def _weights_and_scores():
     rng = np.random.default_rng(5)
-    subject = subject_of(
+    subject = attention_subject(
         {name: rng.normal(0, 1, shape) for name, shape in {"W_E": (6, 5), "W_Q": (5, 4), "W_K": (5, 4)}.items()}, 3
     )
     weights = read_weights(subject)
@@ -386,7 +388,7 @@ def test_the_tiers_leave_out_no_output_that_could_win(scale):
     d = {"W_E": (19, 6), "W_pos": (4, 6), "W_Q": (6, 3), "W_K": (6, 3), "W_V": (6, 3), "W_O": (3, 6), "W_U": (6, 19)}
     arrays = {name: rng.normal(0, scale, shape) for name, shape in d.items()}
     arrays["W_U"] = arrays["W_U"] + np.outer(arrays["W_E"].mean(axis=0), np.arange(19)) * 4
-    tables = make_tables(read_weights(subject_of(arrays, 4)), Operations())
+    tables = make_tables(read_weights(attention_subject(arrays, 4)), Operations())
     groups = _groups.suspicious_groups([tables], InputSet(4, 19), Operations())
     found = {(group.cell.last, group.cell.maximum, x) for group in groups for _, x in group.outputs}
     expected = set()
@@ -407,11 +409,11 @@ def test_products_too_small_for_floats_are_not_lost_from_a_chain():
 @pytest.mark.parametrize("remainder", REMAINDERS)
 def test_queries_too_small_for_floats_are_all_remainder(remainder):
     arrays = {"W_E": [[t, 1.0] for t in range(4)], "W_Q": [[0.0], [2.0**-1030]], "W_K": [[1.0], [0.0]]}
-    subject = subject_of({name: np.array(rows) for name, rows in arrays.items()} | {"W_U": np.eye(2, 4)}, 2)
+    subject = attention_subject({name: np.array(rows) for name, rows in arrays.items()} | {"W_U": np.eye(2, 4)}, 2)
     subject.model.double()
     subject.model.layers[0].attn.q_proj.weight.data[0, 1] = 2.0**-1030
     certificate = certify(subject, strategy="subcubic-low-rank", remainder=remainder)
-    assert certificate.at_least <= Truth(subject).count(InputSet(2, 4)) <= certificate.at_most
+    assert certificate.at_least <= AttentionTruth(subject).count(InputSet(2, 4)) <= certificate.at_most
 
 
 @pytest.mark.parametrize(("remainder", "routine"), [("principal", "svd"), ("svd", "eigh")])

@@ -6,10 +6,8 @@ import re
 import numpy as np
 import pytest
 import torch
-from forge import certificate, copy_of, restated, sealed
 from rich.console import Console
-from tiny import subject_of
-from tiny_linear import table_subject
+from tiny import table_subject
 from typer.testing import CliRunner
 
 import assay
@@ -19,6 +17,8 @@ from assay.studies import max_of_k
 from assay.studies.max_of_k import Result
 from assay.subjects import MaxOfKForCausalLM, import_max_of_k
 from assay.tasks import InputSet
+from assay.testing.fuzz._forge import copy_of, restated, sealed
+from assay.testing.fuzz._models import attention_subject
 
 
 def attention(name="tiny", head=4, seed=2):
@@ -27,7 +27,7 @@ def attention(name="tiny", head=4, seed=2):
     size = np.arange(4.0)
     heads = {f"W_{key}": rng.normal(0, 0.2, (2, head)) for key in "QKV"}
     heads["W_Q"][:, 0], heads["W_K"][:, 0], heads["W_V"][:, 0] = (0.6, 1.0), (1.0, 1.0), (1.0, 0.0)
-    found = subject_of(
+    found = attention_subject(
         {
             "W_E": np.column_stack([size, np.ones(4)]) + rng.normal(0, 0.1, (4, 2)),
             "W_pos": np.array([[0.0, 1.0], [0.0, -1.0], [0.0, 0.0]]),
@@ -68,14 +68,14 @@ def test_the_statement_of_a_loss_names_the_weights():
 @pytest.mark.parametrize("strategy", ["exact", "brute-force"])
 def test_an_exact_proof_says_how_many_ties_it_leaves_open(strategy):
     # Without an unembedding all tokens tie, everywhere.
-    subject = subject_of({"W_E": np.eye(3), "W_U": np.zeros((3, 3))}, 2)
+    subject = attention_subject({"W_E": np.eye(3), "W_U": np.zeros((3, 3))}, 2)
     proved = certify(subject, strategy=strategy)
     assert (proved.at_least, proved.at_most) == (0, 9)
     assert "on at least 0 and at most 9 (9 left open: ties and near ties are not told apart);" in proved.statement
     proved.verify(subject)
     one_sided = proved.statement.replace(" and at most 9 (9 left open: ties and near ties are not told apart)", "")
     with pytest.raises(assay.AssayError, match="the statement should read"):
-        certificate(sealed(proved.model_dump(mode="json") | {"statement": one_sided})).verify(subject)
+        Certificate.model_validate(sealed(proved.model_dump(mode="json") | {"statement": one_sided})).verify(subject)
 
 
 def test_a_proof_without_open_inputs_says_exactly():
@@ -113,7 +113,7 @@ def test_kind_and_rank_of_a_proxy_are_part_of_the_statement(words):
         content = proved.model_dump(mode="json")
         content["statement"] = re.sub(r"The proxy: .*?\. (?=The model)", lambda _, new=proxy: new, content["statement"])
         with pytest.raises(assay.AssayError, match="the statement should read"):
-            certificate(sealed(content)).verify(subject)
+            Certificate.model_validate(sealed(content)).verify(subject)
 
 
 def test_a_proxy_of_full_rank_does_not_pass_as_one_of_rank_1():
@@ -123,11 +123,11 @@ def test_a_proxy_of_full_rank_does_not_pass_as_one_of_rank_1():
     content = whole.model_dump(mode="json")
     content["parameters"] = {"against": "SVD(rank=1)"}
     with pytest.raises(assay.AssayError, match="the parameters are not the strategy's"):
-        certificate(sealed(content)).verify(subject)
+        Certificate.model_validate(sealed(content)).verify(subject)
     content = whole.model_dump(mode="json")
     content["statement"] = content["statement"].replace("rank at most 4", "rank at most 1")
     with pytest.raises(assay.AssayError, match="the statement should read"):
-        certificate(sealed(content)).verify(subject)
+        Certificate.model_validate(sealed(content)).verify(subject)
 
 
 @pytest.mark.parametrize("side", ["queries", "keys"])
@@ -138,9 +138,9 @@ def test_ranks_that_differ_are_both_stated(side):
     content = proved.model_dump(mode="json")
     content["proxy"][side]["basis"] = [[*row, 0.0] for row in content["proxy"][side]["basis"]]
     with pytest.raises(assay.AssayError, match="the statement should read"):
-        certificate(sealed(content)).verify(subject)
+        Certificate.model_validate(sealed(content)).verify(subject)
     ranks = {"queries": 1, "keys": 1} | {side: 2}
-    stated = certificate(restated(content))
+    stated = Certificate.model_validate(restated(content))
     assert f"rank at most {ranks['queries']} (queries) and {ranks['keys']} (keys) of 4" in stated.statement
     stated.verify(subject)
 
@@ -164,7 +164,7 @@ def test_proxies_that_do_not_fit_the_model_are_refused(proxy, reason):
     content = certify(subject, strategy="exact", against=assay.SVD(rank=1)).model_dump(mode="json")
     content["proxy"] = proxy if "kind" in proxy else content["proxy"] | proxy
     with pytest.raises(assay.AssayError, match=reason):
-        certificate(sealed(content)).verify(subject)
+        Certificate.model_validate(sealed(content)).verify(subject)
 
 
 # -- names --------------------------------------------------------------------------------------------------------
@@ -212,7 +212,7 @@ def test_a_name_stands_in_quotes_that_it_cannot_close(family, name):
     proved.verify(subject)
     bare = proved.statement.replace(quoted, name, 1)
     with pytest.raises(assay.AssayError, match="the statement should read"):
-        certificate(sealed(proved.model_dump(mode="json") | {"statement": bare})).verify(subject)
+        Certificate.model_validate(sealed(proved.model_dump(mode="json") | {"statement": bare})).verify(subject)
 
 
 def test_a_shipped_models_name_is_not_another_models():

@@ -6,7 +6,7 @@ import pytest
 
 import assay
 from assay.faithfulness import Comparison
-from assay.reports import Illustrations, KeyCloud, SentenceView
+from assay.reports import Illustrations, KeyCloud, SentenceView, write_page
 from assay.tasks import Dyck
 
 TITLE = "<script>alert('title')</script> & \"quotes\""
@@ -49,3 +49,16 @@ def illustrations(shown_folder: Path) -> Illustrations:
             )
         ],
     )
+
+
+@pytest.fixture(scope="session")
+def page(shown: Comparison, illustrations: Illustrations, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of that comparison, with names that would like to be markup."""
+    record = shown.record.model_copy(
+        update={
+            "task": {**shown.record.task, "note": "<script>alert('task')</script>"},
+            "subjects": tuple({**item, "name": "<b>subject</b>"} for item in shown.record.subjects),
+        }
+    )
+    hostile = Comparison(record, shown.results, shown._gaps, shown._controls, shown._sequences)
+    return write_page(hostile, tmp_path_factory.mktemp("page") / "report.html", illustrations)

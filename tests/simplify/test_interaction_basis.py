@@ -143,7 +143,7 @@ def test_influences_are_those_of_jacobians_written_out(small, collected, monkeyp
     monkeypatch.setattr(module, "SOURCES", 150)
     body, head = small.model.transformer, small.model.lm_head
     samples = collected.at(Engine(small).site("layer0.residual"))
-    with module._frozen(small.model):
+    with module.frozen(small.model):
         follows = following(samples)
         (_,) = follows.bases(Block(0))
         estimates = (
@@ -184,7 +184,7 @@ def test_derivatives_on_a_line_add_up_to_the_change_from_the_mean(small, collect
     (stream,), (vectors,) = samples.streams_of(place), samples.of(place)
     mean = vectors.double().mean(dim=0)
     tokens = torch.from_numpy(_sequences(0).tokens[:4])
-    with module._frozen(small.model):
+    with module.frozen(small.model):
         follows = following(samples, local=False)
         behind = follows._behind(place, stream)
         into = None if behind == 2 else follows.node(1).into

@@ -209,7 +209,7 @@ def test_an_adapter_is_never_passed_over(tmp_path, whole):
 
 
 @pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
-@pytest.mark.parametrize("named", ["flash_attention_2", "flash_attention_3", "flex_attention", "someones/kernel"])
+@pytest.mark.parametrize("named", ["flash_attention_2", "flash_attention_3", "flex_attention"])
 def test_a_file_that_names_an_attention_implementation_is_read_without_it(tmp_path, key, named):
     model = llama(tmp_path)
     configure(tmp_path, **{key: named})

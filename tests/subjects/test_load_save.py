@@ -3,15 +3,18 @@
 import copy
 import json
 import shutil
+import threading
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from assay import AssayError
-from assay.subjects import Subject, check_seed, dyck_model, load, resolve_device, save, shipped
+from assay.subjects import Subject, check_seed, dyck_model, load, resolve_device, save, shipped, takes_base
 
 TOKENS = torch.tensor([[8, 0, 1, 5, 4, 9]])
 
@@ -453,3 +456,82 @@ def test_sharding_needs_accelerate_and_a_whole_model(folder, monkeypatch, tmp_pa
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(AssayError, match="needs the package accelerate: pip install accelerate"):
         load(folder, sharded=True)
+
+
+# -- names that are nobody's ------------------------------------------------------------------------------------------
+
+
+class _Answers(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.server.asked.append(self.path)
+        self.send_response(self.server.status)
+        for name, value in self.server.headers:
+            self.send_header(name, value)
+        self.end_headers()
+
+    def do_HEAD(self):
+        self.do_GET()
+
+    def log_message(self, *arguments):
+        """Nothing is printed."""
+
+
+class _Hub(ThreadingHTTPServer):
+    """A hub that answers every question with one status, and keeps them."""
+
+    def __init__(self, status, headers):
+        self.status, self.headers, self.asked = status, headers, []
+        super().__init__(("127.0.0.1", 0), _Answers)
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """hub(status, headers) -> a server in the place of the hub, which is asked over the network."""
+    running = []
+
+    def start(status, headers=()):
+        server = _Hub(status, headers)
+        running.append(server)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        return server
+
+    monkeypatch.chdir(tmp_path)
+    yield start
+    for server in running:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "words"),
+    [
+        (404, [("X-Error-Code", "RepoNotFound")], "has no model of that name"),
+        (503, [], "cannot be reached"),
+    ],
+    ids=["unknown", "broken"],
+)
+def test_a_name_that_the_hub_does_not_give_is_asked_for_once(hub, tmp_path, status, headers, words):
+    server = hub(status, headers)
+    (tmp_path / "my-modle").mkdir()
+    for refused in (load, takes_base):
+        server.asked.clear()
+        with pytest.raises(AssayError, match=words) as caught:
+            refused("my-model")
+        assert "did you mean 'my-modle'?" in str(caught.value)
+        assert [path for path in server.asked if "my-model" in path] == ["/api/models/my-model"]
+
+
+@pytest.mark.parametrize("name", ["two/many/parts", "what is this", "-", "a\0b"])
+def test_what_is_no_name_is_not_asked_for(hub, name):
+    server = hub(200)
+    with pytest.raises(AssayError, match="no name that a model can have"):
+        load(name)
+    assert not server.asked
+
+
+def test_seeds_are_of_shipped_models(tmp_path, monkeypatch):
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(AssayError, match="leave it out"):
+        load(tmp_path / "mine", seed=0)

@@ -60,6 +60,13 @@ def test_a_wrong_condition_is_named(name, value):
         InputSet(**{"length": 4, "vocabulary": 8, name: value})
 
 
+@pytest.mark.parametrize(("length", "vocabulary"), [(2**63, 4), (4, 2**63), (10**300, 10**300), (1_001, 1_000)])
+def test_a_set_too_large_to_be_counted_is_refused_at_once(length, vocabulary):
+    with pytest.raises(assay.AssayError, match="their product must be at most 1000000"):
+        InputSet(length, vocabulary)
+    assert InputSet(1_000, 1_000).size == 1_000**1_000
+
+
 def test_an_empty_set_is_refused():
     with pytest.raises(assay.AssayError, match="empty"):
         InputSet(3, 1, copies=2)

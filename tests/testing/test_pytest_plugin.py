@@ -1,6 +1,7 @@
 """The plugin in pytest runs of its own."""
 
 import sys
+from xml.etree import ElementTree
 
 import pytest
 
@@ -68,19 +69,27 @@ def test_a_users_tests(pytester, run):
 
         def test_wrong_types_are_refused_in_plain_words(assay_session, subject):
             proxy = assay_session.proxy(subject, assay.SVD(rank=32), TASK, sequences=20)
-            with pytest.raises(assay.AssayError, match="not a proxy.*of a fitted simplification"):
+            with pytest.raises(assay.AssayError, match=r"must be a Proxy; simplification.fit.*apply"):
                 assert_faithful(subject, assay.SVD(rank=2), TASK)
             for wrong in (["iid"], "iid", 3):
                 with pytest.raises(assay.AssayError, match="give a task, or a list of its splits"):
                     assert_faithful(subject, proxy, wrong)
         """
     )
-    result = run()
+    result = run("--junitxml=junit.xml")
     result.assert_outcomes(passed=3, failed=2)
+    cases = {case.get("name"): case for case in ElementTree.parse(pytester.path / "junit.xml").iter("testcase")}
+    for name, recipe in (("test_holds", "SVD(rank=32)"), ("test_does_not_hold", "SVD(rank=2)")):
+        said = {one.get("name"): one.get("value") for one in cases[name].iter("property")}
+        low, value, high = (float(said[f"{recipe}: iid, all: agreement{end}"]) for end in (", low", "", ", high"))
+        assert 0 <= low <= value <= high <= 1
+        assert said[f"{recipe}: iid, all: agreement, standing"] == ("holds" if name == "test_holds" else "fails")
+        assert f"{recipe}: unseen_depth, all: gap" in said
+    assert not list(cases["test_subjects_are_shared"].iter("property"))
     result.stdout.fnmatch_lines(
         [
             ">*assert_faithful(subject, proxy, splits, session=assay_session)",
-            "E*AssertionError: NOT FAITHFUL: SimplifiedSubject(Subject('dyck-20-10'*layer1.head0)",
+            "E*AssertionError: NOT FAITHFUL: SVD(rank=2): SimplifiedSubject(Subject('dyck-20-10'*layer1.head0)",
             "E*fails*iid, all*agrees on *% *predictions in 200 sequences",
             "E*AssertionError: NOT DECIDED (too little data to tell)*",
         ]

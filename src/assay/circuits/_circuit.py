@@ -242,7 +242,7 @@ class Circuit:
 
         The split of role "train" is fitted on, and so is a second one of a name, to be judged on the first.
         """
-        self._check_parameters()
+        self.check_parameters()
         engine = Engine(subject)
         self._check(subject, wiring_of(engine).graph, splits)
         for split in splits:
@@ -285,7 +285,7 @@ class Circuit:
     def find(self, samples: Samples) -> "Circuit":
         """`fit` without what is learned for the circuit: constants under optimal ablation stay means."""
         subject, split = source_of(self, samples)
-        self._check_parameters()
+        self.check_parameters()
         self.graph_ = wired(subject).graph
         self._check(subject, self.graph_, [replace(split, role="train")])
         self.reference_ = _reference(subject, self.ablation, split, self.seed)
@@ -337,7 +337,7 @@ class Circuit:
         """The subject with every edge outside the circuit ablated."""
         wiring = wired(subject)
         if not isinstance(self.edges, int) and (self.reference_ is not None or not self.learns):
-            self._check_parameters()
+            self.check_parameters()
             self._lay_on(subject)
         if not self.learns:
             self.reference_ = _reference(subject, self.ablation, None)
@@ -426,7 +426,8 @@ class Circuit:
         totals[0] = np.inf
         return np.argsort(-totals, kind="stable")
 
-    def _check_parameters(self) -> None:
+    def check_parameters(self) -> None:
+        """Raise AssayError for values that no subject could have."""
         check_choice("ablation", self.ablation, get_args(Ablation))
         check_choice("measure", self.measure, get_args(Measure))
         check_choice("rank", self.rank, get_args(Rank))
@@ -497,14 +498,15 @@ class RandomCircuit:
 
     def check(self, subject: Subject, splits: Sequence[Split]) -> None:
         """As its circuit does."""
-        self._check_parameters()
+        self.check_parameters()
         self.of.check(subject, splits)
 
     def describe(self) -> dict[str, Any]:
         """What the record keeps of it: which circuit it is an image of, and the seed of its first draw."""
         return {"of": label(self.of), "seed": self.seed}
 
-    def _check_parameters(self) -> None:
+    def check_parameters(self) -> None:
+        """Raise AssayError for values that no subject could have."""
         check_whole("seed", self.seed, least=0)
         if not isinstance(self.of, Circuit):
             raise AssayError(f"RandomCircuit(of={shown(self.of)}): must be the circuit that it is the control of.")
@@ -516,7 +518,7 @@ class RandomCircuit:
     @checked
     def fit(self, samples: Samples) -> "RandomCircuit":
         """Draw it."""
-        self._check_parameters()
+        self.check_parameters()
         subject, split = source_of(self, samples)
         self.fitted_ = replace(self.of).find(samples)
         graph, kept = self.fitted_._fitted()
@@ -570,17 +572,18 @@ class AllAblated:
 
     def check(self, subject: Subject, splits: Sequence[Split]) -> None:
         """As a circuit does, of what it has itself."""
-        self._check_parameters()
+        self.check_parameters()
         check_reach(label(self), self.ablation, splits, fits_itself=False)
 
-    def _check_parameters(self) -> None:
+    def check_parameters(self) -> None:
+        """Raise AssayError for values that no subject could have."""
         check_choice("ablation", self.ablation, get_args(Ablation))
         check_whole("seed", self.seed, least=0)
 
     @checked
     def fit(self, samples: Samples) -> "AllAblated":
         """Find what ablated edges carry."""
-        self._check_parameters()
+        self.check_parameters()
         subject, split = source_of(self, samples)
         reference = _reference(subject, self.ablation, split, self.seed)
         nothing = np.zeros(wired(subject).graph.shape, dtype=bool)
@@ -590,7 +593,7 @@ class AllAblated:
     @checked
     def apply(self, subject: Subject) -> "CircuitProxy":
         """The subject with every edge ablated."""
-        self._check_parameters()
+        self.check_parameters()
         if self.reference_ is None and self.learns:
             raise AssayError(f"{label(self)} has not been fitted; call fit(samples) before apply(subject).")
         reference = self.reference_ or _reference(subject, self.ablation, None)

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from assay._errors import AssayError
+from assay._errors import shown as brief
 from assay._files import write_atomically
 from assay.circuits._graph import Edge, Graph
 from assay.circuits._parameters import is_whole, shown
@@ -100,7 +101,7 @@ def refusal(path: Path, why: str) -> AssayError:
 
 def short(value: object) -> str:
     """Something of a file as it can stand in a message."""
-    return clipped(repr(value), 60)
+    return brief(value, 60)
 
 
 def clipped(text: str, most: int) -> str:

@@ -1,7 +1,7 @@
 """assay compare and assay store: one's own model."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +11,14 @@ import typer
 from assay._errors import AssayError
 from assay._files import try_file
 from assay._terminal import styled
+from assay.cli._config import CallInFile, Config, write_call
 from assay.cli._shared import (
+    JUDGED,
+    JUDGED_ON,
+    OUTPUT,
+    SUBJECT,
+    VERDICTS,
+    WORK,
     AsJson,
     Dask,
     Device,
@@ -22,6 +29,7 @@ from assay.cli._shared import (
     argument,
     default_folder,
     err,
+    examples,
     follow,
     out,
     print_run,
@@ -30,27 +38,44 @@ from assay.cli._shared import (
 )
 
 
-@app.command("compare")
+@app.command(
+    "compare",
+    cls=CallInFile,
+    epilog=examples(
+        "assay compare gpt2 --fit train.txt --split iid=held-out.txt --split code=code.txt \\\n"
+        "    --simplify svd:rank=8 --simplify kmeans:clusters=64 --sites all-layers",
+        "assay compare gpt2 --with ./gpt2-4bit --split iid=held-out.txt --split code=code.txt \\\n"
+        "    --require faithful",
+        "assay compare gpt2 --pairs pairs.jsonl --simplify circuit:edges=200",
+        "assay compare --config assay-runs/compare-20261120-183000/run.yaml --sequences 1000",
+    ),
+)
 def compare_text(
-    model: Annotated[str, typer.Argument(help="A folder, a Hugging Face name, or a shipped model.")],
+    model: Annotated[str, typer.Argument(help="A folder, a Hugging Face name, or a shipped model.", metavar="MODEL")],
     split: Annotated[
-        list[str] | None, typer.Option(help="NAME=FILE, repeated; one is iid, the others are shifts.")
+        list[str] | None,
+        typer.Option(help="NAME=FILE, repeated; one is iid, the others are shifts.", rich_help_panel=JUDGED_ON),
     ] = None,
     pairs: Annotated[
         list[str] | None,
         typer.Option(
-            help="Pairs instead of text, for circuits: a file whose rows name their splits, or NAME=FILE, repeated."
+            help="Pairs instead of text, for circuits: a file whose rows name their splits, or NAME=FILE, repeated.",
+            rich_help_panel=JUDGED_ON,
         ),
     ] = None,
     fit: Annotated[
         str | None,
-        typer.Option(help="Text to fit on: .txt, .jsonl(.gz), .parquet, or hub:NAME; not needed for --with alone."),
+        typer.Option(
+            help="Text to fit on: .txt, .jsonl(.gz), .parquet, or hub:NAME; not needed for --with alone.",
+            rich_help_panel=JUDGED_ON,
+        ),
     ] = None,
     simplify: Annotated[
         list[str] | None,
         typer.Option(
             help="Such as svd:rank=8, circuit:edges=200, file:their_circuit.json, one-hot (see assay list), or your "
-            "class: file.py:Name(rank=4); repeated."
+            "class: file.py:Name(rank=4); repeated.",
+            rich_help_panel=JUDGED,
         ),
     ] = None,
     others: Annotated[
@@ -59,60 +84,117 @@ def compare_text(
             "--with",
             help="Another model to judge in MODEL's place, repeated: a folder, a name, a .gguf file, an adapter, or "
             "what assay store wrote.",
+            rich_help_panel=JUDGED,
         ),
     ] = None,
     same_tokenizer: Annotated[
-        bool, typer.Option("--same-tokenizer", help="Models of --with without a tokenizer have that of MODEL.")
+        bool,
+        typer.Option(
+            "--same-tokenizer", help="Models of --with without a tokenizer have that of MODEL.", rich_help_panel=JUDGED
+        ),
     ] = False,
     sites: Annotated[
         list[str] | None,
-        typer.Option(help="all (default), layer0.head1, layer2.mlp, all-heads …, repeated; A+B is one site."),
+        typer.Option(
+            help="all (default), layer0.head1, layer2.mlp, all-heads …, repeated; A+B is one site.",
+            rich_help_panel=JUDGED_ON,
+        ),
     ] = None,
     positions: Annotated[
-        str, typer.Option(help="all, or scored: sites are changed only where predictions are scored.")
+        str,
+        typer.Option(
+            help="all, or scored: sites are changed only where predictions are scored.", rich_help_panel=JUDGED_ON
+        ),
     ] = "all",
-    text_field: Annotated[str, typer.Option(help="Field with the text, where the files have fields.")] = "text",
-    max_length: Annotated[int | None, typer.Option(min=2, help="Tokens a sequence (default at most 256).")] = None,
-    sequences: Annotated[int, typer.Option(min=2, help="Sequences a split.")] = 300,
-    fit_sequences: Annotated[int, typer.Option(min=2, help="Sequences to fit on.")] = 1_000,
-    objective: Annotated[
-        str | None, typer.Option(help="causal, masked or embedding (default: as the model is).")
+    text_field: Annotated[
+        str, typer.Option(help="Field with the text, where the files have fields.", rich_help_panel=JUDGED_ON)
+    ] = "text",
+    max_length: Annotated[
+        int | None, typer.Option(min=2, help="Tokens a sequence (default at most 256).", rich_help_panel=JUDGED_ON)
     ] = None,
-    pooling: Annotated[str | None, typer.Option(help="mean, cls, last or max, for embeddings.")] = None,
-    prompt: Annotated[str | None, typer.Option(help="Text before every sequence, for embeddings.")] = None,
-    seed: Annotated[int, typer.Option(help="Training seed of a shipped model.")] = 0,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16 (default: the checkpoint's).")] = None,
+    sequences: Annotated[int, typer.Option(min=2, help="Sequences a split.", rich_help_panel=JUDGED_ON)] = 300,
+    fit_sequences: Annotated[int, typer.Option(min=2, help="Sequences to fit on.", rich_help_panel=JUDGED_ON)] = 1_000,
+    objective: Annotated[
+        str | None,
+        typer.Option(help="causal, masked or embedding (default: as the model is).", rich_help_panel=SUBJECT),
+    ] = None,
+    pooling: Annotated[
+        str | None, typer.Option(help="mean, cls, last or max, for embeddings.", rich_help_panel=SUBJECT)
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="Text before every sequence, for embeddings.", rich_help_panel=SUBJECT)
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Training seed of a shipped model (default 0).", rich_help_panel=SUBJECT)
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="float32, bfloat16 or float16 (default: the checkpoint's).", rich_help_panel=SUBJECT),
+    ] = None,
     device: Device = "cpu",
     sharded: Annotated[
-        bool, typer.Option("--sharded", help="Spread MODEL over all GPUs and the CPU, by accelerate.")
+        bool,
+        typer.Option("--sharded", help="Spread MODEL over all GPUs and the CPU, by accelerate.", rich_help_panel=WORK),
     ] = False,
-    controls: Annotated[bool, typer.Option(help="Judge controls and a shuffled copy too.")] = True,
+    controls: Annotated[
+        bool, typer.Option(help="Judge controls and a shuffled copy too.", rich_help_panel=JUDGED)
+    ] = True,
     primary_kind: Annotated[
-        str | None, typer.Option(help="Kind of prediction that verdicts are about, such as repeated (default all).")
+        str | None,
+        typer.Option(
+            help="Kind of prediction that verdicts are about, such as repeated (default all).", rich_help_panel=VERDICTS
+        ),
     ] = None,
     primary_metric: Annotated[
-        str | None, typer.Option(help="Rate that verdicts rest on (default same_prediction, or same_neighbour).")
+        str | None,
+        typer.Option(
+            help="Rate that verdicts rest on (default same_prediction, or same_neighbour).", rich_help_panel=VERDICTS
+        ),
     ] = None,
     require: Annotated[
-        str | None, typer.Option(help="faithful or identical: what every verdict has to be, else exit status 3.")
+        str | None,
+        typer.Option(
+            help="faithful or identical: what every verdict has to be, else exit status 3.", rich_help_panel=VERDICTS
+        ),
     ] = None,
-    min_agreement: Annotated[float, typer.Option(help="Agreement that verdicts ask for in distribution.")] = 0.95,
-    max_gap: Annotated[float, typer.Option(help="How much less they allow under a shift.")] = 0.02,
+    min_agreement: Annotated[
+        float, typer.Option(help="Agreement that verdicts ask for in distribution.", rich_help_panel=VERDICTS)
+    ] = 0.95,
+    max_gap: Annotated[
+        float, typer.Option(help="How much less they allow under a shift.", rich_help_panel=VERDICTS)
+    ] = 0.02,
     junit: Annotated[
-        Path | None, typer.Option(help="With --require: also write the verdicts as a JUnit file.", dir_okay=False)
+        Path | None,
+        typer.Option(
+            help="With --require: also write the verdicts as a JUnit file.", dir_okay=False, rich_help_panel=OUTPUT
+        ),
     ] = None,
     counting: Annotated[
-        str | None, typer.Option(help="llama.cpp: count the models of --with as it does, too, beside Assay's numbers.")
+        str | None,
+        typer.Option(
+            help="llama.cpp: count the models of --with as it does, too, beside Assay's numbers.",
+            rich_help_panel=VERDICTS,
+        ),
     ] = None,
-    context: Annotated[
-        int | None, typer.Option(min=3, help="With --counting: tokens a chunk, whose second half counts (default 512).")
+    chunk: Annotated[
+        int | None,
+        typer.Option(
+            "--context",
+            min=3,
+            help="With --counting: tokens a chunk, whose second half counts (default 512).",
+            rich_help_panel=VERDICTS,
+        ),
     ] = None,
-    allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Read pytorch_model.bin, tensors only.")] = False,
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="Read pytorch_model.bin, tensors only.", rich_help_panel=SUBJECT)
+    ] = False,
     trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run the code that comes with the model.")
+        bool,
+        typer.Option("--trust-remote-code", help="Run the code that comes with the model.", rich_help_panel=SUBJECT),
     ] = False,
     jobs: Jobs = 1,
     dask: Dask = None,
+    config: Config = None,
     out_folder: OutFolder = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
@@ -127,52 +209,42 @@ def compare_text(
     from assay.reports import write_junit  # noqa: PLC0415
     from assay.simplify import is_whole, simplifications  # noqa: PLC0415
     from assay.studies import counted, text  # noqa: PLC0415
-    from assay.subjects import (  # noqa: PLC0415
-        load,
-        resolve_device,
-        resolve_dtype,
-        resolve_objective,
-        resolve_pooling,
-    )
 
     workers = argument("jobs", lambda: Workers(jobs, dask))
     bars = _shares(min_agreement=min_agreement, max_gap=max_gap)
     requirement = argument("require", lambda: Requirement(require or "faithful"))
     _check_junit(junit, require)
-    if context is not None and counting is None:
+    if chunk is not None and counting is None:
         raise typer.BadParameter("chunks are what others count: --counting llama.cpp.", param_hint="--context")
     recipes = argument("simplify", lambda: [simplifications.build(specification) for specification in simplify or ()])
     _check_source(split, pairs, (fit, max_length, counting))
     _check_asked(recipes, others or (), fit or pairs, sites or (), positions)
     splits = argument("split", lambda: _splits(split or []))
-    device = argument("device", lambda: resolve_device(device))
-    precision = None if dtype is None else argument("dtype", lambda: resolve_dtype(dtype))
-    asked = None if objective is None else argument("objective", lambda: resolve_objective(objective))
-    pooled = None if pooling is None else argument("pooling", lambda: resolve_pooling(pooling))
-    subject = argument(
-        "model",
-        lambda: load(
-            model,
-            seed=seed,
-            device=device,
-            dtype=precision,
-            objective=asked,
-            pooling=pooled,
-            prompt=prompt,
-            allow_pickle=allow_pickle,
-            trust_remote_code=trust_remote_code,
-            sharded=sharded,
-        ),
+    _check_files(None if pairs else splits, fit)
+    subject = _loaded(
+        model,
+        seed=seed,
+        device=device,
+        dtype=dtype,
+        objective=objective,
+        pooling=pooling,
+        prompt=prompt,
+        allow_pickle=allow_pickle,
+        trust_remote_code=trust_remote_code,
+        sharded=sharded,
     )
     recipes += argument("with", lambda: _others(others or (), subject, same_tokenizer))
     engine = engine_of(subject, parts=not all(map(is_whole, recipes)))
     argument("sites", lambda: engine.sites(sites or ["all"]))
+    if not pairs:
+        _check_reads(subject, max_length)
     make = partial(text.task_of, subject, fit, splits, text_field=text_field, max_length=max_length)
     task = argument("pairs", lambda: text.pairs_of(subject, pairs)) if pairs else argument("split", make)
+    _warn_without_shift(task.split_names)
     basis = (task, subject.objective, resolve_metrics(subject.objective, of_models=bool(others)))
     argument("primary-metric", lambda: resolve_primary(*basis, primary_metric, kind="all"))
     argument("primary-kind", lambda: resolve_primary(*basis, primary_metric, primary_kind))
-    cut = partial(counted.chunks_of, subject, task, recipes, context=context or CONTEXT, chunks=sequences)
+    cut = partial(counted.chunks_of, subject, task, recipes, context=chunk or CONTEXT, chunks=sequences)
     chunks = None if counting is None else argument("counting", partial(cut, counting))
     folder = out_folder or default_folder("compare")
     with progress_bar(folder) as bar:
@@ -195,6 +267,7 @@ def compare_text(
             workers=workers,
             progress=follow(bar, line),
         )
+    write_call(folder)
     failing = requirement.failing(comparison.verdicts()) if require is not None else []
     if junit is not None:
         write_junit(comparison, junit, requirement)
@@ -207,6 +280,61 @@ def compare_text(
     else:
         print_run(comparison, shown, folder)
     _exit_if(failing, require)
+
+
+def _loaded(model: str, *, seed: int | None, **options: Any) -> Any:
+    """The model with the options of the command line; names are resolved."""
+    from assay.subjects import (  # noqa: PLC0415
+        check_name,
+        check_seed,
+        load,
+        resolve_device,
+        resolve_dtype,
+        resolve_objective,
+        resolve_pooling,
+    )
+
+    argument("MODEL", lambda: check_name(model))
+    if seed is not None:
+        argument("seed", lambda: check_seed(model, seed))
+    for name, resolve in (
+        ("device", resolve_device),
+        ("dtype", resolve_dtype),
+        ("objective", resolve_objective),
+        ("pooling", resolve_pooling),
+    ):
+        if options.get(name) is not None:
+            options[name] = argument(name, partial(resolve, options[name]))
+    return argument("MODEL", lambda: load(model, seed=seed, **options))
+
+
+def _check_files(splits: Mapping[str, str] | None, fit: str | None) -> None:
+    """Files of text are there, before a model is loaded."""
+    from assay.studies import text  # noqa: PLC0415
+
+    if splits is not None:
+        argument("split", lambda: text.check_splits(splits))
+    if fit is not None:
+        argument("fit", lambda: text.check_source("fit", fit))
+
+
+def _check_reads(subject: Any, max_length: int | None) -> None:
+    """The model reads text, of that length."""
+    from assay.studies import text  # noqa: PLC0415
+
+    argument("MODEL", lambda: text.check_reads(subject))
+    argument("max-length", lambda: text.check_reads(subject, max_length))
+
+
+def _warn_without_shift(names: Sequence[str]) -> None:
+    if not {*names} - {"train", "iid"}:
+        err.print(styled(("warning: ", "bold yellow"), _NO_SHIFT), soft_wrap=True)
+
+
+_NO_SHIFT = (
+    "there is no shift, so nothing can be shown to hold, or to fail, off the distribution it was fitted on: add text "
+    "of another kind, --split NAME=FILE."
+)
 
 
 def _check_junit(junit: Path | None, required: str | None) -> None:
@@ -228,7 +356,9 @@ def _exit_if(failing: Sequence[Any], required: str | None) -> None:
 
 @app.command("store")
 def store_text(
-    model: Annotated[str, typer.Argument(help="A folder, a Hugging Face name, a .gguf file, or a shipped model.")],
+    model: Annotated[
+        str, typer.Argument(help="A folder, a Hugging Face name, a .gguf file, or a shipped model.", metavar="MODEL")
+    ],
     split: Annotated[list[str], typer.Option(help="NAME=FILE, repeated, as in the comparison to come.")],
     out_folder: Annotated[Path, typer.Option("--out", help="Folder of the store; an unfinished one goes on.")],
     form: Annotated[str, typer.Option(help="16-bit codes, or float32.")] = "16-bit",
@@ -241,12 +371,11 @@ def store_text(
     """Keep a model's log-probabilities on text, to be judged later (--with FOLDER) without the model in memory."""
     from assay.models import store_model  # noqa: PLC0415  (keeps --help fast)
     from assay.studies import text  # noqa: PLC0415
-    from assay.subjects import load, resolve_device, resolve_dtype  # noqa: PLC0415
 
     splits = argument("split", lambda: _splits(split))
-    device = argument("device", lambda: resolve_device(device))
-    precision = None if dtype is None else argument("dtype", lambda: resolve_dtype(dtype))
-    subject = argument("model", lambda: load(model, device=device, dtype=precision))
+    _check_files(splits, None)
+    subject = _loaded(model, seed=None, device=device, dtype=dtype)
+    _check_reads(subject, max_length)
     task = argument("split", lambda: text.task_of(subject, None, splits, text_field=text_field, max_length=max_length))
     with progress_bar(out_folder) as bar:
         line = bar.add_task("starting", total=None)

@@ -30,7 +30,9 @@ def _operations(text: str) -> int:
 
 @app.command()
 def certify(
-    model: Annotated[str, typer.Argument(help="A shipped model, a folder, or a .npz or TransformerLens state dict.")],
+    model: Annotated[
+        str, typer.Argument(help="A shipped model, a folder, or a .npz or TransformerLens state dict.", metavar="MODEL")
+    ],
     strategy: Annotated[
         str | None,
         typer.Option(
@@ -39,7 +41,7 @@ def certify(
         ),
     ] = None,
     loss: Annotated[bool, typer.Option("--loss", help="Bound the mean loss (linear models) instead.")] = False,
-    seed: Annotated[int, typer.Option(help="Training seed of a shipped model.")] = 0,
+    seed: Annotated[int | None, typer.Option(help="Training seed of a shipped model (default 0).")] = None,
     minimum_maximum: Annotated[int, typer.Option(min=0, help="Only inputs whose largest token is at least this.")] = 0,
     within: Annotated[int | None, typer.Option(min=0, help="Only inputs within this of their largest token.")] = None,
     copies: Annotated[int | None, typer.Option(min=1, help="Only inputs with this many largest tokens.")] = None,
@@ -79,14 +81,24 @@ def certify(
     """Prove how many inputs of a set a max-of-K model answers correctly, or, for a linear one, its mean loss."""
     from assay import proofs  # noqa: PLC0415
     from assay.simplify import Simplification, simplifications  # noqa: PLC0415
-    from assay.subjects import LinearMaxForCausalLM, MaxOfKForCausalLM, import_max_of_k, load  # noqa: PLC0415
+    from assay.subjects import (  # noqa: PLC0415
+        LinearMaxForCausalLM,
+        MaxOfKForCausalLM,
+        check_name,
+        check_seed,
+        import_max_of_k,
+        load,
+    )
     from assay.tasks import InputSet  # noqa: PLC0415
 
     for option, file in (("out", certificate_file), ("coq", coq_file)):
         if file is not None:
             argument(option, partial(try_file, file))
     is_file = Path(model).is_file()
-    subject = argument("model", lambda: import_max_of_k(model) if is_file else load(model, seed=seed))
+    argument("MODEL", lambda: check_name(model))
+    if seed is not None:
+        argument("seed", lambda: check_seed(model, seed))
+    subject = argument("MODEL", lambda: import_max_of_k(model) if is_file else load(model, seed=seed))
     known = proofs.LINEAR_STRATEGIES if isinstance(subject.model, LinearMaxForCausalLM) else proofs.STRATEGIES
     if strategy is not None and strategy not in known:
         message = str(unknown_name(f"proof strategy for {model}", strategy, known))
@@ -133,7 +145,9 @@ def certify(
 
 @app.command()
 def verify(
-    certificate: Annotated[Path, typer.Argument(help="A certificate file.", exists=True, dir_okay=False)],
+    certificate: Annotated[
+        Path, typer.Argument(help="A certificate file.", exists=True, dir_okay=False, metavar="CERTIFICATE")
+    ],
     model: Annotated[str | None, typer.Option(help="The subject, where it is not a shipped model.")] = None,
     budget: Annotated[
         int | None,
@@ -150,7 +164,8 @@ def verify(
 
     subject = None
     if model is not None:
-        subject = import_max_of_k(model) if Path(model).is_file() else load(model)
+        given = model
+        subject = argument("model", lambda: import_max_of_k(given) if Path(given).is_file() else load(given))
     checked = Certificate.load(certificate)
     not_checked = checked.verify(subject, budget=checker.BUDGET if budget is None else budget)
     out.print(styled(f"verified: {checked.statement}"), soft_wrap=True)

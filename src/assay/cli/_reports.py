@@ -1,5 +1,6 @@
 """assay report, assay graph and assay list."""
 
+import inspect
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -13,14 +14,16 @@ from assay.cli._shared import (
     AsJson,
     app,
     argument,
+    examples,
     out,
+    records,
     summary,
 )
 
 
 @app.command()
 def report(
-    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    run: Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN")],
     out_folder: Annotated[
         Path | None,
         typer.Option("--out", help="Folder for figures and report.html (default: the run folder).", file_okay=False),
@@ -39,6 +42,8 @@ def report(
         write_page,
     )
 
+    if not run.is_dir():
+        raise typer.BadParameter(f"there is no folder {str(run)!r}.", param_hint="RUN")
     comparison = Comparison.load(run)
     illustrations = Illustrations.load(run)
     folder = out_folder or run
@@ -58,10 +63,38 @@ def report(
     out.print(styled("Drawn again: ", (str(page), "bold")), soft_wrap=True)
 
 
+@app.command("compare-runs", epilog=examples("assay compare-runs assay-runs/monday assay-runs/tuesday"))
+def compare_runs(
+    first: Annotated[Path, typer.Argument(help="A run folder.", metavar="FIRST")],
+    second: Annotated[Path, typer.Argument(help="The run folder that it is compared with.", metavar="SECOND")],
+    as_json: AsJson = False,
+) -> None:
+    """Lay two finished runs side by side: verdicts that changed, numbers that moved, settings that differ."""
+    from assay.faithfulness import Comparison, between_runs  # noqa: PLC0415
+    from assay.reports import between_tables, terminal_table  # noqa: PLC0415
+
+    for folder, name in ((first, "FIRST"), (second, "SECOND")):
+        if not folder.is_dir():
+            raise typer.BadParameter(f"there is no folder {str(folder)!r}.", param_hint=name)
+    runs = [Comparison.load(folder) for folder in (first, second)]
+    with runs[0].trusted_no_further(), runs[1].trusted_no_further():
+        found = between_runs(*runs)
+        tables = between_tables(found)
+    if as_json:
+        parts = {name: getattr(found, name) for name in ("verdicts", "numbers", "settings")}
+        print(json.dumps({name: records(table, list(table.columns)) for name, table in parts.items()}, indent=2))
+        return
+    for table in tables:
+        out.print(terminal_table(table), "")
+    changed = int(found.verdicts["changed"].sum())
+    out.print(styled(f"{changed} of {len(found.verdicts)} verdicts changed."))
+
+
 @app.command()
 def graph(
     file: Annotated[
-        Path, typer.Argument(help="An attribution graph of circuit-tracer: .pt, or JSON of its front end.")
+        Path,
+        typer.Argument(help="An attribution graph of circuit-tracer: .pt, or JSON of its front end.", metavar="FILE"),
     ],
     model: Annotated[str | None, typer.Option(help="Judge it: the model that it was drawn of.")] = None,
     dictionaries: Annotated[
@@ -85,7 +118,7 @@ def graph(
     if (model is None) != (dictionaries is None):
         raise typer.BadParameter("a graph is judged with both --model and --dictionaries.", param_hint="--model")
     argument("out", lambda: try_file(page))
-    found = argument("file", lambda: AttributionGraph.read(file))
+    found = argument("FILE", lambda: AttributionGraph.read(file))
     if prune is not None:
         found = argument("prune", lambda: found.pruned(nodes=prune))
     subject = None if model is None else argument("model", lambda: load(model))
@@ -102,15 +135,17 @@ def graph(
 
 @app.command("list")
 def list_names(as_json: AsJson = False) -> None:
-    """List tasks, models, simplifications, discovery methods, metrics and proof strategies."""
+    """List tasks, models, simplifications and their parameters, metrics, proof strategies, and how sites are named."""
+    from assay._registry import called  # noqa: PLC0415
     from assay.circuits import discoveries  # noqa: PLC0415
+    from assay.engine import GRAMMAR  # noqa: PLC0415
     from assay.faithfulness import embedding_metrics, metrics  # noqa: PLC0415
     from assay.proofs import LINEAR_STRATEGIES, STRATEGIES  # noqa: PLC0415
     from assay.simplify import simplifications  # noqa: PLC0415
     from assay.subjects import shipped  # noqa: PLC0415
     from assay.tasks import tasks  # noqa: PLC0415
 
-    names = {
+    names: dict[str, dict[str, str]] = {
         "tasks": {name: _first_line(tasks.get(name)) for name in tasks},
         "models": {name: f"shipped with seeds {', '.join(map(str, seeds))}" for name, seeds in shipped().items()},
         "simplifications": {name: _first_line(simplifications.get(name)) for name in simplifications},
@@ -121,14 +156,18 @@ def list_names(as_json: AsJson = False) -> None:
         },
         "proof strategies": dict(STRATEGIES),
         "proof strategies for linear models": dict(LINEAR_STRATEGIES),
+        "sites": GRAMMAR,
     }
+    calls = {name: called(name, inspect.signature(simplifications.get(name))) for name in simplifications}
     if as_json:
-        print(json.dumps(names, indent=2))
+        print(json.dumps({**names, "parameters of simplifications": calls}, indent=2))
         return
     for heading, entries in names.items():
         out.print(styled((heading, "bold")))
         for name, text in entries.items():
             out.print(styled(f"  {name:18} {text}"), soft_wrap=True)
+            if heading == "simplifications" and calls[name] != name:
+                out.print(styled(f"  {'':18} {calls[name]}"), soft_wrap=True)
 
 
 def _first_line(thing: Any) -> str:

@@ -106,7 +106,7 @@ def run_code(
 
     workers = argument("jobs", lambda: Workers(jobs, dask))
     device = argument("device", lambda: resolve_device(device))
-    subject = load(model, device=device)
+    subject = argument("model", lambda: load(model, device=device))
     argument("model", lambda: code.vocabulary_of(subject))
     folder = out_folder or default_folder("code")
     with progress_bar(folder) as bar:

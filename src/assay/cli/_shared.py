@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,20 +11,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    SpinnerColumn,
-    Task,
-    TaskID,
-    TimeRemainingColumn,
-)
-from rich.text import Text
+from rich.progress import Progress, TaskID
 from typer.core import TyperGroup
 
+import assay
 from assay._errors import AssayError, in_line, is_lack_of_memory
+from assay._progress import bar
 from assay._terminal import Terminal, styled, visible
 
 
@@ -44,17 +37,39 @@ class _Commands(TyperGroup):
             raise
 
 
+def examples(*calls: str) -> str:
+    """The end of a command's help: calls as they are typed, of which long ones have several lines."""
+    return "\n\n".join(("Examples:", *(f"$ {call}" for call in calls)))
+
+
 app = typer.Typer(
     cls=_Commands,
-    help="Test what an explanation of a Transformer is worth.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=examples("assay run dyck", "assay compare MODEL -h", "assay list"),
 )
 run_app = typer.Typer(help="Run a whole experiment on the shipped models.", no_args_is_help=True)
 train_app = typer.Typer(help="Train a reference model; goes on where it was interrupted.", no_args_is_help=True)
 app.add_typer(run_app, name="run")
 app.add_typer(train_app, name="train")
+
+
+def _say_version(asked: bool) -> bool:
+    if asked:
+        print(f"assay {assay.__version__}")
+        raise typer.Exit
+    return asked
+
+
+@app.callback()
+def _assay(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Say the version, and end.")
+    ] = False,
+) -> None:
+    """Test what an explanation of a Transformer is worth."""
+
 
 out = Terminal()
 err = Terminal(stderr=True)
@@ -62,39 +77,57 @@ err = Terminal(stderr=True)
 INTERRUPTED = 130
 """The exit status of a command that was interrupted, as shells have it."""
 
-Device = Annotated[str, typer.Option(help="cpu, cuda, mps or auto.")]
-Jobs = Annotated[int, typer.Option("--jobs", help="Processes that share the work; -1: one a core.")]
-Dask = Annotated[str | None, typer.Option("--dask", help="Address of a Dask scheduler whose workers do it.")]
+JUDGED, JUDGED_ON, SUBJECT = "What is judged", "On what, and where", "The model"
+VERDICTS, WORK, OUTPUT = "Verdicts", "How the work is done", "What is left"
+"""Groups of options in the help."""
+
+Device = Annotated[str, typer.Option(help="cpu, cuda, mps or auto.", rich_help_panel=WORK)]
+Jobs = Annotated[
+    int, typer.Option("--jobs", help="Processes that share the work; -1: one a core.", rich_help_panel=WORK)
+]
+Dask = Annotated[
+    str | None,
+    typer.Option("--dask", help="Address of a Dask scheduler whose workers do it.", rich_help_panel=WORK),
+]
 OutFolder = Annotated[
-    Path | None, typer.Option("--out", help="Run folder; an unfinished run in it goes on.", file_okay=False)
+    Path | None,
+    typer.Option("--out", help="Run folder; an unfinished run in it goes on.", file_okay=False, rich_help_panel=OUTPUT),
 ]
 Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Replace the finished run of another study that --out holds.")
+    bool,
+    typer.Option(
+        "--overwrite", help="Replace the finished run of another study that --out holds.", rich_help_panel=OUTPUT
+    ),
 ]
 Functions = Annotated[str, typer.Option(help="python, hub:NAME, a CodeSearchNet file or folder, or a folder.")]
 JavaFunctions = Annotated[
     str | None, typer.Option(help="Functions for code-java: a CodeSearchNet file or folder, hub:NAME, or a folder.")
 ]
 Sequences = Annotated[int | None, typer.Option(min=2, help="Sequences a split (pairs, where they are judged).")]
-Markdown = Annotated[Path | None, typer.Option(help="Also write the tables as Markdown to this file.")]
+Markdown = Annotated[
+    Path | None, typer.Option(help="Also write the tables as Markdown to this file.", rich_help_panel=OUTPUT)
+]
 Language = Annotated[str | None, typer.Option(help="Training language, where the data does not say.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print machine-readable output instead of tables.")]
+AsJson = Annotated[
+    bool,
+    typer.Option("--json", help="Print machine-readable output instead of tables.", rich_help_panel=OUTPUT),
+]
+
+_OF_LOADING = re.compile(r"load\((seed|device|dtype|objective|pooling|prompt|sharded)=")
+"""What is refused when a model is loaded, but another option says."""
 
 
 def argument(name: str, value: Callable[[], Any]) -> Any:
-    """The value of an argument; one that cannot be is a wrong call (exit status 2)."""
+    """The value of an argument; one that cannot be is a wrong call (exit status 2), in which it is named.
+
+    `name` is that of an option, or in capitals of an argument without a name.
+    """
     try:
         return value()
     except AssayError as error:
-        raise typer.BadParameter(str(error), param_hint=f"--{name}") from None
-
-
-class _Description(ProgressColumn):
-    """What is being done, which may name subjects and splits."""
-
-    def render(self, task: Task) -> Text:
-        """The description as it is."""
-        return styled(task.description)
+        other = _OF_LOADING.match(str(error))
+        option = other[1] if other else name
+        raise typer.BadParameter(str(error), param_hint=option if option.isupper() else f"--{option}") from None
 
 
 def say_error(text: str) -> None:
@@ -104,14 +137,15 @@ def say_error(text: str) -> None:
 
 @contextmanager
 def progress_bar(folder: Path) -> Iterator[Progress]:
-    """A bar while work is done that goes on in `folder`, if it is stopped; then that is said.
+    """A bar while work is done in `folder`, which is said, and goes on there if it is stopped; then that is said, too.
 
     Raises typer.Exit where it was interrupted, AssayError where there is no room on the disk or in memory.
     """
     go_on = f"what is finished is in {folder}: the same command with --out {shlex.quote(str(folder))} goes on."
+    err.print(styled(f"Working in {folder}"), soft_wrap=True)
     try:
-        with _bar() as bar:
-            yield bar
+        with bar(err) as shown:
+            yield shown
     except KeyboardInterrupt:
         err.print(styled(f"stopped; {go_on}"), soft_wrap=True)
         raise typer.Exit(INTERRUPTED) from None
@@ -129,20 +163,9 @@ def reason(error: Exception) -> str | None:
     return in_line(error) if isinstance(error, OSError) else None
 
 
-def _bar() -> Progress:
-    columns = (
-        SpinnerColumn(),
-        _Description(),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(elapsed_when_finished=True),
-    )
-    return Progress(*columns, console=err, transient=not err.is_terminal)
-
-
-def follow(bar: Progress, line: TaskID) -> Callable[[Any], None]:
+def follow(shown: Progress, line: TaskID) -> Callable[[Any], None]:
     """Shows the steps of a comparison on a line of the bar."""
-    return lambda step: bar.update(line, description=step.text, completed=step.done, total=step.total)
+    return lambda step: shown.update(line, description=step.text, completed=step.done, total=step.total)
 
 
 def say_where(folder: Path) -> None:

@@ -97,7 +97,9 @@ def train_code(
 
 @train_app.command("max-of-k")
 def train_max_of_k(
-    name: Annotated[str, typer.Argument(help="Which model: max-of-4, max-of-10, linear-max-of-2, …")] = "max-of-4",
+    name: Annotated[
+        str, typer.Argument(help="Which model: max-of-4, max-of-10, linear-max-of-2, …", metavar="NAME")
+    ] = "max-of-4",
     seed: Annotated[int, typer.Option(help="Seed of the weights and of the data.")] = 0,
     device: Device = "cpu",
     out_folder: Annotated[Path | None, typer.Option("--out", help="Folder of the models.", file_okay=False)] = None,
@@ -108,7 +110,7 @@ def train_max_of_k(
     from assay.subjects import resolve_device  # noqa: PLC0415
 
     device = argument("device", lambda: resolve_device(device))
-    task = argument("name", lambda: max_of_k.task_of(name))
+    task = argument("NAME", lambda: max_of_k.task_of(name))
     folder = out_folder or Path("assay-models")
     with progress_bar(folder) as bar:
         line = bar.add_task("training", total=None)

@@ -14,6 +14,7 @@ from assay.diagnostics._overlap import Overlap, Stability, overlap, stability
 from assay.diagnostics._probe_sets import ProbeSetDependence, probe_set_dependence
 from assay.diagnostics._reconstruction import loss_recovered, reconstruction
 from assay.diagnostics._setting import Estimate
+from assay.diagnostics._subspace_gap import subspace_gap
 from assay.diagnostics._transcoder_paths import transcoder_paths
 
 __all__ = [
@@ -53,6 +54,7 @@ __all__ = [
     "reconstruction",
     "robust_fidelity",
     "stability",
+    "subspace_gap",
     "subspace_patch",
     "telling_features",
     "top_sequences",

@@ -91,7 +91,7 @@ def absorption(
     """
     task = bound(task, subject.tokenizer)
     engine, one = Engine(subject), encoded(fitted, place)
-    _check(one)
+    one.check_not_normalizing("absorption is not defined")
     splits = judged_splits(task, sequences)
     iid = splits[0]
     asked = concepts_of(task, iid) if concepts is None else [concept_of(task, name) for name in concepts]
@@ -115,15 +115,6 @@ def absorption(
             _row(one, probe, split, found[split.name], drawn[split.name], drawn[iid.name], level) for split in splits
         ]
     return pd.DataFrame(rows, columns=list(ABSORPTION_COLUMNS))
-
-
-def _check(one: Encoded) -> None:
-    # What a transcoder decodes stays as it is, whatever was done to what enters.
-    if one.dictionary.normalization is not None and not one.dictionary.transcodes:
-        raise AssayError(
-            f"the dictionary at {one.name} normalizes every vector ({one.dictionary.normalization}), and what its "
-            "features make of the vector itself differs from vector to vector; absorption is not defined for it here."
-        )
 
 
 def _halves(split: Split, weights: Weights, seed: int) -> tuple[Split, Split]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -27,7 +28,12 @@ class Batch:
     split: Split
     vectors: Float[Tensor, "row width"]
     wanted: Float[Tensor, "row out"]
-    codes: Codes
+    dictionary: Dictionary
+
+    @cached_property
+    def codes(self) -> Codes:
+        """The codes of the vectors."""
+        return self.dictionary.encode(self.vectors)
 
     @property
     def valid(self) -> Bool[np.ndarray, "sequence position"]:
@@ -73,6 +79,14 @@ class Encoded:
             )
         return int(feature)
 
+    def check_not_normalizing(self, why: str) -> None:
+        """Raise AssayError for an autoencoder that normalizes vectors; what a transcoder decodes stays as it is."""
+        if self.dictionary.normalization is not None and not self.dictionary.transcodes:
+            raise AssayError(
+                f"the dictionary at {self.name} normalizes every vector ({self.dictionary.normalization}), and what "
+                f"its features make of the vector itself differs from vector to vector: {why} for it."
+            )
+
     def batches(self, engine: Engine, split: Split) -> Iterator[Batch]:
         """The vectors and codes of a split."""
         names = tuple(dict.fromkeys((self.reads, self.stream)))
@@ -81,7 +95,7 @@ class Encoded:
                 tokens, valid = tensors(batch, engine.subject.device)
                 run = engine.run(tokens, valid, read=names, layers=(self.place.layer,), logits=False)
                 found = [self._rows(run, name, batch.valid.astype(bool)) for name in names]
-                yield Batch(index, batch, found[0], found[-1], self.dictionary.encode(found[0]))
+                yield Batch(index, batch, found[0], found[-1], self.dictionary)
 
     def _rows(self, run: Run, stream: str, valid: Bool[np.ndarray, "sequence position"]) -> Float[Tensor, "row width"]:
         """The vectors of a stream at the valid tokens of a run."""

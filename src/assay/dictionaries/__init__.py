@@ -12,6 +12,7 @@ from assay.dictionaries._kept_features import KeptFeatures, NoFeatures, RandomFe
 from assay.dictionaries._measures import DENSE, Measures, measure
 from assay.dictionaries._named import sparse_autoencoder
 from assay.dictionaries._random import RandomDictionary
+from assay.dictionaries._realigned import RealignedDictionary, realigned
 from assay.dictionaries._replacement import CrossLayerReplacement, Replacement, read_replacement
 from assay.dictionaries._sparse_autoencoder import SparseAutoencoder, Transcoder
 from assay.dictionaries._training import Trained, Training, train
@@ -33,6 +34,7 @@ __all__ = [
     "Node",
     "RandomDictionary",
     "RandomFeatures",
+    "RealignedDictionary",
     "Replacement",
     "SparseAutoencoder",
     "Trained",
@@ -41,6 +43,7 @@ __all__ = [
     "Transcoders",
     "measure",
     "read_replacement",
+    "realigned",
     "sparse_autoencoder",
     "train",
 ]

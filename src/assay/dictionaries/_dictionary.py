@@ -178,6 +178,37 @@ class Dictionary:
             return self
         return replace(self, **moved)  # type: ignore[arg-type]
 
+    def without_pre_bias(self) -> "Dictionary":
+        """The same, with what `pre_bias` takes off the vectors put into the biases behind the encoder."""
+        return replace(self._moved(self.b_dec), pre_bias=False) if self.pre_bias else self
+
+    def of_affine(self, weight: Float[Tensor, " width"], bias: Float[Tensor, " width"]) -> "Dictionary":
+        """The transcoder of vectors v that does what this one does of (v - bias) / weight.
+
+        Raises AssayError for one that normalizes vectors: what is normalized is no longer linear in v.
+        """
+        if self.normalization is not None:
+            raise AssayError(
+                f"this dictionary normalizes what it encodes ({self.normalization}), and so is none of vectors that "
+                "were multiplied and moved before; give it vectors as they were in training."
+            )
+        own, moved, skip = self.without_pre_bias(), bias / weight, self.W_skip
+        return replace(
+            own._moved(moved),
+            W_enc=own.W_enc / weight[:, None],
+            W_skip=None if skip is None else skip / weight,
+            b_dec=own.b_dec if skip is None else own.b_dec - skip @ moved,
+        )
+
+    def _moved(self, by: Float[Tensor, " width"]) -> "Dictionary":
+        """The same with `by` taken off all that is encoded, by its biases."""
+        taken = by @ self.W_enc
+        if self.kind != "gated":
+            return replace(self, b_enc=self.b_enc - taken)
+        assert self.r_mag is not None
+        assert self.b_mag is not None
+        return replace(self, b_enc=self.b_enc - taken, b_mag=self.b_mag - taken * self.r_mag.exp())
+
     @checked
     def encode(self, vectors: Float[Tensor, "row width"]) -> Codes:
         """The codes of some vectors, each by itself. Raises AssayError for vectors of another width."""

@@ -118,14 +118,10 @@ class GivenDictionary(FittedDictionaries):
         if affine is None:
             return own
         weight, bias = (part.detach().cpu().to(own.W_enc.dtype) for part in affine)
-        skip = own.W_skip
-        return replace(
-            own,
-            W_enc=own.W_enc / weight[:, None],
-            b_enc=own.b_enc - (bias / weight) @ own.W_enc,
-            W_skip=None if skip is None else skip / weight,
-            b_dec=own.b_dec if skip is None else own.b_dec - skip @ (bias / weight),
-        )
+        try:
+            return own.of_affine(weight, bias)
+        except AssayError as error:
+            raise AssayError(f"{label(self)}, of the hook {hook!r} behind a norm: {error}") from None
 
     def check(self, subject: Subject, splits: Sequence[Split]) -> None:
         """Raise AssayError for a dictionary that explains nothing of the vectors that it is said to be of."""
@@ -199,14 +195,20 @@ class GivenDictionary(FittedDictionaries):
         subject, split = source_of(self, samples)
         engine = Engine(subject)
         found, own = _Vectors.of(engine, split), self.placed(engine)
-        self.measures_ = {
-            key_of(place, stream): measure(own, *self._rows(found, place, stream))
-            for place, streams in self.streams_.items()
-            for stream in streams
-        }
-        self.l0_ = next(iter(self.measures_.values())).l0
-        self.dictionaries_ = {place: (own,) * len(streams) for place, streams in self.streams_.items()}
+        made = {}
+        measures = {}
+        for place, streams in self.streams_.items():
+            rows = [self._rows(found, place, stream) for stream in streams]
+            made[place] = tuple(self.made(own, samples, place, stream) for stream in streams)
+            for stream, one, vectors in zip(streams, made[place], rows, strict=True):
+                measures[key_of(place, stream)] = measure(one, *vectors)
+        self.l0_ = next(iter(measures.values())).l0
+        self.measures_, self.dictionaries_ = measures, made
         return self
+
+    def made(self, own: Dictionary, samples: Samples, place: Place, stream: str) -> Dictionary:
+        """The dictionary that acts on a stream of a place: the one of the files."""
+        return own
 
     def control(self) -> RandomDictionary:
         """As many random features, about as many of them on, and one length that is fitted."""

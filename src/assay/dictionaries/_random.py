@@ -48,10 +48,14 @@ class RandomDictionary(FittedDictionaries):
     def __post_init__(self) -> None:
         check_fields(self)
 
+    def check_parameters(self) -> None:
+        """Raise AssayError for values that no subject could have."""
+        check_positive(self, expansion=self.expansion, k=self.k, features=1 if self.features is None else self.features)
+
     @checked
     def fit(self, samples: Samples) -> "RandomDictionary":
         """Draw the directions of each place, and fit their length."""
-        check_positive(self, expansion=self.expansion, k=self.k, features=1 if self.features is None else self.features)
+        self.check_parameters()
         self.dictionaries_ = None
         found: dict[Place, tuple[Dictionary, ...]] = {}
         measures: dict[str, Measures] = {}

@@ -64,6 +64,10 @@ class SparseAutoencoder(FittedDictionaries):
     def __post_init__(self) -> None:
         check_fields(self)
 
+    def check_parameters(self) -> None:
+        """Raise AssayError for values that no dictionary can be trained with."""
+        _check(self)
+
     @checked
     def fit(self, samples: Samples) -> "SparseAutoencoder":
         """Train a dictionary for each stream of each place."""
@@ -106,6 +110,10 @@ class Transcoder(FittedDictionaries):
     def __post_init__(self) -> None:
         check_fields(self)
 
+    def check_parameters(self) -> None:
+        """Raise AssayError for values that no dictionary can be trained with."""
+        _check(self)
+
     @checked
     def fit(self, samples: Samples) -> "Transcoder":
         """Train a transcoder for the MLP of each place."""
@@ -119,7 +127,7 @@ class Transcoder(FittedDictionaries):
 
 def _fit(recipe: SparseAutoencoder | Transcoder, samples: Samples, places: tuple[Place, ...]) -> None:
     """Train the dictionaries of a recipe, one for each stream of each place."""
-    _check(recipe)
+    recipe.check_parameters()
     recipe.dictionaries_ = None
     found: dict[Place, tuple[Dictionary, ...]] = {}
     measures: dict[str, Measures] = {}

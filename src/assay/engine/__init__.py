@@ -4,7 +4,7 @@ from assay.engine._attention import Edit, MapEdit, PatternEdit, VectorEdit
 from assay.engine._batches import batches, device_scale, tensors
 from assay.engine._engine import Engine
 from assay.engine._hook_names import affine_of_hook, site_of_hook
-from assay.engine._places import ATTENTION, BLOCK_STREAMS, HEAD_STREAMS, Block, Head, Named, Place, Site
+from assay.engine._places import ATTENTION, BLOCK_STREAMS, GRAMMAR, HEAD_STREAMS, Block, Head, Named, Place, Site
 from assay.engine._plain import PlainEngine, engine_of
 from assay.engine._proxy import (
     NO_ATTENTION,
@@ -26,6 +26,7 @@ from assay.engine._together import run_together, shared
 __all__ = [
     "ATTENTION",
     "BLOCK_STREAMS",
+    "GRAMMAR",
     "HEAD_STREAMS",
     "NO_ATTENTION",
     "Answer",

@@ -1,5 +1,6 @@
 """Running a subject: plainly, watched, or edited."""
 
+import difflib
 import functools
 import re
 import sys
@@ -271,15 +272,29 @@ class Engine:
             chosen = tuple(place for place in places if where in ("all", f"layer{place.layer}", str(place)))
         if match is None or not chosen:
             last = self.heads[-1]
+            near = difflib.get_close_matches(text, self._site_names(), cutoff=0.75)
+            hint = f"did you mean {' or '.join(map(repr, near))}? Else " if near else ""
             raise AssayError(
-                f"site {text!r} is not in {self.subject.name!r}; use 'all', 'layer0' to 'layer{last.layer}', or a head "
-                f"such as '{last}', alone or followed by one of .{', .'.join(HEAD_STREAMS)}; or 'all' or a layer "
-                f"followed by .{' or .'.join(BLOCK_STREAMS)}; or 'embeddings'; or several of these joined by +; or "
-                "'all-heads' or 'all-layers' for each by itself, or 'up-to-layers' for the first, the first two, ..."
+                f"site {text!r} is not in {self.subject.name!r}; {hint}use 'all', 'layer0' to 'layer{last.layer}', or "
+                f"a head such as '{last}', alone or followed by one of .{', .'.join(HEAD_STREAMS)}; or 'all' or a "
+                f"layer followed by .{' or .'.join(BLOCK_STREAMS)}; or 'embeddings'; or several of these joined by +; "
+                "or 'all-heads' or 'all-layers' for each by itself, or 'up-to-layers' for the first, the first two, ..."
             )
         if stream in BLOCK_STREAMS:
             self._check_stream(stream)
         return f"{where}.{stream}".rstrip("."), chosen, (stream,) if stream else ATTENTION
+
+    def _site_names(self) -> list[str]:
+        """All names of sites of one part, and those that stand for many."""
+        layers = [f"layer{layer}" for layer in sorted({head.layer for head in self.heads})]
+        of_heads = ["all", *layers, *map(str, self.heads)]
+        return [
+            *of_heads,
+            *(f"{name}.{stream}" for name in of_heads for stream in HEAD_STREAMS),
+            *(f"{name}.{stream}" for name in ("all", *layers) for stream in BLOCK_STREAMS),
+            "embeddings",
+            *_SWEEPS,
+        ]
 
     def _check_stream(self, stream: str) -> None:
         """Raise AssayError unless every block has this stream, as one vector a token."""

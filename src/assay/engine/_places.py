@@ -16,6 +16,20 @@ ATTENTION = ("queries", "keys")
 """The streams of a site whose name gives none."""
 
 
+GRAMMAR = {
+    "all": "every head; with a stream of blocks, every block",
+    "layer2": "the heads of a layer, numbered from 0; L2 is the same",
+    "layer2.head1": "one head; L2H1 and 2.1 are the same",
+    f"….{'|'.join(HEAD_STREAMS)}": "one stream of these heads; without one, queries and keys, or the pattern",
+    f"all|layer2.{'|'.join(BLOCK_STREAMS)}": "a stream of blocks",
+    "embeddings": "what enters the first block",
+    "A+B": "several parts as one site, such as layer0.head1+layer2.mlp",
+    "all-heads|all-layers": "one after the other, each a site of its own; also all-layers.mlp",
+    "up-to-layers": "the first layer, the first two, and so on",
+}
+"""How names of sites are made, and what they mean: parts that are written as they are, and choices between bars."""
+
+
 @dataclass(frozen=True, order=True)
 class Head:
     """One attention head: the layer in order of execution and the (query) head in it, both from 0."""

@@ -1,11 +1,12 @@
 """How a proxy is judged: metrics, statistics, comparison, verdicts."""
 
+from assay.faithfulness._between_runs import BetweenRuns, between_runs
 from assay.faithfulness._cells import REFITTED
 from assay.faithfulness._clean_pass import CleanPass
 from assay.faithfulness._compare import Step, compare, resolve_positions
 from assay.faithfulness._comparison import Comparison, FeatureRecord, Record
 from assay.faithfulness._embeddings import Cosine, SameNeighbour, embedding_metrics
-from assay.faithfulness._folder import claim
+from assay.faithfulness._folder import CALL, claim
 from assay.faithfulness._heads import Correlation, head_scores, rank_correlation
 from assay.faithfulness._metrics import Metric, Pair, Predictions, attention_divergence, metrics
 from assay.faithfulness._metrics_of_pairs import LogitDeviation, LogitDifference, SubjectLogitDifference
@@ -24,11 +25,12 @@ from assay.faithfulness._statistics import (
     gap,
     holm,
 )
-from assay.faithfulness._verdicts import JUDGEMENTS, MEAN_ABLATION, RULES, Judgement, Requirement, Verdict
+from assay.faithfulness._verdicts import JUDGEMENTS, MEAN_ABLATION, RULES, Judgement, Requirement, Verdict, Verdicts
 from assay.faithfulness._workers import Workers
 
 __all__ = [
     "ALL",
+    "CALL",
     "CHANGE_OF_RATE",
     "JUDGEMENTS",
     "LAYER",
@@ -37,6 +39,7 @@ __all__ = [
     "REFITTED",
     "RULES",
     "UNBOUNDED",
+    "BetweenRuns",
     "CleanPass",
     "Comparison",
     "Correlation",
@@ -56,9 +59,11 @@ __all__ = [
     "Step",
     "SubjectLogitDifference",
     "Verdict",
+    "Verdicts",
     "Weights",
     "Workers",
     "attention_divergence",
+    "between_runs",
     "claim",
     "compare",
     "draws",

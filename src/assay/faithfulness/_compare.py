@@ -20,6 +20,7 @@ import torch
 from assay._errors import AssayError, unknown_name
 from assay._fingerprint import NotHashableError, fingerprint_or_reason
 from assay._given import checked
+from assay._progress import following
 from assay.engine import AtScored, EditedSubject, Engine, Named, Proxy, Samples, batches, collect, engine_of, tensors
 from assay.faithfulness._cells import DRAWS, REFITTED, Candidate, Cells, Found, candidates_of, cell_name
 from assay.faithfulness._comparison import (
@@ -96,7 +97,7 @@ def compare(
     folder: str | Path | None = None,
     overwrite: bool = False,
     workers: Workers = Workers(),
-    progress: Callable[[Step], None] = lambda step: None,
+    progress: Callable[[Step], None] | bool = True,
 ) -> Comparison:
     """Judge simplifications of a subject on every split of a task.
 
@@ -130,6 +131,9 @@ def compare(
 
     Interrupted (Ctrl-C, or a notebook's stop), it says how many cells are finished: they are kept in the folder or,
     without one, in this process, and the same call goes on where it was.
+
+    `progress` is called with every `Step`. By default a bar is shown in a terminal, a line in a notebook, and nothing
+    elsewhere; False shows nothing.
 
     A subject of an architecture whose attention cannot be edited is judged against what replaces it whole
     (`OtherModel`), and attention is skipped. Raises AssayError for bad arguments, such a subject where its parts are to
@@ -188,23 +192,23 @@ def compare(
     fits = Fits(None if folder is None else Path(folder) / FITTED)
     judging = _Judging(task, inputs, candidates, judged, Found(cells), cells, fits, seed, where)
     total = sum(len(inputs.of_split(name, candidates, engine.subject)) for engine in engines for name in inputs.splits)
-    try:
-        judging.run(engines, workers, lambda text: progress(Step(judging.done, total, text)))
-    except KeyboardInterrupt:
-        raise judging.stopped(total) from None
-    found = judging.found
-
-    progress(Step(total, total, "intervals"))
-    results, gaps, beside, largest, of_models, effects = summarise(
-        judged,
-        task.kinds,
-        variants,
-        candidates,
-        primary=primary,
-        splits=inputs.splits,
-        found=found,
-        **options,
-    )
+    with following(progress) as tell:
+        try:
+            judging.run(engines, workers, lambda text: tell(Step(judging.done, total, text)))
+        except KeyboardInterrupt:
+            raise judging.stopped(total) from None
+        found = judging.found
+        tell(Step(total, total, "intervals"))
+        results, gaps, beside, largest, of_models, effects = summarise(
+            judged,
+            task.kinds,
+            variants,
+            candidates,
+            primary=primary,
+            splits=inputs.splits,
+            found=found,
+            **options,
+        )
     record = Record(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds=round(time.monotonic() - started, 3),
@@ -661,6 +665,9 @@ def _check_recipes(simplifications: Sequence[Simplification], subjects: Sequence
                 f"{label(item)} is fitted on a train split, and the task has none; give it one (Text(train=...), "
                 "--fit)."
             )
+        check_parameters: Callable[[], None] | None = getattr(item, "check_parameters", None)
+        if check_parameters is not None:
+            check_parameters()
         check: Callable[[Subject, Sequence[Split]], None] | None = getattr(item, "check", None)
         for subject in subjects if check is not None else ():
             assert check is not None

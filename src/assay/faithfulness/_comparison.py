@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from assay._errors import AssayError, in_line, unknown_name
 from assay._files import read_bytes, refuse_links, write_atomically
 from assay._given import checked
+from assay._terminal import visible
 from assay.faithfulness._columns import CONTROL_COLUMNS, GAP_COLUMNS, RESULT_COLUMNS, check_columns
 from assay.faithfulness._effects import EFFECT_COLUMNS, EFFECT_METRICS
 from assay.faithfulness._of_models import MODEL_COLUMNS
@@ -23,7 +24,7 @@ from assay.faithfulness._statistics import holm, p_above
 from assay.faithfulness._verdicts import (
     Bar,
     Difference,
-    Verdict,
+    Verdicts,
     check_shares,
     in_percent,
     judge,
@@ -168,6 +169,14 @@ class Record(_Model):
     settings: dict[str, Any]
     noise_floor: NoiseFloor
     skipped: tuple[Skipped, ...]
+
+    def __repr__(self) -> str:
+        names = ", ".join(sorted({str(subject.get("name")) for subject in self.subjects}))
+        splits = ", ".join(f"{split.name} {split.sequences:,}" for split in self.splits)
+        text = f"{self.created}, {names}: {len(self.proxies)} proxies, {len(self.metrics)} metrics, splits {splits}"
+        return visible(f"<Record {text}>")
+
+    __str__ = __repr__
 
 
 class Comparison:
@@ -344,8 +353,8 @@ class Comparison:
         return self._effects.copy()
 
     @checked
-    def verdicts(self, *, min_agreement: float | None = None, max_gap: float | None = None) -> tuple[Verdict, ...]:
-        """One verdict a simplification and site, by the rules in `assay.faithfulness.RULES`.
+    def verdicts(self, *, min_agreement: float | None = None, max_gap: float | None = None) -> Verdicts:
+        """One verdict a simplification and site, by the rules in `assay.faithfulness.RULES`; printed, a table.
 
         `min_agreement` is the agreement asked for in distribution, `max_gap` how much less a shift may have; both are
         shares in [0, 1] (default: those of the comparison), and AssayError otherwise. Intervals and tests are those of
@@ -376,7 +385,7 @@ class Comparison:
                         difference=self._difference(proxy),
                     )
                 )
-        return tuple(verdicts)
+        return Verdicts(verdicts)
 
     def _bar(self, who: str, **given: float | None) -> Bar:
         """What is asked of proxies: what is given, and otherwise what the comparison was made with."""
@@ -444,6 +453,8 @@ class Comparison:
                 f"in distribution, and always answering the most frequent token on {in_percent(record.chance)}; there "
                 "may be nothing to explain."
             )
+        if not self.shifts:
+            yield "No shift was judged: whether anything holds off the distribution it was fitted on is not known."
         if not record.settings["controls"]:
             yield "No controls were judged: whether agreement means anything here is not known."
         if record.settings.get("positions") == "scored":
@@ -488,13 +499,19 @@ class Comparison:
         )
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><td>{escape(verdict.proxy)}</td><td>{escape(verdict.site)}</td>"
-            f"<td><b>{verdict.judgement}</b></td><td>{escape(verdict.why)}</td></tr>"
-            for verdict in self.verdicts()
+        record = self.record
+        names = ", ".join(sorted({str(subject["name"]) for subject in record.subjects if subject["trained"]}))
+        splits = ", ".join(
+            f"{split.name} ({split.sequences:,} sequences)" for split in record.splits if split.role != "train"
         )
-        head = "<tr><th>proxy</th><th>site</th><th>verdict</th><th>why</th></tr>"
-        return f"<p>{escape(repr(self))}</p><table>{head}{rows}</table>"
+        bar = self._bar("verdicts")
+        key = (
+            f"{names} judged on {splits}: {record.primary_metric} on {record.primary_kind} predictions, at least "
+            f"{in_percent(bar.min_agreement)} in distribution and at most {100 * bar.max_gap:g} points less under a "
+            f"shift ({100 * bar.level:g}% intervals); changing nothing flips {in_percent(bar.noise)}."
+        )
+        warned = "".join(f"<li>{escape(text)}</li>" for text in self.warnings())
+        return f"<p>{escape(key)}</p>{self.verdicts()._repr_html_()}" + (f"<ul>{warned}</ul>" if warned else "")
 
     @checked
     def save(self, folder: str | Path) -> Path:

@@ -12,11 +12,15 @@ from assay.faithfulness._comparison import CONTROLS, EFFECTS, GAPS, MODELS, RECO
 STUDY = "study.json"
 """What a folder is used for: the settings of its study, written when a run begins."""
 
+CALL = "run.yaml"
+"""The call of the command line that repeats a run."""
+
 _PAGE = "report.html"
 
 _LEFT = (
     RECORD, RESULTS, GAPS, CONTROLS, MODELS, EFFECTS, SEQUENCES, _PAGE, "illustrations.json", "figures/*.svg",
     "figures/*.png", "certificates/*.json", "counting.json", "reconstruction.parquet", "losses.parquet",
+    CALL,
 )  # fmt: skip
 """All that runs leave beside cells, which are named by what made them. The record goes first: it says "finished"."""
 

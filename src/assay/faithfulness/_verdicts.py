@@ -3,11 +3,13 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import Literal, get_args
 
 import pandas as pd
 
 from assay._errors import AssayError, unknown_name
+from assay._terminal import visible
 from assay.faithfulness._statistics import NO_MARGIN
 from assay.simplify import MeanAblation, label
 
@@ -63,7 +65,7 @@ A negative gap (more faithful under the shift) never makes an illusion; it is sa
 """
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Verdict:
     """A judgement on one proxy at one site, with the numbers that it rests on.
 
@@ -141,8 +143,54 @@ class Verdict:
             text += f"; {abs(100 * self.effect_gap):.1f} points {change} under {self.shift} ({gap})"
         yield f"{text}."
 
+    @property
+    def agrees(self) -> str:
+        """The rate on iid with its interval, in per cent; empty where there is none."""
+        if math.isnan(self.agreement):
+            return ""
+        limits = "" if math.isnan(self.low) else f" [{in_percent(self.low)}, {in_percent(self.high)}]"
+        return f"{in_percent(self.agreement)}{limits}"
+
+    @property
+    def loses(self) -> str:
+        """The gap that decided, in points with its interval, and its shift; empty where there is none."""
+        if self.shift is None or math.isnan(self.gap):
+            return ""
+        limits = "" if math.isnan(self.gap_low) else f" {_points(self.gap_low, self.gap_high)}"
+        return f"{100 * self.gap:+.1f}{limits} under {self.shift}"
+
+    def __repr__(self) -> str:
+        parts = (self.judgement, f"agrees {self.agrees}" if self.agrees else "", f"gap {self.loses}" * bool(self.loses))
+        return visible(f"<Verdict {self.where}: {', '.join(filter(None, parts))}>")
+
     def __str__(self) -> str:
         return f"{self.where}: {self.judgement.upper()}. {self.why}"
+
+
+class Verdicts(tuple[Verdict, ...]):
+    """Verdicts that print as a table, in a terminal and in a notebook; a tuple in all else."""
+
+    __slots__ = ()
+
+    _HEADS = ("proxy", "site", "verdict", "agrees in distribution", "largest gap, in points")
+
+    def __repr__(self) -> str:
+        rows = [self._HEADS, *(tuple(map(visible, _row(verdict))) for verdict in self)]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+        return "\n".join(lines) if self else "no verdicts"
+
+    def _repr_html_(self) -> str:
+        head = "".join(f'<th scope="col">{text}</th>' for text in (*self._HEADS, "why"))
+        rows = "".join(
+            f"<tr>{''.join(f'<td>{escape(text)}</td>' for text in (*_row(verdict), verdict.why))}</tr>"
+            for verdict in self
+        )
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+
+
+def _row(verdict: Verdict) -> tuple[str, ...]:
+    return (verdict.proxy, verdict.site, verdict.judgement, verdict.agrees, verdict.loses)
 
 
 def check_shares(who: str, **values: float | None) -> None:

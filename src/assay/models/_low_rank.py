@@ -78,7 +78,7 @@ class LowRankWeights:
     def check(self, subject: Subject, splits: Sequence[Split]) -> None:
         """Note which matrices stay. Raises AssayError for bad parameters or a subject without blocks."""
         chosen = linears(subject)
-        self._check_parameters(chosen)
+        self.check_parameters(chosen)
         self.unchanged_ = tuple(one.name for one in chosen if min(one.shape) <= self.rank)
 
     @checked
@@ -86,7 +86,7 @@ class LowRankWeights:
         """Find the directions of every weight that has more than `rank`."""
         subject, _ = source_of(self, samples)
         chosen = linears(subject)
-        self._check_parameters(chosen)
+        self.check_parameters(chosen)
         self.bases_ = None
         chosen = tuple(one for one in chosen if min(one.shape) > self.rank)
         found: dict[str, Tensor] = {}
@@ -116,7 +116,7 @@ class LowRankWeights:
     @checked
     def apply(self, subject: Subject) -> WholeModel:
         """A copy of the subject with weights of low rank."""
-        self._check_parameters(linears(subject))
+        self.check_parameters(linears(subject))
         return with_weights(self, subject)
 
     def changed(self, linear: Linear) -> Float[Tensor, "out in"]:
@@ -127,7 +127,8 @@ class LowRankWeights:
         basis = learned_of(self, self.bases_, linear).to(weight)
         return basis @ (basis.T @ weight)
 
-    def _check_parameters(self, chosen: Sequence[Linear]) -> None:
+    def check_parameters(self, chosen: Sequence[Linear] = ()) -> None:
+        """Raise AssayError for values that no subject could have, or not one with these linear maps."""
         check_rank(self, self.rank, chosen)
         if self.by not in get_args(Criterion):
             raise AssayError(f"{label(self)}: by must be {' or '.join(map(repr, get_args(Criterion)))}.")

@@ -200,9 +200,13 @@ class NGram:
     def __post_init__(self) -> None:
         check_fields(self)
 
+    def check_parameters(self) -> None:
+        """Raise AssayError for values that no subject could have."""
+        check_positive(self, order=self.order)
+
     def check(self, subject: Subject, splits: Sequence[Split]) -> None:
         """Raise AssayError for a bad order, or a subject that predicts something else than the next token."""
-        check_positive(self, order=self.order)
+        self.check_parameters()
         if subject.objective != "causal":
             raise AssayError(
                 f"{label(self)} predicts the next token, and {subject.name!r} is judged as {subject.objective!r}; only "

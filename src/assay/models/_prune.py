@@ -60,13 +60,13 @@ class PruneWeights:
 
     def check(self, subject: Subject, splits: Sequence[Split]) -> None:
         """Raise AssayError for bad parameters or a subject without blocks."""
-        self._check_parameters()
+        self.check_parameters()
         linears(subject)
 
     @checked
     def fit(self, samples: Samples) -> "PruneWeights":
         """Measure the inputs of every linear map, where activations count."""
-        self._check_parameters()
+        self.check_parameters()
         self.norms_ = None
         if self.learns:
             chosen = linears(source_of(self, samples)[0])
@@ -82,7 +82,7 @@ class PruneWeights:
     @checked
     def apply(self, subject: Subject) -> WholeModel:
         """A copy of the subject without the least important weights."""
-        self._check_parameters()
+        self.check_parameters()
         return with_weights(self, subject)
 
     def changed(self, linear: Linear) -> Float[Tensor, "out in"]:
@@ -97,7 +97,8 @@ class PruneWeights:
         norms = learned_of(self, self.norms_, linear)
         return size * norms.to(size)
 
-    def _check_parameters(self) -> None:
+    def check_parameters(self) -> None:
+        """Raise AssayError for values that no subject could have."""
         check_share(self, self.share)
         if self.by not in get_args(Importance):
             raise AssayError(f"{label(self)}: by must be {' or '.join(map(repr, get_args(Importance)))}.")

@@ -65,20 +65,20 @@ class RoundWeights:
 
     def check(self, subject: Subject, splits: Sequence[Split]) -> None:
         """Note which matrices are rounded by row. Raises AssayError for bad parameters or a subject without blocks."""
-        self._check_parameters()
+        self.check_parameters()
         rows = {one.name: one.shape[1] for one in linears(subject)}
         self.by_row_ = tuple(name for name, width in rows.items() if self.group is not None and width % self.group)
 
     @checked
     def fit(self, samples: Samples) -> "RoundWeights":
         """Nothing is learned."""
-        self._check_parameters()
+        self.check_parameters()
         return self
 
     @checked
     def apply(self, subject: Subject) -> WholeModel:
         """A copy of the subject with rounded weights."""
-        self._check_parameters()
+        self.check_parameters()
         return with_weights(self, subject)
 
     def changed(self, linear: Linear) -> Float[Tensor, "out in"]:
@@ -103,7 +103,8 @@ class RoundWeights:
         zero = (-low / scale).round()
         return scale * (((groups / scale).round() + zero).clamp(0, levels) - zero)
 
-    def _check_parameters(self) -> None:
+    def check_parameters(self) -> None:
+        """Raise AssayError for values that no subject could have."""
         if not _is_whole_number(self.bits) or not 2 <= self.bits <= 16:
             raise AssayError(f"{label(self)}: bits must be a whole number from 2 to 16.")
         if self.group is not None and (not _is_whole_number(self.group) or self.group < 1):

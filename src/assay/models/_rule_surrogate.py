@@ -253,11 +253,15 @@ class RuleSurrogate:
     def __post_init__(self) -> None:
         check_fields(self)
 
-    def check(self, subject: Subject, splits: Sequence[Split]) -> None:
-        """Raise AssayError for bad parameters, or a subject or splits that rules cannot stand for."""
+    def check_parameters(self) -> None:
+        """Raise AssayError for values that no subject could have."""
         check_positive(self, features=self.features, tokens=self.tokens)
         if not isinstance(self.depth, int) or isinstance(self.depth, bool) or self.depth < 0:
             raise AssayError(f"{label(self)}: depth must be a whole number of at least 0.")
+
+    def check(self, subject: Subject, splits: Sequence[Split]) -> None:
+        """Raise AssayError for bad parameters, or a subject or splits that rules cannot stand for."""
+        self.check_parameters()
         if subject.objective != "causal":
             raise AssayError(
                 f"{label(self)} predicts the next token, and {subject.name!r} is judged as {subject.objective!r}; only "

@@ -5,6 +5,7 @@ import json
 import math
 import platform
 from fractions import Fraction
+from functools import cache
 from html import escape
 from importlib.metadata import version
 from pathlib import Path
@@ -304,13 +305,16 @@ def decimals(units: int, unit: int, places: int, *, up: bool) -> str:
     return f"{whole // 10**places}.{whole % 10**places:0{places}d}"
 
 
+_version = cache(version)
+
+
 def versions() -> dict[str, str]:
     """The programs that make a certificate."""
     return {
-        "assay": version("assay-interp"),
+        "assay": _version("assay-interp"),
         "python": platform.python_version(),
         "numpy": np.__version__,
-        "python-flint": version("python-flint"),
+        "python-flint": _version("python-flint"),
     }
 
 

@@ -1,5 +1,6 @@
 """How it is shown: tables, figures and the HTML page, all drawn from a comparison's record."""
 
+from assay.reports._between import between_tables
 from assay.reports._figures import figures
 from assay.reports._graphs import graph_figure, write_graph_page
 from assay.reports._illustrations import (
@@ -54,6 +55,7 @@ __all__ = [
     "Series",
     "TableView",
     "TextView",
+    "between_tables",
     "check_markdown",
     "environment",
     "figures",

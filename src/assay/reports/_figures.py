@@ -21,7 +21,12 @@ from assay.reports._tables import agreement_words, on_what
 MANY = 8
 """With more sites than this, they are drawn together in one figure."""
 
+TOKENS = 40
+"""So many tokens can be named along an axis of a sentence's attention without touching."""
+
 RANKED = re.compile(r"^(\w+)\((?:rank|clusters)=(\d+)\)$")
+
+_LAYER_OF = re.compile(r"layer(\d+)(?:\.|$)")
 
 
 def figures(comparison: Comparison, illustrations: Illustrations) -> Iterator[tuple[str, str, Figure]]:
@@ -340,12 +345,20 @@ def agreement_by_feature(comparison: Comparison, site: str, feature: str) -> Fig
     return figure
 
 
+def _layers_shown(comparison: Comparison, site: str, table: pd.DataFrame) -> list[int]:
+    """The layers that the site edits; where their attention stays as it was (an edit behind it), those it changes."""
+    places = {place for proxy in comparison.record.proxies if proxy.site == site for place in proxy.heads}
+    edited = {int(match[1]) for match in map(_LAYER_OF.match, places) if match}
+    changed = set(table[table["estimate"] > 0]["bin"])
+    return sorted(edited & changed or changed or set(table["bin"]))
+
+
 def attention_by_layer(comparison: Comparison, site: str) -> Figure:
-    """Attention divergence by layer in distribution, one group of bars a proxy."""
+    """Attention divergence by layer in distribution, one group of bars a proxy; only layers that the site edits."""
     table = _rows(comparison, site, "attention_jsd", feature=LAYER)
     table = table[table["split"] == _evaluation_splits(comparison)[0]]
     proxies = list(dict.fromkeys(table["proxy"]))
-    layers = sorted(set(table["bin"]))
+    layers = _layers_shown(comparison, site, table)
     figure = Figure(figsize=(8.5, 0.9 + max(0.3, 0.09 * len(layers)) * len(proxies)))
     axes = figure.subplots()
     height = 0.8 / max(len(layers), 1)
@@ -382,9 +395,11 @@ def key_cloud(cloud: KeyCloud) -> Figure:
 
 
 def sentence_attention(view: SentenceView) -> Figure:
-    """The attention of subject and proxy side by side."""
+    """The attention of subject and proxy side by side; of many tokens only some are named."""
     size = len(view.tokens)
-    figure = Figure(figsize=(10, 5.2))
+    # The usual layout cuts titles and labels off panels whose height follows from their width.
+    figure = Figure(figsize=(10, 5.2), layout="compressed")
+    step = -(-size // TOKENS)
     panels = figure.subplots(1, 2, sharey=True)
     for axes, title, pattern in zip(
         panels, ("subject", view.proxy), (view.subject_pattern, view.proxy_pattern), strict=True
@@ -392,8 +407,8 @@ def sentence_attention(view: SentenceView) -> Figure:
         weights = np.array(pattern)
         axes.imshow(np.where(np.tri(size, dtype=bool), weights, np.nan), cmap="Blues", vmin=0, vmax=1, aspect="equal")
         axes.plot(weights.argmax(axis=1), np.arange(size), "o", color=PALETTE[1], markersize=2.5, linestyle="none")
-        axes.set_xticks(range(size), view.tokens, rotation=90, fontsize=6, parse_math=False)
-        axes.set_yticks(range(size), view.tokens, fontsize=6, parse_math=False)
+        axes.set_xticks(range(0, size, step), view.tokens[::step], rotation=90, fontsize=6, parse_math=False)
+        axes.set_yticks(range(0, size, step), view.tokens[::step], fontsize=6, parse_math=False)
         axes.set_title(title, loc="left")
         axes.set_xlabel("attended position (key)")
         axes.grid(visible=False)

@@ -1,10 +1,11 @@
 """Verdicts as a JUnit file, which CI services show beside other tests."""
 
+import math
 from pathlib import Path
 from xml.etree import ElementTree
 
 from assay._files import write_atomically
-from assay.faithfulness import Comparison, Requirement
+from assay.faithfulness import Comparison, Requirement, Verdict
 
 
 def write_junit(comparison: Comparison, path: Path, requirement: Requirement) -> Path:
@@ -25,6 +26,9 @@ def write_junit(comparison: Comparison, path: Path, requirement: Requirement) ->
         case = ElementTree.SubElement(
             suite, "testcase", classname=f"assay.{comparison.record.subjects[0]['name']}", name=verdict.where
         )
+        properties = ElementTree.SubElement(case, "properties")
+        for name, value in {"judgement": verdict.judgement, **_numbers(verdict)}.items():
+            ElementTree.SubElement(properties, "property", name=name, value=str(value))
         if verdict in failing:
             failure = ElementTree.SubElement(
                 case,
@@ -37,6 +41,13 @@ def write_junit(comparison: Comparison, path: Path, requirement: Requirement) ->
     content = ElementTree.tostring(suite, encoding="utf-8", xml_declaration=True)
     write_atomically(path, lambda into: into.write_bytes(content))
     return path
+
+
+def _numbers(verdict: Verdict) -> dict[str, float | str]:
+    """The numbers that a verdict rests on, as far as they were measured."""
+    names = ("agreement", "low", "high", "gap", "gap_low", "gap_high")
+    found = {name: getattr(verdict, name) for name in names if not math.isnan(getattr(verdict, name))}
+    return found if verdict.shift is None else {**found, "shift": _printable(verdict.shift)}
 
 
 def _printable(text: str) -> str:

@@ -3,23 +3,26 @@
 import base64
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from importlib.metadata import version
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from assay._files import inside, safe_name, write_atomically
-from assay.faithfulness import RULES, Comparison, Verdict
+from assay.faithfulness import JUDGEMENTS, RULES, Comparison
 from assay.reports._figures import figures
+from assay.reports._forest import SHAPES, forest
 from assay.reports._illustrations import FeatureSide, FeatureView, Illustrations, TextView
-from assay.reports._style import INK, to_png, to_svg
+from assay.reports._story import by_severity, finding, paragraph
+from assay.reports._style import COLOURS, INK, PALETTE, to_png, to_svg
 from assay.reports._tables import (
     CAUSES,
-    MEANING,
     RECOVERS,
     agreement_words,
     causes,
@@ -40,49 +43,76 @@ from assay.reports._tables import (
 _RASTER = ("keys-", "sentence-")
 """Figures with many marks are smaller as PNG."""
 
+_WIDTH = 1200
+"""Pixels of such a figure at most: a page is about as wide."""
+
 
 class Picture(NamedTuple):
-    """A figure ready for a page."""
+    """A figure ready for a page; `title` is its name as words."""
 
+    title: str
     caption: str
     content: Markup
 
 
 def environment() -> Environment:
     """Templates that escape all text; `base.html` is the frame of every page of Assay."""
-    return Environment(
+    found = Environment(
         loader=PackageLoader("assay.reports"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
+    found.globals.update(colours=COLOURS, judgements=JUDGEMENTS)
+    return found
 
 
 def picture(name: str, caption: str, figure: Figure) -> Picture:
-    """A figure as it stands in a page: inline SVG whose text takes the page's colour, or a PNG."""
+    """A figure as it stands in a page: inline SVG whose text and colours follow the page's mode, or a PNG."""
+    title = re.sub(r"[-_]", " ", name)
+    title = title[:1].upper() + title[1:]
     if name.startswith(_RASTER):
-        data = base64.b64encode(to_png(figure, dpi=110)).decode()
-        return Picture(caption, Markup('<img alt="{}" src="data:image/png;base64,{}">').format(caption, data))
+        dpi = min(110.0, _WIDTH / figure.get_figwidth())
+        data = base64.b64encode(to_png(figure, dpi=dpi)).decode()
+        return Picture(title, caption, Markup('<img alt="{}" src="data:image/png;base64,{}">').format(caption, data))
     svg = re.sub(r"^.*?(?=<svg)", "", to_svg(figure), flags=re.DOTALL).replace(INK, "currentColor")
+    for number, colour in enumerate(PALETTE):
+        svg = svg.replace(colour, f"var(--series{number})")
     prefix = re.sub(r"\W", "_", name)
     svg = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{prefix}_", svg)
     svg = svg.replace("<svg ", f'<svg role="img" aria-label="{Markup.escape(caption)}" ', 1)
-    return Picture(caption, Markup(svg))
+    return Picture(title, caption, Markup(svg))
 
 
-_NAMED = 6
-"""So many proxies of one judgement are called by name."""
+def rendered(text: str) -> Markup:
+    """The rules as HTML: paragraphs, a numbered list (its items have paragraphs and lists), bold, italics and code."""
 
+    def inline(words: str) -> Markup:
+        shown = re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", str(Markup.escape(" ".join(words.split()))))
+        shown = re.sub(r"\*(.+?)\*", r"<i>\1</i>", shown)
+        return Markup(re.sub(r"`(.+?)`", r"<code>\1</code>", shown))
 
-def in_words(verdicts: Sequence[Verdict]) -> str:
-    """The verdicts in one plain sentence: proxies by name, or how many, where they are many."""
-    names: dict[str, list[str]] = {}
-    for verdict in verdicts:
-        names.setdefault(verdict.judgement, []).append(f"{verdict.proxy} at {verdict.site}")
+    def blocks(lines: str) -> Iterator[Markup]:
+        for block in re.split(r"\n\n+", lines):
+            before, *points = re.split(r"^\s*- ", block, flags=re.MULTILINE)
+            if before.strip():
+                yield Markup("<p>{}</p>").format(inline(before))
+            if points:
+                yield Markup("<ul>{}</ul>").format(_joined(Markup("<li>{}</li>").format(inline(one)) for one in points))
+
     parts = []
-    for judgement, text in MEANING.items():
-        found = names.get(judgement, [])
-        if found:
-            who = ", ".join(found) if len(found) <= _NAMED else f"{len(found)} of {len(verdicts)} proxies"
-            parts.append(f"{who}: {judgement} ({text}).")
-    return " ".join(parts)
+    # An item goes on for as long as its lines are indented.
+    for numbered, found in groupby(re.split(r"\n(?=\S)", text), key=lambda part: bool(re.match(r"\d+\. ", part))):
+        if numbered:
+            items = [re.match(r"(\d+)\. (.*)", part, re.DOTALL) for part in found]
+            shown = _joined(
+                Markup('<li value="{}">{}</li>').format(item[1], _joined(blocks(item[2]))) for item in items if item
+            )
+            parts.append(Markup("<ol>{}</ol>").format(shown))
+        else:
+            parts += blocks("\n".join(found))
+    return _joined(parts)
+
+
+def _joined(parts: Iterable[Markup]) -> Markup:
+    return Markup("\n").join(parts)
 
 
 def write_page(comparison: Comparison, path: Path, illustrations: Illustrations | None = None) -> Path:
@@ -98,16 +128,26 @@ def _page(comparison: Comparison, shown: Illustrations) -> str:
     drawn = [picture(*item) for item in figures(comparison, shown)]
     accuracy = subject_accuracy(comparison)
     splits = evaluation_splits(comparison)
+    record = comparison.record
+    names = ", ".join(sorted({item["name"] for item in record.subjects}))
     return (
         environment()
         .get_template("comparison.html")
         .render(
-            title=f"Assay: {', '.join(sorted({item['name'] for item in comparison.record.subjects}))}",
+            title=f"Assay: {names}",
+            names=names,
             version=version("assay-interp"),
-            record=comparison.record,
-            verdicts=comparison.verdicts(),
-            words=in_words(comparison.verdicts()),
-            rules=RULES,
+            record=record,
+            seeds=sum(bool(subject["trained"]) for subject in record.subjects),
+            finding=finding(comparison),
+            paragraph=paragraph(comparison),
+            forest=forest(comparison),
+            shapes=SHAPES,
+            shown_splits=sorted(
+                (split for split in record.splits if split.role != "train"), key=lambda split: split.role != "iid"
+            ),
+            verdicts=by_severity(comparison.verdicts()),
+            rules=rendered(RULES),
             splits=splits,
             headline=agreement_words(comparison) + on_what(comparison),
             accuracy=[float(accuracy["estimate"].get(name, float("nan"))) for name in splits] if len(accuracy) else [],
@@ -125,10 +165,30 @@ def _page(comparison: Comparison, shown: Illustrations) -> str:
             pictures=drawn,
             sentences=shown.sentences,
             tables=[*effects_table(comparison, whole=True), *shown.tables],
-            texts=[(view, list(_marked(view))) for view in shown.texts],
-            features=[(view, _steps(view), list(_shaded(view))) for view in shown.features],
+            texts=_together(
+                ((view, list(_marked(view)), list(_differing(view))) for view in shown.texts),
+                "proxy",
+                "site",
+            ),
+            features=_together(
+                ((view, _steps(view), list(_shaded(view))) for view in shown.features),
+                "dictionary",
+                "site",
+            ),
         )
     )
+
+
+def _together(views: Iterable[tuple[Any, ...]], *whose: str) -> list[list[tuple[Any, ...]]]:
+    """Views one after the other that share these fields, such as proxy and site, as one list each."""
+    return [list(found) for _, found in groupby(views, key=lambda item: attrgetter(*whose)(item[0]))]
+
+
+def _differing(view: TextView) -> Iterator[str]:
+    """What both predict where they differ, in words: what a pointer shows over the text."""
+    for place, (_, mark, words) in enumerate(_marked(view), 1):
+        if mark.endswith(" other"):
+            yield f"character {place}: {words}"
 
 
 def _marked(view: TextView) -> Iterator[tuple[str, str, str]]:

@@ -17,10 +17,35 @@ INK = "#3c4043"
 """The colour of text and axes; in a page it becomes the page's own text colour."""
 
 PALETTE = (
-    "#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#999933", "#ee8866", "#332288", "#44aa99",
-    "#661100", "#aaaaaa",
+    "#4477aa", "#be525f", "#228833", "#7e742a", "#3f7e94", "#aa3377", "#7a7a29", "#ab6249", "#332288", "#348174",
+    "#661100", "#747474",
 )  # fmt: skip
-"""Distinguishable for colour-blind readers (Paul Tol's bright, light and muted schemes)."""
+"""Distinguishable for colour-blind readers: Paul Tol's bright, light and muted schemes, as dark as white asks for."""
+
+ON_DARK = (
+    "#5785b2", "#ee6677", "#349243", "#ccbb44", "#66ccee", "#be6498", "#999933", "#ee8866", "#857ab8", "#44aa99",
+    "#a6756b", "#aaaaaa",
+)  # fmt: skip
+"""The same colours as light as a page in dark mode asks for (a contrast of 4.5, as for text)."""
+
+COLOURS = {
+    "light": {
+        "bg": "#ffffff", "surface": "#f4f6f8", "band": "#e7ebef", "line": "#d3d9df", "axis": "#77818c",
+        "ink": "#1a1f24", "muted": "#525c66", "link": "#0a55a0",
+        "illusion": "#b3261e", "gap": "#8f4700", "inconclusive": "#46525f", "unfaithful": "#6941a5",
+        "vacuous": "#0f6b4f", "faithful": "#0f6b4f", "identical": "#0f6b4f",
+        **{f"series{number}": colour for number, colour in enumerate(PALETTE)},
+    },
+    "dark": {
+        "bg": "#15181b", "surface": "#1d2125", "band": "#2a3036", "line": "#343b42", "axis": "#7f8a95",
+        "ink": "#e7eaed", "muted": "#a6afb9", "link": "#8abfff",
+        "illusion": "#ff8f86", "gap": "#f3a860", "inconclusive": "#b4bfca", "unfaithful": "#c4aaf2",
+        "vacuous": "#5fcaa8", "faithful": "#5fcaa8", "identical": "#5fcaa8",
+        **{f"series{number}": colour for number, colour in enumerate(ON_DARK)},
+    },
+}  # fmt: skip
+"""The colours of pages in both modes. Text has a contrast of 4.5 at least on `bg` and `surface`, marks one of 3 on
+`bg` and `band`; `line`, `band` and `surface` carry nothing alone. Verdicts differ in shape and word as well."""
 
 _RC: Any = {
     "svg.fonttype": "none",
@@ -74,16 +99,33 @@ def _plain(text: Text) -> str:
     return re.sub(r"(?<!\\)\$", r"\\$", shown) if text.get_parse_math() else shown
 
 
+_MARK = re.compile(r"<(?:path|use)\b[^<>]*>")
+_COORDINATES = re.compile(r'(?<=\s)(?:d|x|y)="[^"]*"')
+_LONG_NUMBER = re.compile(r"-?\d+\.\d{3,}(?:e[-+]?\d+)?")
+
+
+def _rounded(svg: str) -> str:
+    """An SVG with the coordinates of its marks to a hundredth of a point; all else, such as labels, as it is."""
+
+    def short(number: re.Match[str]) -> str:
+        return f"{round(float(number[0]), 2):g}"
+
+    def of_mark(mark: re.Match[str]) -> str:
+        return _COORDINATES.sub(lambda found: _LONG_NUMBER.sub(short, found[0]), mark[0])
+
+    return _MARK.sub(of_mark, svg)
+
+
 def to_svg(figure: Figure) -> str:
     """A figure as SVG text, the same bytes for the same figure; coordinates to a hundredth of a point."""
     buffer = StringIO()
     _make_visible(figure)
     with style():
         figure.savefig(buffer, format="svg", dpi=110, metadata={"Date": None, "Creator": None})
-    return re.sub(r"(\d\.\d\d)\d+", r"\1", buffer.getvalue())
+    return _rounded(buffer.getvalue())
 
 
-def to_png(figure: Figure, *, dpi: int = 160) -> bytes:
+def to_png(figure: Figure, *, dpi: float = 160.0) -> bytes:
     """A figure as PNG bytes on white."""
     buffer = BytesIO()
     _make_visible(figure)

@@ -47,6 +47,7 @@ _ASKS = {
     "RandomProjection": "is it these directions, or would any as many do?",
     "SVD": "would the directions of most variance, as many, do as well?",
     "RandomDictionary": "is it these features, or would any as many do?",
+    "RandomFeatures": "is it these features, or would as many others of each layer do?",
     "RandomCircuit": "is it these edges, or would any of this number and shape do?",
     "RandomValueVectors": "is it these neurons, or would any as many do?",
     "RandomMask": "does it matter which weights are left out?",

@@ -40,10 +40,14 @@ class RandomProjection:
     def __post_init__(self) -> None:
         check_fields(self)
 
+    def check_parameters(self) -> None:
+        """Raise AssayError for values that no subject could have."""
+        check_positive(self, rank=self.rank)
+
     @checked
     def fit(self, samples: Samples) -> "RandomProjection":
         """Draw the subspace of each place; the samples only tell the width."""
-        check_positive(self, rank=self.rank)
+        self.check_parameters()
         self.subspaces_ = None
         found: dict[Place, tuple[Subspace, ...]] = {}
         for place in samples.places:

@@ -141,10 +141,14 @@ class InteractionBasis:
     def __post_init__(self) -> None:
         check_fields(self)
 
+    def check_parameters(self) -> None:
+        """Raise AssayError for values that no subject could have."""
+        check_positive(self, features=self.features)
+
     @checked
     def fit(self, samples: Samples) -> "InteractionBasis":
         """Find the basis of each place's streams."""
-        check_positive(self, features=self.features)
+        self.check_parameters()
         subject, split = source_of(self, samples)
         self.bases_ = None
         for place in samples.places:

@@ -64,10 +64,14 @@ class KMeans:
     def __post_init__(self) -> None:
         check_fields(self)
 
+    def check_parameters(self) -> None:
+        """Raise AssayError for values that no subject could have."""
+        check_positive(self, clusters=self.clusters, restarts=self.restarts)
+
     @checked
     def fit(self, samples: Samples) -> "KMeans":
         """Find the centres of each place, apart for each stream."""
-        check_positive(self, clusters=self.clusters, restarts=self.restarts)
+        self.check_parameters()
         self.centres_ = None
         self.centres_ = {place: tuple(map(self._centres, samples.of(place))) for place in samples.places}
         self.streams_ = {place: samples.streams_of(place) for place in samples.places}

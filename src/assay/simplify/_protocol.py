@@ -58,8 +58,9 @@ class Simplification(Protocol):
     from data beyond the vectors of `streams` (from `samples.split`, by running `samples.subject`), it says
     `learns = True`. `perturbation()` gives the control that changes as much at random, where the general one
     (`RandomPerturbation`, which moves vectors and patterns) cannot. `title` is how it is called, where its parameters
-    would not tell, and `describe()` gives what the record is to keep of it. `check(subject, splits)` raises
-    AssayError, before any work, for a subject or a split that it cannot stand for.
+    would not tell, and `describe()` gives what the record is to keep of it. `check_parameters()` raises
+    AssayError for values of parameters that no subject could have, and `check(subject, splits)`, before any work, for a
+    subject or a split that it cannot stand for.
 
     `ablated()` gives the simplification in which everything is ablated that the recipe could keep (of a circuit: the
     empty one, with the same ablation), or None. It is judged as a control, and says in place of mean ablation of the

@@ -167,8 +167,9 @@ def _check_free(folder: Path) -> None:
     """Raise AssayError unless a folder is empty, or holds nothing but a saved proxy."""
     if folder.exists() and not folder.is_dir():
         raise AssayError(f"{str(folder)!r} is a file; give a folder for the proxy.")
-    found = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
-    other = [name for name in found if name not in (RECORD, TENSORS) and not is_leftover(name)]
+    held = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+    found = [name for name in held if not is_leftover(name)]
+    other = [name for name in found if name not in (RECORD, TENSORS)]
     if found and (other or _format_of(folder) != FORMAT):
         raise AssayError(
             f"{str(folder)!r} holds something else than a saved proxy ({', '.join((other or found)[:3])}); give a "

@@ -63,10 +63,14 @@ class SVD:
     def __post_init__(self) -> None:
         check_fields(self)
 
+    def check_parameters(self) -> None:
+        """Raise AssayError for values that no subject could have."""
+        check_positive(self, rank=self.rank)
+
     @checked
     def fit(self, samples: Samples) -> "SVD":
         """Find the subspaces of each place, one a stream."""
-        check_positive(self, rank=self.rank)
+        self.check_parameters()
         self.subspaces_ = None
         found: dict[Place, tuple[Subspace, ...]] = {}
         for place in samples.places:

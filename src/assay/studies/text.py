@@ -31,24 +31,12 @@ def task_of(
     Raises AssayError if the subject has no tokenizer, there is no split `iid`, a file is not there, a name is taken, or
     `max_length` (default: 256, or the subject's positions if those are fewer) is more than its positions.
     """
-    if subject.tokenizer is None:
-        raise AssayError(
-            f"{subject.name!r} has no tokenizer, so it cannot read text; save one beside it "
-            "(tokenizer.save_pretrained(folder))."
-        )
-    shifts = dict(splits)
-    if "iid" not in shifts:
-        raise AssayError(
-            f"the splits are {', '.join(splits) or 'none'}; exactly one must be called iid: text like that of fit, but "
-            "held out (--split iid=FILE)."
-        )
-    for name, source in {**({} if fit is None else {"fit": fit}), **splits}.items():
-        is_file = isinstance(source, Path) or (isinstance(source, str) and not source.startswith("hub:"))
-        if is_file and not Path(str(source)).is_file():
-            raise AssayError(f"{name}: there is no file {str(source)!r}.")
-    positions = subject.positions
-    if max_length is not None and positions is not None and max_length > positions:
-        raise AssayError(f"max_length={max_length}: {subject.name!r} has {positions} positions; give at most that.")
+    check_reads(subject, max_length)
+    assert subject.tokenizer is not None
+    check_splits(splits)
+    if fit is not None:
+        check_source("fit", fit)
+    shifts, positions = dict(splits), subject.positions
     return Text(
         subject.tokenizer,
         train=fit,
@@ -59,6 +47,36 @@ def task_of(
         objective=subject.objective or "causal",
         prompt=subject.prompt,
     )
+
+
+def check_reads(subject: Subject, max_length: int | None = None) -> None:
+    """Raise AssayError if a subject reads no text, or not so many tokens."""
+    if subject.tokenizer is None:
+        raise AssayError(
+            f"{subject.name!r} has no tokenizer, so it cannot read text; save one beside it "
+            "(tokenizer.save_pretrained(folder))."
+        )
+    positions = subject.positions
+    if max_length is not None and positions is not None and max_length > positions:
+        raise AssayError(f"max_length={max_length}: {subject.name!r} has {positions} positions; give at most that.")
+
+
+def check_splits(splits: Mapping[str, TextSource]) -> None:
+    """Raise AssayError if there is no split `iid`, or a file is not there."""
+    if "iid" not in splits:
+        raise AssayError(
+            f"the splits are {', '.join(splits) or 'none'}; exactly one must be called iid: text like that of fit, but "
+            "held out (--split iid=FILE)."
+        )
+    for name, source in splits.items():
+        check_source(name, source)
+
+
+def check_source(name: str, source: TextSource) -> None:
+    """Raise AssayError if a source of text is a file that is not there; `name` says what it is for."""
+    is_file = isinstance(source, Path) or (isinstance(source, str) and not source.startswith("hub:"))
+    if is_file and not Path(str(source)).is_file():
+        raise AssayError(f"{name}: there is no file {str(source)!r}.")
 
 
 def pairs_of(subject: Subject, sources: Sequence[str]) -> Pairs:

@@ -1,7 +1,17 @@
 """Who is tested: any Hugging Face model, and the reference models that Assay trains and ships."""
 
 from assay._files import write_atomically
-from assay.subjects._load import DTYPES, check_seed, load, resolve_device, resolve_dtype, save, shipped, takes_base
+from assay.subjects._load import (
+    DTYPES,
+    check_name,
+    check_seed,
+    load,
+    resolve_device,
+    resolve_dtype,
+    save,
+    shipped,
+    takes_base,
+)
 from assay.subjects._max_of_k import (
     LINEAR_MAX_BATCH,
     LINEAR_MAX_RECIPE,
@@ -58,6 +68,7 @@ __all__ = [
     "Recipe",
     "Subject",
     "Trained",
+    "check_name",
     "check_seed",
     "code_model",
     "dyck_model",

@@ -16,12 +16,12 @@ from assay.subjects._reading import quiet, reason
 from assay.subjects._sentences import file_of
 from assay.subjects._subject import Subject
 
-_SETTINGS = "adapter_config.json"
+SETTINGS = "adapter_config.json"
 
 
 def is_adapter(source: str | Path) -> bool:
     """Whether a folder, or a model on the hub, is an adapter."""
-    return file_of(source, _SETTINGS) is not None
+    return file_of(source, SETTINGS) is not None
 
 
 def require_peft(name: str) -> None:
@@ -37,7 +37,7 @@ def named_base(source: str | Path, name: str) -> str | Path:
     """
     named = _settings(source, name).get("base_model_name_or_path")
     if not named or not isinstance(named, str):
-        raise AssayError(f"{name!r} is an adapter that does not name its base ({_SETTINGS}); give base=.")
+        raise AssayError(f"{name!r} is an adapter that does not name its base ({SETTINGS}); give base=.")
     beside = (Path(named), source / named) if isinstance(source, Path) else (Path(named),)
     found = next((path for path in beside if path.is_dir()), str(named))
     if is_adapter(found):
@@ -113,7 +113,7 @@ def merge(source: str | Path, name: str, base: Subject, *, dtype: torch.dtype | 
 
 
 def _settings(source: str | Path, name: str) -> dict[str, Any]:
-    path = file_of(source, _SETTINGS)
+    path = file_of(source, SETTINGS)
     found = read_json(path) if path else {}
     return found if isinstance(found, dict) else {}
 

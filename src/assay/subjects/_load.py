@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
+from huggingface_hub import HfApi, constants, try_to_load_from_cache
+from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from assay._errors import AssayError, is_failure, unknown_name
 from assay._files import make_folder, read_json, write_atomically
 from assay._given import checked
+from assay.subjects._adapter import SETTINGS as ADAPTER
 from assay.subjects._adapter import is_adapter, merge, named_base, require_peft
 from assay.subjects._checkpoint import check_loaded, prefer_plain_attention
 from assay.subjects._configuration import check_configuration, check_demand, refuse_kernels
@@ -46,10 +49,78 @@ def shipped() -> dict[str, tuple[int, ...]]:
 
 @checked
 def check_seed(name: str, seed: int) -> None:
-    """Raise AssayError unless the reference model is shipped with this training seed."""
-    seeds = shipped()[name]
+    """Raise AssayError unless a reference model is shipped with this training seed."""
+    seeds = shipped().get(name)
+    if seeds is None:
+        raise AssayError(
+            f"load(seed={seed}): a seed chooses among the trainings of a shipped model ({', '.join(shipped())}), and "
+            f"{name!r} is none; leave it out."
+        )
     if seed not in seeds:
         raise AssayError(f"{name!r} is shipped with seeds {', '.join(map(str, seeds))}; not with {seed}.")
+
+
+@checked
+def check_name(name: str | Path) -> None:
+    """Raise AssayError, with the nearest names, unless there is a model of that name: shipped, here, or on the hub.
+
+    The hub is asked once, for a few seconds at most, and only about what is not kept here already.
+    """
+    known, path = shipped(), Path(name)
+    if str(name) in known or path.is_dir() or path.is_file():
+        return
+    if difflib.get_close_matches(str(name), known, cutoff=0.7):
+        raise unknown_name("reference model", str(name), known)
+    near = [repr(found) for found in _near(path)]
+    hint = f"did you mean {' or '.join(near)}? Else " if near else ""
+    if path.is_absolute() or str(name).startswith((".", "~")) or path.suffix == ".gguf":
+        raise AssayError(
+            f"there is no folder or file {str(name)!r}; {hint}give a folder made by save_pretrained, a GGUF file, or a "
+            "model's name."
+        )
+    why = _not_on_hub(str(name))
+    if why is not None:
+        raise AssayError(
+            f"could not load {str(name)!r} from the Hugging Face hub ({why}), and there is no such folder or file; "
+            f"{hint}give a name of the hub, a folder, or a shipped model: {', '.join(known)}."
+        )
+
+
+def _near(path: Path) -> list[str]:
+    """Folders and GGUF files beside a path that have nearly its name."""
+    try:
+        beside = {
+            found.name: str(found) for found in path.parent.iterdir() if found.is_dir() or found.suffix == ".gguf"
+        }
+    except (OSError, ValueError):
+        return []
+    return [beside[name] for name in difflib.get_close_matches(path.name, beside, cutoff=0.7)]
+
+
+_PATIENCE = 10.0
+"""Seconds within which the hub has to answer."""
+
+
+def _not_on_hub(name: str) -> str | None:  # noqa: PLR0911
+    """Why there is no such model on the hub, as far as is known; None if there is, or if it is kept here.
+
+    transformers itself asks for every file of a model, each with retries: more than a minute for a wrong name.
+    """
+    try:
+        if any(isinstance(try_to_load_from_cache(name, file), str) for file in ("config.json", ADAPTER)):
+            return None
+        if constants.is_offline_mode():
+            return "it is not kept here, and HF_HUB_OFFLINE is set"
+        HfApi(endpoint=constants.ENDPOINT).model_info(name, timeout=_PATIENCE)
+    except GatedRepoError:
+        return None  # what is needed to read it is said when it is read
+    except HFValidationError:
+        return "that is no name that a model can have"
+    except RepositoryNotFoundError:
+        return "it has no model of that name, or a private one: hf auth login"
+    except Exception as error:  # of a connection, anything
+        return f"it cannot be reached: {reason(error)}"
+    return None
 
 
 @checked
@@ -82,7 +153,7 @@ def resolve_dtype(dtype: str) -> torch.dtype:
 def load(
     name: str | Path,
     *,
-    seed: int = 0,
+    seed: int | None = None,
     device: str = "cpu",
     dtype: torch.dtype | None = None,
     objective: Objective | None = None,
@@ -95,10 +166,11 @@ def load(
 ) -> Subject:
     """Load a subject.
 
-    `name` is a shipped reference model (`"dyck-20-10"`, trained from `seed`), a folder made by `save_pretrained`, a
-    name on the Hugging Face hub, a GGUF file, or an adapter of peft (a folder or a name). `device` may be `"auto"`;
-    `dtype` defaults to that of the training record (the shipped models are computed with in float32, also where they
-    are stored in float16), else to that of the checkpoint or the adapter's base, and for a GGUF file to float32.
+    `name` is a shipped reference model (`"dyck-20-10"`, trained from `seed`, by default 0), a folder made by
+    `save_pretrained`, a name on the Hugging Face hub, a GGUF file, or an adapter of peft (a folder or a name). `device`
+    may be `"auto"`; `dtype` defaults to that of the training record (the shipped models are computed with in float32,
+    also where they are stored in float16), else to that of the checkpoint or the adapter's base, and for a GGUF file to
+    float32.
 
     A GGUF file is dequantized, so that only the rounding of its weights is judged: llama.cpp rounds activations, too.
     Its configuration and tokenizer are those that it holds. If it does not hold all of them, `base` is the model that
@@ -140,9 +212,11 @@ def load(
     if pooling is not None:
         resolve_pooling(pooling)
     how = _How(device, dtype, objective, pooling, prompt, allow_pickle, trust_remote_code, base, sharded)
-    known = shipped()
-    if str(name) in known:
+    check_name(name)
+    if seed is not None:
         check_seed(str(name), seed)
+    if str(name) in shipped():
+        seed = seed or 0
         with as_file(_CHECKPOINTS / str(name) / f"seed-{seed}") as folder:
             return _read(folder, str(name), how)
     path = Path(name)
@@ -150,19 +224,16 @@ def load(
         return _read(path, path.name, how)
     if path.is_file():
         return _read_file(path, how)
-    if difflib.get_close_matches(str(name), known, cutoff=0.7):
-        raise unknown_name("reference model", str(name), known)
-    if path.is_absolute() or str(name).startswith(".") or path.suffix == ".gguf":
-        raise AssayError(
-            f"there is no folder or file {str(name)!r}; give a folder made by save_pretrained, a GGUF file, or a "
-            "model's name."
-        )
     return _read(str(name), str(name), how)
 
 
 @checked
 def takes_base(name: str | Path) -> bool:
-    """Whether a name is that of an adapter or a GGUF file: what `load` takes a `base` for."""
+    """Whether a name is that of an adapter or a GGUF file: what `load` takes a `base` for.
+
+    Raises AssayError if there is no model of that name.
+    """
+    check_name(name)
     path = Path(name)
     if path.is_file():
         return True

@@ -21,7 +21,7 @@ from assay._errors import AssayError, unknown_name
 from assay._given import check_fields, checked
 from assay.tasks._functions import Found, Function, Interpreter, Source, source_of
 from assay.tasks._lexing import END as AT_END
-from assay.tasks._lexing import KINDS, OTHER, PARTS, characters, check_language, outline
+from assay.tasks._lexing import KINDS, OTHER, PARTS, SlowError, characters, check_language, outline
 from assay.tasks._task import UNSCORED, Feature, Kind, Role, Split
 from assay.tasks._tokenizer import END, PAD, SPECIALS, START, UNKNOWN, character_tokenizer
 
@@ -237,7 +237,11 @@ class Code:
         left_out: Counter[str] = Counter()
         seen: set[bytes] = set()
         for function in sorted(self._found.functions, key=rank):
-            known = outline(function.text, function.language, self.context - 1)
+            try:
+                known = outline(function.text, function.language, self.context - 1)
+            except SlowError:
+                left_out["too slow to lex"] += 1
+                continue
             if known.key in seen:
                 left_out["duplicates"] += 1
                 continue

@@ -5,12 +5,14 @@ import io
 import re
 import tokenize
 import warnings
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from pygments.token import Comment, Name
 
-from assay.tasks._lexing import COMMENT, IN_KEYWORD, NUMBER, OPERATOR, STRING, tokens
+from assay.tasks import _lexing
+from assay.tasks._lexing import COMMENT, IN_KEYWORD, NUMBER, OPERATOR, STRING, SlowError, tokens
 
 MIN_LINES = 3
 MAX_CHARACTERS = 4_000
@@ -24,6 +26,7 @@ _CONTROL = frozenset(
 _CONTAINERS = frozenset(("class", "interface", "namespace", "trait", "record", "enum"))
 _ACCESS = frozenset(("public", "private", "protected"))
 _RUBY_DEF = re.compile(r"^([ \t]*)def\s", re.MULTILINE)
+_RUBY_END = re.compile(r"^([ \t]*)end\b", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -62,14 +65,19 @@ def cut(text: str, language: str) -> list[str]:
 
     Python is cut by `ast`, Ruby by the indentation of `def` and `end`, the languages with braces by their brackets:
     a block is a function's when what stands before it, since the last statement or block, holds parentheses and is
-    no control statement, class or namespace. Raises UncutError where Python does not parse.
+    no control statement, class or namespace. Raises UncutError where Python does not parse, and for a file that takes
+    its lexer more than SECONDS.
     """
+    found: Iterable[str]
     if language == "python":
         found = _cut_python(text)
     elif language == "ruby":
         found = _cut_ruby(text)
     else:
-        found = _cut_braces(text, language)
+        try:
+            found = _cut_braces(text, language)
+        except SlowError:
+            raise UncutError("too slow to lex") from None
     return [function for function in found if function.count("\n") + 1 >= MIN_LINES and len(function) <= MAX_CHARACTERS]
 
 
@@ -83,51 +91,60 @@ def _cut_python(text: str) -> Iterator[str]:
     lines = text.split("\n")
     waiting: list[ast.AST] = [tree]
     while waiting:
-        node = waiting.pop(0)
+        node = waiting.pop()
         if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            waiting[:0] = [child for child in ast.iter_child_nodes(node) if isinstance(child, ast.stmt | ast.Module)]
+            inside = [child for child in ast.iter_child_nodes(node) if isinstance(child, ast.stmt | ast.Module)]
+            waiting += reversed(inside)
         elif node.end_lineno is not None:
             yield "\n".join(lines[node.lineno - 1 : node.end_lineno]).strip()
 
 
 def _cut_ruby(text: str) -> Iterator[str]:
-    end = 0
+    """A function ends at the next `end` with its indent."""
+    ends: dict[str, list[int]] = {}
+    for match in _RUBY_END.finditer(text):
+        ends.setdefault(match[1], []).append(match.end())
+    done = 0
     for match in _RUBY_DEF.finditer(text):
-        if match.start() < end:
-            continue
-        close = re.compile(rf"^{match[1]}end\b", re.MULTILINE).search(text, match.end())
-        if close:
-            end = close.end()
-            yield text[match.start() + len(match[1]) : end]
+        closing = ends.get(match[1], [])
+        after = bisect_right(closing, match.end())
+        if match.start() >= done and after < len(closing):
+            done = closing[after]
+            yield text[match.start() + len(match[1]) : done]
 
 
-def _cut_braces(text: str, language: str) -> Iterator[str]:
-    """One pass over the symbols with a stack of open brackets; a block's header stands since the last statement."""
+def _cut_braces(text: str, language: str) -> list[str]:
+    """One pass over the symbols with a stack of open brackets; a block's header stands since the last statement.
+
+    What a function of at most MAX_CHARACTERS holds is part of it; a longer one gives what is inside.
+    """
     open_brackets: list[str] = []
     header: list[_Symbol] = []
-    function: tuple[int, int] | None = None
+    begun: list[tuple[int, int]] = []
+    found: list[tuple[int, int]] = []
     for symbol in _symbols(text, language):
         mark = symbol.text
         at_statement = not open_brackets or open_brackets[-1] == "{"
         if mark == "{":
-            if function is None and at_statement and _is_function(header, language):
-                function = (header[0].at, len(open_brackets))
+            if at_statement and _is_function(header, language):
+                begun.append((header[0].at, len(open_brackets)))
         elif mark == "}":
             while open_brackets and open_brackets.pop() != "{":
                 pass
-            if function is not None and len(open_brackets) <= function[1]:
-                whole = text[function[0] : symbol.at + 1]
-                if len(whole) <= MAX_CHARACTERS:
-                    yield whole
-                else:
-                    yield from _cut_braces(whole[whole.index("{") + 1 : -1], language)
-                function = None
+            while begun and len(open_brackets) <= begun[-1][1]:
+                start, end = begun.pop()[0], symbol.at + 1
+                if end - start <= MAX_CHARACTERS:
+                    while found and found[-1][0] > start:
+                        found.pop()
+                    found.append((start, end))
         elif mark in (")", "]") and not at_statement:
             open_brackets.pop()
         if mark in ("(", "[", "{"):
             open_brackets.append(mark)
-        if function is None:
-            _extend(header, symbol, at_statement, language)
+        _extend(header, symbol, at_statement, language)
+    # What stands behind a bracket that is never closed is not known to be a function of its own.
+    last = begun[0][0] if begun else len(text)
+    return [text[start:end] for start, end in found if start < last]
 
 
 def _extend(header: list[_Symbol], symbol: _Symbol, at_statement: bool, language: str) -> None:
@@ -148,7 +165,7 @@ def _extend(header: list[_Symbol], symbol: _Symbol, at_statement: bool, language
 
 def _symbols(text: str, language: str) -> Iterator[_Symbol]:
     """What is code: single punctuation marks, whole words; a string or number as one mark."""
-    for start, part, value, token in tokens(text, language):
+    for start, part, value, token in tokens(text, language, seconds=_lexing.SECONDS):
         if part == COMMENT or token in Comment or not value.strip():
             continue
         if part in (STRING, NUMBER):

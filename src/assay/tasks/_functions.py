@@ -252,7 +252,7 @@ class Folder:
     """A folder of one's own with source files of one language; its folders of the first level are the repositories.
 
     Files that lie directly in the folder belong to a repository of the folder's name. Empty, binary and undecodable
-    files and (for Python) files that do not parse are counted as lost.
+    files, files that take too long to lex and (for Python) files that do not parse are counted as lost.
     """
 
     path: Path

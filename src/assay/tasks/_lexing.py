@@ -6,7 +6,10 @@ read from the characters.
 """
 
 import hashlib
+import math
 import re
+import time
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -18,7 +21,7 @@ from pygments.lexer import Lexer
 from pygments.lexers import get_lexer_by_name
 from pygments.token import Comment, Keyword, Number, Operator, String, _TokenType
 
-from assay._errors import unknown_name
+from assay._errors import AssayError, unknown_name
 
 KINDS = ("whitespace", "keyword", "new_word", "repeated_word", "closing_bracket", "other")
 PARTS = ("layout", "keyword", "identifier", "string", "comment", "number", "operator", "bracket", "end")
@@ -27,9 +30,17 @@ PARTS = ("layout", "keyword", "identifier", "string", "comment", "number", "oper
 WHITESPACE, KEYWORD, NEW_WORD, REPEATED_WORD, CLOSING_BRACKET, OTHER = range(len(KINDS))
 LAYOUT, IN_KEYWORD, IDENTIFIER, STRING, COMMENT, NUMBER, OPERATOR, BRACKET, END = range(len(PARTS))
 
+SECONDS = 10.0
+"""Of a processor, that lexing one text may take: many times what the largest files take that people write.
+
+Some lexers look at each place through all that follows it, and what somebody made for it takes them hours.
+"""
+
 _WORD = re.compile(r"(?<!\w)[^\W\d]\w*")
 _WORD_OR_ESCAPE = re.compile(r"\\.|(?<!\w)[^\W\d]\w*", re.DOTALL)
 _SPACE = re.compile(r"\s+")
+_KEPT = 16
+_LONG_SPACE = re.compile(rf"\s{{{2 * _KEPT + 2},}}")
 _BRACKETS = re.compile(r"[()\[\]{}]")
 _PYTHON_MARKS = re.compile(
     r"""\#[^\n]*|'''(?:[^\\]|\\.)*?'''|\"\"\"(?:[^\\]|\\.)*?\"\"\"|'(?:[^'\\\n]|\\.)*'|"(?:[^"\\\n]|\\.)*"|[()\[\]{}]""",
@@ -59,6 +70,10 @@ LANGUAGES = {
 }
 
 
+class SlowError(AssayError):
+    """A text takes too long to lex."""
+
+
 def check_language(name: str) -> None:
     """Raise AssayError for a language that cannot be lexed here."""
     if name not in LANGUAGES:
@@ -85,14 +100,55 @@ def _part_of(token: _TokenType) -> int:
     return OPERATOR
 
 
-def tokens(text: str, language: str) -> Iterator[tuple[int, int, str, _TokenType]]:
+def _shortened(text: str) -> tuple[str, list[int], list[int]]:
+    """The text with every long run of white space cut short; and where each of its parts begins, in it and in `text`.
+
+    Expressions of Pygments in which one piece of white space may be shared between several parts take time that grows
+    with a power of its length, and nothing can interrupt them. A line break stays one.
+    """
+    parts: list[str] = []
+    begins: list[int] = []
+    places: list[int] = []
+    length = 0
+
+    def keep(part: str, place: int) -> None:
+        nonlocal length
+        parts.append(part)
+        begins.append(length)
+        places.append(place)
+        length += len(part)
+
+    done = 0
+    for run in _LONG_SPACE.finditer(text):
+        first, last = run.start() + _KEPT, run.end() - _KEPT
+        keep(text[done:first], done)
+        keep("\n" if "\n" in text[first:last] else " ", first)
+        done = last
+    keep(text[done:], done)
+    return "".join(parts), begins, places
+
+
+def tokens(text: str, language: str, *, seconds: float = math.inf) -> Iterator[tuple[int, int, str, _TokenType]]:
     """The tokens of `text` in order: first character, part (of PARTS), text, Pygments' own type.
 
-    The part is one of COMMENT, STRING, NUMBER, IN_KEYWORD and, for everything else, OPERATOR.
+    The part is one of COMMENT, STRING, NUMBER, IN_KEYWORD and, for everything else, OPERATOR. Raises SlowError where
+    they take more than so many seconds of a processor.
     """
+    latest = time.thread_time() + seconds
     # Some lexers know a comment only by the end of its line.
-    for start, token, value in _lexer(language).get_tokens_unprocessed(text + "\n"):
-        inside = value[: len(text) - start]
+    short, begins, places = _shortened(text + "\n")
+
+    def place(at: int) -> int:
+        part = bisect_right(begins, at) - 1
+        return places[part] + at - begins[part]
+
+    for at, token, value in _lexer(language).get_tokens_unprocessed(short):
+        if time.thread_time() > latest:
+            raise SlowError(
+                f"{len(text)} characters of {language} take more than {seconds:g} seconds to lex; leave them out."
+            )
+        start = place(at)
+        inside = text[start : place(at + len(value))]
         if inside:
             yield start, _part_of(token), inside, token
 
@@ -115,7 +171,7 @@ def _comments_and_brackets(text: str, language: str) -> Iterator[tuple[int, int]
     if language == "python" and not _PYTHON_FORMATTED.search(text):
         yield from (match.span() for match in _PYTHON_MARKS.finditer(text) if text[match.start()] not in "'\"")
         return
-    for start, part, value, _ in tokens(text, language):
+    for start, part, value, _ in tokens(text, language, seconds=SECONDS):
         if part == COMMENT:
             yield start, start + len(value)
         elif part == OPERATOR:
@@ -126,7 +182,8 @@ def outline(text: str, language: str, context: int) -> Outline:
     """The key and the depth of a function, in whole and within its first `context` characters.
 
     The key is a hash of the text without comments, white space and letter case: functions with the same key count as
-    one and the same. Brackets in strings and comments are not counted.
+    one and the same. Brackets in strings and comments are not counted. Raises SlowError where it takes more than
+    SECONDS.
     """
     code: list[str] = []
     level = deepest = deepest_in_context = done = 0

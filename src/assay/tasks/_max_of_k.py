@@ -18,6 +18,9 @@ from assay.tasks._task import UNSCORED, Feature, Kind, Role, Split
 NEAR = 2
 """In the split `near_ties` all tokens lie within this distance of the largest."""
 
+_LARGEST = 10**6
+"""Tokens times positions of an input set: its size, a sum over tokens of powers, is exact and takes seconds at most."""
+
 
 @dataclass(frozen=True)
 class InputSet:
@@ -47,6 +50,11 @@ class InputSet:
             if value is not None and (value < low or (high is not None and value > high)):
                 limit = f"at least {low}" if high is None else f"between {low} and {high}"
                 raise AssayError(f"InputSet({name}={value}): must be {limit}.")
+        if self.length * self.vocabulary > _LARGEST:
+            raise AssayError(
+                f"InputSet(length={self.length}, vocabulary={self.vocabulary}): their product must be at most "
+                f"{_LARGEST}, or the number of sequences could not be worked out."
+            )
         if self.size == 0:
             raise AssayError(f"{self!r} is empty; loosen a condition.")
 

@@ -2,10 +2,11 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
+from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
@@ -13,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from assay._errors import AssayError, unknown_name
 from assay._given import check_fields, checked
+from assay._terminal import visible
 from assay.tasks._lines import TextSource, fingerprint, lines, settled, whole
 from assay.tasks._overlap import copies_among, sequence_hashes, warn_of_overlaps
 from assay.tasks._pieces import CLASSES, Piece, pieces
@@ -76,7 +78,14 @@ class _Asked:
     answers: dict[int, int]
 
 
-@dataclass(frozen=True)
+def _in_short(source: Any) -> str:
+    """A source of text as it is named, or how many texts it has."""
+    if isinstance(source, str | Path):
+        return str(source)
+    return f"{len(source):,} texts" if isinstance(source, Sized) else "texts"
+
+
+@dataclass(frozen=True, repr=False)
 class Text:
     """Predictions on text: a train split to fit on, `iid`, and any number of named shifts.
 
@@ -161,6 +170,11 @@ class Text:
         if twice:
             raise AssayError(f"Text(groups=...): {', '.join(sorted(twice))} is taken; choose another name.")
         self._check_primary()
+
+    def __repr__(self) -> str:
+        sources = {"train": self.train, "iid": self.iid, **self.shifts}
+        parts = [f"{name}={_in_short(source)}" for name, source in sources.items() if source is not None]
+        return visible(f"<Text {', '.join(parts)}; {self.objective}, at most {self.max_length:,} tokens>")
 
     def _check_primary(self) -> None:
         if self.primary == "all":

@@ -1,6 +1,7 @@
 """An assertion that an explanation holds."""
 
 import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -14,6 +15,7 @@ from assay.faithfulness import ALL, CleanPass
 from assay.faithfulness._assess import Assessment, Finding, assess
 from assay.faithfulness._statistics import FEW
 from assay.faithfulness._verdicts import check_shares, in_percent
+from assay.simplify import Simplification, label
 from assay.subjects import Subject
 from assay.tasks import UNSCORED, Feature, Kind, Split, Task, bound
 from assay.testing._session import Session
@@ -79,7 +81,8 @@ def assert_faithful(
     primary kind. For a list of splits `task` says what their kinds are; without it every scored prediction counts
     alike, and its prediction is the arg max over the whole vocabulary.
 
-    With a `session` (the fixture `assay_session`) the subject's own passes are computed once for all tests.
+    With a `session` (the fixture `assay_session`) the subject's own passes are computed once for all tests. In a run of
+    pytest the numbers are properties of the test in its JUnit report (`--junitxml`), whether it passes or not.
 
     Raises AssertionError that gives the numbers of every split and kind that failed, and says whether the proxy was
     shown to be unfaithful or whether there is too little data to tell; AssayError if the call itself is wrong, or the
@@ -114,6 +117,7 @@ def assert_faithful(
         level=level,
         clean_pass=CleanPass if session is None else session.clean_pass,
     )
+    _record(proxy, result)
     if any(finding.standing != "holds" for finding in result.findings):
         words = _OF_EMBEDDINGS if judged.splits[0].objective == "embedding" else _OF_TOKENS
         asked = (
@@ -172,12 +176,30 @@ class _GivenSplits:
         return {"splits": list(self.split_names)}
 
 
+def _explanation(proxy: Proxy) -> str:
+    """What the proxy claims, where it is made of a recipe."""
+    recipe = getattr(proxy, "simplification", None)
+    return f"{label(recipe)}: " if isinstance(recipe, Simplification) else ""
+
+
+def _record(proxy: Proxy, result: Assessment) -> None:
+    """Give the numbers to the test that runs, if one does, as properties of its JUnit report."""
+    plugin = sys.modules.get("assay_pytest")
+    if plugin is None:
+        return
+    for finding in result.findings:
+        name = f"{_explanation(proxy)}{finding.split}, {finding.kind}: {'gap' if finding.is_gap else 'agreement'}"
+        for ending, value in (("", finding.value), (", low", finding.low), (", high", finding.high)):
+            plugin.record_property(f"{name}{ending}", f"{value:.6g}")
+        plugin.record_property(f"{name}, standing", finding.standing)
+
+
 def _message(proxy: Proxy, asked: str, result: Assessment, words: _Words) -> Iterator[str]:
     """Why an assertion failed, line by line, and what to do."""
     failing = [finding for finding in result.findings if finding.standing == "fails"]
     undecided = [finding for finding in result.findings if finding.standing == "undecided"]
     why = "too noisy to tell" if result.noisy else "too little data to tell"
-    yield f"{'NOT FAITHFUL' if failing else f'NOT DECIDED ({why})'}: {proxy!r}"
+    yield f"{'NOT FAITHFUL' if failing else f'NOT DECIDED ({why})'}: {_explanation(proxy)}{proxy!r}"
     yield asked
     width = max(len(f"{finding.split}, {finding.kind}") for finding in result.findings)
     order = ("fails", "undecided", "holds")

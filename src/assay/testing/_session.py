@@ -4,6 +4,7 @@ import copy
 import hashlib
 from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,8 +13,8 @@ from assay._errors import AssayError
 from assay.engine import Engine, Named, Proxy, collect
 from assay.faithfulness import CleanPass
 from assay.simplify import Simplification, applied, reads
-from assay.subjects import Subject, load
-from assay.tasks import Split, Task, bound
+from assay.subjects import Pooling, Subject, load
+from assay.tasks import Objective, Split, Task, bound
 
 _Key = tuple[object, ...]
 
@@ -38,14 +39,34 @@ class Session:
         self._passes = _Passes(memory)
         self._subjects: dict[_Key, Subject] = {}
         self._engines: dict[_Key, Engine] = {}
+        self._bases: list[object] = []
 
     def load(
-        self, name: str | Path, *, seed: int = 0, device: str = "cpu", dtype: torch.dtype | None = None
+        self,
+        name: str | Path,
+        *,
+        seed: int | None = None,
+        device: str = "cpu",
+        dtype: torch.dtype | None = None,
+        objective: Objective | None = None,
+        pooling: Pooling | None = None,
+        prompt: str | None = None,
+        allow_pickle: bool = False,
+        trust_remote_code: bool = False,
+        base: Subject | str | Path | None = None,
+        sharded: bool = False,
     ) -> Subject:
         """`assay.load`, once for the same arguments: every test gets the same subject."""
-        key = (str(name), seed, device, dtype)
+        options: dict[str, Any] = {
+            "seed": seed, "device": device, "dtype": dtype, "objective": objective, "pooling": pooling,
+            "prompt": prompt, "allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code, "base": base,
+            "sharded": sharded,
+        }  # fmt: skip
+        of_base = id(base) if isinstance(base, Subject) else str(base)
+        key = (str(name), *{**options, "seed": seed or 0, "base": of_base}.values())
         if key not in self._subjects:
-            self._subjects[key] = load(name, seed=seed, device=device, dtype=dtype)
+            self._subjects[key] = load(name, **options)
+            self._bases.append(base)  # while it is kept, no other one has its id
         return self._subjects[key]
 
     def proxy(
@@ -89,6 +110,7 @@ class Session:
         """Forget everything."""
         self._subjects.clear()
         self._engines.clear()
+        self._bases.clear()
         self._passes.clear()
 
 

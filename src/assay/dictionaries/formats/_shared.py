@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from assay._errors import AssayError
+from assay._errors import AssayError, shown
 from assay._files import check_growth, read_arrays, read_bytes
 from assay.dictionaries._cross_layer import CrossLayerTranscoder
 from assay.dictionaries._dictionary import Dictionary
@@ -38,15 +38,9 @@ def refusal(path: Path, why: str) -> AssayError:
 
 def short(value: object) -> str:
     """A value as a message shows it."""
-    if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10**_SHOWN:
-        return "a number of too many digits"  # which Python refuses to write out
     if isinstance(value, dict | list) and len(value) > 10:
         return f"a {type(value).__name__} of {len(value)}"
-    try:
-        found = repr(value)
-    except (RecursionError, ValueError):
-        return f"a {type(value).__name__}"
-    return found if len(found) <= _SHOWN else found[: _SHOWN - 3] + "..."
+    return shown(value, _SHOWN)
 
 
 def listed(names: list[str], most: int = 8) -> str:

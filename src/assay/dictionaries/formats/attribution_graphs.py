@@ -30,6 +30,7 @@ from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from assay._errors import AssayError
+from assay._files import check_growth
 from assay.dictionaries._attribution_graph import AttributionGraph, Node
 from assay.dictionaries.formats._shared import refusal, short
 
@@ -37,6 +38,9 @@ FORMAT = "circuit-tracer"
 
 SCHEMA = 1
 """The version of the JSON files that is read; none said is this one."""
+
+LARGEST = 2**53
+"""Numbers of tokens and features are below."""
 
 MOST_NODES = 20_000
 """Of a JSON file: weights are a matrix of all nodes."""
@@ -144,10 +148,13 @@ def _loaded(path: Path, data: bytes) -> dict[str, Any]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            check_growth(path)
             others = set(get_unsafe_globals_in_checkpoint(io.BytesIO(data))) - set(_STANDING_IN)
             if not others:
                 with safe_globals([(stand_in, name) for name, stand_in in _STANDING_IN.items()]):
                     found = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except (AssayError, MemoryError):
+        raise
     except Exception as error:  # a damaged or hostile archive may raise anything
         raise refusal(path, f"is no graph of circuit-tracer, or a damaged one ({type(error).__name__}).") from None
     if others:
@@ -166,7 +173,8 @@ def _tensor(path: Path, found: Mapping[str, Any], name: str, size: int, axes: in
     value = found[name]
     plain = type(value) in (Tensor, torch.nn.Parameter) and value.layout == torch.strided and value.device.type == "cpu"
     # A tensor may be declared larger than what it lies in, by repeating it: none of a graph is.
-    if not plain or value.dim() != axes or value.numel() * value.element_size() > size or value.is_quantized:
+    odd = plain and (value.is_complex() or value.is_quantized or value.dtype is torch.bool)
+    if not plain or odd or value.dim() != axes or value.numel() * value.element_size() > size:
         what = f"shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         raise refusal(path, f"has {name} ({what}) that is no plain tensor of {axes} axes.")
     return value.detach().resolve_neg()
@@ -178,7 +186,8 @@ def _targets(path: Path, given: object, size: int) -> list[_Target]:
         numbers = _tensor(path, {"logit_targets": given}, "logit_targets", size, 1)
         given = [_Target("", number) for number in numbers.tolist()]
     if not isinstance(given, list) or not all(
-        isinstance(one, _Target) and type(one.number) is int and isinstance(one.token, str) for one in given
+        isinstance(one, _Target) and type(one.number) is int and one.number < LARGEST and isinstance(one.token, str)
+        for one in given
     ):
         raise refusal(path, "has logit_targets that are no list of tokens with their numbers.")
     return given
@@ -281,6 +290,7 @@ def _node(path: Path, given: object) -> _Read:
     except ValueError:
         raise refusal(path, f"has the node {short(name)}, whose id is not of three numbers.") from None
     fits = type(position) is int and type(feature) is int and third == position
+    fits = fits and max(map(abs, (first, second, third, depth))) < LARGEST
     match kind:
         case "feature":
             fits = fits and first == depth and feature == (depth + second) * (depth + second + 1) // 2 + second

@@ -9,6 +9,7 @@ rounded outward (docs/soundness.md, theorem 11).
 """
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -37,12 +38,15 @@ _LARGEST_SUM = 4000
 """The most tokens, positions and width of the head for which rounding is bounded."""
 
 
+@cache
 def _exponential_table() -> Float[np.ndarray, " step"]:
     """exp(-k / _STEPS) rounded to nearest, for k from -_FARTHEST · _STEPS to as far above."""
     library = flint()
-    return np.array(
+    table = np.array(
         [float((library.arb(-k) / _STEPS).exp()) for k in range(-_FARTHEST * _STEPS, _FARTHEST * _STEPS + 1)]
     )
+    table.flags.writeable = False
+    return table
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from assay.circuits import Circuit
-from assay.dictionaries import CrossLayerTranscoder, Dictionary
+from assay.dictionaries import AttributionGraph, CrossLayerTranscoder, Dictionary
 from assay.engine import Engine, collect
 from assay.faithfulness import Comparison, compare
 from assay.models import LlamaCppFile, Store, StoreWriter, write_llama_cpp
@@ -373,6 +373,25 @@ def _autoencoder(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps({"trainer": trainer, "buffer": {"ctx_len": 8}}))
 
 
+def _graph(folder: Path) -> None:
+    """A token, a feature, what a layer's features leave, and what is explained, as circuit-tracer draws them."""
+    kinds = (
+        ("E_5_0", "embedding", "E", 0), ("0_3_0", "cross layer transcoder", "0", 9),
+        ("0_-1_0", "mlp reconstruction error", "0", -1), ("2_7_0", "logit", "2", 7),
+    )  # fmt: skip
+    nodes = [
+        {"node_id": name, "feature_type": kind, "layer": layer, "feature": number, "ctx_idx": 0, "activation": 1.0}
+        | {"token_prob": 0.5, "is_target_logit": kind == "logit", "clerp": "a"}
+        for name, kind, layer, number in kinds
+    ]
+    links = [
+        {"source": "E_5_0", "target": "0_3_0", "weight": 1.0},
+        {"source": "0_3_0", "target": "2_7_0", "weight": 0.5},
+    ]
+    metadata = {"schema_version": 1, "scan": "s", "prompt_tokens": ["a"], "prompt": "a"}
+    (folder / "graph.json").write_text(json.dumps({"metadata": metadata, "nodes": nodes, "links": links}))
+
+
 # -- models ---------------------------------------------------------------------------------------------------------
 
 
@@ -514,6 +533,7 @@ def samples() -> list[Sample]:
                 ("dictionary_learning", _autoencoder, "*", lambda f: Dictionary.read(f / "ae.pt")),
             )
         ),
+        Sample("attribution graph", _graph, "graph.json", lambda f: AttributionGraph.read(f / "graph.json").scores()),
         Sample("store: store.json", _store, "store/store.json", _read_store),
         Sample("store: rows", _store, "store/*.safetensors", _read_store),
         Sample("llama.cpp's base", _base, "base.kld", lambda f: _read_base(f / "base.kld")),

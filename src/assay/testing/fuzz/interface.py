@@ -214,14 +214,14 @@ def attempt(call: Call, parameters: Sequence[str], value: Any) -> str:
 
 
 def run(seed: int, minutes: float, say: Callable[[str], None]) -> list[Tried]:
-    """Replace arguments for so many minutes, at least by every plain value once."""
+    """Replace arguments for so many minutes, at least by every plain value once, or until it is interrupted."""
     chance, tally = random.Random(seed), Tally()
     end = time.monotonic() + 60 * minutes
     with tempfile.TemporaryDirectory() as name:
         known = [(call, [parameter]) for call in calls(Path(name)) for parameter in call.parameters()]
         known += [(call, list(call.arguments)) for call in others()]
         plain, number = len(plain_values()), 0
-        with contextlib.chdir(name):
+        with contextlib.suppress(KeyboardInterrupt), contextlib.chdir(name):
             while number < plain or time.monotonic() < end:
                 for call, parameters in known:
                     # Made anew each time: an iterator would be used up.

@@ -12,7 +12,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout
+from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout, suppress
 from io import StringIO
 from pathlib import Path
 
@@ -24,14 +24,14 @@ from assay.testing.fuzz._samples import Sample, samples
 from assay.testing.fuzz._tried import Tally, Tried
 
 SLOW = 30.0
-"""Seconds after which a case counts as wrong: the files are tiny."""
+"""Seconds of the processor after which a case counts as wrong: the files are tiny."""
 
 
 def run(seed: int, minutes: float, say: Callable[[str], None]) -> list[Tried]:
-    """Try changed files of every kind in turn, for so many minutes; see `assay.testing.fuzz`."""
+    """Try changed files of every kind in turn, for so many minutes or until it is interrupted."""
     tally = Tally()
     end = time.monotonic() + 60 * minutes
-    with corpus(samples()) as kinds:
+    with suppress(KeyboardInterrupt), corpus(samples()) as kinds:
         number = 0
         while time.monotonic() < end:
             for kind in (kind for kind in kinds if number % kind.sample.every == 0):
@@ -102,7 +102,7 @@ class Kind:
             shutil.rmtree(place)
 
     def _tried(self, folder: Path, refused_is_wrong: bool = False) -> str:
-        started = time.monotonic()
+        started = time.process_time()
         wrong = ""
         try:
             self.sample.read(folder)
@@ -115,7 +115,7 @@ class Kind:
             last = traceback.extract_tb(error.__traceback__)[-1]
             where = f"{Path(last.filename).name}:{last.lineno}"
             wrong = f"{type(error).__name__}: {' '.join(str(error).split())[:120]} ({where})"
-        seconds = time.monotonic() - started
+        seconds = time.process_time() - started
         if not wrong and seconds > SLOW:
             wrong = f"took {seconds:.0f} s"
         beside = [name for place in (folder.parent, folder.parent.parent) for name in os.listdir(place)]

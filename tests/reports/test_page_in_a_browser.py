@@ -1,0 +1,151 @@
+"""What only a browser knows of the page: nothing sticks out, all can be read, nothing is said or fetched."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from browser import Browser, browser, chromium
+
+pytestmark = pytest.mark.skipif(chromium() is None, reason="there is no chromium to open the page with")
+
+WIDTHS = (1280, 768, 390, 320)
+
+OUTSIDE = """
+[...document.querySelectorAll('body *')].filter(one => {
+  const box = one.getBoundingClientRect();
+  return box.width && box.right > innerWidth + 1 && !one.closest('.scroll, .picture, .vh');
+}).map(one => one.outerHTML.slice(0, 90))
+"""
+"""Elements beyond the right edge that do not scroll in a region of their own."""
+
+UNREADABLE = """
+(() => {
+  const numbers = text => (text.match(/[\\d.]+/g) || []).map(Number);
+  const over = (top, ground) => [0, 1, 2].map(i => top[i] * (top[3] ?? 1) + ground[i] * (1 - (top[3] ?? 1)));
+  const light = colour => colour.slice(0, 3).map(v => v / 255)
+    .map(v => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)
+    .reduce((sum, v, i) => sum + v * [.2126, .7152, .0722][i], 0);
+  const ground = one => {
+    const above = [];
+    for (let at = one; at; at = at.parentElement) above.unshift(numbers(getComputedStyle(at).backgroundColor));
+    return above.reduce((below, top) => over(top, below), [255, 255, 255]);
+  };
+  const found = [];
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walker.nextNode()) {
+    const one = walker.currentNode.parentElement;
+    if (!walker.currentNode.data.trim() || !one.getClientRects().length || one.closest('style, .vh, title')) continue;
+    const style = getComputedStyle(one), drawn = one.closest('svg');
+    const below = ground(one), text = over(numbers(drawn ? style.fill : style.color), below);
+    const [dark, bright] = [light(text), light(below)].sort((a, b) => a - b);
+    const ratio = (bright + .05) / (dark + .05);
+    // Figures of their own have smaller numbers, which do not shrink with the page either.
+    const small = parseFloat(style.fontSize) < 12 && !one.closest('.picture') && !one.closest('code');
+    if (ratio < 4.5 || small) found.push([walker.currentNode.data.trim().slice(0, 40), ratio, style.fontSize]);
+  }
+  return found;
+})()
+"""
+"""Texts with too little contrast on what lies below them, or too small."""
+
+OPEN_ALL = "document.querySelectorAll('details').forEach(one => { one.open = true; })"
+
+
+@pytest.fixture(scope="module")
+def shown_page(page: Path):
+    with browser() as opened:
+        opened.show(page)
+        yield opened
+
+
+def test_the_console_is_empty_and_nothing_is_fetched(shown_page: Browser, page: Path):
+    shown_page.show(page)
+    assert shown_page.said == []
+    assert {address for address in shown_page.asked if not address.startswith("data:")} == {page.as_uri()}
+
+
+@pytest.mark.parametrize("opened", [False, True], ids=["folded", "open"])
+def test_nothing_sticks_out_at_any_width(shown_page: Browser, page: Path, opened: bool):
+    shown_page.show(page)
+    if opened:
+        shown_page.ask(OPEN_ALL)
+    for width in WIDTHS:
+        shown_page.look(width=width)
+        assert shown_page.ask("document.documentElement.scrollWidth - innerWidth") == 0, width
+        assert shown_page.ask(OUTSIDE) == [], width
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_every_text_can_be_read(shown_page: Browser, page: Path, dark: bool):
+    shown_page.show(page, dark=dark)
+    shown_page.ask(OPEN_ALL)
+    assert shown_page.ask("getComputedStyle(document.body).backgroundColor") == (
+        "rgb(21, 24, 27)" if dark else "rgb(255, 255, 255)"
+    )
+    assert shown_page.ask(UNREADABLE) == []
+
+
+def test_what_is_looked_for_would_be_found(shown_page: Browser, page: Path):
+    """A fault of each sort, put in on purpose."""
+    shown_page.show(page, width=390)
+    shown_page.ask("document.querySelector('h1').style.cssText = 'width: 500px; white-space: nowrap; color: #999'")
+    assert shown_page.ask("document.documentElement.scrollWidth - innerWidth") > 0
+    assert len(shown_page.ask(OUTSIDE)) == 1
+    assert [ratio < 3 for _, ratio, _ in shown_page.ask(UNREADABLE)] == [True]
+    before = len(shown_page.said)
+    shown_page.ask("console.log('a word')")
+    shown_page.ask("1")
+    assert len(shown_page.said) == before + 1
+    shown_page.said.pop()
+
+
+def test_the_first_screen_has_the_finding_and_those_who_lost(shown_page: Browser, page: Path):
+    for width, height, rows in ((1280, 800, 3), (390, 844, 1)):
+        shown_page.show(page, width=width, height=height)
+        bottoms = shown_page.ask(
+            "[...document.querySelectorAll('h1, .lead p, .heads, .row')].map(one => one.getBoundingClientRect().bottom)"
+        )
+        assert all(bottom <= height for bottom in bottoms[: 3 + rows])
+
+
+def test_marks_lie_within_their_strip(shown_page: Browser, page: Path):
+    for width in WIDTHS:
+        shown_page.show(page, width=width)
+        spread = shown_page.ask(
+            """[...document.querySelectorAll('.strip svg')].flatMap(strip => {
+              const frame = strip.getBoundingClientRect();
+              return [...strip.querySelectorAll('use')].map(mark => {
+                const box = mark.getBoundingClientRect();
+                return [box.left - frame.left, frame.right - box.right, box.top - frame.top, frame.bottom - box.bottom];
+              });
+            })"""
+        )
+        assert len(spread) > 10
+        assert min(min(margins) for margins in spread) > -1, width
+
+
+def test_a_link_opens_its_section_and_print_opens_all(shown_page: Browser, page: Path):
+    shown_page.show(page)
+    assert shown_page.ask("document.querySelectorAll('details[open]').length") == 0
+    shown_page.ask("document.querySelector('nav.contents a[href=\"#rules\"]').click()")
+    assert shown_page.ask("document.getElementById('rules').closest('details').open")
+    folded = "document.getElementById('splits').checkVisibility({contentVisibilityAuto: true})"
+    seen = "document.querySelector('#splits table').getBoundingClientRect().height"
+    shown_page.show(page)
+    assert not shown_page.ask(folded) or shown_page.ask(seen) == 0
+    shown_page.look(width=690, media="print", dark=True)
+    assert shown_page.ask(seen) > 100
+    assert shown_page.ask("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert shown_page.ask("document.documentElement.scrollWidth - innerWidth") == 0
+
+
+def test_screenshots_are_made_by_a_command(shown, tmp_path):
+    from page_screenshots import main  # noqa: PLC0415
+
+    run = shown.save(tmp_path / "run")
+    [picture] = main([str(run), "--out", str(tmp_path / "images"), "--only", "phone", "--mode", "dark"])
+    assert picture == tmp_path / "images" / "page-phone-dark.png"
+    data = picture.read_bytes()
+    assert re.match(rb"\x89PNG", data)
+    assert (int.from_bytes(data[16:20]), int.from_bytes(data[20:24])) == (390, 844)
