@@ -1,4 +1,4 @@
-"""How commands end that cannot go on: in one line, with what is kept and how to go on, before the work where they can."""
+"""How commands end that cannot go on: in one line, before the work where they can, and how to go on."""
 
 import os
 import re
@@ -85,7 +85,7 @@ def test_a_run_on_a_disk_that_is_read_only_is_reported_elsewhere(finished, comma
     assert (status, out) == (2, "")
     said = " ".join(err.replace("│", " ").split())
     assert "nothing can be written to" in said
-    assert "(Read-only file system); give another one" in said
+    assert "(Read-only file system); give another folder" in said
     status, out, err = command("report", finished, "--out", tmp_path / "page")
     assert status == 0, err
     assert str(tmp_path / "page" / "report.html") in out
@@ -99,18 +99,7 @@ def test_a_run_on_a_disk_that_is_read_only_is_reported_elsewhere(finished, comma
         ("certify", "linear-max-of-2", "--coq", "{place}/c.v"),
         ("run", "max-of-k", "--markdown", "{place}/t.md"),
         ("run", "compressed", "--markdown", "{place}/t.md"),
-        (
-            "compare",
-            "code-python",
-            "--require",
-            "faithful",
-            "--junit",
-            "{place}/j.xml",
-            "--split",
-            "iid=x",
-            "--with",
-            "y",
-        ),
+        ("compare", "m", "--require", "faithful", "--junit", "{place}/j.xml", "--split", "iid=x", "--with", "y"),
         ("run", "max-of-k", "--out", "{place}"),
     ],
     ids=lambda arguments: " ".join(arguments[:3]),

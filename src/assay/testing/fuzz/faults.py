@@ -24,6 +24,7 @@ from typing import Any
 
 import assay
 from assay._errors import AssayError, in_line
+from assay.simplify import Simplification
 from assay.subjects import Subject, dyck_model
 from assay.tasks import Dyck
 from assay.testing.fuzz._tried import Tally, Tried
@@ -57,7 +58,7 @@ class Study:
 
     def run(self, folder: Path) -> None:
         """Make it in a folder, or go on there."""
-        recipes = [assay.SVD(rank=2), assay.SparseAutoencoder(k=2, features=8, steps=2, batch=16)]
+        recipes: list[Simplification] = [assay.SVD(rank=2), assay.SparseAutoencoder(k=2, features=8, steps=2, batch=16)]
         assay.compare(
             self.subject, self.task, recipes,
             sites=["layer0.head0"], sequences=4, fit_sequences=34, resamples=10, controls=False, refit=False,
@@ -90,7 +91,7 @@ class Touches:
             sys.addaudithook(_heard)
             Touches._hooked = True
         self._fsync = os.fsync
-        os.fsync = self._sync  # Python tells no hook of it
+        os.fsync = self._sync  # type: ignore[assignment]  # Python tells no hook of it
         Touches._active = self
         return self
 

@@ -1,0 +1,93 @@
+"""Every call of a small run that touches its files fails once, and power is lost after every step: nothing is lost."""
+
+import os
+
+import pytest
+
+from assay.testing.fuzz import faults
+
+SAMPLE = 9
+"""Faults of the quick test, of about a thousand, evenly over kinds and calls."""
+
+
+@pytest.fixture(scope="module")
+def study():
+    return faults.Study()
+
+
+@pytest.fixture(scope="module")
+def whole(study):
+    return faults.undisturbed(study)
+
+
+def points(calls):
+    return [(number, kind) for kind in (*faults.KINDS, faults.SHORT) for number in range(calls)]
+
+
+def test_a_sample_of_faults(study, whole):
+    left, calls = whole
+    every = points(calls)
+    tried = [faults.fault(study, left, *every[len(every) * place // SAMPLE]) for place in range(SAMPLE - 1)]
+    assert tried == [""] * (SAMPLE - 1)
+    assert faults.fault(study, left, 5, faults.SHORT) == ""
+    assert faults.fault(study, left, calls, "full") is None
+
+
+def test_a_sample_of_power_losses(study, whole):
+    left, _ = whole
+    states = faults.power_losses(study)
+    assert len(states) > 20
+    # The most dangerous: names that are there, of files whose content is not.
+    empty = [state for state in states if any(not content for content in state.values())]
+    assert empty, "no state had names ahead of content"
+    for state in (states[0], states[len(states) // 2], states[-1], empty[-1]):
+        assert faults.power_loss(study, left, state) == ""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("kind", [*faults.KINDS, faults.SHORT])
+def test_every_fault(study, whole, kind):
+    left, calls = whole
+    found = [faults.fault(study, left, number, kind) for number in range(calls)]
+    assert sum(wrong is not None for wrong in found) >= 15
+    assert not [wrong for wrong in found if wrong]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_every_power_loss(study, whole):
+    wrong = [faults.power_loss(study, whole[0], state) for state in faults.power_losses(study)]
+    assert not any(wrong), wrong
+
+
+def test_what_fails_is_what_is_asked_for(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+
+    def work():
+        (folder / "a").write_bytes(b"x" * 1000)
+        os.replace(folder / "a", folder / "b")
+
+    with faults.Touches(folder) as touches:
+        work()
+    assert touches.calls == ["open", "rename"]
+    for number, left in enumerate((["b"], ["a", "b"])):
+        with faults.Touches(folder, number, "full") as touches, pytest.raises(OSError, match="No space left"):
+            work()
+        assert touches.reached
+        assert sorted(path.name for path in folder.iterdir()) == left
+    with faults.Touches(tmp_path / "elsewhere", 0, "full"):
+        work()
+
+
+def test_a_file_that_is_cut_short_is_noticed(study, whole, tmp_path):
+    """The comparison of bytes sees what it is there to see."""
+    left, _ = whole
+    study.run(tmp_path / "run")
+    assert faults.found(tmp_path / "run") == left
+    path = tmp_path / "run" / faults.RESULTS[0]
+    path.write_bytes(path.read_bytes()[:-1])
+    assert faults.found(tmp_path / "run") != left
+    (tmp_path / "run" / "left over").touch()
+    assert "left over" in faults.found(tmp_path / "run")[1]
