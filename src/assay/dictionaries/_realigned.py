@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from assay._errors import AssayError
+from assay._given import checked
 from assay.dictionaries._dictionary import Dictionary
 from assay.dictionaries._given import GivenDictionary
 from assay.engine import Place, Samples
@@ -20,6 +21,7 @@ def principal(moment: Float[Tensor, "width width"], rank: int) -> Float[Tensor, 
     return torch.linalg.eigh(moment).eigenvectors.flip(1)[:, :rank]
 
 
+@checked
 def realigned(
     dictionary: Dictionary,
     vectors: Float[Tensor, "row width"],
