@@ -4,6 +4,7 @@ Chromium is driven over its devtools protocol through two pipes, so that nothing
 """
 
 import base64
+import fcntl
 import json
 import os
 import shutil
@@ -101,8 +102,9 @@ def browser() -> Iterator[Browser]:
     read, to_write = os.pipe()
 
     def pipes() -> None:
-        # The protocol asks for these two numbers. Copies first: one of the pipes may have a number of the other's.
-        source, sink = os.dup(to_read), os.dup(to_write)
+        # The protocol asks for these two numbers. Copies first, beyond them: one of the pipes may have a number of the
+        # other's, and what is given the number that it has would be closed when the browser starts.
+        source, sink = (fcntl.fcntl(one, fcntl.F_DUPFD, 10) for one in (to_read, to_write))
         os.dup2(source, 3)
         os.dup2(sink, 4)
 

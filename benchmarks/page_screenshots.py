@@ -7,6 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from assay import AssayError
 from assay.faithfulness import Comparison
 from assay.reports import Illustrations, write_page
 from browser import browser
@@ -42,4 +43,7 @@ def main(arguments: list[str]) -> list[Path]:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    try:
+        main(sys.argv[1:])
+    except (AssayError, FileNotFoundError) as error:
+        sys.exit(str(error))

@@ -121,7 +121,7 @@ WRONG = {
     "{file}:Halved(*[1])": "is not of the form",
     "{file}:Helper.Halved(1)": "is not of the form",
     "{file}:Halved(1)(2)": "is not of the form",
-    "{file}:Halved(ranks=2)": "unexpected keyword argument 'ranks'; its parameters are Halved(rank",
+    "{file}:Halved(ranks=2)": "unknown parameter of Halved 'ranks'; did you mean 'rank'?",
     "{file}:Halved(1, rank=2)": "multiple values for argument 'rank'",
     "{file}:Halved(rank=-1)": "cannot be made: ValueError: no such rank.",
     "{folder}/raises.py:Halved": "'{folder}/raises.py' cannot be run: ZeroDivisionError: division by zero.",

@@ -125,7 +125,6 @@ def test_every_command_that_prints_names(command, stranger, monkeypatch):
         ("report", "runs[/]\x1b[31m"),
         ("verify", "[/]\x1b[31m"),
         ("certify", "[/]\x1b[31m"),
-        ("compare", "[/]\x1b[31m", "--split", "iid=x", "--with", "y"),
         ("compare", "code-python", "--split", "[/]\x1b[31m", "--simplify", "one-hot", "--fit", "x"),
         ("compare", "code-python", "--split", "iid=x", "--simplify", "[/]\x1b[31m", "--fit", "x"),
         ("compare", "code-python", "--split", "iid=[/]\x1b[31m", "--simplify", "one-hot", "--fit", "[/]\x1b[31m"),

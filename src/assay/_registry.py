@@ -173,7 +173,7 @@ def _bind(
     for given in keywords:
         if given not in by_name and not takes_any:
             wrong = unknown_name(f"parameter of {name}", given, by_name)
-            raise AssayError(f"{specification!r}: {str(wrong).rstrip('.')}; write it as {called(name, signature)}.")
+            raise AssayError(f"{specification!r}: {wrong} Write it as {called(name, signature)}.")
     try:
         signature.bind(*arguments, **keywords)
     except TypeError as error:

@@ -459,7 +459,7 @@ def test_a_file_is_written_whole_or_not_at_all(found, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(AssayError, match="is a file; give a folder"):
         circuit.write(tmp_path / "file" / "c.json")
-    with pytest.raises(AssayError, match="cannot be written"):
+    with pytest.raises(AssayError, match="is a folder; give the name of a file"):
         circuit.write(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
     unprintable = found(name="a\nb")

@@ -1,6 +1,10 @@
 """What only a browser knows of the page: nothing sticks out, all can be read, nothing is said or fetched."""
 
+import inspect
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -149,3 +153,18 @@ def test_screenshots_are_made_by_a_command(shown, tmp_path):
     data = picture.read_bytes()
     assert re.match(rb"\x89PNG", data)
     assert (int.from_bytes(data[16:20]), int.from_bytes(data[20:24])) == (390, 844)
+
+
+def test_a_browser_starts_whatever_files_are_open():
+    """Numbers 3 and 4, by which it is driven, may be free in the child alone: packages close files of theirs there."""
+    code = """
+import os
+from browser import browser
+held = [os.open(os.devnull, os.O_RDONLY) for _ in range(2)]
+os.register_at_fork(after_in_child=lambda: [os.close(one) for one in held])
+with browser() as shown:
+    print(shown.ask("1 + 1"))
+"""
+    given = {**os.environ, "PYTHONPATH": str(Path(inspect.getfile(Browser)).parent)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=given)
+    assert done.stdout == "2\n", done.stderr[-500:]

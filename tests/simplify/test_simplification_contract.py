@@ -201,8 +201,8 @@ def test_unknown_name_without_neighbours_lists_all():
 @pytest.mark.parametrize(
     ("text", "trouble"),
     [
-        ("svd", r"missing.*'rank'.*svd\(rank"),
-        ("svd:rank=8,ranks=8", r"'ranks'.*svd\(rank"),
+        ("svd", r"missing.*'rank'.*svd:rank"),
+        ("svd:rank=8,ranks=8", r"'ranks'.*svd:rank"),
         ("svd:8", "'8' is not of the form name=value"),
         ("identity:rank=2", "'rank'"),
         ("svd:rank=8,=2", "svd"),

@@ -65,6 +65,7 @@ def test_a_page_files_and_what_was_fitted_are_left(done):
     assert shown.features, "telling features are shown"
 
 
+@pytest.mark.slow
 def test_what_was_fitted_is_not_fitted_again(done, monkeypatch):
     """A run that was stopped goes on with the dictionaries that it had trained."""
     folder, one, _ = done
@@ -91,6 +92,7 @@ def test_unknown_parts_are_refused():
             dictionaries.check_names(only)
 
 
+@pytest.mark.slow
 def test_from_the_command_line(command, monkeypatch, done):
     monkeypatch.setitem(dictionaries.PARTS, "dyck", small)
     status, out, _ = command("run", "dictionaries", "--only", "dyck", "--json", "--out", str(done[0]))

@@ -526,7 +526,7 @@ def test_a_name_that_the_hub_does_not_give_is_asked_for_once(hub, tmp_path, stat
 @pytest.mark.parametrize("name", ["two/many/parts", "what is this", "-", "a\0b"])
 def test_what_is_no_name_is_not_asked_for(hub, name):
     server = hub(200)
-    with pytest.raises(AssayError, match="no name that a model can have"):
+    with pytest.raises(AssayError, match=r"no name that a model can have|no file can be called so"):
         load(name)
     assert not server.asked
 

@@ -31,6 +31,16 @@ def test_the_largest_file_of_functions_without_end_is_cut_in_seconds(fragment):
     assert seconds(lambda: cut(repeated(fragment), "ruby")) < 10
 
 
+@pytest.mark.parametrize("name", ["a.", "a .\\\n", "é."], ids=["plain", "continued", "accented"])
+@pytest.mark.parametrize("before", ["import ", "from "])
+def test_a_dotted_name_as_long_as_a_file_is_not_parsed(before, name):
+    """The parser would keep each of its beginnings: 40 GB."""
+    function = "def first(a):\n    b = a.c.d.e\n    return b"
+    with pytest.raises(UncutError, match=r"^does not parse$"):
+        cut(f"{function}\n{before}{repeated(name)}b", "python")
+    assert cut(f"{function}\n{before}{name * 20}b{' import c' * (before == 'from ')}", "python") == [function]
+
+
 def test_functions_within_functions_are_searched_once():
     """Of 2,000 functions inside each other the outermost that is short enough is taken."""
     depth = (MAX_CHARACTERS + 1) // len("a(){\n}\n")
@@ -140,7 +150,7 @@ FRAGMENTS = [
 @pytest.mark.parametrize("before", ["", "a", "a b()", "class a", "import a."])
 def test_no_fragment_again_and_again_takes_much_more_than_what_is_allowed(monkeypatch, language, before):
     """The largest file, and the outline of a function; between two looks at the clock a lexer takes one token."""
-    monkeypatch.setattr(_lexing, "SECONDS", 0.5)
+    monkeypatch.setattr(_lexing, "SECONDS", 0.1)
     took = {}
     for fragment in FRAGMENTS:
         text = before + repeated(fragment)

@@ -72,7 +72,7 @@ def test_a_users_tests(pytester, run):
             with pytest.raises(assay.AssayError, match=r"must be a Proxy; simplification.fit.*apply"):
                 assert_faithful(subject, assay.SVD(rank=2), TASK)
             for wrong in (["iid"], "iid", 3):
-                with pytest.raises(assay.AssayError, match="give a task, or a list of its splits"):
+                with pytest.raises(assay.AssayError, match="must be a Task or a list of Splits"):
                     assert_faithful(subject, proxy, wrong)
         """
     )

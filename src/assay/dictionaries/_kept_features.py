@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeAlias, get_args
+from typing import Any, ClassVar, Literal, TypeAlias, TypeVar, get_args
 
 import torch
 from jaxtyping import Bool, Float
@@ -164,8 +164,90 @@ class Transcoders:
         return replaced
 
 
+_Recipe = TypeVar("_Recipe", bound="_SomeFeatures")
+
+
 @dataclass
-class KeptFeatures:
+class _SomeFeatures:
+    """What recipes share that leave some features in the place of all MLPs, each saying which in `_chosen`.
+
+    After `fit`, `transcoders_` are in force with the features of `kept_`, and `constants_` in the place of the others.
+    """
+
+    ablation: Ablated = field(default="zero", kw_only=True)
+    untouched: int = field(default=1, kw_only=True)
+    streams_: dict[Place, tuple[str, ...]] | None = field(default=None, init=False, repr=False, compare=False)
+    transcoders_: Transcoders | None = field(default=None, init=False, repr=False, compare=False)
+    kept_: list[Tensor] | None = field(default=None, init=False, repr=False, compare=False)
+    constants_: list[Tensor] | None = field(default=None, init=False, repr=False, compare=False)
+
+    streams: ClassVar[tuple[str, ...]] = ()
+    any_stream: ClassVar[bool] = True
+    streams_rows: ClassVar[bool] = True
+
+    @property
+    def spliced(self) -> Spliced:
+        """The replacement model."""
+        raise NotImplementedError
+
+    @property
+    def learns(self) -> bool:
+        """Whether there is anything to fit."""
+        return self.ablation == "mean"
+
+    def describe(self) -> dict[str, Any]:
+        """What the record keeps of it."""
+        return {"replacement": self.spliced.describe(), "ablation": self.ablation, "untouched": self.untouched}
+
+    def own_sites(self, engine: Engine) -> tuple[str, ...]:
+        """The MLPs of all layers."""
+        return ("all.mlp",)
+
+    def fit(self: _Recipe, samples: Samples) -> _Recipe:
+        """Take the places, the features that are kept, and with `ablation="mean"` the means of the others.
+
+        Raises AssayError for samples of other places than all MLPs.
+        """
+        self.transcoders_ = self.streams_ = self.kept_ = self.constants_ = None
+        if samples.subject is None:
+            raise AssayError(f"{label(self)}: these samples do not say of which subject; take them from collect().")
+        engine = Engine(samples.subject)
+        found = self._transcoders(engine)
+        if samples.places != engine.blocks or any(samples.streams_of(place) != ("mlp",) for place in samples.places):
+            raise AssayError(f"{label(self)} stands for all MLPs at once; give it the site 'all.mlp'.")
+        means, shares = found.used(samples) if self.learns else ([], [])
+        kept = self._chosen(found, shares)
+        if self.ablation == "mean":
+            self.constants_ = found.constants(means, kept)
+        self.kept_, self.transcoders_, self.streams_ = kept, found, dict.fromkeys(samples.places, ("mlp",))
+        return self
+
+    def _transcoders(self, engine: Engine) -> Transcoders:
+        """Those of a subject. Raises AssayError for options that cannot be, and for one that they do not fit."""
+        if self.ablation not in get_args(Ablated):
+            raise AssayError(f"ablation={self.ablation!r}: features are ablated to {' or '.join(get_args(Ablated))}.")
+        if isinstance(self.untouched, bool) or not isinstance(self.untouched, int) or self.untouched < 0:
+            raise AssayError(
+                f"untouched={self.untouched!r}: say at how many first positions MLPs stay as they are, 0 or more."
+            )
+        return Transcoders.of(self.spliced, engine)
+
+    def _chosen(self, found: Transcoders, shares: Sequence[Float[Tensor, " feature"]]) -> list[Tensor]:
+        """The features of every layer that are kept; `shares` says how often each is on, of a recipe that learns."""
+        raise NotImplementedError
+
+    def apply(self, subject: Subject) -> SimplifiedSubject:
+        """The subject with the kept features in the place of its MLPs. Raises AssayError before `fit`."""
+        if self.transcoders_ is None:
+            raise AssayError(f"{label(self)} has not been fitted; call fit(samples), or give it to compare.")
+        return self.transcoders_.in_force(self, subject, self.kept_, self.constants_, self.untouched)
+
+    def _more(self) -> str:
+        return f", ablation={self.ablation!r}" + ("" if self.untouched == 1 else f", untouched={self.untouched}")
+
+
+@dataclass
+class KeptFeatures(_SomeFeatures):
     """The features of an attribution graph alone in the place of all MLPs; all others are ablated.
 
         graph = assay.AttributionGraph.read("graph.pt").pruned()
@@ -185,16 +267,7 @@ class KeptFeatures:
 
     graph: AttributionGraph | str | Path
     replacement: Spliced | str | Path
-    ablation: Ablated = "zero"
-    untouched: int = 1
     caution: str | None = field(default=None, init=False, repr=False, compare=False)
-    streams_: dict[Place, tuple[str, ...]] | None = field(default=None, init=False, repr=False, compare=False)
-    transcoders_: Transcoders | None = field(default=None, init=False, repr=False, compare=False)
-    constants_: list[Tensor] | None = field(default=None, init=False, repr=False, compare=False)
-
-    streams: ClassVar[tuple[str, ...]] = ()
-    any_stream: ClassVar[bool] = True
-    streams_rows: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         # Read at once: what is compared is what was in the files then.
@@ -216,69 +289,45 @@ class KeptFeatures:
         return self.replacement
 
     @property
-    def learns(self) -> bool:
-        """Whether there is anything to fit."""
-        return self.ablation == "mean"
-
-    @property
     def title(self) -> str:
         """What it is."""
         count = sum(map(len, self.own.kept.values()))
-        return f"KeptFeatures({count:,} of {self.own.layers} layers{_more(self.ablation, self.untouched)})"
+        return f"KeptFeatures({count:,} of {self.own.layers} layers{self._more()})"
 
     def describe(self) -> dict[str, Any]:
         """What the record keeps of it."""
         graph = {key: value for key, value in self.own.origin.items() if value is not None}
         kept = {str(layer): list(numbers) for layer, numbers in self.own.kept.items()}
-        return {"graph": graph, "kept": kept, "replacement": self.spliced.describe(), **_options(self)}
-
-    def own_sites(self, engine: Engine) -> tuple[str, ...]:
-        """The MLPs of all layers."""
-        return ("all.mlp",)
+        return {"graph": graph, "kept": kept, **super().describe()}
 
     def check(self, subject: Subject, splits: Sequence[Split]) -> None:
         """Raise AssayError for a subject that it is not of."""
         self._transcoders(Engine(subject))
         self.spliced.check(subject, splits)
-        self.caution = getattr(self.spliced, "caution", None)
+        self.caution = self.spliced.caution
 
     def _transcoders(self, engine: Engine) -> Transcoders:
-        _check_options(self)
+        found = super()._transcoders(engine)
         if not len(self.own.features):
             raise AssayError(f"{label(self)}: the graph has no features; prune it less.")
-        found = Transcoders.of(self.spliced, engine)
         found.check(self.own, engine)
         return found
 
-    def fit(self, samples: Samples) -> "KeptFeatures":
-        """Take the places, and with `ablation="mean"` the means of what is ablated."""
-        self.transcoders_ = self.streams_ = self.constants_ = None
-        engine = _engine_of(self, samples)
-        found = self._transcoders(engine)
-        if self.ablation == "mean":
-            self.constants_ = found.constants(found.used(samples)[0], self._kept(found))
-        self.transcoders_, self.streams_ = found, _places_of(self, engine, samples)
-        return self
-
-    def _kept(self, found: Transcoders) -> list[Mask]:
+    def _chosen(self, found: Transcoders, shares: Sequence[Float[Tensor, " feature"]]) -> list[Tensor]:
         return [_mask(found.features(layer), numbers) for layer, numbers in self.own.kept.items()]
-
-    def apply(self, subject: Subject) -> SimplifiedSubject:
-        """The subject with the kept features in the place of its MLPs."""
-        found = _fitted(self)
-        return found.in_force(self, subject, self._kept(found), self.constants_, self.untouched)
 
     def control(self) -> "RandomFeatures":
         """As many random features in each layer."""
-        return RandomFeatures(self.spliced, tuple(map(len, self.own.kept.values())), self.ablation, self.untouched)
+        counts = tuple(map(len, self.own.kept.values()))
+        return RandomFeatures(self.spliced, counts, ablation=self.ablation, untouched=self.untouched)
 
     def ablated(self) -> "NoFeatures":
         """No feature at all."""
-        return NoFeatures(self.spliced, self.ablation, self.untouched)
+        return NoFeatures(self.spliced, ablation=self.ablation, untouched=self.untouched)
 
 
 @dataclass
-class NoFeatures:
+class NoFeatures(_SomeFeatures):
     """No features in the place of all MLPs: what kept ones are measured from.
 
     Only the constants of dictionaries are left, and with `ablation="mean"` what their features are in the mean of the
@@ -286,59 +335,26 @@ class NoFeatures:
     """
 
     replacement: Spliced
-    ablation: Ablated = "zero"
-    untouched: int = 1
-    streams_: dict[Place, tuple[str, ...]] | None = field(default=None, init=False, repr=False, compare=False)
-    transcoders_: Transcoders | None = field(default=None, init=False, repr=False, compare=False)
-    constants_: list[Tensor] | None = field(default=None, init=False, repr=False, compare=False)
-
-    streams: ClassVar[tuple[str, ...]] = ()
-    any_stream: ClassVar[bool] = True
-    streams_rows: ClassVar[bool] = True
 
     @property
-    def learns(self) -> bool:
-        """Whether there is anything to fit."""
-        return self.ablation == "mean"
+    def spliced(self) -> Spliced:
+        """The replacement model."""
+        return self.replacement
 
     @property
     def title(self) -> str:
         """What it is."""
-        return f"NoFeatures({_more(self.ablation, self.untouched)[2:]})"
+        return f"NoFeatures({self._more()[2:]})"
 
-    def describe(self) -> dict[str, Any]:
-        """What the record keeps of it."""
-        return {"replacement": self.replacement.describe(), **_options(self)}
-
-    def own_sites(self, engine: Engine) -> tuple[str, ...]:
-        """The MLPs of all layers."""
-        return ("all.mlp",)
-
-    def fit(self, samples: Samples) -> "NoFeatures":
-        """Take the places, and with `ablation="mean"` the means."""
-        self.transcoders_ = self.streams_ = self.constants_ = None
-        _check_options(self)
-        engine = _engine_of(self, samples)
-        found = Transcoders.of(self.replacement, engine)
-        if self.ablation == "mean":
-            self.constants_ = found.constants(found.used(samples)[0], self._kept(found))
-        self.transcoders_, self.streams_ = found, _places_of(self, engine, samples)
-        return self
-
-    def _kept(self, found: Transcoders) -> list[Mask]:
+    def _chosen(self, found: Transcoders, shares: Sequence[Float[Tensor, " feature"]]) -> list[Tensor]:
         return [_mask(found.features(layer), ()) for layer in range(len(found.places))]
-
-    def apply(self, subject: Subject) -> SimplifiedSubject:
-        """The subject with constants in the place of its MLPs."""
-        found = _fitted(self)
-        return found.in_force(self, subject, self._kept(found), self.constants_, self.untouched)
 
     def control(self) -> None:
         """None: this is a control."""
 
 
 @dataclass
-class RandomFeatures:
+class RandomFeatures(_SomeFeatures):
     """Random features of dictionaries in the place of all MLPs, so many in each layer: what kept ones have to beat.
 
     Each is drawn as often as it is on in the train split, so that the draw knows which features are used and not which
@@ -348,43 +364,31 @@ class RandomFeatures:
 
     replacement: Spliced
     counts: tuple[int, ...]
-    ablation: Ablated = "zero"
-    untouched: int = 1
     seed: int = 0
-    streams_: dict[Place, tuple[str, ...]] | None = field(default=None, init=False, repr=False, compare=False)
-    transcoders_: Transcoders | None = field(default=None, init=False, repr=False, compare=False)
-    kept_: list[Tensor] | None = field(default=None, init=False, repr=False, compare=False)
-    constants_: list[Tensor] | None = field(default=None, init=False, repr=False, compare=False)
 
-    streams: ClassVar[tuple[str, ...]] = ()
-    any_stream: ClassVar[bool] = True
-    streams_rows: ClassVar[bool] = True
-    learns: ClassVar[bool] = True
+    @property
+    def spliced(self) -> Spliced:
+        """The replacement model."""
+        return self.replacement
+
+    @property
+    def learns(self) -> bool:
+        """True: how often features are on is learned."""
+        return True
 
     @property
     def title(self) -> str:
         """What it is."""
         drawn = f", seed={self.seed}" if self.seed else ""
-        more = _more(self.ablation, self.untouched)
-        return f"RandomFeatures({sum(self.counts):,} of {len(self.counts)} layers{more}{drawn})"
+        return f"RandomFeatures({sum(self.counts):,} of {len(self.counts)} layers{self._more()}{drawn})"
 
     def describe(self) -> dict[str, Any]:
         """What the record keeps of it."""
-        return {"counts": list(self.counts), "replacement": self.replacement.describe(), **_options(self)}
+        return {"counts": list(self.counts), **super().describe()}
 
-    def own_sites(self, engine: Engine) -> tuple[str, ...]:
-        """The MLPs of all layers."""
-        return ("all.mlp",)
-
-    def fit(self, samples: Samples) -> "RandomFeatures":
-        """Draw the features."""
-        self.transcoders_ = self.streams_ = self.constants_ = self.kept_ = None
-        _check_options(self)
-        engine = _engine_of(self, samples)
-        found = Transcoders.of(self.replacement, engine)
+    def _chosen(self, found: Transcoders, shares: Sequence[Float[Tensor, " feature"]]) -> list[Tensor]:
         if len(self.counts) != len(found.places):
             raise AssayError(f"{label(self)}: there are counts of {len(self.counts)} of {len(found.places)} layers.")
-        means, shares = found.used(samples)
         generator, kept = torch.Generator().manual_seed(self.seed), []
         for layer, (count, share) in enumerate(zip(self.counts, shares, strict=True)):
             if not 0 <= count <= len(share):
@@ -393,15 +397,7 @@ class RandomFeatures:
             weights = share.double() + 1e-9
             drawn = torch.multinomial(weights, count, generator=generator).tolist() if count else []
             kept.append(_mask(len(share), drawn))
-        if self.ablation == "mean":
-            self.constants_ = found.constants(means, kept)
-        self.kept_, self.transcoders_, self.streams_ = kept, found, _places_of(self, engine, samples)
-        return self
-
-    def apply(self, subject: Subject) -> SimplifiedSubject:
-        """The subject with the drawn features in the place of its MLPs."""
-        found = _fitted(self)
-        return found.in_force(self, subject, self.kept_, self.constants_, self.untouched)
+        return kept
 
     def redrawn(self, number: int) -> "RandomFeatures":
         """The same control drawn again."""
@@ -411,43 +407,7 @@ class RandomFeatures:
         """None: this is a control."""
 
 
-def _more(ablation: str, untouched: int) -> str:
-    return f", ablation={ablation!r}" + ("" if untouched == 1 else f", untouched={untouched}")
-
-
-def _options(recipe: KeptFeatures | NoFeatures | RandomFeatures) -> dict[str, Any]:
-    return {"ablation": recipe.ablation, "untouched": recipe.untouched}
-
-
-def _check_options(recipe: KeptFeatures | NoFeatures | RandomFeatures) -> None:
-    ablation, untouched = recipe.ablation, recipe.untouched
-    if ablation not in get_args(Ablated):
-        raise AssayError(f"ablation={ablation!r}: features are ablated to {' or '.join(get_args(Ablated))}.")
-    if isinstance(untouched, bool) or not isinstance(untouched, int) or untouched < 0:
-        raise AssayError(f"untouched={untouched!r}: say at how many first positions MLPs stay as they are, 0 or more.")
-
-
 def _mask(features: int, numbers: Sequence[int]) -> Mask:
     found = torch.zeros(features, dtype=torch.bool)
     found[list(numbers)] = True
     return found
-
-
-def _engine_of(recipe: object, samples: Samples) -> Engine:
-    if samples.subject is None:
-        raise AssayError(f"{label(recipe)}: these samples do not say of which subject; take them from collect().")
-    return Engine(samples.subject)
-
-
-def _places_of(recipe: object, engine: Engine, samples: Samples) -> dict[Place, tuple[str, ...]]:
-    """The places of samples. Raises AssayError unless these are the MLPs of all layers."""
-    if samples.places != engine.blocks or any(samples.streams_of(place) != ("mlp",) for place in samples.places):
-        raise AssayError(f"{label(recipe)} stands for all MLPs at once; give it the site 'all.mlp'.")
-    return dict.fromkeys(samples.places, ("mlp",))
-
-
-def _fitted(recipe: KeptFeatures | NoFeatures | RandomFeatures) -> Transcoders:
-    """The transcoders that a recipe was fitted with. Raises AssayError before `fit`."""
-    if recipe.transcoders_ is None:
-        raise AssayError(f"{label(recipe)} has not been fitted; call fit(samples), or give it to compare.")
-    return recipe.transcoders_

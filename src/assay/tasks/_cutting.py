@@ -25,6 +25,7 @@ _CONTROL = frozenset(
 )
 _CONTAINERS = frozenset(("class", "interface", "namespace", "trait", "record", "enum"))
 _ACCESS = frozenset(("public", "private", "protected"))
+_DOTTED = re.compile(r"(?<!\w)(?:\w+[\s\\]*\.[\s\\]*){200}")
 _RUBY_DEF = re.compile(r"^([ \t]*)def\s", re.MULTILINE)
 _RUBY_END = re.compile(r"^([ \t]*)end\b", re.MULTILINE)
 
@@ -82,6 +83,9 @@ def cut(text: str, language: str) -> list[str]:
 
 
 def _cut_python(text: str) -> Iterator[str]:
+    # Of the name in `import a.b.c` the parser keeps every beginning: those of the longest file take all memory.
+    if _DOTTED.search(text):
+        raise UncutError("does not parse")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

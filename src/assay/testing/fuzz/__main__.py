@@ -7,24 +7,18 @@ import sys
 import time
 from collections.abc import Sequence
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 
 from assay._errors import AssayError, unknown_name
+from assay._files import write_atomically
 from assay.testing.fuzz._tried import Tried
 
 FUZZES = {
     "proofs": "certificates against the truth, and forged ones against the checker",
     "readers": "changed files against everything that reads one",
     "interface": "wrong arguments against the public functions",
-    "faults": "failing reads, writes and workers against a run",
 }
 """What can be fuzzed, each a module beside this one."""
-
-
-def offered() -> dict[str, str]:
-    """The fuzzes that are installed."""
-    return {name: words for name, words in FUZZES.items() if find_spec(f"assay.testing.fuzz.{name}") is not None}
 
 
 class _Progress:
@@ -65,24 +59,24 @@ def write_section(path: Path, name: str, text: str) -> None:
     before, found, after = page.partition(heading)
     rest = after.partition("\n## ") if found else ("", "", "")
     tail = f"\n## {rest[2]}" if rest[1] else ""
-    path.write_text(f"{before.rstrip()}\n\n{heading}\n{text.rstrip()}\n{tail}", encoding="utf-8")
+    made = f"{before.rstrip()}\n\n{heading}\n{text.rstrip()}\n{tail}"
+    write_atomically(path, lambda file: file.write_text(made, encoding="utf-8"))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a fuzz; returns 0 if nothing was wrong, 1 if something was or nothing was tried, 2 for a wrong call."""
-    known = offered()
     parser = argparse.ArgumentParser(
         prog="python -m assay.testing.fuzz",
-        description="Fuzz a part of Assay. " + " ".join(f"{name}: {words}." for name, words in known.items()),
+        description="Fuzz a part of Assay. " + " ".join(f"{name}: {words}." for name, words in FUZZES.items()),
     )
-    parser.add_argument("name", metavar="|".join(known), help="what to fuzz")
+    parser.add_argument("name", metavar="|".join(FUZZES), help="what to fuzz")
     parser.add_argument("--minutes", type=float, default=1.0, help="how long (default: 1)")
     parser.add_argument("--seed", type=int, default=0, help="where to start; the same seed draws the same cases")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table into this page as well")
     call = parser.parse_args(arguments)
     try:
-        if call.name not in known:
-            raise unknown_name("fuzz", call.name, known)
+        if call.name not in FUZZES:
+            raise unknown_name("fuzz", call.name, FUZZES)
         if not (0 < call.minutes < math.inf) or call.seed < 0:
             raise AssayError(f"--minutes {call.minutes} --seed {call.seed}: minutes above 0, a seed of at least 0.")
         if call.markdown is not None and not call.markdown.parent.is_dir():
