@@ -2,6 +2,9 @@
 
 import os
 import re
+import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -47,10 +50,27 @@ def test_what_a_run_lacks_ends_it_in_one_line_that_says_how_to_go_on(command, mo
     assert (status, out, err.strip().splitlines()) == (1, "", [f"error: {said}"])
 
 
-def test_another_error_is_a_fault_and_shows_where(command, monkeypatch, tmp_path):
-    monkeypatch.setattr(dyck, "run", lambda *arguments, **options: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
+@pytest.mark.parametrize("error", [ZeroDivisionError("x"), SystemError("bad argument to internal function")], ids=repr)
+def test_another_error_is_a_fault_and_shows_where(command, monkeypatch, tmp_path, error):
+    def fails(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr(dyck, "run", fails)
+    with pytest.raises(type(error)):
         command("run", "dyck", "--out", tmp_path)
+
+
+@pytest.mark.parametrize("megabytes", [250, *(pytest.param(n, marks=pytest.mark.slow) for n in (500, 1_000, 1_500))])
+def test_a_process_that_may_have_little_memory_says_so_in_one_line(tmp_path, megabytes):
+    def limited():
+        resource.setrlimit(resource.RLIMIT_AS, (megabytes * 2**20, megabytes * 2**20))
+
+    call = [sys.executable, "-m", "assay", "run", "dyck", "--sequences", "60", "--out", str(tmp_path / "it")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    found = subprocess.run(call, check=False, capture_output=True, text=True, env=environment, preexec_fn=limited)
+    assert (found.returncode, found.stdout) == (1, ""), found.stderr
+    assert found.stderr.strip().splitlines()[-1].startswith("error: out of memory"), found.stderr
+    assert "Traceback" not in found.stderr
 
 
 def test_an_interrupted_command_says_where_it_goes_on(command, monkeypatch, tmp_path):
@@ -90,6 +110,16 @@ def test_a_run_on_a_disk_that_is_read_only_is_reported_elsewhere(finished, comma
     assert status == 0, err
     assert str(tmp_path / "page" / "report.html") in out
     assert {path.name for path in (tmp_path / "page").iterdir()} == {"report.html", "figures"}
+
+
+def test_a_comparison_tries_its_folder_before_the_work(subject, task, monkeypatch, tmp_path):
+    def begun(*arguments, **options):
+        raise AssertionError("the work was begun")
+
+    monkeypatch.setattr("assay.faithfulness._compare.noise_floor", begun)
+    closed(monkeypatch, tmp_path)
+    with pytest.raises(assay.AssayError, match=r"nothing can be written to .* \(Read-only file system\)"):
+        assay.compare(subject, task, [assay.SVD(rank=2)], sequences=4, fit_sequences=40, folder=tmp_path / "run")
 
 
 @pytest.mark.parametrize(

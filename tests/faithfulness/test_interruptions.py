@@ -6,10 +6,14 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 import assay
+from assay.faithfulness._cells import Cells
+from assay.faithfulness._scores import NotFiniteError, Scores
 from kills import cells, complete, finish, kill, results, start
 
 
@@ -56,23 +60,47 @@ def stop_after(cells):
 @pytest.mark.parametrize("kept", ["in a folder", "in this process"])
 def test_an_interrupted_comparison_goes_on_where_it_was(subject, task, tmp_path, kept):
     folder = tmp_path / "run" if kept == "in a folder" else None
-    call = {"sites": ("layer0.head0",), "sequences": 6, "fit_sequences": 40, "resamples": 20, "refit": False,
-            "folder": folder}  # fmt: skip
+    call = {"sites": ("layer0.head0",), "sequences": 4, "fit_sequences": 34, "resamples": 10, "refit": False,
+            "controls": False, "folder": folder}  # fmt: skip
     recipes = [assay.SVD(rank=2)]
     progress, seen = stop_after(3)
     with pytest.raises(KeyboardInterrupt, match=r"\d+ of \d+ cells are finished and kept in .* goes on") as stopped:
         assay.compare(subject, task, recipes, **call, progress=progress)
     assert (repr(str(folder)) in str(stopped.value)) == (folder is not None)
-    again = []
-    resumed = assay.compare(subject, task, recipes, **call, progress=again.append)
+    # Once more, when all is finished but the intervals.
+    progress, again = stop_after(seen[-1].done + 1)
+    with pytest.raises(KeyboardInterrupt):
+        assay.compare(subject, task, recipes, **call, progress=progress)
     assert again[0].done == seen[-1].done >= 3
+    resumed = assay.compare(subject, task, recipes, **call, progress=again.append)
+    assert again[-1].text == "intervals"
     whole = assay.compare(subject, task, recipes, **(call | {"folder": None}))
     assert resumed.results.equals(whole.results)
     assert resumed.gaps().equals(whole.gaps())
-    # What was left is used once: another comparison begins at nothing.
+    # What was left is used once: the next begins at nothing.
     fresh = []
     assay.compare(subject, task, recipes, **(call | {"folder": None}), progress=fresh.append)
     assert fresh[0].done == 0
+
+
+def test_only_what_was_scored_is_left_and_only_to_the_same_cells():
+    scores = Scores((), np.zeros((1, 0)), np.zeros((1, 0), dtype=np.int64), {}, 0.0)
+    interrupted = Cells(None)
+    for name in ("a", "b", interrupted.without_name()):
+        interrupted.put(name, scores)
+    interrupted.put("c", NotFiniteError("no numbers"))
+    interrupted.leave()
+    in_a_folder = Cells(Path("unused"))
+    in_a_folder.take_over(["a", "b"])
+    in_a_folder.leave()
+    following = Cells(None)
+    following.take_over(["b", "c", "d", "unnamed 0"])
+    assert [name for name in ("a", "b", "c", "d", "unnamed 0") if name in following] == ["b"]
+    assert following["b"] is scores
+    last = Cells(None)
+    last.take_over(["a", "b"])
+    assert "a" not in last
+    assert "b" not in last
 
 
 @pytest.mark.slow

@@ -115,7 +115,12 @@ def test_a_cluster_that_loses_workers_and_is_lost(tmp_path):
             list(going)
 
 
-@pytest.mark.parametrize("said", [b"", b"SSH-2.0-OpenSSH_9.6\r\n", b"\xff" * 64, b"\0" * 64])
+HTTP = b"HTTP/1.0 400 Bad request syntax\r\nContent-Type: text/html\r\n\r\n<html>\n<h1>Error\n</html>"
+
+
+@pytest.mark.parametrize(
+    "said", [b"", HTTP, b"SSH-2.0-OpenSSH_9.6\r\n", b"\xff" * 64, b"\0" * 64], ids=["silent", "http", "ssh", "ff", "00"]
+)
 def test_an_address_where_something_else_answers(monkeypatch, said):
     pytest.importorskip("distributed")
     monkeypatch.setattr("assay.faithfulness._workers.ANSWER", 0.5)

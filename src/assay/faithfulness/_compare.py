@@ -195,20 +195,20 @@ def compare(
     with following(progress) as tell:
         try:
             judging.run(engines, workers, lambda text: tell(Step(judging.done, total, text)))
+            found = judging.found
+            tell(Step(total, total, "intervals"))
+            results, gaps, beside, largest, of_models, effects = summarise(
+                judged,
+                task.kinds,
+                variants,
+                candidates,
+                primary=primary,
+                splits=inputs.splits,
+                found=found,
+                **options,
+            )
         except KeyboardInterrupt:
             raise judging.stopped(total) from None
-        found = judging.found
-        tell(Step(total, total, "intervals"))
-        results, gaps, beside, largest, of_models, effects = summarise(
-            judged,
-            task.kinds,
-            variants,
-            candidates,
-            primary=primary,
-            splits=inputs.splits,
-            found=found,
-            **options,
-        )
     record = Record(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds=round(time.monotonic() - started, 3),
@@ -238,7 +238,13 @@ def compare(
         ),
         settings={**settings, **bars},
         noise_floor=noise,
-        skipped=(*judging.failures, *judging.notes_on_cells, *_not_refitted(inputs), *_undetermined(task)),
+        skipped=(
+            *judging.failures,
+            *judging.notes_on_cells,
+            *_lost(inputs),
+            *_not_refitted(inputs),
+            *_undetermined(task),
+        ),
     )
     comparison = Comparison(
         record,
@@ -363,6 +369,7 @@ class _Judging:
             for (number, split), items in own.items()
             for item in items
         }
+        self.cells.take_over(names.values())
         missing = {
             (number, split): [item for item in items if names[number, item.key, split] not in self.cells]
             for (number, split), items in own.items()
@@ -610,6 +617,12 @@ def _chance(task: Task, split: Split, kind: str) -> float | None:
     asked = [kinds.index(name) for name in (kinds if kind == ALL else [kind]) if name in determined]
     answers = split.right[np.isin(split.kinds, asked)]
     return float(np.bincount(answers).max() / len(answers)) if len(answers) else None
+
+
+def _lost(inputs: _Inputs) -> Iterator[Skipped]:
+    for name, split in inputs.named.items():
+        for reason, count in split.lost.items():
+            yield Skipped(what=f"{count:,} {reason} of split {name}", reason="left out, and the rest is used")
 
 
 def _not_refitted(inputs: _Inputs) -> Iterator[Skipped]:

@@ -198,6 +198,7 @@ class Disk:
         descriptor = self._open(path, flags, *rest, **options)
         if flags & os.O_EXCL:  # a new file may have the number of one that is gone
             self._content.pop(os.fstat(descriptor).st_ino, None)
+            self._note()
         return descriptor
 
     def _replaced(self, *paths: Any, **options: Any) -> None:
@@ -262,9 +263,11 @@ def undisturbed(study: Study) -> tuple[tuple[dict[str, bytes], list[str]], int]:
 
 
 def run(seed: int, minutes: float, say: Callable[[str], None]) -> list[Tried]:
-    """Let calls fail, and power be lost, for so many minutes: all in random order, and again in another."""
+    """Let calls fail, and power be lost, for so many minutes or until it is interrupted: all in random order, and again
+    in another.
+    """
     chance, tally, end = random.Random(seed), Tally(), time.monotonic() + 60 * minutes
-    with contextlib.chdir(tempfile.gettempdir()):
+    with contextlib.suppress(KeyboardInterrupt):
         study = Study()
         whole, calls = undisturbed(study)
         faults = [(number, kind) for kind in (*KINDS, SHORT) for number in range(calls)]
