@@ -14,6 +14,8 @@ import pytest
 import assay
 from assay.faithfulness._cells import Cells
 from assay.faithfulness._scores import NotFiniteError, Scores
+from assay.tasks import Text
+from assay.testing.fuzz import _samples
 from kills import cells, complete, finish, kill, results, start
 
 
@@ -58,20 +60,24 @@ def stop_after(cells):
 
 
 @pytest.mark.parametrize("kept", ["in a folder", "in this process"])
-def test_an_interrupted_comparison_goes_on_where_it_was(subject, task, tmp_path, kept):
+def test_an_interrupted_comparison_goes_on_where_it_was(tmp_path, kept):
     folder = tmp_path / "run" if kept == "in a folder" else None
-    call = {"sites": ("layer0.head0",), "sequences": 4, "fit_sequences": 34, "resamples": 10, "refit": False,
+    subject = _samples.subject()
+    texts = ["a b c", "b a d c", "c ( a )", "d d b", "( b ) a", "a a c d", "b c ( d )", "c b d"]
+    shifts = {"reversed": [text[::-1] for text in texts], "twice": [f"{text} {text}" for text in texts]}
+    task = Text(subject.tokenizer, train=["a d c b", "b d"], iid=texts, shifts=shifts)
+    call = {"sites": ("layer0.head0",), "sequences": 8, "fit_sequences": 2, "resamples": 10, "refit": False,
             "controls": False, "folder": folder}  # fmt: skip
     recipes = [assay.SVD(rank=2)]
-    progress, seen = stop_after(3)
+    progress, seen = stop_after(2)
     with pytest.raises(KeyboardInterrupt, match=r"\d+ of \d+ cells are finished and kept in .* goes on") as stopped:
         assay.compare(subject, task, recipes, **call, progress=progress)
     assert (repr(str(folder)) in str(stopped.value)) == (folder is not None)
     # Once more, when all is finished but the intervals.
-    progress, again = stop_after(seen[-1].done + 1)
+    progress, again = stop_after(3)
     with pytest.raises(KeyboardInterrupt):
         assay.compare(subject, task, recipes, **call, progress=progress)
-    assert again[0].done == seen[-1].done >= 3
+    assert again[0].done == seen[-1].done == 2
     resumed = assay.compare(subject, task, recipes, **call, progress=again.append)
     assert again[-1].text == "intervals"
     whole = assay.compare(subject, task, recipes, **(call | {"folder": None}))

@@ -253,13 +253,15 @@ def power_loss(study: Study, whole: tuple[dict[str, bytes], list[str]], state: M
         return _again(study, folder, whole, f"power lost with {len(state)} files")
 
 
-def undisturbed(study: Study) -> tuple[tuple[dict[str, bytes], list[str]], int]:
-    """What a run leaves that nothing disturbs, and how many calls touch its files."""
+def undisturbed(study: Study) -> tuple[tuple[dict[str, bytes], list[str]], list[tuple[int, str]]]:
+    """What a run leaves that nothing disturbs, and all its faults: the number of a call, and how it may fail."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name, "run")
         with Touches(folder) as touches:
             study.run(folder)
-        return found(folder), len(touches.calls)
+        calls, files = len(touches.calls), touches.calls.count("create")
+        faults = [(number, kind) for kind in KINDS for number in range(calls)]
+        return found(folder), [*faults, *((number, SHORT) for number in range(files))]
 
 
 def run(seed: int, minutes: float, say: Callable[[str], None]) -> list[Tried]:
@@ -269,8 +271,7 @@ def run(seed: int, minutes: float, say: Callable[[str], None]) -> list[Tried]:
     chance, tally, end = random.Random(seed), Tally(), time.monotonic() + 60 * minutes
     with contextlib.suppress(KeyboardInterrupt):
         study = Study()
-        whole, calls = undisturbed(study)
-        faults = [(number, kind) for kind in (*KINDS, SHORT) for number in range(calls)]
+        whole, faults = undisturbed(study)
         losses = power_losses(study)
         while time.monotonic() < end:
             tasks: list[Any] = [*faults, *losses]
