@@ -60,7 +60,10 @@ def test_another_error_is_a_fault_and_shows_where(command, monkeypatch, tmp_path
         command("run", "dyck", "--out", tmp_path)
 
 
-@pytest.mark.parametrize("megabytes", [250, *(pytest.param(n, marks=pytest.mark.slow) for n in (150, 600, 1_000, 1_200, 1_500, 2_200))])
+MUCH = (150, 600, 1_000, 1_200, 1_500, 2_200)
+
+
+@pytest.mark.parametrize("megabytes", [250, *(pytest.param(size, marks=pytest.mark.slow) for size in MUCH)])
 def test_a_process_that_may_have_little_memory_says_so_in_one_line(tmp_path, megabytes):
     def limited():
         resource.setrlimit(resource.RLIMIT_AS, (megabytes * 2**20, megabytes * 2**20))

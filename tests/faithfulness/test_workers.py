@@ -1,6 +1,7 @@
 """Work is done once wherever it is done, and a worker that dies takes nothing finished with it."""
 
 import contextlib
+import importlib
 import os
 import signal
 import socket
@@ -96,7 +97,9 @@ def work_slowly(number, marks):
 @pytest.mark.slow
 def test_a_cluster_that_loses_workers_and_is_lost(tmp_path):
     distributed = pytest.importorskip("distributed")
-    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0") as cluster:
+    once = importlib.import_module("dask").config.set({"distributed.scheduler.allowed-failures": 1})
+    local = {"n_workers": 2, "threads_per_worker": 1, "processes": True, "dashboard_address": ":0"}
+    with once, distributed.LocalCluster(**local) as cluster:
         workers = Workers(cluster=cluster.scheduler_address)
         found = dict(workers.map(work_slowly, [(number, str(tmp_path)) for number in range(8)]))
         assert found == {number: number for number in range(8)}
@@ -109,7 +112,7 @@ def test_a_cluster_that_loses_workers_and_is_lost(tmp_path):
             dict(workers.map(die, [(1,)]))
         going = workers.map(work_slowly, [(number, str(tmp_path)) for number in range(8)])
         next(going)
-        cluster.scheduler.close(reason="as if it had crashed")
+        cluster.sync(cluster.scheduler.close, reason="as if it had crashed")
         cluster.close()
         with pytest.raises(AssayError, match="is gone"):
             list(going)
@@ -125,22 +128,27 @@ def test_an_address_where_something_else_answers(monkeypatch, said):
     pytest.importorskip("distributed")
     monkeypatch.setattr("assay.faithfulness._workers.ANSWER", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as server:
-        threading.Thread(target=lambda: answer(server, said), daemon=True).start()
+        answering = threading.Thread(target=answer, args=(server, said))
+        answering.start()
         address = f"tcp://127.0.0.1:{server.getsockname()[1]}"
         with pytest.raises(AssayError, match=f"no Dask scheduler answers at '{address}'") as refused:
             dict(Workers(cluster=address).map(square, [(1,)]))
         assert "\n" not in str(refused.value)
+        answering.join()
 
 
 def answer(server, said):
     with contextlib.suppress(OSError):
         connection, _ = server.accept()
-        connection.sendall(said)
-        time.sleep(1)
+        with connection:
+            connection.sendall(said)
+            while connection.recv(1024):
+                pass
 
 
-def test_a_cluster_that_does_not_answer():
+def test_a_cluster_that_does_not_answer(monkeypatch):
     pytest.importorskip("distributed")
+    monkeypatch.setattr("assay.faithfulness._workers.ANSWER", 0.5)
     with pytest.raises(AssayError, match="no Dask scheduler answers"):
         dict(Workers(cluster="tcp://127.0.0.1:1").map(square, [(1,)]))
 
