@@ -26,7 +26,7 @@ from assay.faithfulness import Comparison
 from assay.proofs import Certificate
 from assay.reports import Illustrations
 from assay.subjects import import_max_of_k, load
-from assay.tasks import JsonLines, Text
+from assay.tasks import JsonLines, Pairs, Text
 from assay.testing.fuzz import _samples, readers
 
 KINDS = [
@@ -214,6 +214,101 @@ def test_bad_lines_of_functions_are_counted_and_the_rest_is_used(corpus, tmp_pat
     assert sum(found.lost.values()) == len(bad)
 
 
+BAD = {
+    DEEP: "lines that are not JSON",
+    b'{"a": ' * 100_000: "lines that are not JSON",
+    b'{"a": ' + b"1" * 5_000 + b"}": "lines that are not JSON",
+    b"{": "lines that are not JSON",
+    b"\xff": "lines that are not UTF-8",
+    b'"x"': "lines that are not JSON objects",
+    b"[1, 2]": "lines that are not JSON objects",
+    b'{"a": "b"}': None,
+    b'{"text": 3, "clean": 3}': None,
+    b'{"text": {"text": "a"}, "clean": ["a"]}': None,
+    b'{"text": "\\ud800", "clean": "\\ud800", "counterfactual": "a", "answer": "a", "foil": "b"}': None,
+}
+"""Lines of a file of JSON lines that hold neither a text nor a pair, and why; None: they are objects."""
+
+
+def counted(bad, otherwise):
+    return {
+        reason or otherwise: sum(BAD[line] == reason for line in bad)
+        for reason in dict.fromkeys(BAD[line] for line in bad)
+    }
+
+
+@pytest.mark.parametrize("name", ["text.jsonl", "text.jsonl.gz"])
+def test_bad_lines_of_text_are_counted_and_the_rest_is_used(tmp_path, name):
+    good = [json.dumps({"text": line}).encode() for line in _samples.LINES]
+    mixed = b"\n".join([*list(BAD)[:8], good[0], b'{"text": null}', good[1], *list(BAD)[8:], *good[2:], b"{"])
+    (tmp_path / name).write_bytes(gzip.compress(mixed) if name.endswith(".gz") else mixed)
+
+    def task(source):
+        return Text(_samples.tokenizer(), train=None, iid=source, shifts={})
+
+    expected = task(list(_samples.LINES))
+    for sequences, bad in ((2, list(BAD)[:8]), (4, list(BAD)), (9, [*BAD, b"{"])):
+        found = task(tmp_path / name).split("iid", sequences)
+        assert found.tokens.tolist() == expected.split("iid", sequences).tokens.tolist()
+        assert found.lost == counted(bad, "lines without text in 'text'")
+        assert found.first(1).lost == found.lost
+        assert not expected.split("iid", sequences).lost
+    with pytest.raises(AssayError, match=r"split 'iid': .* has lines that are not JSON \(line 1\)"):
+        task(tmp_path / name).whole("iid")  # there is no record that could say it
+
+
+@pytest.mark.parametrize("line", BAD, ids=lambda line: line[:12].decode("ascii", "replace"))
+def test_a_file_of_bad_lines_alone_is_refused_for_the_first(tmp_path, line):
+    path = tmp_path / "lines.jsonl"
+    path.write_bytes(b"\n".join([line, *BAD]))
+    with pytest.raises(AssayError, match=r"line 1") as refused:
+        Text(_samples.tokenizer(), train=None, iid=path, shifts={}).split("iid", 5)
+    assert (BAD[line] or "text") in str(refused.value)
+    with pytest.raises(AssayError, match=r"line 1") as refused:
+        Pairs.read(path)
+    assert (BAD[line] or "") in str(refused.value)
+
+
+def test_what_was_lost_is_said_where_nothing_can_be_asked(tmp_path):
+    path = tmp_path / "lines.jsonl"
+    path.write_bytes(b'{\n{"text": "a"}\n"x"\n')
+    with pytest.raises(AssayError, match=r"\(lost: 1 lines that are not JSON, 1 lines that are not JSON objects\)"):
+        Text(_samples.tokenizer(), train=None, iid=path, shifts={}).split("iid", 5)
+
+
+def test_bad_lines_of_pairs_are_counted_and_the_rest_is_used(corpus, tmp_path):
+    good = (corpus["pairs: pairs.jsonl"].good / "pairs.jsonl").read_bytes().splitlines()
+    path = tmp_path / "pairs.jsonl"
+    path.write_bytes(b"\n".join([*list(BAD)[:5], *good, *list(BAD)[5:]]))
+    whole, found = (Pairs.read(source) for source in (corpus["pairs: pairs.jsonl"].good / "pairs.jsonl", path))
+    assert found.pairs == whole.pairs
+    assert found.lost == counted(BAD, "lines that are no pairs")
+    assert whole.describe() | {"lost": dict(sorted(found.lost.items()))} == found.describe()
+    # Of one file a split, those of all are counted.
+    iid = [line for line in good if b'"iid"' in line]
+    path.write_bytes(b"\n".join([*iid, b"{"]))
+    assert Pairs.read({"iid": path}).lost == {"lines that are not JSON": 1}
+
+
+def test_the_record_of_a_comparison_says_what_was_lost(tmp_path):
+    text = tmp_path / "text.jsonl"
+    text.write_bytes(b"\n".join([*(json.dumps({"text": line}).encode() for line in _samples.LINES), b"{", b"1", b"[]"]))
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_bytes(b"\n".join([b"{", *(json.dumps(row).encode() for row in _samples._PAIRS)]))
+    call = {"sequences": 9, "fit_sequences": 9, "resamples": 10, "controls": False, "refit": False}
+    task = Text(_samples.tokenizer(), train=["a c d b"], iid=text, shifts={})
+    comparison = assay.compare(_samples.subject(), task, [assay.Identity()], **call)
+    lost = [(item.what, item.reason) for item in comparison.record.skipped if "split iid" in item.what]
+    assert lost == [
+        ("1 lines that are not JSON of split iid", "left out, and the rest is used"),
+        ("2 lines that are not JSON objects of split iid", "left out, and the rest is used"),
+    ]
+    page = comparison.report(tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "2 lines that are not JSON objects of split iid: left out, and the rest is used." in page
+    comparison = assay.compare(_samples.subject(), Pairs.read(pairs), [assay.Identity()], **call)
+    assert comparison.record.task["lost"] == {"lines that are not JSON": 1}
+
+
 def test_only_the_column_of_text_is_read(tmp_path):
     far = pa.array([2**62] * 2).cast(pa.timestamp("us"))
     path = tmp_path / "text.parquet"
@@ -260,8 +355,8 @@ def test_a_line_that_becomes_huge_is_not_held(tmp_path):
     assert path.stat().st_size < 2**20
 
     def work():
-        with pytest.raises(AssayError, match="lines of more than 8,388,608 bytes"):
-            Text(_samples.tokenizer(), train=None, iid=path, shifts={}).split("iid", 5)
+        found = Text(_samples.tokenizer(), train=None, iid=path, shifts={}).split("iid", 5)
+        assert (len(found), found.lost) == (1, {"lines of more than 8,388,608 bytes": 1})
 
     assert peak(work) < 2**26
 

@@ -15,6 +15,19 @@ def is_failure(error: BaseException) -> bool:
     return (isinstance(error, Exception) or panics) and not isinstance(error, MemoryError)
 
 
+_OF_MEMORY = ("allocate memory", "out of memory", "bad_alloc", "failed to map segment", "can't start new thread")
+_SILENT = ("without setting an exception", "without exception set")
+"""What errors say where there is no memory: those of packages, and of calls of C that could not say why they failed."""
+
+
+def is_lack_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, in any of the ways in which packages say so."""
+    words = _SILENT if isinstance(error, SystemError) else _OF_MEMORY
+    said = str(error).lower()
+    tells = isinstance(error, RuntimeError | ImportError | OSError | SystemError)
+    return isinstance(error, MemoryError) or (tells and any(part in said for part in words))
+
+
 def in_line(error: BaseException) -> str:
     """What an error says, in one line that is not too long; its name if it is silent."""
     text = " ".join(str(error).split()) or type(error).__name__

@@ -1,9 +1,14 @@
 """Work is done once wherever it is done, and a worker that dies takes nothing finished with it."""
 
+import contextlib
+import importlib
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -82,8 +87,68 @@ def test_a_cluster_does_the_work():
     assert found == {number: number * number for number in range(5)}
 
 
-def test_a_cluster_that_does_not_answer():
+def work_slowly(number, marks):
+    """Kills its own process the first time it is called for 3; notes what was done."""
+    found = die_once(number, marks)
+    time.sleep(0.3)
+    return found
+
+
+@pytest.mark.slow
+def test_a_cluster_that_loses_workers_and_is_lost(tmp_path):
+    distributed = pytest.importorskip("distributed")
+    once = importlib.import_module("dask").config.set({"distributed.scheduler.allowed-failures": 1})
+    local = {"n_workers": 2, "threads_per_worker": 1, "processes": True, "dashboard_address": ":0"}
+    with once, distributed.LocalCluster(**local) as cluster:
+        workers = Workers(cluster=cluster.scheduler_address)
+        found = dict(workers.map(work_slowly, [(number, str(tmp_path)) for number in range(8)]))
+        assert found == {number: number for number in range(8)}
+        assert (tmp_path / "died").exists()
+        done = [path.name.partition("-")[0] for path in tmp_path.iterdir() if path.name != "died"]
+        assert len(done) <= 8 + 1  # what the dead worker had finished, and not yet handed over
+        with pytest.raises(AssayError, match="1 is refused"):
+            dict(workers.map(refuse, [(1,)]))
+        with pytest.raises(AssayError, match="died over and over"):
+            dict(workers.map(die, [(1,)]))
+        going = workers.map(work_slowly, [(number, str(tmp_path)) for number in range(8)])
+        next(going)
+        cluster.sync(cluster.scheduler.close, reason="as if it had crashed")
+        cluster.close()
+        with pytest.raises(AssayError, match="is gone"):
+            list(going)
+
+
+HTTP = b"HTTP/1.0 400 Bad request syntax\r\nContent-Type: text/html\r\n\r\n<html>\n<h1>Error\n</html>"
+
+
+@pytest.mark.parametrize(
+    "said", [b"", HTTP, b"SSH-2.0-OpenSSH_9.6\r\n", b"\xff" * 64, b"\0" * 64], ids=["silent", "http", "ssh", "ff", "00"]
+)
+def test_an_address_where_something_else_answers(monkeypatch, said):
     pytest.importorskip("distributed")
+    monkeypatch.setattr("assay.faithfulness._workers.ANSWER", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        answering = threading.Thread(target=answer, args=(server, said))
+        answering.start()
+        address = f"tcp://127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(AssayError, match=f"no Dask scheduler answers at '{address}'") as refused:
+            dict(Workers(cluster=address).map(square, [(1,)]))
+        assert "\n" not in str(refused.value)
+        answering.join()
+
+
+def answer(server, said):
+    with contextlib.suppress(OSError):
+        connection, _ = server.accept()
+        with connection:
+            connection.sendall(said)
+            while connection.recv(1024):
+                pass
+
+
+def test_a_cluster_that_does_not_answer(monkeypatch):
+    pytest.importorskip("distributed")
+    monkeypatch.setattr("assay.faithfulness._workers.ANSWER", 0.5)
     with pytest.raises(AssayError, match="no Dask scheduler answers"):
         dict(Workers(cluster="tcp://127.0.0.1:1").map(square, [(1,)]))
 

@@ -4,6 +4,7 @@ import csv
 import gzip
 import json
 import random
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -329,7 +330,7 @@ def test_no_file_at_all(tmp_path: Any) -> None:
         with pytest.raises(AssayError, match=message):
             Pairs.read(source)
     with pytest.raises(AssayError, match="given as list"):
-        read_pairs([ROW], None)
+        read_pairs([ROW], None, Counter())
 
 
 # -- what other tools write -----------------------------------------------------------------------------------------

@@ -273,13 +273,13 @@ def test_a_dataset_of_the_hub_needs_the_extra(wordpiece, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("a.jsonl", b'{"text": "the cat"}\n{"text": \n', r"lines that are not JSON \(row 2\)"),
+        ("a.jsonl", b'\n{"text": \n', r"lines that are not JSON \(line 2\)"),
         ("b.jsonl", b"[1, 2]\n", "not JSON objects"),
         ("c.jsonl", b'{"body": "the cat", "id": 3}\n', "no field 'text', only 'body', 'id'.*--text-field"),
         ("d.jsonl", b'{"text": 3}\n', "no text but of type int"),
         ("e.jsonl", b'{"text": "\\ud800"}\n', "not Unicode text"),
         ("f.jsonl.gz", b"no gzip", "cannot be read to their end"),
-        ("g.jsonl.gz", gzip.compress(b'{"text": "the cat"}\n' * 999, mtime=0)[:-9], "cannot be read to their end"),
+        ("g.jsonl.gz", gzip.compress(b"", mtime=0)[:-9], "cannot be read to their end"),
         ("h.parquet", b"PAR1 no parquet", "cannot be read as Parquet"),
         ("i.csv", b"text\nthe cat\n", "give a .txt, .jsonl"),
         ("j.txt", b"the\0cat\n", "NUL bytes"),
@@ -293,11 +293,20 @@ def test_what_cannot_be_read_is_refused_with_the_reason(bytewise, tmp_path, name
         text(bytewise, tmp_path / name, train=["ab"]).split("iid", 2_000)
 
 
+def test_a_file_that_is_cut_short_is_counted_and_its_beginning_is_used(bytewise, tmp_path):
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"text": "the cat"}\n' * 999, mtime=0)[:-9])
+    found = text(bytewise, tmp_path / "a.jsonl.gz", train=["ab"]).split("iid", 2_000)
+    assert 0 < len(found) <= 999
+    assert found.lost == {"files that cannot be read to their end": 1}
+
+
 def test_only_what_is_asked_for_is_read(bytewise, tmp_path):
-    """The second row is broken, and the first is enough."""
+    """The second line is broken, and the first is enough."""
     path = tmp_path / "long.jsonl"
     path.write_text('{"text": "abc"}\nbroken\n', encoding="utf-8")
-    assert len(text(bytewise, path, train=["ab"]).split("iid", 1)) == 1
+    assert [text(bytewise, path, train=["ab"]).split("iid", count).lost for count in (1, 2)] == [
+        {}, {"lines that are not JSON": 1},
+    ]  # fmt: skip
 
 
 def test_wrong_options_are_refused(bytewise):

@@ -26,6 +26,9 @@ def main() -> None:
     except AssayError as error:
         say_error(str(error))
         sys.exit(1)
-    except (OSError, MemoryError) as error:
-        say_error(reason(error))
+    except Exception as error:
+        why = reason(error)
+        if why is None:
+            raise
+        say_error(why)
         sys.exit(1)

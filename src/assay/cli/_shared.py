@@ -15,7 +15,7 @@ from rich.progress import Progress, TaskID
 from typer.core import TyperGroup
 
 import assay
-from assay._errors import AssayError
+from assay._errors import AssayError, in_line, is_lack_of_memory
 from assay._progress import bar
 from assay._terminal import Terminal, styled, visible
 
@@ -149,13 +149,18 @@ def progress_bar(folder: Path) -> Iterator[Progress]:
     except KeyboardInterrupt:
         err.print(styled(f"stopped; {go_on}"), soft_wrap=True)
         raise typer.Exit(INTERRUPTED) from None
-    except (OSError, MemoryError) as error:
-        raise AssayError(f"{reason(error)}; {go_on}") from None
+    except Exception as error:
+        why = reason(error)
+        if why is None:
+            raise
+        raise AssayError(f"{why}; {go_on}") from None
 
 
-def reason(error: OSError | MemoryError) -> str:
-    """Why work could not go on."""
-    return "out of memory" if isinstance(error, MemoryError) else str(error)
+def reason(error: Exception) -> str | None:
+    """Why work cannot go on that was right to begin: the memory or the disk; None for any other error."""
+    if is_lack_of_memory(error):
+        return "out of memory"
+    return in_line(error) if isinstance(error, OSError) else None
 
 
 def follow(shown: Progress, line: TaskID) -> Callable[[Any], None]:

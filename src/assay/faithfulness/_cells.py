@@ -4,11 +4,11 @@ import functools
 import hashlib
 import json
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import assay
 from assay._errors import AssayError
@@ -114,11 +114,29 @@ class Cells:
     `unnamed`, stays in memory.
     """
 
+    _left: ClassVar[dict[str, Scores]] = {}
+    """What an interrupted comparison without a folder had finished, until the next one takes it over."""
+
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
         self.damaged: set[str] = set()
         self.unnamed: set[str] = set()
         self._memory: dict[str, Scores | NotFiniteError] = {}
+
+    def take_over(self, names: Iterable[str]) -> None:
+        """Take those of these cells that an interrupted comparison of this process left, and drop its others."""
+        if self.folder is None:
+            left, Cells._left = Cells._left, {}
+            self._memory |= {name: left[name] for name in names if name in left}
+
+    def leave(self) -> None:
+        """Leave finished cells without a folder to the next comparison without one: this one was interrupted.
+
+        Those that could not be scored are tried again, as in a folder.
+        """
+        if self.folder is None:
+            scored = {name: cell for name, cell in self._memory.items() if isinstance(cell, Scores)}
+            Cells._left |= {name: cell for name, cell in scored.items() if name not in self.unnamed}
 
     def without_name(self) -> str:
         """A name for a cell that no other run can find."""

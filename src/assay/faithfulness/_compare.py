@@ -129,6 +129,9 @@ def compare(
     `workers` do the work: `Workers(jobs=4)` are four processes, `Workers(cluster="tcp://10.0.0.1:8786")` those of a
     Dask cluster. One that dies loses only what it was doing; where there are several GPUs, workers take turns.
 
+    Interrupted (Ctrl-C, or a notebook's stop), it says how many cells are finished: they are kept in the folder or,
+    without one, in this process, and the same call goes on where it was.
+
     `progress` is called with every `Step`. By default a bar is shown in a terminal, a line in a notebook, and nothing
     elsewhere; False shows nothing.
 
@@ -190,19 +193,22 @@ def compare(
     judging = _Judging(task, inputs, candidates, judged, Found(cells), cells, fits, seed, where)
     total = sum(len(inputs.of_split(name, candidates, engine.subject)) for engine in engines for name in inputs.splits)
     with following(progress) as tell:
-        judging.run(engines, workers, lambda text: tell(Step(judging.done, total, text)))
-        found = judging.found
-        tell(Step(total, total, "intervals"))
-        results, gaps, beside, largest, of_models, effects = summarise(
-            judged,
-            task.kinds,
-            variants,
-            candidates,
-            primary=primary,
-            splits=inputs.splits,
-            found=found,
-            **options,
-        )
+        try:
+            judging.run(engines, workers, lambda text: tell(Step(judging.done, total, text)))
+            found = judging.found
+            tell(Step(total, total, "intervals"))
+            results, gaps, beside, largest, of_models, effects = summarise(
+                judged,
+                task.kinds,
+                variants,
+                candidates,
+                primary=primary,
+                splits=inputs.splits,
+                found=found,
+                **options,
+            )
+        except KeyboardInterrupt:
+            raise judging.stopped(total) from None
     record = Record(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds=round(time.monotonic() - started, 3),
@@ -232,7 +238,13 @@ def compare(
         ),
         settings={**settings, **bars},
         noise_floor=noise,
-        skipped=(*judging.failures, *judging.notes_on_cells, *_not_refitted(inputs), *_undetermined(task)),
+        skipped=(
+            *judging.failures,
+            *judging.notes_on_cells,
+            *_lost(inputs),
+            *_not_refitted(inputs),
+            *_undetermined(task),
+        ),
     )
     comparison = Comparison(
         record,
@@ -357,6 +369,7 @@ class _Judging:
             for (number, split), items in own.items()
             for item in items
         }
+        self.cells.take_over(names.values())
         missing = {
             (number, split): [item for item in items if names[number, item.key, split] not in self.cells]
             for (number, split), items in own.items()
@@ -401,6 +414,13 @@ class _Judging:
         self.failures.sort(key=lambda skipped: skipped.what)
         for place_of_cell, name in names.items():
             self.found.add(place_of_cell, name)
+
+    def stopped(self, total: int) -> KeyboardInterrupt:
+        """What to raise where the work was interrupted: it says what is kept, and how to go on."""
+        self.cells.leave()
+        folder = None if self.cells.folder is None else str(self.cells.folder.parent)
+        where = "in this process: the same call" if folder is None else f"in {folder!r}: the same call with that folder"
+        return KeyboardInterrupt(f"stopped; {self.done} of {total} cells are finished and kept {where} goes on.")
 
     @property
     def notes_on_cells(self) -> list[Skipped]:
@@ -597,6 +617,12 @@ def _chance(task: Task, split: Split, kind: str) -> float | None:
     asked = [kinds.index(name) for name in (kinds if kind == ALL else [kind]) if name in determined]
     answers = split.right[np.isin(split.kinds, asked)]
     return float(np.bincount(answers).max() / len(answers)) if len(answers) else None
+
+
+def _lost(inputs: _Inputs) -> Iterator[Skipped]:
+    for name, split in inputs.named.items():
+        for reason, count in split.lost.items():
+            yield Skipped(what=f"{count:,} {reason} of split {name}", reason="left out, and the rest is used")
 
 
 def _not_refitted(inputs: _Inputs) -> Iterator[Skipped]:

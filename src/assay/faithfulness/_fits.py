@@ -5,7 +5,7 @@ from pathlib import Path
 from assay._errors import AssayError
 from assay._files import safe_name
 from assay.faithfulness._cells import Candidate
-from assay.simplify import SavedProxy, Simplification, applied, load_proxy
+from assay.simplify import SavedProxy, Simplification, applied, load_proxy, remove_proxy
 from assay.subjects import Subject
 
 FITTED = "fitted"
@@ -37,6 +37,7 @@ class Fits:
         self._memory[digest] = fitted
         proxy = applied(fitted, subject)
         if self.folder is not None and isinstance(proxy, SavedProxy):
+            remove_proxy(self.path(item, digest))  # a run that was stopped may have left a part of it
             proxy.save(self.path(item, digest))
 
     def path(self, item: Candidate, digest: str) -> Path:

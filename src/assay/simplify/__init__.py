@@ -23,7 +23,7 @@ from assay.simplify._protocol import (
     source_of,
 )
 from assay.simplify._proxy import Origin, SavedProxy, SimplifiedSubject
-from assay.simplify._saved import load_proxy, save_proxy
+from assay.simplify._saved import load_proxy, remove_proxy, save_proxy
 from assay.simplify._svd import SVD
 
 simplifications.register("svd", SVD)
@@ -59,6 +59,7 @@ __all__ = [
     "load_proxy",
     "own_sites_of",
     "reads",
+    "remove_proxy",
     "representation_bits",
     "save_proxy",
     "simplifications",

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from assay._errors import AssayError
-from assay._files import is_leftover, read_bytes, write_atomically
+from assay._files import is_leftover, read_bytes, remove, write_atomically
 from assay._given import checked
 from assay.engine import BLOCK_STREAMS, HEAD_STREAMS, Block, Edit, EditedSubject, Engine, Head, Place
 from assay.simplify._controls import RandomPerturbation
@@ -157,12 +157,19 @@ def load_proxy(folder: str | Path, subject: Subject, *, simplification: type[Any
     return SimplifiedSubject(subject, proxy.edits, made, fitted_on=origin, transferred=not same)
 
 
+def remove_proxy(folder: Path) -> None:
+    """Remove a saved proxy from a folder, or what is left of one that could not be written to its end."""
+    for name in (RECORD, TENSORS):
+        remove(folder / name)
+
+
 def _check_free(folder: Path) -> None:
     """Raise AssayError unless a folder is empty, or holds nothing but a saved proxy."""
     if folder.exists() and not folder.is_dir():
         raise AssayError(f"{str(folder)!r} is a file; give a folder for the proxy.")
-    found = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
-    other = [name for name in found if name not in (RECORD, TENSORS) and not is_leftover(name)]
+    held = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+    found = [name for name in held if not is_leftover(name)]
+    other = [name for name in found if name not in (RECORD, TENSORS)]
     if found and (other or _format_of(folder) != FORMAT):
         raise AssayError(
             f"{str(folder)!r} holds something else than a saved proxy ({', '.join((other or found)[:3])}); give a "

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from assay._errors import AssayError
 from assay._files import read_json
-from assay.subjects._reading import quiet, reason
+from assay.subjects._reading import quiet, reason, refuse_lack_of_memory
 from assay.subjects._sentences import file_of
 from assay.subjects._subject import Subject
 
@@ -88,6 +88,7 @@ def merge(source: str | Path, name: str, base: Subject, *, dtype: torch.dtype | 
     except (AssayError, MemoryError):
         raise
     except Exception as error:  # of a damaged or hostile file peft raises anything
+        refuse_lack_of_memory(error)
         raise AssayError(
             f"the adapter {name!r} ({settings.get('peft_type', 'of no known type')}) cannot be put on "
             f"{base.name!r} and merged ({reason(error)}); give base=, the model that it was trained on, or merge it "

@@ -27,7 +27,7 @@ from transformers.modeling_gguf_pytorch_utils import (
 from assay._errors import AssayError, is_failure
 from assay.subjects._checkpoint import check_loaded, prefer_plain_attention
 from assay.subjects._objective import auto_class, objective_of
-from assay.subjects._reading import quiet, reason
+from assay.subjects._reading import quiet, reason, refuse_lack_of_memory
 from assay.subjects._subject import Subject
 from assay.tasks import Objective
 
@@ -149,6 +149,7 @@ def read_gguf(
         except (AssayError, MemoryError):
             raise
         except Exception as error:  # of a damaged or hostile file transformers raises anything
+            refuse_lack_of_memory(error)
             raise AssayError(
                 f"could not read {name!r}, a GGUF file of architecture {file.architecture!r} ({reason(error)}); known "
                 f"are {', '.join(sorted({*GGUF_SUPPORTED_ARCHITECTURES, *GGUF_ARCHS}))}. For others, give the model "

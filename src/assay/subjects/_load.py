@@ -26,7 +26,7 @@ from assay.subjects._configuration import check_configuration, check_demand, ref
 from assay.subjects._gguf import read_gguf
 from assay.subjects._objective import WHAT, Pooling, auto_class, objective_of, resolve_objective, resolve_pooling
 from assay.subjects._quantized import check_quantization, describe_quantized, quantization, without_scales
-from assay.subjects._reading import quiet, reason
+from assay.subjects._reading import quiet, reason, refuse_lack_of_memory
 from assay.subjects._sentences import Use, is_sentence_transformer, read_use
 from assay.subjects._subject import Subject
 from assay.tasks import Objective
@@ -303,6 +303,7 @@ def _read(source: str | Path, name: str, how: _How) -> Subject:
     except (AssayError, MemoryError):
         raise
     except Exception as error:  # of a damaged or hostile file transformers raises anything
+        refuse_lack_of_memory(error)
         raise _unreadable(source, name, what, error) from None
     use = Use()
     if objective == "embedding":
@@ -480,6 +481,7 @@ def _check_forward(subject: Subject) -> None:
     except (AssayError, MemoryError):
         raise
     except Exception as error:  # of odd settings transformers raises anything
+        refuse_lack_of_memory(error)
         raise AssayError(f"{subject.name!r} cannot be run on two tokens ({reason(error)}).") from None
     if not torch.isfinite(logits).all():
         raise AssayError(

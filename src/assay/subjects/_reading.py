@@ -5,6 +5,8 @@ from contextlib import contextmanager
 
 from transformers.utils import logging as transformers_logging
 
+from assay._errors import is_lack_of_memory
+
 
 @contextmanager
 def quiet(bars: bool = False) -> Iterator[None]:
@@ -22,6 +24,12 @@ def quiet(bars: bool = False) -> Iterator[None]:
         transformers_logging.set_verbosity(verbosity)
         if shown:
             transformers_logging.enable_progress_bar()
+
+
+def refuse_lack_of_memory(error: BaseException) -> None:
+    """Raise MemoryError if an error says that memory ran out: nothing is known of the file then."""
+    if is_lack_of_memory(error):
+        raise MemoryError(f"out of memory ({reason(error)})") from None
 
 
 def reason(error: BaseException) -> str:

@@ -17,7 +17,7 @@ from assay._errors import AssayError, unknown_name
 from assay._given import checked
 from assay.tasks._cutting import UncutError, cut, decode
 from assay.tasks._lexing import LANGUAGES, check_language
-from assay.tasks._rows import hub_rows, is_json_lines, json_rows
+from assay.tasks._rows import hub_rows, in_words, is_json_lines, json_rows
 
 _TESTS = ("test", "tests", "testing", "idlelib", "lib2to3", "turtledemo")
 _COPIES = ("site-packages", "dist-packages", "node_modules", "_vendor", "vendor", "vendored", "third_party", "extern")
@@ -77,7 +77,7 @@ class Source(Protocol):
 
 
 def _nothing_found(what: str, lost: Mapping[str, int], fix: str) -> AssayError:
-    losses = "; lost: " + ", ".join(f"{count} {reason}" for reason, count in sorted(lost.items())) if lost else ""
+    losses = f"; lost: {in_words(lost)}" if lost else ""
     return AssayError(f"{what} holds no functions{losses}. {fix}")
 
 

@@ -1,6 +1,7 @@
 """Where text comes from: files, datasets of the hub, lists of strings."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from io import IOBase
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from assay._errors import AssayError
-from assay.tasks._rows import HUB, hub_parts, hub_rows, is_json_lines, json_rows, parquet_rows
+from assay.tasks._rows import HUB, from_lines, hub_parts, hub_rows, is_json_lines, parquet_rows
 
 TextSource = str | Path | Iterable[str]
 """Sequences of text: a file, `hub:NAME` or the sequences themselves, such as a list or a column of a table.
@@ -47,17 +48,18 @@ def settled(source: object, split: str) -> str | Path | tuple[str, ...]:
     return tuple(map(str, texts))
 
 
-def lines(source: TextSource, field: str, split: str) -> Iterator[str]:
+def lines(source: TextSource, field: str, split: str, lost: Counter[str] | None = None) -> Iterator[str]:
     """The sequences of a source in order, blank ones passed over, read as they are asked for.
 
-    Raises AssayError, with the split's name, for what cannot be read as text.
+    Lines of a file of JSON lines that hold no text are counted in `lost`, by reason, unless no line holds one. Raises
+    AssayError, with the split's name, for what else cannot be read as text, and for such lines where `lost` is None.
     """
     if not isinstance(source, str | Path):
         found: Iterable[str] = source
     elif str(source).startswith(HUB):
         found = _hub(str(source), field, split)
     else:
-        found = _file(Path(source), field, split)
+        found = _file(Path(source), field, split, lost)
     return (text for text in found if text.strip())
 
 
@@ -78,7 +80,7 @@ def _is_plain(path: Path) -> bool:
     return not (is_json_lines(path) or path.name.lower().endswith((".parquet", *_NOT_TEXT)))
 
 
-def _file(path: Path, field: str, split: str) -> Iterator[str]:
+def _file(path: Path, field: str, split: str, lost: Counter[str] | None) -> Iterator[str]:
     if not path.is_file():
         raise AssayError(
             f"split {split!r}: there is no file {str(path)!r}; give a .txt, .jsonl(.gz) or .parquet file, or a list "
@@ -86,10 +88,14 @@ def _file(path: Path, field: str, split: str) -> Iterator[str]:
         )
     name = path.name.lower()
     if is_json_lines(path):
-        for number, row in enumerate(json_rows(path), start=1):
+
+        def texts(row: Mapping[str, Any] | str, number: int) -> list[str]:
             if isinstance(row, str):
-                raise AssayError(f"split {split!r}: {str(path)!r} has {row} (row {number}); fix or remove it.")
-            yield from _field(row, field, split, f"row {number} of {str(path)!r}")
+                raise AssayError(f"split {split!r}: {str(path)!r} has {row} (line {number}); fix or remove it.")
+            return list(_field(row, field, split, f"line {number} of {str(path)!r}"))
+
+        for found in from_lines(path, texts, lost, f"lines without text in {field!r}"):
+            yield from found
     elif name.endswith(".parquet"):
         for number, row in enumerate(parquet_rows(path, field), start=1):
             yield from _field(row, field, split, f"row {number} of {str(path)!r}")

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from assay._errors import AssayError, unknown_name
 from assay._files import read_bytes
-from assay.tasks._rows import HUB, hub_parts, hub_rows, is_json_lines, json_lines, parquet_rows
+from assay.tasks._rows import HUB, from_lines, hub_parts, hub_rows, is_json_lines, parquet_rows
 
 ANSWER = "answer"
 """The kind of a prediction where a row names none."""
@@ -60,11 +61,25 @@ class Pair:
         }
 
 
-def read_pairs(source: object, counterfactual: str | None) -> list[Pair]:
-    """The pairs of a file or a dataset in its order; see `Pairs.read`. Raises AssayError with file and line."""
+def read_pairs(source: object, counterfactual: str | None, lost: Counter[str]) -> list[Pair]:
+    """The pairs of a file or a dataset in its order; see `Pairs.read`.
+
+    Lines of a file of JSON lines that hold no pair are counted in `lost`, by reason, unless no line holds one. Raises
+    AssayError, with file and line, for such files and for everything else that is no pair.
+    """
     if not isinstance(source, str | Path):
         raise AssayError(f"a file of pairs is given as {type(source).__name__}; give its path (for rows: Pairs.of).")
-    found = (pair_of(row, where, counterfactual) for where, row in _rows(source))
+    path = Path(source)
+    if not str(source).startswith(HUB) and is_json_lines(path) and path.is_file():
+
+        def pair(row: Mapping[str, Any] | str, number: int) -> Pair | None:
+            if isinstance(row, str):
+                raise AssayError(f"{str(path)!r} has {row} (line {number}); fix or remove it.")
+            return pair_of(row, f"line {number} of {str(path)!r}", counterfactual)
+
+        found = from_lines(path, pair, lost, "lines that are no pairs")
+    else:
+        found = (pair_of(row, where, counterfactual) for where, row in _rows(source))
     return [pair for pair in found if pair is not None]
 
 
@@ -72,7 +87,7 @@ def read_pairs(source: object, counterfactual: str | None) -> list[Pair]:
 
 
 def _rows(source: str | Path) -> Iterator[tuple[str, Any]]:
-    """Every row with where it stands."""
+    """Every row of anything but JSON lines, with where it stands."""
     if str(source).startswith(HUB):
         parts = hub_parts(str(source))
         if parts is None:
@@ -83,12 +98,7 @@ def _rows(source: str | Path) -> Iterator[tuple[str, Any]]:
     if not path.is_file():
         raise AssayError(f"there is no file {str(path)!r}; give a file with pairs: .jsonl(.gz), .json, .csv, .parquet.")
     ending = path.name.lower()
-    if is_json_lines(path):
-        for number, row in json_lines(path):
-            if isinstance(row, str):
-                raise AssayError(f"{str(path)!r} has {row} (line {number}); fix or remove it.")
-            yield f"line {number} of {str(path)!r}", row
-    elif ending.endswith(".json"):
+    if ending.endswith(".json"):
         yield from _numbered("prompt", path, _prompts(path))
     elif ending.endswith(".csv"):
         yield from _csv_rows(path)

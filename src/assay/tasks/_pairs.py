@@ -2,8 +2,9 @@
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -36,15 +37,16 @@ class Pairs:
     tokenizer cannot be checked.
 
     What is no pair to the tokenizer is refused, with its row, or left out and counted (`misfits="leave out"`): an
-    answer or a foil of several tokens, or unknown; texts of different numbers of tokens; no difference between them;
-    an answer that is a foil. Kinds are those that the rows name; `distance` is how many tokens the prediction is after
-    the first difference.
+    answer or a foil of several tokens, or unknown; texts of different numbers of tokens; no difference between them; an
+    answer that is a foil. `lost` is how many lines could not be read as pairs at all, by reason. Kinds are those that
+    the rows name; `distance` is how many tokens the prediction is after the first difference.
     """
 
     pairs: Mapping[str, Sequence[Pair]]
     tokenizer: PreTrainedTokenizerBase | None = None
     misfits: Misfits = "refuse"
     dealt: bool = False
+    lost: Mapping[str, int] = field(default_factory=dict)
 
     name = "pairs"
     primary_kind = "all"
@@ -99,33 +101,36 @@ class Pairs:
         (EAP-IG's corrupted_hard, MIB's abc). Where rows name no split, half of the different clean inputs are dealt to
         train and half to iid, by a hash of them. See `Pairs` for `misfits`.
 
-        Raises AssayError, with file and line, for what is no pair.
+        Lines of JSON lines that are no pairs are counted (`lost`, and in the record of a comparison) and the rest is
+        used. Raises AssayError, with file and line, for a file of nothing else, and for what is no pair in the others.
         """
+        lost: Counter[str] = Counter()
         if not isinstance(path, Mapping):
-            return cls._of_pairs(read_pairs(path, counterfactual), str(path), misfits)
+            return cls._of_pairs(read_pairs(path, counterfactual, lost), str(path), misfits, lost)
         pairs: dict[str, list[Pair]] = {}
         for split, source in path.items():
-            pairs[split] = read_pairs(source, counterfactual)
+            pairs[split] = read_pairs(source, counterfactual, lost)
             for pair in pairs[split]:
                 if pair.split not in (None, split):
                     raise AssayError(f"{pair.where} is of split {pair.split!r}, but its file is given for {split!r}.")
-        return cls(pairs, misfits=misfits)
+        return cls(pairs, misfits=misfits, lost=lost)
 
     @classmethod
     @checked
     def of(cls, rows: Iterable[Mapping[str, Any]], *, misfits: Misfits = "refuse") -> "Pairs":
         """The pairs of rows with the fields of a file. Raises AssayError as `read` does."""
         found = (pair_of(row, f"row {number}") for number, row in enumerate(rows, start=1))
-        return cls._of_pairs([pair for pair in found if pair is not None], "the rows", misfits)
+        return cls._of_pairs([pair for pair in found if pair is not None], "the rows", misfits, {})
 
     @classmethod
-    def _of_pairs(cls, found: Sequence[Pair], source: str, misfits: Misfits) -> "Pairs":
+    def _of_pairs(cls, found: Sequence[Pair], source: str, misfits: Misfits, lost: Mapping[str, int]) -> "Pairs":
         if not found:
             raise AssayError(f"{source!r} has no pairs; give at least two.")
         without = [pair for pair in found if pair.split is None]
         if not without:
             names = dict.fromkeys(str(pair.split) for pair in found)
-            return cls({name: [pair for pair in found if pair.split == name] for name in names}, misfits=misfits)
+            by_name = {name: [pair for pair in found if pair.split == name] for name in names}
+            return cls(by_name, misfits=misfits, lost=lost)
         if len(without) < len(found):
             raise AssayError(f"{without[0].where} names no split, and others do; name one in every row, or in none.")
         ranks = {pair.clean: hashlib.sha256(json.dumps(pair.clean).encode()).digest() for pair in found}
@@ -137,7 +142,7 @@ class Pairs:
             "train": [pair for pair in found if pair.clean in train],
             "iid": [pair for pair in found if pair.clean not in train],
         }
-        return cls(dealt, misfits=misfits, dealt=True)
+        return cls(dealt, misfits=misfits, dealt=True, lost=lost)
 
     @checked
     def write(self, path: str | Path) -> Path:
@@ -241,6 +246,8 @@ class Pairs:
             if self.is_bound:
                 splits[name]["left_out"] = len(pairs) - len(self._encoded[name])
         told: dict[str, object] = {"task": "pairs", "dealt": self.dealt, "misfits": self.misfits, "splits": splits}
+        if self.lost:
+            told["lost"] = dict(sorted(self.lost.items()))
         if self.tokenizer is not None:
             told["vocabulary_sha256"] = vocabulary_sha256(self.tokenizer)
             told["in_front"] = self.tokenizer.convert_ids_to_tokens(_ids(self.tokenizer, ["."])[0].in_front)

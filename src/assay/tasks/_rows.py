@@ -3,11 +3,12 @@
 import gzip
 import json
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import import_module
 from io import BufferedIOBase
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow
 import pyarrow.parquet
@@ -19,6 +20,8 @@ LEAST_GROWTH = 2**28
 """Bytes that a gzipped file may become in any case: they are not held."""
 
 _JSON_LINES = (".jsonl", ".ndjson", ".jsonlines")
+
+_Made = TypeVar("_Made")
 
 
 def is_json_lines(path: Path) -> bool:
@@ -54,6 +57,36 @@ def json_lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
         yield number + 1, "files that cannot be read to their end"
     except _GrownError:
         yield number + 1, f"files that become more than {limit('growth')} times their size"
+
+
+def from_lines(
+    path: Path, make: Callable[[Mapping[str, Any] | str, int], _Made], lost: Counter[str] | None, reason: str
+) -> Iterator[_Made]:
+    """What `make(row, number)` makes of every line of a file of JSON lines: see `json_lines` for rows that are str.
+
+    A line for which it raises AssayError is counted in `lost`: by why it has no object, or else by `reason`. If all
+    are, the first one's error is raised at the end; where `lost` is None, at once.
+    """
+    refused: AssayError | None = None
+    used = False
+    for number, row in json_lines(path):
+        try:
+            made = make(row, number)
+        except AssayError as error:
+            if lost is None:
+                raise
+            lost[row if isinstance(row, str) else reason] += 1
+            refused = refused or error
+        else:
+            used = True
+            yield made
+    if refused is not None and not used:
+        raise refused
+
+
+def in_words(lost: Mapping[str, int]) -> str:
+    """How much was lost, by reason."""
+    return ", ".join(f"{count} {reason}" for reason, count in sorted(lost.items()))
 
 
 def _ended(stream: BufferedIOBase, longest: int, most: int) -> Iterator[bytes | None]:

@@ -79,7 +79,8 @@ class Split:
 
     `names` are what the vocabulary behind the tokens calls those that occur (others may be among them): a subject whose
     tokenizer calls one of them something else is refused. None where the tokens have no names. `prompt` is the text
-    with which every sequence begins by intention; None where that is not known.
+    with which every sequence begins by intention; None where that is not known. `lost` is how many lines or files were
+    passed over while the sequences were read, by why they could not be used.
 
     A split of pairs has `counterfactuals`, `answers` and `foils`, all or none of them. A counterfactual (sequence,
     position) is the same sequence with one thing changed: as long, and different at or before every scored position.
@@ -102,6 +103,7 @@ class Split:
     counterfactuals: Int[np.ndarray, "sequence position"] | None = None
     answers: Int[np.ndarray, "sequence position"] | None = None
     foils: Int[np.ndarray, "sequence position *foil"] | None = None
+    lost: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_fields(self)

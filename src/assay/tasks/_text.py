@@ -18,6 +18,7 @@ from assay._terminal import visible
 from assay.tasks._lines import TextSource, fingerprint, lines, settled, whole
 from assay.tasks._overlap import copies_among, sequence_hashes, warn_of_overlaps
 from assay.tasks._pieces import CLASSES, Piece, pieces
+from assay.tasks._rows import in_words
 from assay.tasks._task import UNSCORED, Feature, Kind, Objective, Role, Split
 from assay.tasks._tokenizer import encoded, token_names, vocabulary_sha256
 
@@ -92,10 +93,11 @@ class Text:
     Each of `train`, `iid` and the values of `shifts` is a source of sequences: a list of strings or anything else that
     gives strings in an order (it is read once), a file (`.txt`, `.jsonl`, `.jsonl.gz`, `.parquet`; `text_field` names
     the field with the text) or `hub:NAME`, a dataset of the Hugging Face hub: see `TextSource`. `train` may be None
-    where nothing is fitted: models that are compared as they are. Blank lines are passed
-    over; longer sequences are cut to `max_length` tokens, and those in which there is nothing to predict are left out.
-    Sequences are used in order. Splits that share sequences, token for token, are warned about as they are made, and
-    two with the very same ones are refused.
+    where nothing is fitted: models that are compared as they are. Blank lines are passed over, and so are lines of a
+    `.jsonl` file that hold no text, which are counted (`Split.lost`, and in the record of a comparison; refused if
+    there are no others); longer sequences are cut to `max_length` tokens, and those in which there is nothing to
+    predict are left out. Sequences are used in order. Splits that share sequences, token for token, are warned about as
+    they are made, and two with the very same ones are refused.
 
     `objective` must be that of the subject:
 
@@ -242,8 +244,8 @@ class Text:
             if name != self._by
         )
 
-    def _lines(self, name: str) -> Iterator[str]:
-        return lines(self._sources[name], self.text_field, name)
+    def _lines(self, name: str, lost: Counter[str]) -> Iterator[str]:
+        return lines(self._sources[name], self.text_field, name, lost)
 
     @checked
     def whole(self, name: str) -> str:
@@ -260,7 +262,7 @@ class Text:
     def _shares(self) -> dict[int, float]:
         """The share of each token among those of the first sequences of the train split, or of iid without one."""
         counts: Counter[int] = Counter()
-        texts = islice(self._lines(self.split_names[0]), COUNTED)
+        texts = islice(self._lines(self.split_names[0], Counter()), COUNTED)
         while batch := list(islice(texts, 256)):
             found: Any = encoded(self.tokenizer, batch, truncation=True, max_length=self.max_length)
             for ids in found["input_ids"]:
@@ -291,10 +293,10 @@ class Text:
         seen = [mask if place in chosen else token for place, token in enumerate(tokens)]
         return _Asked(seen, found, {place: place for place in chosen})
 
-    def _sequences(self, name: str) -> Iterator[_Asked]:
-        """The sequences in which there is something to predict."""
+    def _sequences(self, name: str, lost: Counter[str]) -> Iterator[_Asked]:
+        """The sequences in which there is something to predict; lines that hold none are counted in `lost`."""
         before: set[tuple[int, ...]] = set()
-        for line in self._lines(name):
+        for line in self._lines(name, lost):
             asked = self._asked(line)
             if not asked.answers:
                 continue
@@ -306,7 +308,7 @@ class Text:
 
     @checked
     def split(self, name: str, sequences: int) -> Split:
-        """The first `sequences` sequences of a split, fewer if it has fewer.
+        """The first `sequences` sequences of a split, fewer if it has fewer, and the number of bad lines before them.
 
         Warns if they share some with a split that was made before. Raises AssayError if they are the same as another's,
         for an unknown split, a number below 1, and a source that cannot be read or has no sequence.
@@ -315,10 +317,12 @@ class Text:
             raise unknown_name("split", name, self.split_names)
         if sequences < 1:
             raise AssayError(f"split({name!r}, sequences={sequences}): must be at least 1.")
-        rows = list(islice(self._sequences(name), sequences))
+        lost: Counter[str] = Counter()
+        rows = list(islice(self._sequences(name, lost), sequences))
         if not rows:
             least = "two tokens" if self.objective == "causal" else "one token that is not special"
-            raise AssayError(f"split {name!r} has no sequence of at least {least}; is the file empty?")
+            also = f" (lost: {in_words(lost)})" if lost else ""
+            raise AssayError(f"split {name!r} has no sequence of at least {least}{also}; is the file empty?")
         lengths = np.array([len(row.tokens) for row in rows])
         pad = self.tokenizer.pad_token_id
         # Padding is masked, so any token will do; one that was added to the tokenizer may have no embedding.
@@ -348,6 +352,7 @@ class Text:
             objective=self.objective,
             targets=targets if self.objective == "masked" else None,
             prompt=self.prompt,
+            lost=dict(sorted(lost.items())),
         )
         split = replace(split, names=token_names(self.tokenizer, split.occurring.tolist()))
         self._look_for_copies(split)

@@ -17,6 +17,7 @@ FUZZES = {
     "proofs": "certificates against the truth, and forged ones against the checker",
     "readers": "changed files against everything that reads one",
     "interface": "wrong arguments against the public functions",
+    "faults": "every call of a run that touches its files failing once, and losses of power",
 }
 """What can be fuzzed, each a module beside this one."""
 
