@@ -41,6 +41,7 @@ def test_a_certificate_has_these_fields(tmp_path):
     assert f"`{written['format']}`, {written['version']}" in PAGE
 
 
+@pytest.mark.slow  # pairs are made first
 def test_a_circuit_has_these_fields(tmp_path):
     circuit = assay.Circuit(edges=["layer0.head0 -> layer1.head0.queries"])
     pairs = assay.tasks.DyckPairs()
@@ -54,8 +55,9 @@ def test_a_circuit_has_these_fields(tmp_path):
 
 
 def test_a_dictionary_has_these_files(tmp_path):
-    directions = torch.eye(4).repeat(2, 1)
-    Dictionary("topk", directions.T.clone(), directions, torch.zeros(8), torch.zeros(4), k=2).save(tmp_path / "sae")
+    rows = torch.eye(4).repeat(2, 1)
+    parts = {"W_enc": rows.T.clone(), "W_dec": rows, "b_enc": torch.zeros(8), "b_dec": torch.zeros(4)}
+    Dictionary(kind="topk", k=2, **parts).save(tmp_path / "sae")
     assert sorted(path.name for path in (tmp_path / "sae").iterdir()) == rows("Dictionary")[0]
     assert {"W_enc", "W_dec", "b_enc", "b_dec"} <= set(load_file(tmp_path / "sae" / "sae_weights.safetensors"))
 

@@ -15,6 +15,11 @@ GENERATED = "generated/"
 """What is made of the code is on the site only."""
 
 
+@pytest.fixture(scope="module")
+def made():
+    return site_pages.pages()
+
+
 def sources():
     found = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "docs/results").glob("*.md")]
     return sorted(path for path in found if path.is_file())
@@ -55,8 +60,8 @@ def test_every_page_of_docs_is_in_a_table_of_contents():
     assert there - listed == {Path("index.md")}
 
 
-def test_pages_made_of_the_code_hold_everything_public():
-    found = site_pages.pages()
+def test_pages_made_of_the_code_hold_everything_public(made):
+    found = made
     for room in ROOMS:
         names = __import__(f"assay.{room}", fromlist=["__all__"]).__all__
         page = found[f"api/assay.{room}.rst"]
@@ -66,8 +71,8 @@ def test_pages_made_of_the_code_hold_everything_public():
     assert [name for name in assay.__all__ if f"assay.{name}" not in found["api/index.md"]] == []
 
 
-def test_the_page_of_the_command_line_holds_every_option():
-    page = site_pages.pages()["command-line.md"]
+def test_the_page_of_the_command_line_holds_every_option(made):
+    page = made["command-line.md"]
     for name, command in commands():
         section = re.split(rf"^##+ {name}$", page, flags=re.MULTILINE)[1].split("\n## ")[0]
         for option in options(command):
@@ -112,12 +117,12 @@ def test_docstrings_as_restructured_text():
     | `1` | 2_ |
     """
     assert plain.restructured(text) == [
-        r"First ``x_`` of a\_ \* b.", "",
+        r"First \ ``x_``\  of a\_ \* b.", "",
         "From there", "",
-        "- one ``k|l`` goes on", "- two", "",
+        r"- one \ ``k|l``\  goes on", "- two", "",
         "::", "", "        y = a_b * c", "",
         ".. list-table::", "   :header-rows: 1", "",
-        "   * - a", "     - b", "   * - ``1``", r"     - 2\_", "",
+        "   * - a", "     - b", r"   * - \ ``1``\ ", r"     - 2\_", "",
     ]  # fmt: skip
 
 

@@ -1,7 +1,9 @@
 """The command line, from its own help."""
 
-from collections.abc import Iterator
-from typing import Any
+import inspect
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
 
 import typer
 
@@ -35,13 +37,24 @@ def arguments(command: Any) -> Iterator[Any]:
     return (one for one in command.params if one.param_type_name == "argument")
 
 
-def names(option: Any) -> str:
-    """An option as it is typed."""
+def title(argument: Any) -> str:
+    """An argument as the help calls it."""
+    return str(argument.metavar or argument.name.upper())
+
+
+_WORDS = {int: "NUMBER", float: "NUMBER", str: "TEXT", Path: "PATH"}
+"""What stands for the value of an option."""
+
+
+def names(option: Any, hints: Mapping[str, Any]) -> str:
+    """An option as it is typed; `hints` are those of the function that it is a parameter of."""
     spelled = ", ".join(f"`{name}`" for name in (*option.opts, *option.secondary_opts))
-    if getattr(option, "is_flag", False):
+    if option.is_flag:
         return spelled
-    metavar = option.metavar or option.type.name.upper().replace(" RANGE", "")
-    return f"{spelled} {metavar}"
+    hint = hints.get(option.name)
+    kinds = {hint, *get_args(hint), *(kind for part in get_args(hint) for kind in get_args(part))}
+    word = next((word for kind, word in _WORDS.items() if kind in kinds), "VALUE")
+    return f"{spelled} {option.metavar or word}"
 
 
 def default(option: Any) -> str:
@@ -59,17 +72,18 @@ def section(name: str, command: Any, depth: int) -> Iterator[str]:
     yield f"{'#' * depth} {name}\n"
     yield plain.marked(command.help or "") + "\n"
     if not getattr(command, "commands", None):
-        given = " ".join(one.human_readable_name for one in arguments(command))
+        given = " ".join(map(title, arguments(command)))
         yield f"```text\n{' '.join(filter(None, (name, given, '[OPTIONS]')))}\n```\n"
-    rows = [[f"`{one.human_readable_name}`", plain.escaped(one.help or "")] for one in arguments(command)]
+    rows = [[f"`{title(one)}`", plain.escaped(one.help or "")] for one in arguments(command)]
     if rows:
         yield plain.table(["argument", "what it is"], rows) + "\n"
+    hints = get_type_hints(inspect.unwrap(command.callback)) if command.callback else {}
     panels: dict[str, list[list[str]]] = {}
     for one in options(command):
         if one.name in ("install_completion", "show_completion") and name != "assay":
             continue
         panel = getattr(one, "rich_help_panel", None) or "Options"
-        panels.setdefault(panel, []).append([names(one), plain.escaped(one.help or ""), default(one)])
+        panels.setdefault(panel, []).append([names(one, hints), plain.escaped(one.help or ""), default(one)])
     for panel, found in panels.items():
         if len(panels) > 1:
             yield f"**{panel}**\n"

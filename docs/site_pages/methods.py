@@ -6,6 +6,7 @@ import re
 import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -137,12 +138,17 @@ def _linked(source: str) -> str:
     return re.sub(r"(?<![/\w])(soundness|circuits|dictionaries)\.md", r"[\1](/\1.md)", text)
 
 
+@cache
+def _functions(path: Path) -> dict[str, ast.FunctionDef]:
+    """The functions of a file by name."""
+    body = ast.parse(path.read_text(encoding="utf-8")).body if path.is_file() else []
+    return {one.name: one for one in body if isinstance(one, ast.FunctionDef)}
+
+
 def test_of(node: str) -> ast.FunctionDef | None:
     """The function of a test by its path and name; None if there is none."""
     path, _, name = node.partition("::")
-    file = FACTS.parents[1] / path
-    body = ast.parse(file.read_text(encoding="utf-8")).body if file.is_file() else []
-    return next((one for one in body if isinstance(one, ast.FunctionDef) and one.name == name), None)
+    return _functions(FACTS.parents[1] / path).get(name)
 
 
 def registered() -> dict[str, dict[str, Any]]:

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 
 _ITEM = re.compile(r"(?:-|\d+\.) ")
+_ROW = re.compile(r"\|.*\|\s*$")
 _DIFFERENCES = re.compile(r"Differences?(?: to [^:.]+)?: ")
 _RAISES = re.compile(r"(?:^|(?<=[.)] ))(?:`\w+` )?[Rr]aises AssayError")
 
@@ -18,7 +19,7 @@ def blocks(text: str) -> Iterator[tuple[str, list[str]]]:
             continue
         kind, held = "", list[str]()
         for line in lines:
-            now = "list" if _ITEM.match(line) else "table" if line.startswith("|") else None
+            now = "list" if _ITEM.match(line) else "table" if _ROW.match(line) else None
             if now is None:
                 now = "list" if kind == "list" else "text"
             if now != kind and held:
@@ -49,8 +50,10 @@ def cells(lines: list[str]) -> list[list[str]]:
 def inline(text: str) -> str:
     """Text as reStructuredText: what is in backticks is code, and nothing else means anything."""
     parts = re.split(r"`([^`]+)`", text)
+    # Code ends where it is followed by a space or a mark; an escaped space stands for nothing.
     return "".join(
-        f"``{part}``" if number % 2 else re.sub(r"([\\*_|`])", r"\\\1", part) for number, part in enumerate(parts)
+        f"\\ ``{part.strip()}``\\ " if number % 2 else re.sub(r"([\\*_|`])", r"\\\1", part)
+        for number, part in enumerate(parts)
     )
 
 

@@ -7,7 +7,7 @@ from assay.engine import collect
 from assay.simplify import MeanAblation
 
 
-@pytest.mark.parametrize("site", ["layer1.mlp", "layer0.head1.values"])
+@pytest.mark.parametrize("site", ["layer1.mlp", "layer0.head0.values"])
 def test_every_vector_becomes_the_mean_of_the_train_split(engine, task, site):
     where = engine.site(site)
     samples = collect(engine, task.split("train", 60), where.read).at(where)

@@ -5,13 +5,24 @@ import re
 import pandas as pd
 import pytest
 
-from assay.faithfulness import Comparison, Record
-from assay.faithfulness import _comparison as comparison
+from assay.faithfulness import Record
+from assay.faithfulness._comparison import (
+    CONTROL_COLUMNS,
+    CONTROLS,
+    EFFECT_COLUMNS,
+    EFFECTS,
+    GAP_COLUMNS,
+    GAPS,
+    MODEL_COLUMNS,
+    MODELS,
+    RECORD,
+    RESULT_COLUMNS,
+    RESULTS,
+    SCHEMA,
+    SEQUENCES,
+)
 from assay.faithfulness._folder import _LEFT, STUDY
 from pages import ROOT
-from small_comparison import CALL, recipes
-
-import assay  # isort: skip
 
 PAGE = (ROOT / "docs" / "run-folder.md").read_text(encoding="utf-8")
 
@@ -23,12 +34,8 @@ def first_cells(heading):
 
 
 TABLES = {
-    comparison.RESULTS: comparison.RESULT_COLUMNS,
-    comparison.GAPS: comparison.GAP_COLUMNS,
-    comparison.CONTROLS: comparison.CONTROL_COLUMNS,
-    comparison.MODELS: comparison.MODEL_COLUMNS,
-    comparison.EFFECTS: comparison.EFFECT_COLUMNS,
-}
+    RESULTS: RESULT_COLUMNS, GAPS: GAP_COLUMNS, CONTROLS: CONTROL_COLUMNS, MODELS: MODEL_COLUMNS, EFFECTS: EFFECT_COLUMNS,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("table", TABLES)
@@ -38,7 +45,7 @@ def test_columns_are_those_of_the_code(table):
 
 def test_fields_are_those_of_the_record():
     assert sorted(first_cells("The record")) == sorted(Record.model_fields)
-    assert f"schema {comparison.SCHEMA}" in PAGE
+    assert f"schema {SCHEMA}" in PAGE
 
 
 def test_files_are_those_that_runs_leave():
@@ -46,13 +53,11 @@ def test_files_are_those_that_runs_leave():
     assert set(first_cells("Files")) == left | {"cells/", "fitted/"}
 
 
-def test_a_run_leaves_what_the_page_says(subject, task, tmp_path):
-    call = {**CALL, "sequences": 8, "fit_sequences": 60, "resamples": 20, "refit": False}
-    assay.compare(subject, task, recipes()[:1], folder=tmp_path, progress=False, **call)
-    found = {path.name + "/" * path.is_dir() for path in tmp_path.iterdir()}
+def test_a_run_leaves_what_the_page_says(comparison, run_folder):
+    found = {path.name + "/" * path.is_dir() for path in run_folder.iterdir()}
     assert found <= set(first_cells("Files"))
-    assert {*TABLES, comparison.SEQUENCES, comparison.RECORD, STUDY, "cells/"} <= found
+    assert {*TABLES, SEQUENCES, RECORD, STUDY, "cells/"} <= found
     for name, columns in TABLES.items():
-        assert set(columns) <= set(pd.read_parquet(tmp_path / name).columns)
-    assert sorted(pd.read_parquet(tmp_path / comparison.SEQUENCES).columns) == sorted(first_cells(comparison.SEQUENCES))
-    assert Comparison.load(tmp_path).record.status == "complete"
+        assert set(columns) <= set(pd.read_parquet(run_folder / name).columns)
+    assert sorted(pd.read_parquet(run_folder / SEQUENCES).columns) == sorted(first_cells(SEQUENCES))
+    assert comparison.record.status == "complete"
