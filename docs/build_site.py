@@ -1,6 +1,7 @@
-"""Build the site into docs/_build/html and check its links: `python docs/build_site.py` (extra `docs`; needs no network).
+"""Build the site into docs/_build/html and check its links: `python docs/build_site.py`, with the extra `docs`.
 
-Warnings are errors. Notebooks are not run: they are committed with what they gave, and the tests run them.
+Warnings are errors, and no network is needed. Notebooks are not run: they are committed with what they gave, and the
+tests run them.
 """
 
 import sys
@@ -36,8 +37,11 @@ class Page(HTMLParser):
 
 def broken(folder: Path) -> Iterator[str]:
     """Links of a built site that lead nowhere within it, and what its pages load from elsewhere."""
-    pages = {path.resolve(): Page(path.read_text(encoding="utf-8")) for path in sorted(folder.rglob("*.html"))
-             if "_static" not in path.parts}
+    pages = {
+        path.resolve(): Page(path.read_text(encoding="utf-8"))
+        for path in sorted(folder.rglob("*.html"))
+        if "_static" not in path.parts
+    }
     for path, page in pages.items():
         where = path.relative_to(folder.resolve())
         for address in page.loads:

@@ -6,9 +6,8 @@ from pathlib import Path
 DOCS = Path(__file__).parent
 sys.path.insert(0, str(DOCS))
 
-import site_pages  # noqa: E402
-
 import assay  # noqa: E402
+import site_pages  # noqa: E402
 
 site_pages.write_all(DOCS / "generated")
 

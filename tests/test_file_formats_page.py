@@ -55,8 +55,8 @@ def test_a_circuit_has_these_fields(tmp_path):
 
 
 def test_a_dictionary_has_these_files(tmp_path):
-    rows = torch.eye(4).repeat(2, 1)
-    parts = {"W_enc": rows.T.clone(), "W_dec": rows, "b_enc": torch.zeros(8), "b_dec": torch.zeros(4)}
+    decoder = torch.eye(4).repeat(2, 1)
+    parts = {"W_enc": decoder.T.clone(), "W_dec": decoder, "b_enc": torch.zeros(8), "b_dec": torch.zeros(4)}
     Dictionary(kind="topk", k=2, **parts).save(tmp_path / "sae")
     assert sorted(path.name for path in (tmp_path / "sae").iterdir()) == rows("Dictionary")[0]
     assert {"W_enc", "W_dec", "b_enc", "b_dec"} <= set(load_file(tmp_path / "sae" / "sae_weights.safetensors"))

@@ -56,7 +56,10 @@ def test_every_page_of_docs_is_in_a_table_of_contents():
                 pattern = line.strip()
                 if pattern and not pattern.startswith((":", GENERATED)):
                     listed |= {path.relative_to(ROOT / "docs") for path in (ROOT / "docs").glob(f"{pattern}.*")}
-    there = {path.relative_to(ROOT / "docs") for path in (*(ROOT / "docs").glob("*.md"), *(ROOT / "docs/results").glob("*.md"))}
+    there = {
+        path.relative_to(ROOT / "docs")
+        for path in (*(ROOT / "docs").glob("*.md"), *(ROOT / "docs/results").glob("*.md"))
+    }
     assert there - listed == {Path("index.md")}
 
 
@@ -98,7 +101,10 @@ def test_what_is_written_is_written_once_and_what_is_gone_is_removed(tmp_path, m
     before = (tmp_path / "c.md").stat().st_mtime_ns
     pages["a/b.md"] = "other"
     site_pages.write_all(tmp_path)
-    assert {path.name: path.read_text(encoding="utf-8") for path in tmp_path.rglob("*.md")} == {"b.md": "other", "c.md": "two"}
+    assert {path.name: path.read_text(encoding="utf-8") for path in tmp_path.rglob("*.md")} == {
+        "b.md": "other",
+        "c.md": "two",
+    }
     assert (tmp_path / "c.md").stat().st_mtime_ns == before
 
 
@@ -127,7 +133,10 @@ def test_docstrings_as_restructured_text():
 
 
 def test_docstrings_as_markdown():
-    assert plain.marked("A <b> `c<d>` [x] $5\n\n    f = *\n\n- q\n") == r"A \<b> `c<d>` \[x\] \$5" + "\n\n```text\nf = *\n```\n\n- q"
+    assert (
+        plain.marked("A <b> `c<d>` [x] $5\n\n    f = *\n\n- q\n")
+        == r"A \<b> `c<d>` \[x\] \$5" + "\n\n```text\nf = *\n```\n\n- q"
+    )
     assert plain.table(["a"], [["x|y"]]) == "| a |\n| --- |\n| x\\|y |"
     assert plain.differences("It does.\n\nSource: X. Differences: one; two. Raises AssayError for z.") == "one; two."
     assert plain.differences("It does.") is None

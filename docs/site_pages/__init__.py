@@ -15,7 +15,13 @@ ROOT = Path(__file__).parents[2]
 
 def pages() -> dict[str, str]:
     """All pages made of the code, by their path below docs/generated/."""
-    return {**api.pages(), **methods.pages(), "command-line.md": commands.page(), "rules.md": RULES, **outside.pages(ROOT)}
+    return {
+        **api.pages(),
+        **methods.pages(),
+        "command-line.md": commands.page(),
+        "rules.md": RULES,
+        **outside.pages(ROOT),
+    }
 
 
 def write_all(folder: Path) -> None:

@@ -4,6 +4,7 @@ import ast
 import importlib
 import inspect
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,8 +24,10 @@ def constants(room: ModuleType) -> dict[str, str]:
     found: dict[str, str] = {}
     for path in sorted(Path(room.__file__ or "").parent.rglob("*.py")):
         body = ast.parse(path.read_text(encoding="utf-8")).body
-        for one, after in zip(body, body[1:], strict=False):
-            targets = one.targets if isinstance(one, ast.Assign) else [one.target] if isinstance(one, ast.AnnAssign) else []
+        for one, after in pairwise(body):
+            targets = (
+                one.targets if isinstance(one, ast.Assign) else [one.target] if isinstance(one, ast.AnnAssign) else []
+            )
             if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
                 for target in targets:
                     if isinstance(target, ast.Name) and isinstance(after.value.value, str):
@@ -68,15 +71,18 @@ def top() -> str:
     for name in sorted(set(assay.__all__) - set(ROOMS)):
         value, room = getattr(assay, name), home(name)
         role = "class" if inspect.isclass(value) else "func"
-        link = f"{{py:{role}}}`assay.{name} <assay.{room}.{name}>`" if room else f"`assay.{name}`"
+        target = f"assay.{room}.{name}" if room else f"assay.{name}"
+        link = f"{{py:{role}}}`assay.{name} <{target}>`"
         rows.append([link, plain.escaped(plain.summary(value.__doc__))])
-    rooms = [[f"[assay.{room}](assay.{room}.rst)",
-              plain.escaped(plain.summary(importlib.import_module(f"assay.{room}").__doc__))] for room in ROOMS]  # fmt: skip
+    said = {room: plain.summary(importlib.import_module(f"assay.{room}").__doc__) for room in ROOMS}
+    rooms = [[f"[assay.{room}](assay.{room}.rst)", plain.escaped(text)] for room, text in said.items()]
     tree = "\n".join(f"assay.{room}" for room in ROOMS)
     return (
         "# API\n\nWhat `import assay` gives. Names below a room (`assay.tasks.Text`) are on the page of the room. "
         "Whatever has no page is private.\n\n"
-        f"{plain.table(['name', 'what it is'], rows)}\n\n## Rooms\n\n{plain.table(['room', 'what is in it'], rooms)}\n\n"
+        f"{plain.table(['name', 'what it is'], rows)}\n\n## The error\n\n"
+        "```{eval-rst}\n.. autoexception:: assay.AssayError\n```\n\n"
+        f"## Rooms\n\n{plain.table(['room', 'what is in it'], rooms)}\n\n"
         f"```{{toctree}}\n:hidden:\n\n{tree}\n```\n"
     )
 

@@ -22,7 +22,7 @@ FACTS = Path(__file__).parents[1] / "methods.toml"
 GROUPS = {
     "simplifications": (
         "Simplifications",
-        "Recipes that give a proxy of a subject, and the controls they have to beat: `--simplify NAME:…`, or the class.",
+        "Recipes that give a proxy of a subject, and the controls they have to beat: `--simplify NAME:…`, or a class.",
     ),
     "discoveries": (
         "Finding circuits",
@@ -120,7 +120,9 @@ class Method:
         """What the test is about, by its own name or docstring."""
         found = test_of(self.facts["test"])
         said = ast.get_docstring(found) if found is not None else None
-        return plain.escaped(said or f"*{self.facts['test'].split('::test_')[1].replace('_', ' ')}*").replace("\\*", "*")
+        return plain.escaped(said or f"*{self.facts['test'].split('::test_')[1].replace('_', ' ')}*").replace(
+            "\\*", "*"
+        )
 
 
 HEADS = ("exact-nodes", "cd-t", "ships", "discrete-codes")

@@ -95,7 +95,9 @@ def marked(text: str) -> str:
 def escaped(text: str) -> str:
     """Text outside of backticks in which nothing is Markdown."""
     parts = re.split(r"(`[^`]+`)", text)
-    return "".join(part if number % 2 else re.sub(r"([\\*_<\[\]$])", r"\\\1", part) for number, part in enumerate(parts))
+    return "".join(
+        part if number % 2 else re.sub(r"([\\*_<\[\]$])", r"\\\1", part) for number, part in enumerate(parts)
+    )
 
 
 def row_of(values: list[str]) -> str:

@@ -5,8 +5,9 @@ from typing import Any
 from site_pages import outside, plain
 
 
-def plain_docstring(app: Any, what: str, name: str, found: Any, options: Any, lines: list[str]) -> None:
+def plain_docstring(*arguments: Any) -> None:
     """Let a docstring say in reStructuredText what it says in plain text."""
+    lines: list[str] = arguments[-1]
     lines[:] = plain.restructured("\n".join(lines))
 
 

@@ -30,11 +30,16 @@ PAGE = (ROOT / "docs" / "run-folder.md").read_text(encoding="utf-8")
 def first_cells(heading):
     """What stands in code in the first column of the table below a heading."""
     section = re.split(rf"^## {re.escape(heading)}$", PAGE, flags=re.MULTILINE)[1].split("\n## ")[0]
-    return [name for row in re.findall(r"^\| (`[^|]*?) \|", section, flags=re.MULTILINE) for name in re.findall(r"`(.+?)`", row)]
+    return [
+        name
+        for row in re.findall(r"^\| (`[^|]*?) \|", section, flags=re.MULTILINE)
+        for name in re.findall(r"`(.+?)`", row)
+    ]
 
 
 TABLES = {
-    RESULTS: RESULT_COLUMNS, GAPS: GAP_COLUMNS, CONTROLS: CONTROL_COLUMNS, MODELS: MODEL_COLUMNS, EFFECTS: EFFECT_COLUMNS,
+    RESULTS: RESULT_COLUMNS, GAPS: GAP_COLUMNS, CONTROLS: CONTROL_COLUMNS, MODELS: MODEL_COLUMNS,
+    EFFECTS: EFFECT_COLUMNS,
 }  # fmt: skip
 
 
