@@ -89,23 +89,26 @@ def test_links_out_of_docs_lead_to_copies():
         "[a](/generated/project/security.md) [b](/generated/project/security.md#limits) "
         "[c](/generated/gallery/compact-proofs.ipynb) [d](x.md)"
     )
-    assert set(outside.copies(ROOT)) == {f"gallery/{path.name}" for path in (ROOT / "examples").glob("*.ipynb")}
+
+
+def test_notebooks_and_their_pictures_are_on_the_site():
+    assert set(outside.notebooks(ROOT)) == {f"gallery/{path.name}" for path in (ROOT / "examples").glob("*.ipynb")}
+    shown = outside.pictures(ROOT)
+    assert {"gallery/tutorial.png", "gallery/your-own-model.png"} <= set(shown)
+    assert all(picture.startswith(b"\x89PNG") for picture in shown.values())
 
 
 def test_what_is_written_is_written_once_and_what_is_gone_is_removed(tmp_path, monkeypatch):
-    pages = {"a/b.md": "one", "c.md": "two"}
-    monkeypatch.setattr(site_pages, "pages", lambda: pages)
-    monkeypatch.setattr(site_pages.outside, "copies", lambda root: {})
+    files = {"a/b.md": b"one", "c.png": b"two"}
+    monkeypatch.setattr(site_pages, "files", lambda: files)
     site_pages.write_all(tmp_path)
     (tmp_path / "old.md").write_text("old", encoding="utf-8")
-    before = (tmp_path / "c.md").stat().st_mtime_ns
-    pages["a/b.md"] = "other"
+    before = (tmp_path / "c.png").stat().st_mtime_ns
+    files["a/b.md"] = b"other"
     site_pages.write_all(tmp_path)
-    assert {path.name: path.read_text(encoding="utf-8") for path in tmp_path.rglob("*.md")} == {
-        "b.md": "other",
-        "c.md": "two",
-    }
-    assert (tmp_path / "c.md").stat().st_mtime_ns == before
+    found = {path.name: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert found == {"b.md": b"other", "c.png": b"two"}
+    assert (tmp_path / "c.png").stat().st_mtime_ns == before
 
 
 def test_docstrings_as_restructured_text():
@@ -138,7 +141,7 @@ def test_docstrings_as_markdown():
         == r"A \<b> `c<d>` \[x\] \$5" + "\n\n```text\nf = *\n```\n\n- q"
     )
     assert plain.table(["a"], [["x|y"]]) == "| a |\n| --- |\n| x\\|y |"
-    assert plain.differences("It does.\n\nSource: X. Differences: one; two. Raises AssayError for z.") == "one; two."
+    assert plain.differences("It does.\n\nSource: X. Differences: one; two. Raises AssayError for z.") == "One; two."
     assert plain.differences("It does.") is None
 
 

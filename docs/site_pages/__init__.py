@@ -3,7 +3,6 @@
 Nothing here needs Sphinx: every module gives text, `write_all` writes it to docs/generated/, and tests read it.
 """
 
-import shutil
 from pathlib import Path
 
 from assay.faithfulness import RULES
@@ -15,27 +14,23 @@ ROOT = Path(__file__).parents[2]
 
 def pages() -> dict[str, str]:
     """All pages made of the code, by their path below docs/generated/."""
-    return {
-        **api.pages(),
-        **methods.pages(),
-        "command-line.md": commands.page(),
-        "rules.md": RULES,
-        **outside.pages(ROOT),
-    }
+    own = {"command-line.md": commands.page(), "rules.md": RULES}
+    return {**api.pages(), **methods.pages(), **own, **outside.pages(ROOT)}
+
+
+def files() -> dict[str, bytes]:
+    """All files below docs/generated/: the pages, and the notebooks with a picture of each."""
+    text = {name: page.encode() for name, page in pages().items()}
+    return {**text, **outside.notebooks(ROOT), **outside.pictures(ROOT)}
 
 
 def write_all(folder: Path) -> None:
-    """Write every page below a folder, those that have changed only, and remove what no page is any more."""
-    wanted = {folder / name: text for name, text in pages().items()}
-    copies = {folder / name: path for name, path in outside.copies(ROOT).items()}
+    """Write every file below a folder, those that have changed only, and remove what is none any more."""
+    wanted = {folder / name: data for name, data in files().items()}
     for path in sorted(folder.rglob("*")) if folder.exists() else ():
-        if path.is_file() and path not in wanted and path not in copies:
+        if path.is_file() and path not in wanted:
             path.unlink()
-    for path, text in wanted.items():
-        if not path.exists() or path.read_text(encoding="utf-8") != text:
+    for path, data in wanted.items():
+        if not path.exists() or path.read_bytes() != data:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text, encoding="utf-8")
-    for path, source in copies.items():
-        if not path.exists() or path.read_bytes() != source.read_bytes():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, path)
+            path.write_bytes(data)

@@ -1,5 +1,7 @@
 """Pages that lie outside of docs/: those of the root of the repository, and the notebooks of examples/."""
 
+import base64
+import json
 import re
 from pathlib import Path
 
@@ -8,9 +10,21 @@ PAGES = {"CHANGELOG.md": "project/changelog.md", "CONTRIBUTING.md": "project/con
 """Pages of the root, and where they are below docs/generated/."""
 
 
-def copies(root: Path) -> dict[str, Path]:
-    """Files that are copied as they are: the notebooks, with what was run."""
-    return {f"gallery/{path.name}": path for path in sorted((root / "examples").glob("*.ipynb"))}
+def notebooks(root: Path) -> dict[str, bytes]:
+    """The notebooks of examples/, with what was run."""
+    return {f"gallery/{path.name}": path.read_bytes() for path in sorted((root / "examples").glob("*.ipynb"))}
+
+
+def pictures(root: Path) -> dict[str, bytes]:
+    """The first picture of every notebook that has one, for the gallery."""
+    found = {}
+    for path in (*sorted((root / "examples").glob("*.ipynb")), root / "docs" / "tutorial.ipynb"):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        outputs = (output for cell in cells for output in cell.get("outputs", ()))
+        drawn = (output["data"]["image/png"] for output in outputs if "image/png" in output.get("data", {}))
+        if first := next(drawn, None):
+            found[f"gallery/{path.stem}.png"] = base64.b64decode("".join(first))
+    return found
 
 
 def relinked(text: str) -> str:

@@ -119,5 +119,6 @@ def differences(text: str) -> str | None:
     """What a docstring says after "Differences:", up to the end of its paragraph or what it raises; None if nothing."""
     for kind, lines in blocks(text):
         if kind == "text" and (match := _DIFFERENCES.search(joined := " ".join(lines))):
-            return _RAISES.split(joined[match.end() :])[0].strip()
+            found = _RAISES.split(joined[match.end() :])[0].strip()
+            return found[:1].upper() + found[1:]
     return None
