@@ -7,8 +7,8 @@ import pytest
 import assay
 from pages import blocks, printed_by
 
-QUICK = ("intervals.md", "own-model.md", "prove.md")
-SLOW = ("margins.md", "cluster.md", "studies.md")
+QUICK = ("intervals.md", "prove.md")
+SLOW = ("own-model.md", "margins.md", "cluster.md", "studies.md")
 
 
 @pytest.mark.parametrize("page", [*QUICK, *(pytest.param(page, marks=pytest.mark.slow) for page in SLOW)])
