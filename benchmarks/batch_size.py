@@ -9,6 +9,7 @@ import time
 import torch
 
 from assay.faithfulness import attention_divergence
+from machine import machine
 
 POSITIONS, ROUNDS = 256, 7
 SMALL, LARGE = 16, 256
@@ -39,3 +40,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    print(f"\n{machine()}")

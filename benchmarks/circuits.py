@@ -58,6 +58,7 @@ from assay.engine import Engine, batches, tensors
 from assay.studies import compressed
 from assay.subjects import Subject
 from assay.tasks import NO_TOKEN, UNSCORED, Split
+from machine import machine
 
 STEPS = 5
 AGREEMENT, CORRELATION = 1e-4, 0.999
@@ -680,7 +681,7 @@ def table(options: argparse.Namespace) -> None:
         for record in measure(key, options) if key in CASES else ():
             print(json.dumps(record), flush=True)
             known[key, record["job"]] = record
-    lines = [f"{versions(options)}; {options.device}; the least of {options.rounds} rounds.", "", *HEAD]
+    lines = [f"{versions(options)}; {options.device}; the least of {options.rounds} rounds. {machine()}", "", *HEAD]
     for key, case in CASES.items():
         for job in case.jobs:
             lines += row(known[key, job]) if (key, job) in known else []

@@ -40,6 +40,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from machine import machine
+
 # SAELens pins an older transformers than Assay works with: where SAELens is served, nothing of Assay is imported.
 
 RATES = (1e-3, 2e-3, 4e-3, 8e-3)
@@ -534,7 +536,7 @@ def main() -> None:
         records = [{**measure(case, folder, tools, options), "MB": peaks[case]} for case in options.cases]
         for tool in tools.values():
             tool.close()
-        title = f"{'; '.join(versions)}; {options.device}, 1 thread. {rows}."
+        title = f"{'; '.join(versions)}; {options.device}, 1 thread. {rows}. {machine()}"
         refused = [record for record in records if record["worse"]]
         records = [record for record in records if not record["worse"]]
         put(options.markdown, "peers", [title, "", *HEAD, *(line for record in records for line in lines_of(record))])

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from assay.engine._kernels import faster, gelu
 from assay.faithfulness import _by_numpy
+from machine import machine
 
 ROUNDS = 7
 LAYERS = (
@@ -95,3 +96,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    print(f"\n{machine()}")

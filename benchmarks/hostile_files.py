@@ -23,6 +23,7 @@ from assay.proofs import Certificate
 from assay.subjects import import_max_of_k
 from assay.tasks import Text
 from assay.testing.fuzz import _samples
+from machine import machine
 
 MILLION = 10**6
 
@@ -106,6 +107,7 @@ def main() -> None:
             )
             print(f"| {name} | {path.stat().st_size / MILLION:.1f} | {told.stdout.strip()} |", flush=True)
             path.unlink()
+    print(f"\n{machine()}")
 
 
 if __name__ == "__main__":

@@ -50,6 +50,7 @@ from assay.faithfulness._clean_pass import ROWS
 from assay.faithfulness._scores import Scores, score
 from assay.subjects import Subject
 from assay.tasks import UNSCORED, Kind, Split
+from machine import machine
 
 RANKS = (1, 2, 4, 8, 16, 32)
 POSITIONS = 256
@@ -403,10 +404,10 @@ def serve(connection: Connection, name: str, options: argparse.Namespace) -> Non
         job = make(CONFIGURATIONS[options.model], Path(folder), sequences=options.sequences)
         try:
             tool = TOOLS[name](dataclasses.replace(job, tokens=job.tokens[:1], ranks=job.ranks[:1]))
-        except ImportError as error:
-            connection.send(error)
+            tool([job.layers - 1])
+        except Exception as error:  # whatever a peer's version does not get on with; the others go on
+            connection.send(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
             return
-        tool([job.layers - 1])
         tool.job = job
         connection.send(None)
         for layers in iter(connection.recv, None):
@@ -423,11 +424,16 @@ def processes(options: argparse.Namespace) -> Iterator[dict[str, Connection]]:
         process = spawn.Process(target=serve, args=(theirs, name, options), daemon=True)
         process.start()
         theirs.close()
-        error = ours.recv()
+        try:
+            error = ours.recv()
+        except EOFError:
+            error = "its process ended"
         if error is None:
             found[name] = ours
+        elif name == "assay":
+            sys.exit(f"Assay itself does not start: {error}")
         else:
-            print(f"{TOOLS[name].name} is left out: {error}")
+            print(f"{TOOLS[name].name} is left out: {error}", flush=True)
     try:
         yield found
     finally:
@@ -508,7 +514,8 @@ def main() -> None:
 def compare(options: argparse.Namespace) -> None:
     """Print the table of one configuration."""
     layers = CONFIGURATIONS[options.model].num_hidden_layers
-    print(f"\n{options.model}: {options.sequences} x {POSITIONS} tokens, ranks {RANKS}, rounds {options.rounds}\n")
+    print(f"\n{options.model}: {options.sequences} x {POSITIONS} tokens, ranks {RANKS}, rounds {options.rounds}")
+    print(f"{machine()}\n")
     print("| layers | tool | processor seconds | of it system | times Assay's | peak MB | times Assay's | apart |")
     print("|---|---|---|---|---|---|---|---|")
     for title in options.jobs:

@@ -12,6 +12,7 @@ import torch
 import assay
 from assay.proofs import Operations
 from assay.proofs.attention import _groups
+from machine import machine
 
 NAMES = ("max-of-4", "max-of-5", "max-of-10")
 LASTS = (0, 21, 42, 63)
@@ -65,3 +66,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    print(f"\n{machine()}")

@@ -15,6 +15,7 @@ from assay.engine import EditedSubject, Engine, collect, tensors
 from assay.faithfulness import CleanPass
 from assay.simplify import SVD
 from assay.subjects import resolve_device
+from machine import machine
 
 TOGETHER = (1, 2, 4, 8)
 
@@ -57,3 +58,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    print(f"\n{machine()}")

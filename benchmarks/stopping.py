@@ -14,6 +14,7 @@ import torch
 
 import assay
 from assay.engine import Engine, batches, tensors
+from machine import machine
 
 
 def seconds(engine: Engine, pieces: list[tuple[torch.Tensor, torch.Tensor]], **options: Any) -> float:
@@ -53,3 +54,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    print(f"\n{machine()}")

@@ -32,6 +32,7 @@ from assay.faithfulness._metrics import Pair
 from assay.faithfulness._scores import Scores, score
 from assay.subjects import Subject
 from assay.tasks import Kind, Split, Text
+from machine import machine
 
 MEASURED = (
     "same_prediction", "kl", "kl_reverse", "flip_to_wrong", "flip_to_right", "right_probability",
@@ -259,7 +260,7 @@ def main() -> None:
         f"| ratio | {statistics.median(ratios):.2f} | {', '.join(f'{ratio:.2f}' for ratio in ratios)} | "
         f"{memory['assay'] / memory['plain']:.2f} |",
     ]
-    put(options.markdown, "cost", lines)
+    put(options.markdown, "cost", [*lines, "", machine()])
     print(json.dumps({"ln of the perplexity ratio": values}))
 
 

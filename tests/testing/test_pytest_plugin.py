@@ -88,6 +88,14 @@ def test_a_users_tests(pytester, run):
     assert not list(cases["test_subjects_are_shared"].iter("property"))
     result.stdout.fnmatch_lines(
         [
+            "*assay: explanations judged*",
+            "undecided *test_cannot_be_decided  SVD(rank=32): iid, *: agreement",
+            "fails *test_does_not_hold  SVD(rank=2): iid, all: agreement",
+            "holds *test_holds  SVD(rank=32): unseen_depth, all: gap",
+        ]
+    )
+    result.stdout.fnmatch_lines(
+        [
             ">*assert_faithful(subject, proxy, splits, session=assay_session)",
             "E*AssertionError: NOT FAITHFUL: SVD(rank=2): SimplifiedSubject(Subject('dyck-20-10'*layer1.head0)",
             "E*fails*iid, all*agrees on *% *predictions in 200 sequences",
@@ -95,3 +103,39 @@ def test_a_users_tests(pytester, run):
         ]
     )
     result.stdout.no_fnmatch_line("*_faithful.py:*: in assert_faithful*")
+
+
+def test_options_and_marker(pytester, run):
+    pytester.makepyfile(
+        """
+        import pytest
+
+        def test_options(assay_session):
+            assert (assay_session.sequences, assay_session.device) == (12, "meta")
+            assert assay_session.load("dyck-20-10", device="cpu") is assay_session.load("dyck-20-10", device="cpu")
+
+        def test_how_many_are_judged(assay_session):
+            import assay
+            from assay.testing import assert_faithful
+            task = assay.tasks.Dyck(brackets=4, max_depth=4, deeper=8, training_sentences=200)
+            subject = assay.Subject(assay.subjects.dyck_model(task, seed=0), task.tokenizer(), "random")
+            proxy = assay_session.proxy(subject, assay.SVD(rank=1), task, sequences=20)
+            for given, count in (({}, 12), ({"sequences": 10}, 10)):
+                with pytest.raises(AssertionError, match=f"(in|of) {count} sequences"):
+                    assert_faithful(subject, proxy, task, session=assay_session, kinds=["all"], **given)
+
+        def test_of_something_else():
+            pass
+        """
+    )
+    options = ("--strict-markers", "--assay-sequences=12", "--assay-device=meta")
+    run(*options).assert_outcomes(passed=3)
+    run(*options, "-m", "not assay").assert_outcomes(passed=1, deselected=2)
+    run("--markers").stdout.fnmatch_lines(["@pytest.mark.assay: judges an explanation*"])
+
+
+@pytest.mark.parametrize(("option", "said"), [("sequences=1", "at least 2"), ("memory=-1", "a number of gigabytes")])
+def test_options_that_are_wrong(pytester, run, option, said):
+    result = run(f"--assay-{option}")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([f"*argument --assay-{option.split('=')[0]}:*{said}*"])

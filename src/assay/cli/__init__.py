@@ -3,6 +3,7 @@
 Exit status: 0 done, 1 the work failed, 2 the call was wrong, 3 a verdict is not what was required, 130 interrupted.
 """
 
+import os
 import sys
 
 from assay._errors import AssayError
@@ -17,6 +18,9 @@ GROUPS = (_run, _train, _compare, _proofs, _reports)
 
 def main() -> None:
     """Run the command line."""
+    # OpenMP's threads spin while they wait for each other: beside another busy process that takes six times as long
+    # (benchmarks/busy_machine.py). Its library asks once, when torch is first imported, which is later than here.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         app()
     except AssayError as error:

@@ -7,7 +7,7 @@ is certain. The splits are those of Friedman et al. (arXiv 2312.03656).
 """
 
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import pairwise
 from typing import Literal
 
@@ -31,6 +31,29 @@ SHORT = 32
 
 _CHUNK = 20_000
 _EMPTY = -1
+
+
+@cache
+def _kinds(brackets: int) -> tuple[Kind, ...]:
+    opening = tuple(range(brackets))
+    closing = tuple(range(brackets, 2 * brackets))
+    return (
+        Kind("closing_near", f"closing bracket fewer than {FAR} positions from its opener", closing),
+        Kind("closing_far", f"closing bracket at least {FAR} positions from its opener", closing),
+        Kind("opening", "opening bracket (of a random type)", opening, determined=False),
+        Kind("end", "end of the sentence", None),
+    )
+
+
+_FEATURES = (
+    Feature("depth", "depth of the predicted bracket", ("closing_near", "closing_far")),
+    Feature(
+        "distance",
+        "positions between the bracket and its opener",
+        ("closing_near", "closing_far"),
+        (1, 3, 5, 10, 20, 40, 80, 160),
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -224,27 +247,12 @@ class Dyck:
     @property
     def kinds(self) -> tuple[Kind, ...]:
         """Closing brackets by their distance from the opener, opening brackets, END."""
-        opening = tuple(range(self.brackets))
-        closing = tuple(range(self.brackets, 2 * self.brackets))
-        return (
-            Kind("closing_near", f"closing bracket fewer than {FAR} positions from its opener", closing),
-            Kind("closing_far", f"closing bracket at least {FAR} positions from its opener", closing),
-            Kind("opening", "opening bracket (of a random type)", opening, determined=False),
-            Kind("end", "end of the sentence", None),
-        )
+        return _kinds(self.brackets)
 
     @property
     def features(self) -> tuple[Feature, ...]:
         """Depth (one bin a level) and distance (bins that double) of closing brackets."""
-        return (
-            Feature("depth", "depth of the predicted bracket", ("closing_near", "closing_far")),
-            Feature(
-                "distance",
-                "positions between the bracket and its opener",
-                ("closing_near", "closing_far"),
-                (1, 3, 5, 10, 20, 40, 80, 160),
-            ),
-        )
+        return _FEATURES
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """A Hugging Face tokenizer of sentences like `(0 (3 3) 0)`: one token a bracket, START and END around them."""

@@ -75,11 +75,11 @@ def assert_faithful(
     `assay.compare`, which may still call it "vacuous", since it judges controls, too. Of an encoder it is the share of
     sequences that keep their nearest neighbour within the split. The same arguments give the same result.
 
-    `splits` is a task, of which every split but the first (train) is judged on its first `sequences` sequences (500),
-    or a list of splits, one of role "iid" and at least one of role "shift" (all their sequences, or the first
-    `sequences`). `kinds` names the kinds of prediction that have to hold, each by itself; the default is the task's
-    primary kind. For a list of splits `task` says what their kinds are; without it every scored prediction counts
-    alike, and its prediction is the arg max over the whole vocabulary.
+    `splits` is a task, of which every split but the first (train) is judged on its first `sequences` sequences (500, or
+    what the session says, pytest's option --assay-sequences), or a list of splits, one of role "iid" and at least one
+    of role "shift" (all their sequences, or the first `sequences`). `kinds` names the kinds of prediction that have to
+    hold, each by itself; the default is the task's primary kind. For a list of splits `task` says what their kinds are;
+    without it every scored prediction counts alike, and its prediction is the arg max over the whole vocabulary.
 
     With a `session` (the fixture `assay_session`) the subject's own passes are computed once for all tests. In a run of
     pytest the numbers are properties of the test in its JUnit report (`--junitxml`), whether it passes or not.
@@ -96,7 +96,8 @@ def assert_faithful(
         if number < 2:
             raise AssayError(f"assert_faithful({name}={number}): must be at least 2.")
     check_proxy(proxy, subject, "assert_faithful(proxy=...)")
-    judged = _GivenSplits(bound(splits, subject.tokenizer), task, sequences)
+    of_task = (None if session is None else session.sequences) or _SEQUENCES
+    judged = _GivenSplits(bound(splits, subject.tokenizer), task, sequences, of_task)
     chosen = (judged.primary_kind,) if kinds is None else tuple(kinds)
     known = (ALL, *(kind.name for kind in judged.kinds))
     for kind in chosen:
@@ -130,11 +131,11 @@ def assert_faithful(
 class _GivenSplits:
     """The splits to be judged as a task: without features, and of one kind where nobody said what kinds there are."""
 
-    def __init__(self, given: Task | Sequence[Split], task: Task | None, sequences: int | None) -> None:
+    def __init__(self, given: Task | Sequence[Split], task: Task | None, sequences: int | None, of_task: int) -> None:
         if isinstance(given, Task):
             if task is not None:
                 raise AssayError("assert_faithful(task=...): only for a list of splits; splits= is a task already.")
-            count = _SEQUENCES if sequences is None else sequences
+            count = of_task if sequences is None else sequences
             found = [split for name in given.split_names if (split := given.split(name, count)).role != "train"]
             task = given
         else:

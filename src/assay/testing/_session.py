@@ -22,7 +22,9 @@ _Key = tuple[object, ...]
 class Session:
     """Subjects and their clean passes, kept for as long as the session lives.
 
-    `memory` is how many bytes of clean passes are kept at most; those used least recently go first. A subject whose
+    `memory` is how many bytes of clean passes are kept at most; those used least recently go first. `device` is where
+    `load` puts a subject, and `sequences` how many of each split of a task `assert_faithful` judges, where they do not
+    say; None leaves that to them. A subject whose
     weights have changed, or that got a hook, counts as another one. In a test file the fixture `assay_session` is one,
     shared by all tests of a pytest run:
 
@@ -33,9 +35,15 @@ class Session:
             assert_faithful(subject, proxy, task, session=assay_session)
     """
 
-    def __init__(self, memory: int = 1_000_000_000) -> None:
+    def __init__(
+        self, memory: int = 1_000_000_000, *, device: str = "cpu", sequences: int | None = None
+    ) -> None:
         if memory < 0:
             raise AssayError(f"Session(memory={memory}): must be a number of bytes, 0 to keep no passes.")
+        if sequences is not None and sequences < 2:
+            raise AssayError(f"Session(sequences={sequences}): must be at least 2.")
+        self.device = device
+        self.sequences = sequences
         self._passes = _Passes(memory)
         self._subjects: dict[_Key, Subject] = {}
         self._engines: dict[_Key, Engine] = {}
@@ -46,7 +54,7 @@ class Session:
         name: str | Path,
         *,
         seed: int | None = None,
-        device: str = "cpu",
+        device: str | None = None,
         dtype: torch.dtype | None = None,
         objective: Objective | None = None,
         pooling: Pooling | None = None,
@@ -58,7 +66,7 @@ class Session:
     ) -> Subject:
         """`assay.load`, once for the same arguments: every test gets the same subject."""
         options: dict[str, Any] = {
-            "seed": seed, "device": device, "dtype": dtype, "objective": objective, "pooling": pooling,
+            "seed": seed, "device": device or self.device, "dtype": dtype, "objective": objective, "pooling": pooling,
             "prompt": prompt, "allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code, "base": base,
             "sharded": sharded,
         }  # fmt: skip
