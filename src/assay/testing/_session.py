@@ -35,9 +35,7 @@ class Session:
             assert_faithful(subject, proxy, task, session=assay_session)
     """
 
-    def __init__(
-        self, memory: int = 1_000_000_000, *, device: str = "cpu", sequences: int | None = None
-    ) -> None:
+    def __init__(self, memory: int = 1_000_000_000, *, device: str = "cpu", sequences: int | None = None) -> None:
         if memory < 0:
             raise AssayError(f"Session(memory={memory}): must be a number of bytes, 0 to keep no passes.")
         if sequences is not None and sequences < 2:
