@@ -183,3 +183,15 @@ def test_positions_leave_out_the_padding_row(tmp_path):
         subject(torch.full((1, 19), 5))
     assert Subject(BertModel(BertConfig(**BERT)), None, "b").positions == 20
     assert Subject(GPT2LMHeadModel(gpt2()), None, "g").positions == 20
+
+
+def test_a_model_in_memory_is_called_as_it_was_loaded_or_after_its_class(tmp_path):
+    model = GPT2LMHeadModel(gpt2())
+    new, named = Subject.from_model(model), Subject.from_model(model, name="mine")
+    assert (new.name, named.name, new.tokenizer) == ("GPT2LMHeadModel", "mine", None)
+    assert new.model is model
+    assert not model.training
+    loaded = GPT2LMHeadModel.from_pretrained(written(model, tmp_path))
+    assert Subject.from_model(loaded).name == str(tmp_path)
+    with pytest.raises(AssayError, match="model"):
+        Subject.from_model("gpt2")

@@ -113,7 +113,8 @@ class UniformAttention:
 class MeanAblation:
     """Replace every vector by its mean over the train split: what clustering of a stream has to beat.
 
-    The field's mean ablation, at each place and stream; every token gets the same vector.
+    The field's mean ablation, at each place and stream; every token gets the same vector. Source: arXiv 2211.00593,
+    where means are by position, over inputs of the same templates; here there is one for all tokens.
     """
 
     means_: dict[Place, tuple[Tensor, ...]] | None = field(default=None, init=False, repr=False, compare=False)

@@ -59,6 +59,14 @@ class Subject:
         self.model.eval()
         keep_as_stored(self.model)
 
+    @classmethod
+    @checked
+    def from_model(
+        cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None, *, name: str | None = None
+    ) -> "Subject":
+        """A model that is in memory already, called by `name`, or as it was loaded, or after its class."""
+        return cls(model, tokenizer, name or model.name_or_path or type(model).__name__)
+
     def __call__(
         self, tokens: Int[Tensor, "batch position"], valid: Int[Tensor, "batch position"] | None = None
     ) -> Float[Tensor, "batch position vocabulary"]:
