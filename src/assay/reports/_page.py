@@ -18,6 +18,7 @@ from assay._files import inside, safe_name, write_atomically
 from assay.faithfulness import JUDGEMENTS, RULES, Comparison
 from assay.reports._figures import figures
 from assay.reports._forest import SHAPES, forest
+from assay.reports._forest import caption as forest_caption
 from assay.reports._illustrations import FeatureSide, FeatureView, Illustrations, TextView
 from assay.reports._story import by_severity, finding, paragraph
 from assay.reports._style import COLOURS, INK, PALETTE, to_png, to_svg
@@ -126,6 +127,7 @@ def write_page(comparison: Comparison, path: Path, illustrations: Illustrations 
 def _page(comparison: Comparison, shown: Illustrations) -> str:
     """The page."""
     drawn = [picture(*item) for item in figures(comparison, shown)]
+    drawn_forest = forest(comparison)
     accuracy = subject_accuracy(comparison)
     splits = evaluation_splits(comparison)
     record = comparison.record
@@ -141,7 +143,8 @@ def _page(comparison: Comparison, shown: Illustrations) -> str:
             seeds=sum(bool(subject["trained"]) for subject in record.subjects),
             finding=finding(comparison),
             paragraph=paragraph(comparison),
-            forest=forest(comparison),
+            forest=drawn_forest,
+            forest_caption=forest_caption(comparison, drawn_forest, left_out=drawn_forest.left_out),
             shapes=SHAPES,
             shown_splits=sorted(
                 (split for split in record.splits if split.role != "train"), key=lambda split: split.role != "iid"
