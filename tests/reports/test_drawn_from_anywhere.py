@@ -6,7 +6,7 @@ import sys
 CODE = """
 import sys
 import assay
-from joblib.externals.cloudpickle import dumps, loads
+from cloudpickle import dumps, loads
 
 comparison = assay.Comparison.load(sys.argv[1])
 assert "assay.reports" not in sys.modules, "computing never imports plotting"

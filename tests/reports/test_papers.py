@@ -39,7 +39,11 @@ def texts(figure):
         seen = axis._update_ticks() if axis.axes.axison else []
         left_out = {*axis.get_major_ticks(), *axis.get_minor_ticks()} - {*seen}
         hidden |= {id(label) for tick in left_out for label in (tick.label1, tick.label2)}
-    found = [text for text in figure.findobj(Text) if text.get_text().strip() and id(text) not in hidden]
+    found = [
+        text
+        for text in figure.findobj(Text)
+        if text.get_text().strip() and text.get_visible() and id(text) not in hidden
+    ]
     return [(text.get_text(), text.get_window_extent(), text.get_fontsize()) for text in found]
 
 
@@ -131,6 +135,9 @@ def test_words_have_the_numbers_that_are_drawn(drawn, shown):
     gaps = shown.gaps().query("trained and split == 'unseen_depth'").set_index("proxy")
     told = drawn["gaps-layer1"].alternative
     for column, name in (("gap", "unseen_depth: "), ("matched", "unseen_depth, at equal margin of the subject: ")):
+        if np.isnan(gaps[column]["SVD(rank=2)"]):
+            assert name not in told
+            continue
         series = told[told.index(name) + len(name) :].partition(";")[0]
         value = re.search(r"SVD\(rank=2\) ([^, ]*)", series)[1].replace("\N{MINUS SIGN}", "-")
         assert float(value) == pytest.approx(100 * gaps[column]["SVD(rank=2)"], rel=0.01)
@@ -161,7 +168,7 @@ def test_a_pdf_has_truetype_fonts_and_the_width_that_was_asked_for(shown, tmp_pa
 
 
 def test_every_figure_is_written_with_its_words_beside(shown, drawn, tmp_path):
-    paths = shown.save_figures(tmp_path / "figures", format="png", width=3, style={"font.size": 8})
+    paths = shown.save_figures(tmp_path / "figures", format="png", width=3.0, style={"font.size": 8})
     assert {path.suffix for path in paths} == {".png", ".txt"}
     names = list(shown.figures())
     assert names[0] == "verdicts"
@@ -189,7 +196,7 @@ def test_a_style_changes_what_it_says_and_no_more(shown, tmp_path):
 
 
 WRONG = [
-    ({"format": "pgf"}, "unknown format of a figure 'pgf'; did you mean 'pdf'"),
+    ({"format": "pgf"}, "unknown format of a figure 'pgf'; did you mean"),
     ({"format": "docx"}, "known: pdf, png, svg"),
     ({"width": "colum"}, "width='colum': give 'column' (3.25 inches)"),
     ({"width": 0.5}, "a number of inches from 2.5 to 20"),

@@ -123,7 +123,7 @@ def forest_figure(comparison: Comparison, width: float) -> Figure:
     room = NAME * width
     names = 0.2 + min(room - 0.2, max(inches(row.verdict.proxy) for row in rows))
     numbers = max(map(inches, [*heads, *map(_numbers, rows)])) + SIDE
-    left, right = SIDE + names + 0.05, width - SIDE - numbers - 0.08
+    left, right = SIDE + names + 0.05, width - SIDE - numbers - inches("100") / 2 - 0.04
 
     def at(x: float) -> float:
         return left + x / 100 * (right - left)

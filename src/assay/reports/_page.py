@@ -1,6 +1,5 @@
 """The HTML page: one file, no scripts, no network."""
 
-import base64
 import math
 import re
 from collections.abc import Iterable, Iterator
@@ -16,12 +15,13 @@ from matplotlib.figure import Figure
 
 from assay._files import inside, safe_name, write_atomically
 from assay.faithfulness import JUDGEMENTS, RULES, Comparison
-from assay.reports._figures import figures
+from assay.reports._figures import drawings, figures
 from assay.reports._forest import SHAPES, forest
 from assay.reports._forest import caption as forest_caption
 from assay.reports._illustrations import FeatureSide, FeatureView, Illustrations, TextView
+from assay.reports._inline import inline, raster
 from assay.reports._story import by_severity, finding, paragraph
-from assay.reports._style import COLOURS, INK, PALETTE, to_png, to_svg
+from assay.reports._style import COLOURS, PHONE, WIDE, style, to_png, to_svg
 from assay.reports._tables import (
     CAUSES,
     RECOVERS,
@@ -40,12 +40,10 @@ from assay.reports._tables import (
     subject_accuracy,
     worth,
 )
+from assay.reports._told import numbers
 
 _RASTER = ("keys-", "sentence-")
 """Figures with many marks are smaller as PNG."""
-
-_WIDTH = 1200
-"""Pixels of such a figure at most: a page is about as wide."""
 
 
 class Picture(NamedTuple):
@@ -65,21 +63,18 @@ def environment() -> Environment:
     return found
 
 
-def picture(name: str, caption: str, figure: Figure) -> Picture:
-    """A figure as it stands in a page: inline SVG whose text and colours follow the page's mode, or a PNG."""
+def picture(name: str, caption: str, figure: Figure, phone: Figure | None = None) -> Picture:
+    """A figure as it stands in a page: inline SVG whose text and colours follow the page's mode, or a PNG.
+
+    `phone` is the same in the width of a phone, which is shown there instead.
+    """
     title = re.sub(r"[-_]", " ", name)
     title = title[:1].upper() + title[1:]
-    if name.startswith(_RASTER):
-        dpi = min(110.0, _WIDTH / figure.get_figwidth())
-        data = base64.b64encode(to_png(figure, dpi=dpi)).decode()
-        return Picture(title, caption, Markup('<img alt="{}" src="data:image/png;base64,{}">').format(caption, data))
-    svg = re.sub(r"^.*?(?=<svg)", "", to_svg(figure), flags=re.DOTALL).replace(INK, "currentColor")
-    for number, colour in enumerate(PALETTE):
-        svg = svg.replace(colour, f"var(--series{number})")
-    prefix = re.sub(r"\W", "_", name)
-    svg = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{prefix}_", svg)
-    svg = svg.replace("<svg ", f'<svg role="img" aria-label="{Markup.escape(caption)}" ', 1)
-    return Picture(title, caption, Markup(svg))
+    told = f"{caption} {numbers(figure)}".strip()
+    draw = raster if name.startswith(_RASTER) else inline
+    forms = [(figure, "wide" if phone else "")] + ([(phone, "narrow")] if phone else [])
+    drawn = Markup("").join(Markup(draw(one, f"{name} {form}", form)) for one, form in forms)
+    return Picture(title, caption, Markup('<div role="img" aria-label="{}">{}</div>').format(told, drawn))
 
 
 def rendered(text: str) -> Markup:
@@ -126,7 +121,8 @@ def write_page(comparison: Comparison, path: Path, illustrations: Illustrations 
 
 def _page(comparison: Comparison, shown: Illustrations) -> str:
     """The page."""
-    drawn = [picture(*item) for item in figures(comparison, shown)]
+    with style():
+        drawn = [picture(one.name, one.caption, one.draw(WIDE), one.draw(PHONE)) for one in drawings(comparison, shown)]
     drawn_forest = forest(comparison)
     accuracy = subject_accuracy(comparison)
     splits = evaluation_splits(comparison)
