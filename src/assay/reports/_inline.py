@@ -99,9 +99,10 @@ def _name_anew(root: ElementTree.Element, prefix: str) -> None:
             names[old] = known
     for one in root.iter():
         if _LINK in one.attrib:
-            one.set("href", f"#{names.get(one.attrib.pop(_LINK).removeprefix('#'), '')}")
+            target = one.attrib.pop(_LINK)  # of an image, its data
+            one.set("href", f"#{names[target[1:]]}" if target.startswith("#") else target)
         for key, value in one.attrib.items():
-            one.set(key, re.sub(r"#([\w-]+)\)", lambda found: f"#{names.get(found[1], '')})", value))
+            one.set(key, re.sub(r"#([\w-]+)\)", lambda found: f"#{names[found[1]]})", value))
     for parent in list(root.iter()):
         for child in [one for one in parent if one.tag == f"{_SVG}defs" and not len(one)]:
             parent.remove(child)

@@ -16,8 +16,9 @@ from matplotlib.figure import Figure
 from assay._files import inside, safe_name, write_atomically
 from assay.faithfulness import JUDGEMENTS, RULES, Comparison
 from assay.reports._figures import drawings, figures
-from assay.reports._forest import SHAPES, forest
+from assay.reports._forest import FIRST, SHAPES, forest
 from assay.reports._forest import caption as forest_caption
+from assay.reports._grid import MISLEADING, grids, losses
 from assay.reports._illustrations import FeatureSide, FeatureView, Illustrations, TextView
 from assay.reports._inline import inline, raster
 from assay.reports._story import by_severity, finding, paragraph
@@ -124,6 +125,11 @@ def _page(comparison: Comparison, shown: Illustrations) -> str:
     with style():
         drawn = [picture(one.name, one.caption, one.draw(WIDE), one.draw(PHONE)) for one in drawings(comparison, shown)]
     drawn_forest = forest(comparison)
+    verdicts = by_severity(comparison.verdicts())
+    # Of a sweep over many sites the page has all verdicts in grids and one table, and the rest of the worst alone.
+    many = drawn_forest.left_out > 0
+    worst = verdicts[:FIRST] if many else verdicts
+    told = {(verdict.proxy, verdict.site) for verdict in worst}
     accuracy = subject_accuracy(comparison)
     splits = evaluation_splits(comparison)
     record = comparison.record
@@ -145,18 +151,23 @@ def _page(comparison: Comparison, shown: Illustrations) -> str:
             shown_splits=sorted(
                 (split for split in record.splits if split.role != "train"), key=lambda split: split.role != "iid"
             ),
-            verdicts=by_severity(comparison.verdicts()),
+            verdicts=verdicts,
+            worst=worst,
+            many=many,
+            grids=grids(comparison.verdicts()) if many else (),
+            losses=losses(comparison.verdicts()) if many else (),
+            misleading=MISLEADING,
             rules=rendered(RULES),
             splits=splits,
             headline=agreement_words(comparison) + on_what(comparison),
             accuracy=[float(accuracy["estimate"].get(name, float("nan"))) for name in splits] if len(accuracy) else [],
-            lines=list(lines(comparison)),
+            lines=[line for line in lines(comparison) if not many or not line.is_control],
             headings=CAUSES,
             recovers=RECOVERS,
             asked=list(controls_asked(comparison)),
             warnings=comparison.warnings(),
             detectable=detectable_words(comparison),
-            causes=[(row, worth(row)) for row in causes(comparison)],
+            causes=[(row, worth(row)) for row in causes(comparison) if not many or (row.proxy, row.site) in told],
             points=points,
             point_limits=point_limits,
             percent=percent,

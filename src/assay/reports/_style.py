@@ -35,6 +35,7 @@ ON_DARK = (
 COLOURS = {
     "light": {
         "bg": "#ffffff", "surface": "#f4f6f8", "band": "#e7ebef", "line": "#d3d9df", "axis": "#77818c",
+        "illusiontint": "#fdeceb", "gaptint": "#fdf1e3",
         "ink": "#1a1f24", "muted": "#525c66", "link": "#0a55a0",
         "illusion": "#b3261e", "gap": "#8f4700", "inconclusive": "#46525f", "unfaithful": "#6941a5",
         "vacuous": "#0f6b4f", "faithful": "#0f6b4f", "identical": "#0f6b4f",
@@ -42,6 +43,7 @@ COLOURS = {
     },
     "dark": {
         "bg": "#15181b", "surface": "#1d2125", "band": "#2a3036", "line": "#343b42", "axis": "#7f8a95",
+        "illusiontint": "#3a2221", "gaptint": "#352818",
         "ink": "#e7eaed", "muted": "#a6afb9", "link": "#8abfff",
         "illusion": "#ff8f86", "gap": "#f3a860", "inconclusive": "#b4bfca", "unfaithful": "#c4aaf2",
         "vacuous": "#5fcaa8", "faithful": "#5fcaa8", "identical": "#5fcaa8",
