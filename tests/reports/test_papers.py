@@ -16,6 +16,7 @@ from assay.reports._forest import forest
 from assay.reports._forest_figure import TALLEST
 from assay.reports._latex import escaped, latex
 from assay.reports._style import PAPER, PHONE, WIDE, inches, make_visible, shortened, wrapped
+from pages import blocks
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +143,7 @@ def test_words_have_the_numbers_that_are_drawn(drawn, shown):
         value = re.search(r"SVD\(rank=2\) ([^, ]*)", series)[1].replace("\N{MINUS SIGN}", "-")
         assert float(value) == pytest.approx(100 * gaps[column]["SVD(rank=2)"], rel=0.01)
     assert "2 points" in drawn["keys-layer1"].alternative
-    assert "START: START 1, (0 0, 0) 0; (0: START 0.5, (0 0.5, 0) none" in drawn["sentence-0"].alternative
+    assert "START: START 1, (0 none, 0) none; (0: START 0.5, (0 0.5, 0) none" in drawn["sentence-0"].alternative
 
 
 def streams(pdf):
@@ -302,6 +303,22 @@ def test_a_label_that_latex_cannot_read_is_refused(shown, label):
 
 
 # -- the command ----------------------------------------------------------------------------------------------------
+
+
+def test_the_page_of_documentation_runs(shown_folder, shown, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "assay-runs").mkdir()
+    (tmp_path / "assay-runs" / "my-run").symlink_to(shown_folder)
+    first, *rest = blocks("papers.md")
+    names: dict[str, object] = {}
+    exec(first.replace('format="pdf"', 'format="svg"'), names)  # fonts take a PDF seconds
+    for code in rest:
+        exec(code, names)
+    assert {path.suffix for path in (tmp_path / "paper").iterdir()} == {".svg", ".txt", ".tex"}
+    assert (tmp_path / "paper" / "table.tex").read_text(encoding="utf-8") == shown.to_latex(label="tab:verdicts")
+    [call] = blocks("papers.md", "bash")
+    assert call.split()[:2] == ["assay", "report"]
+    assert set(re.findall(r"--\w+", call)) <= {"--figures", "--format", "--width", "--latex"}
 
 
 @pytest.mark.slow

@@ -167,12 +167,18 @@ def _name_rows(axes: Axes, names: Sequence[str], places: Sequence[float] | None 
     axes.set_yticks(range(len(names)) if places is None else places, shown)
 
 
-def _name_columns(axes: Axes, names: Sequence[str], room: float) -> None:
-    """Name the columns of a panel below it: in lines that fit beside each other, or else upright, where all fit."""
+def _upright(names: Sequence[str], room: float) -> bool:
+    """Whether the names of so many columns in so many inches have no room beside each other, word below word."""
     slot = room / max(len(names), 1)
-    lines = [wrapped(name, slot - 0.05, small()) for name in names]
-    if all(inches(line) < slot for name in lines for line in name.split("\n")):
-        axes.set_xticks(range(len(names)), lines)
+    lines = (wrapped(name, slot - 0.05, small()) for name in names)
+    return any(inches(line) >= slot for name in lines for line in name.split("\n"))
+
+
+def _name_columns(axes: Axes, names: Sequence[str], room: float) -> None:
+    """Name the columns of a panel below it: beside each other in lines, or else upright as many as fit."""
+    slot = room / max(len(names), 1)
+    if not _upright(names, room):
+        axes.set_xticks(range(len(names)), [wrapped(name, slot - 0.05, small()) for name in names])
         return
     step = -(-small() * APART / 72 // slot) if slot > 0 else 1
     kept = range(0, len(names), max(1, int(step)))
@@ -505,7 +511,12 @@ _BANDS, _BAND = ("#80868b", "#c9a66b", "#8fa8c9"), 0.3
 def points_chart(chart: Chart, width: float = WIDE) -> Figure:
     """A chart as it is given: a colour a name, a marker a variant (hollow from the second on), bands behind them."""
     titles = list(dict.fromkeys(one.panel for one in chart.series))
-    figure, panels, room = _panels(width, 2.6, len(titles), 3, legend_height=0.8)
+    names = [name.replace("_", " ") for name in chart.names or ()]
+    # Names that stand upright need a panel as high again as they are long.
+    columns = 1 if width < NARROW else min(3, len(titles))
+    longest = max(map(inches, names), default=0.0) if _upright(names, 0.85 * (width - 0.6) / columns) else 0.0
+    height = 2.6 + min(LONGEST, longest)
+    figure, panels, room = _panels(width, height, len(titles), 3, legend_height=0.8)
     grid = dict(zip(titles, panels, strict=True))
     points = [one for one in chart.series if not one.band]
     colours = dict(zip(dict.fromkeys(one.name for one in points), cycle(series()), strict=False))
@@ -541,10 +552,9 @@ def points_chart(chart: Chart, width: float = WIDE) -> Figure:
                    markerfacecolor=ink() if variant == plain else "none")
             for variant, marker in markers.items()
         ]  # fmt: skip
-    columns = max(1, round((width - 0.6) / room))
     for number, (title, axes) in enumerate(grid.items()):
         if chart.names is not None:
-            _name_columns(axes, [name.replace("_", " ") for name in chart.names], 0.85 * room)
+            _name_columns(axes, names, 0.85 * room)
             axes.axhline(0, color=ink(), linewidth=1)
             axes.grid(axis="x", visible=False)
         if chart.logarithmic:
@@ -554,7 +564,7 @@ def points_chart(chart: Chart, width: float = WIDE) -> Figure:
         if number >= len(grid) - columns:
             axes.set_xlabel(wrapped(chart.x_label, 0.85 * room))
         if number % columns == 0:
-            axes.set_ylabel(wrapped(chart.y_label, 2.2))
+            axes.set_ylabel(wrapped(chart.y_label, 1.6))
     legend(figure, entries, [str(entry.get_label()) for entry in entries])
     if greys:
         shades = [Patch(color=grey, alpha=_BAND, linewidth=0, label=name) for name, grey in greys.items()]
