@@ -232,6 +232,7 @@ def test_names_are_shortened_in_the_middle_and_lines_are_wrapped_to_fit():
         assert name.endswith("=64))")
         assert "…" in name
         assert shortened("SVD", 1.2) == "SVD"
+        assert shortened("a\x1bb", 1.2) == r"a\x1bb", "measured as it is shown"
         lines = wrapped("one two three four five six seven eight nine ten", 1.0)
         assert lines.split() == ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
         assert max(inches(line, 8.0) for line in lines.split("\n")) <= 1.0

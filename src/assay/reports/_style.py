@@ -143,13 +143,14 @@ def small() -> float:
 def inches(text: str, size: float | None = None) -> float:
     """How wide a line of text is, of a size in points (default: `small`)."""
     found: float = text_to_path.get_text_width_height_descent(
-        text, FontProperties(size=small() if size is None else size), ismath=False
+        visible(text), FontProperties(size=small() if size is None else size), ismath=False
     )[0]
     return found / 72
 
 
 def shortened(text: str, room: float, size: float | None = None) -> str:
-    """A line of text that takes so many inches at most; the middle of a longer one is left out."""
+    """A line of text as it is shown, that takes so many inches at most; the middle of a longer one is left out."""
+    text = visible(text)
     if inches(text, size) <= room:
         return text
     kept = len(text) - 1
