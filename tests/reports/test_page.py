@@ -1,9 +1,11 @@
 """The page is one file that needs nothing else, says the verdicts and lets no text become markup."""
 
 import re
+from dataclasses import replace
 from html import unescape
 from html.parser import HTMLParser
 from itertools import pairwise
+from xml.etree import ElementTree
 
 import numpy as np
 import pandas as pd
@@ -26,11 +28,12 @@ from assay.reports import (
     write_figures,
     write_page,
 )
-from assay.reports._figures import attention_by_layer, sentence_attention
-from assay.reports._forest import SHAPES
+from assay.reports._figures import attention_by_layer, drawings, sentence_attention
+from assay.reports._forest import FIRST, SHAPES
+from assay.reports._inline import inline
 from assay.reports._page import rendered
 from assay.reports._story import SEVERITY, finding
-from assay.reports._style import COLOURS, PALETTE, _rounded
+from assay.reports._style import COLOURS, PALETTE, PHONE, _rounded
 from assay.reports._tables import JUDGEMENT_STYLE, MEANING, controls_asked
 from assay.tasks import Text
 
@@ -54,7 +57,55 @@ def tags(page):
 
 
 def test_the_page_is_small(page):
-    assert 20_000 < page.stat().st_size < 2_000_000
+    assert 20_000 < page.stat().st_size < 300_000
+
+
+def swept(comparison, layers, heads):
+    """The comparison as if it had been made at so many heads, with a gap and an illusion among the verdicts."""
+    names = [f"layer{layer}.head{head}" for layer in range(layers) for head in range(heads)]
+    proxies = [one for one in comparison.record.proxies if not one.is_control]
+    record = comparison.record.model_copy(
+        update={"proxies": tuple(p.model_copy(update={"site": n, "heads": (n,)}) for n in names for p in proxies)}
+    )
+    recipes = [one.proxy for one in proxies]
+    frames = [
+        pd.concat([frame[frame["proxy"].isin(recipes)].assign(site=name) for name in names], ignore_index=True)
+        for frame in (comparison.results, comparison._gaps, comparison._controls)
+    ]
+    found = Comparison(record, *frames, comparison._sequences)
+    judged = list(found.verdicts())
+    for place, judgement in ((0, "illusion"), (4, "gap")):
+        judged[place] = replace(judged[place], judgement=judgement, gap=0.1)
+    found.verdicts = lambda: tuple(judged)
+    return found
+
+
+def test_a_sweep_over_many_sites_has_a_grid_a_recipe_and_the_worst_first(shown, tmp_path):
+    sweep = swept(shown, 3, 5)
+    text = write_page(sweep, tmp_path / "report.html").read_text(encoding="utf-8")
+    tables = re.findall(r'<table class="sites">.*?</table>', text, re.DOTALL)
+    verdicts = sweep.verdicts()
+    recipes = list(dict.fromkeys(verdict.proxy for verdict in verdicts))
+    assert [re.search("<b>(.*?)</b>", table)[1] for table in tables] == recipes
+    for recipe, table in zip(recipes, tables, strict=True):
+        own = {verdict.site: verdict.judgement for verdict in verdicts if verdict.proxy == recipe}
+        cells = dict(re.findall(r'aria-label="([\w.]+): (\w+)', table))
+        assert cells == own
+        assert re.findall(r'<th scope="col">(\d)</th>', table) == [*"01234"]
+        assert re.findall(r'<th scope="row">(.*?)</th>', table) == ["layer 0", "layer 1", "layer 2"]
+        assert table.count('<td class="illusion">') == list(own.values()).count("illusion")
+    assert text.count('<li class="row">') == FIRST
+    assert text.index("<h2>Worst first</h2>") < text.index('<li class="row">')
+    losses = text[text.index('id="layers"') :].partition("</table>")[0]
+    assert "10.0<small>1 of 5</small>" in losses
+    whole = text[text.index('id="splits"') :].partition("</table>")[0]
+    assert whole.count('<b class="v-') == len(verdicts)
+    assert text.count('class="verdict ') == FIRST
+
+
+@pytest.mark.slow
+def test_a_sweep_over_a_hundred_sites_is_small(shown, tmp_path):
+    assert write_page(swept(shown, 10, 17), tmp_path / "report.html").stat().st_size < 500_000
 
 
 def test_nothing_is_fetched_from_elsewhere(page, tags):
@@ -300,7 +351,7 @@ def layers_drawn(comparison, heads, changed):
         comparison._sequences,
     )
     with style():
-        legend = attention_by_layer(deep, "layer1").axes[0].get_legend()
+        [legend] = attention_by_layer(deep, "layer1").legends
     return [int(text.get_text().removeprefix("layer ")) for text in legend.get_texts()]
 
 
@@ -336,10 +387,10 @@ def test_no_shift_is_left_out(shown, illustrations):
 
 
 def test_tokens_with_dollar_signs_are_text(shown, illustrations):
-    view = illustrations.sentences[0].model_copy(update={"tokens": ["$", "$$", r"$\nonsense$"]})
+    view = illustrations.sentences[0].model_copy(update={"tokens": ["$", "$$", r"$\nope$"]})
     only = illustrations.model_copy(update={"sentences": [view]})
     drawn = {name: figure for name, _, figure in figures(shown, only)}
-    assert r"\nonsense" in to_svg(drawn["sentence-0"])
+    assert r"\nope" in to_svg(drawn["sentence-0"])
 
 
 def test_gap_chart_shows_the_gaps(shown, illustrations):
@@ -363,6 +414,31 @@ def test_numbers_of_ticks_are_written_as_they_are(step):
     drawn = unescape(to_svg(figure))
     assert all(f">{value:.7f}<" in drawn for value in values)
     assert '><path d="0.123456"/> x="0.0005"<' in drawn
+
+
+def test_inline_figures_lose_no_mark_no_text_and_no_reference(shown, illustrations):
+    with style():
+        drawn = {one.name: one.draw(PHONE) for one in drawings(shown, illustrations) if one.name.startswith("gaps")}
+    for name, figure in drawn.items():
+        whole, short = ElementTree.fromstring(to_svg(figure)), ElementTree.fromstring(inline(figure, name, "wide"))
+        texts = [[one.text for one in root.iter() if one.tag.endswith("text")] for root in (whole, short)]
+        assert texts[0] == texts[1]
+        marks = [sum(one.tag.endswith("use") for one in root.iter()) for root in (whole, short)]
+        assert marks[0] == marks[1] > 10
+        values = [value for one in short.iter() for value in one.attrib.values()]
+        ids = [one.get("id") for one in short.iter() if one.get("id")]
+        assert {found for value in values for found in re.findall(r"#(\w+)", value)} == set(ids)
+        assert len(ids) == len(set(ids))
+        # Lines of one look are one path: as often as before, the pen is put down.
+        pens = []
+        for root in (whole, short):
+            defined = {one for group in root.iter() if group.tag.endswith("defs") for one in group.iter()}
+            pens.append(sum(one.get("d", "").count("M") for one in root.iter() if one not in defined))
+        assert pens[0] == pens[1] > 10
+        assert len(inline(figure, name, "wide")) < len(to_svg(figure)) / 2
+        colours = inline(figure, name, "wide")
+        assert "var(--series1)" in colours
+        assert PALETTE[1] not in colours
 
 
 def test_coordinates_are_rounded_to_a_hundredth():

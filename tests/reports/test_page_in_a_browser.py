@@ -44,8 +44,9 @@ UNREADABLE = """
     const below = ground(one), text = over(numbers(drawn ? style.fill : style.color), below);
     const [dark, bright] = [light(text), light(below)].sort((a, b) => a - b);
     const ratio = (bright + .05) / (dark + .05);
-    // Figures of their own have smaller numbers, which do not shrink with the page either.
-    const small = parseFloat(style.fontSize) < 12 && !one.closest('.picture') && !one.closest('code');
+    // Units of a figure are not pixels of the page.
+    const size = parseFloat(style.fontSize) * (drawn ? drawn.getScreenCTM().a : 1);
+    const small = size < 11.99 && !one.closest('code');
     if (ratio < 4.5 || small) found.push([walker.currentNode.data.trim().slice(0, 40), ratio, style.fontSize]);
   }
   return found;
@@ -111,6 +112,25 @@ def test_the_first_screen_has_the_finding_and_those_who_lost(shown_page: Browser
             "[...document.querySelectorAll('h1, .lead p, .heads, .row')].map(one => one.getBoundingClientRect().bottom)"
         )
         assert all(bottom <= height for bottom in bottoms[: 3 + rows])
+
+
+FORMS = "[...document.querySelectorAll('.picture .wide, .picture .narrow')].filter(one => one.checkVisibility())"
+
+
+def test_figures_have_a_form_for_a_phone_in_which_nothing_scrolls_or_shrinks(shown_page: Browser, page: Path):
+    for width, form in ((1280, "wide"), (768, "wide"), (390, "narrow")):
+        shown_page.show(page, width=width)
+        shown_page.ask(OPEN_ALL)
+        seen = shown_page.ask(f"{FORMS}.map(one => one.getAttribute('class'))")
+        assert len(seen) > 5
+        assert set(seen) == {form}
+        regions = "[...document.querySelectorAll('.picture')]"
+        assert set(shown_page.ask(f"{regions}.map(one => one.scrollWidth - one.clientWidth)")) == {0}, width
+        scales = shown_page.ask(
+            "[...document.querySelectorAll('.picture svg')].filter(one => one.checkVisibility())"
+            ".map(one => one.getScreenCTM().a)"
+        )
+        assert all(abs(scale - 96 / 72) < 0.01 for scale in scales)
 
 
 def test_marks_lie_within_their_strip(shown_page: Browser, page: Path):

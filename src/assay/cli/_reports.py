@@ -8,9 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
-from assay._files import try_file, try_folder
+from assay._files import try_file, try_folder, write_atomically
 from assay._terminal import styled
 from assay.cli._shared import (
+    PAPERS,
     AsJson,
     app,
     argument,
@@ -21,7 +22,12 @@ from assay.cli._shared import (
 )
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "assay report assay-runs/dyck",
+        "assay report assay-runs/dyck --figures paper --width page --latex paper/table.tex",
+    )
+)
 def report(
     run: Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN")],
     out_folder: Annotated[
@@ -29,13 +35,42 @@ def report(
         typer.Option("--out", help="Folder for figures and report.html (default: the run folder).", file_okay=False),
     ] = None,
     markdown: Annotated[Path | None, typer.Option(help="Also write the main table as Markdown to this file.")] = None,
+    figures: Annotated[
+        Path | None,
+        typer.Option(
+            help="Also write figures for a paper to this folder, each with its caption as .txt.",
+            file_okay=False,
+            rich_help_panel=PAPERS,
+        ),
+    ] = None,
+    form: Annotated[
+        str | None,
+        typer.Option("--format", help="With --figures: pdf (the default), svg or png.", rich_help_panel=PAPERS),
+    ] = None,
+    width: Annotated[
+        str | None,
+        typer.Option(
+            help="With --figures: column (the default), text, page, or inches such as 4.5.", rich_help_panel=PAPERS
+        ),
+    ] = None,
+    style: Annotated[
+        str | None,
+        typer.Option(help="With --figures: a style of matplotlib, by its name or as a file.", rich_help_panel=PAPERS),
+    ] = None,
+    latex_file: Annotated[
+        Path | None,
+        typer.Option("--latex", help="Also write the main table for LaTeX to this file.", rich_help_panel=PAPERS),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Draw a finished run again: figures and report.html."""
+    """Draw a finished run again: figures and report.html; also figures and a table for a paper."""
     from assay.faithfulness import Comparison  # noqa: PLC0415
     from assay.reports import (  # noqa: PLC0415
         Illustrations,
+        check_form,
         check_markdown,
+        latex,
+        save_figures,
         terminal,
         write_figures,
         write_markdown,
@@ -44,14 +79,36 @@ def report(
 
     if not run.is_dir():
         raise typer.BadParameter(f"there is no folder {str(run)!r}.", param_hint="RUN")
+    for option, given in (("--format", form), ("--width", width), ("--style", style)):
+        if given is not None and figures is None:
+            raise typer.BadParameter("it says how figures for a paper look: give --figures too.", param_hint=option)
     comparison = Comparison.load(run)
     illustrations = Illustrations.load(run)
     folder = out_folder or run
     argument("out", lambda: try_folder(folder))
     if markdown is not None:
         argument("markdown", lambda: check_markdown(markdown))
+    if figures is not None:
+        argument("format", lambda: check_form(format=form or "pdf"))
+        argument("width", lambda: check_form(width=width or "column"))
+        argument("style", lambda: check_form(style=style))
+        argument("figures", lambda: try_folder(figures))
+    if latex_file is not None:
+        argument("latex", lambda: try_file(latex_file))
     write_figures(comparison, folder / "figures", illustrations)
     page = write_page(comparison, folder / "report.html", illustrations)
+    if figures is not None:
+        save_figures(
+            comparison,
+            figures,
+            format=form or "pdf",
+            width=width or "column",
+            style=style,
+            illustrations=illustrations,
+        )
+    if latex_file is not None:
+        table = latex(comparison)
+        write_atomically(latex_file, lambda path: path.write_text(table, encoding="utf-8"))
     with comparison.trusted_no_further():
         if markdown is not None:
             write_markdown(comparison, markdown, illustrations)
@@ -60,7 +117,9 @@ def report(
             return
         out.print(terminal(comparison))
     out.print()
-    out.print(styled("Drawn again: ", (str(page), "bold")), soft_wrap=True)
+    for what, path in (("Drawn again: ", page), ("Figures: ", figures), ("Table: ", latex_file)):
+        if path is not None:
+            out.print(styled(what, (str(path), "bold")), soft_wrap=True)
 
 
 @app.command("compare-runs", epilog=examples("assay compare-runs assay-runs/monday assay-runs/tuesday"))

@@ -78,7 +78,7 @@ INTERRUPTED = 130
 """The exit status of a command that was interrupted, as shells have it."""
 
 JUDGED, JUDGED_ON, SUBJECT = "What is judged", "On what, and where", "The model"
-VERDICTS, WORK, OUTPUT = "Verdicts", "How the work is done", "What is left"
+VERDICTS, WORK, OUTPUT, PAPERS = "Verdicts", "How the work is done", "What is left", "For papers"
 """Groups of options in the help."""
 
 Device = Annotated[str, typer.Option(help="cpu, cuda, mps or auto.", rich_help_panel=WORK)]

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from html import escape
 from pathlib import Path
@@ -13,6 +13,7 @@ import pandas as pd
 import pyarrow.parquet
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from assay._drawing import PaperFigure, drawing
 from assay._errors import AssayError, in_line, unknown_name
 from assay._files import read_bytes, refuse_links, write_atomically
 from assay._given import checked
@@ -486,9 +487,37 @@ class Comparison:
     @checked
     def report(self, path: str | Path) -> Path:
         """Write a self-contained HTML page; returns its path."""
-        from assay.reports import write_page  # noqa: PLC0415  (computing never imports plotting)
+        return drawing().write_page(self, Path(path))
 
-        return write_page(self, Path(path))
+    def figures(self) -> Mapping[str, PaperFigure]:
+        """The figures for papers by name, the main one first: each has `caption`, `alternative` and `draw(width)`."""
+        return drawing().paper_figures(self)
+
+    @checked
+    def save_figures(
+        self,
+        folder: str | Path,
+        *,
+        format: str = "pdf",
+        width: str | float = "column",
+        style: str | Path | Mapping[str, Any] | None = None,
+    ) -> list[Path]:
+        """Write the figures for papers, and beside each a .txt with its caption and alternative text; gives the paths.
+
+        `format` is "pdf" (with TrueType fonts), "svg" or "png" (300 dpi); `width` "column" (3.25 inches), "text" (5.5),
+        "page" (6.75) or a number of inches; `style` a style of matplotlib over ours: its name, a file of one, or its
+        settings. Raises AssayError for any other.
+        """
+        return drawing().save_figures(self, Path(folder), format=format, width=width, style=style)
+
+    @checked
+    def to_latex(self, *, label: str = "tab:assay", caption: str | None = None) -> str:
+        """The main table for LaTeX, with the package booktabs: agreement by split, and the verdicts.
+
+        Numbers are rounded as on the page, in per cent with their intervals in brackets. `caption` is LaTeX of yours in
+        place of ours; all names in the table are escaped.
+        """
+        return drawing().latex(self, label=label, caption=caption)
 
     def __repr__(self) -> str:
         names = sorted({f"{subject['name']}" for subject in self.record.subjects if subject["trained"]})

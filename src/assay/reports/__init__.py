@@ -22,7 +22,9 @@ from assay.reports._illustrations import (
     TextView,
 )
 from assay.reports._junit import write_junit
+from assay.reports._latex import latex
 from assay.reports._page import environment, picture, write_figures, write_page
+from assay.reports._papers import FORMATS, WIDTHS, DrawnFigure, check_form, paper_figures, save_figures
 from assay.reports._style import PALETTE, style, to_png, to_svg
 from assay.reports._tables import (
     check_markdown,
@@ -38,10 +40,13 @@ from assay.reports._tables import (
 )
 
 __all__ = [
+    "FORMATS",
     "PALETTE",
+    "WIDTHS",
     "Chart",
     "CircuitEdge",
     "CircuitView",
+    "DrawnFigure",
     "FeatureSide",
     "FeatureText",
     "FeatureView",
@@ -56,16 +61,20 @@ __all__ = [
     "TableView",
     "TextView",
     "between_tables",
+    "check_form",
     "check_markdown",
     "environment",
     "figures",
     "graph_figure",
+    "latex",
     "limits",
     "markdown",
+    "paper_figures",
     "percent",
     "picture",
     "point_limits",
     "points",
+    "save_figures",
     "style",
     "terminal",
     "terminal_table",

@@ -9,9 +9,13 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch
 
 from assay.reports._illustrations import CircuitView, HeatView
-from assay.reports._style import INK, PALETTE
+from assay.reports._style import WIDE, inches, ink, legend, series, small
 
-_COLOURS = {"both": INK, "in distribution": PALETTE[0], "under the shift": PALETTE[1]}
+_WHERE = ("both", "in distribution", "under the shift")
+
+_LETTERS = 0.42
+"""Inches between heads from which on the letters of queries, keys and values stand beside each other."""
+
 _NODE = re.compile(r"layer(\d+)\.(head|group)?(\d+|mlp)")
 _PARTS = {"queries": "q", "keys": "k", "values": "v"}
 
@@ -41,15 +45,17 @@ def _end(view: CircuitView, receiver: str, places: dict[str, tuple[float, float]
     return node, (x + {"queries": -0.24, "keys": 0.0}.get(stream, 0.24), y - 0.16)
 
 
-def circuit_figure(view: CircuitView) -> Figure:
+def circuit_figure(view: CircuitView, width: float = WIDE) -> Figure:
     """The edges of a circuit between its parts, from the embeddings at the bottom to the logits at the top.
 
     Edges end at q, k and v of a head. Colours say whether an edge is in the circuit found in distribution, in the one
     found under the shift, or in both; wider edges have larger scores.
     """
-    width = min(12.0, 2.5 + 0.85 * (view.heads + 1))
+    width = min(width, 2.5 + 0.85 * (view.heads + 1))
     figure = Figure(figsize=(width, min(14.0, 1.8 + 1.15 * view.layers)))
     axes: Axes = figure.add_subplot()
+    colours = dict(zip(_WHERE, (ink(), *series()), strict=False))
+    between = width / (view.heads + 3.4)
     axes.axis("off")
     places = _places(view)
     used = set()
@@ -67,7 +73,7 @@ def circuit_figure(view: CircuitView) -> Figure:
                 arrowstyle="-|>",
                 mutation_scale=6,
                 linewidth=0.6 + 2.2 * share,
-                color=_COLOURS[edge.where],
+                color=colours[edge.where],
                 alpha=0.75,
                 zorder=1,
             )
@@ -81,42 +87,43 @@ def circuit_figure(view: CircuitView) -> Figure:
             text,
             ha="center",
             va="center",
-            fontsize=8,
+            fontsize=small(),
             alpha=1.0 if shown else 0.35,
             zorder=2,
             bbox={
                 "boxstyle": "round,pad=0.3",
                 "facecolor": "none",
-                "edgecolor": INK,
+                "edgecolor": ink(),
                 "lw": 0.6,
                 "alpha": 1 if shown else 0.35,
             },
         )
-        if shown and ".head" in name:
+        if shown and ".head" in name and between > _LETTERS:
             for stream, short in _PARTS.items():
                 _, (at, _) = _end(view, f"{name}.{stream}", places)
-                axes.text(at, y - 0.3, short, ha="center", va="top", fontsize=5)
+                axes.text(at, y - 0.3, short, ha="center", va="top", fontsize=small())
     for layer in range(view.layers):
-        axes.text(-1.1, 2.0 * layer + 1, f"layer {layer}", ha="right", va="center", fontsize=8)
+        axes.text(-1.1, 2.0 * layer + 1, f"layer {layer}", ha="right", va="center", fontsize=small())
     axes.set_xlim(-2.2, view.heads + 1.2)
     axes.set_ylim(-0.5, 2.0 * view.layers + 1.4)
-    kinds = [where for where in _COLOURS if any(edge.where == where for edge in view.edges)]
+    kinds = [where for where in _WHERE if any(edge.where == where for edge in view.edges)]
     if len(kinds) > 1 or kinds not in (["both"], []):
-        lines = [Line2D([], [], color=_COLOURS[where], linewidth=2, label=where) for where in kinds]
-        axes.legend(handles=lines, loc="upper left", fontsize=8)
+        lines = [Line2D([], [], color=colours[where], linewidth=2, label=where) for where in kinds]
+        legend(figure, lines, kinds)
     return figure
 
 
-def heat_figure(view: HeatView) -> Figure:
+def heat_figure(view: HeatView, width: float = WIDE) -> Figure:
     """A number for every head, a row a layer; blue below zero, red above."""
     values = np.array(view.values, dtype=float)
     layers, heads = values.shape
-    figure = Figure(figsize=(min(10.0, 2.4 + 0.5 * heads), min(10.0, 1.5 + 0.42 * layers)))
+    figure = Figure(figsize=(min(width, 2.4 + 0.5 * heads), min(10.0, 1.5 + 0.42 * layers)))
     axes: Axes = figure.add_subplot()
     limit = float(np.nanmax(np.abs(values))) or 1.0
     image = axes.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
     axes.grid(visible=False)
-    axes.set_xticks(range(heads), view.columns)
+    step = max(1, int(-(-heads * max(map(inches, view.columns), default=0.1) * 1.3 // (figure.get_figwidth() - 1.9))))
+    axes.set_xticks(range(0, heads, step), view.columns[::step])
     axes.set_yticks(range(layers), [f"layer {layer}" for layer in range(layers)])
     axes.set_xlabel(view.x_label)
     figure.colorbar(image, ax=axes, label=view.unit)

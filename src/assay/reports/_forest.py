@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from assay.faithfulness import Comparison, Judgement, Verdict
 from assay.reports._story import SEVERITY, by_severity, reason, spaced
-from assay.reports._tables import MEANING, percent
+from assay.reports._tables import MEANING, agreement_words, on_what, percent
 
 SHAPES: dict[str, Markup] = {
     "illusion": Markup('<path d="M0-5.5 5 0 0 5.5-5 0z" fill="currentColor"/>'),
@@ -130,6 +130,30 @@ def forest(comparison: Comparison) -> Forest:
         left_out=len(verdicts) - len(shown),
         controls=any(row.band is not None for row in rows),
     )
+
+
+def caption(comparison: Comparison, found: Forest, *, left_out: int, lanes: bool = False) -> str:
+    """What the figure shows and how it is read; with `lanes`, for where no key stands beside it, also what its are."""
+    record = comparison.record
+    trained = sum(bool(subject["trained"]) for subject in record.subjects)
+    over = "whole sequences and training seeds" if trained > 1 else "whole sequences"
+    level = round(100 * record.settings["level"])
+    parts = [f"{agreement_words(comparison)}{on_what(comparison)}, per cent; lines are {level}% intervals over {over}."]
+    if lanes:
+        splits = sorted((split for split in record.splits if split.role != "train"), key=lambda one: one.role != "iid")
+        named = "; ".join(f"{spaced(split.name)} ({split.description})" for split in splits)
+        parts.append(
+            f"Lanes of a row, from the top: {named}. Open circle: like training; the verdict's mark: the worst shift; "
+            "dots: other shifts."
+        )
+    if found.stretched:
+        parts.append("The scale is stretched above 80.")
+    parts.append(f"The long tick in the first lane is what is asked there, {100 * found.needed:g}.")
+    if found.controls:
+        parts.append("Grey ticks on a band are the simplification's own control on the same splits.")
+    if left_out:
+        parts.append(f"{left_out} more are in the table of all splits.")
+    return " ".join(parts)
 
 
 def _groups(rows: Sequence[Row]) -> Iterator[Group]:

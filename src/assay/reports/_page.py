@@ -1,6 +1,5 @@
 """The HTML page: one file, no scripts, no network."""
 
-import base64
 import math
 import re
 from collections.abc import Iterable, Iterator
@@ -16,11 +15,14 @@ from matplotlib.figure import Figure
 
 from assay._files import inside, safe_name, write_atomically
 from assay.faithfulness import JUDGEMENTS, RULES, Comparison
-from assay.reports._figures import figures
-from assay.reports._forest import SHAPES, forest
+from assay.reports._figures import drawings, figures
+from assay.reports._forest import FIRST, SHAPES, forest
+from assay.reports._forest import caption as forest_caption
+from assay.reports._grid import MISLEADING, grids, losses
 from assay.reports._illustrations import FeatureSide, FeatureView, Illustrations, TextView
+from assay.reports._inline import inline, raster
 from assay.reports._story import by_severity, finding, paragraph
-from assay.reports._style import COLOURS, INK, PALETTE, to_png, to_svg
+from assay.reports._style import COLOURS, PHONE, WIDE, style, to_png, to_svg
 from assay.reports._tables import (
     CAUSES,
     RECOVERS,
@@ -39,12 +41,10 @@ from assay.reports._tables import (
     subject_accuracy,
     worth,
 )
+from assay.reports._told import numbers
 
 _RASTER = ("keys-", "sentence-")
 """Figures with many marks are smaller as PNG."""
-
-_WIDTH = 1200
-"""Pixels of such a figure at most: a page is about as wide."""
 
 
 class Picture(NamedTuple):
@@ -64,21 +64,18 @@ def environment() -> Environment:
     return found
 
 
-def picture(name: str, caption: str, figure: Figure) -> Picture:
-    """A figure as it stands in a page: inline SVG whose text and colours follow the page's mode, or a PNG."""
+def picture(name: str, caption: str, figure: Figure, phone: Figure | None = None) -> Picture:
+    """A figure as it stands in a page: inline SVG whose text and colours follow the page's mode, or a PNG.
+
+    `phone` is the same in the width of a phone, which is shown there instead.
+    """
     title = re.sub(r"[-_]", " ", name)
     title = title[:1].upper() + title[1:]
-    if name.startswith(_RASTER):
-        dpi = min(110.0, _WIDTH / figure.get_figwidth())
-        data = base64.b64encode(to_png(figure, dpi=dpi)).decode()
-        return Picture(title, caption, Markup('<img alt="{}" src="data:image/png;base64,{}">').format(caption, data))
-    svg = re.sub(r"^.*?(?=<svg)", "", to_svg(figure), flags=re.DOTALL).replace(INK, "currentColor")
-    for number, colour in enumerate(PALETTE):
-        svg = svg.replace(colour, f"var(--series{number})")
-    prefix = re.sub(r"\W", "_", name)
-    svg = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{prefix}_", svg)
-    svg = svg.replace("<svg ", f'<svg role="img" aria-label="{Markup.escape(caption)}" ', 1)
-    return Picture(title, caption, Markup(svg))
+    told = f"{caption} {numbers(figure)}".strip()
+    draw = raster if name.startswith(_RASTER) else inline
+    forms = [(figure, "wide" if phone else "")] + ([(phone, "narrow")] if phone else [])
+    drawn = Markup("").join(Markup(draw(one, f"{name} {form}", form)) for one, form in forms)
+    return Picture(title, caption, Markup('<div role="img" aria-label="{}">{}</div>').format(told, drawn))
 
 
 def rendered(text: str) -> Markup:
@@ -125,7 +122,14 @@ def write_page(comparison: Comparison, path: Path, illustrations: Illustrations 
 
 def _page(comparison: Comparison, shown: Illustrations) -> str:
     """The page."""
-    drawn = [picture(*item) for item in figures(comparison, shown)]
+    with style():
+        drawn = [picture(one.name, one.caption, one.draw(WIDE), one.draw(PHONE)) for one in drawings(comparison, shown)]
+    drawn_forest = forest(comparison)
+    verdicts = by_severity(comparison.verdicts())
+    # Of a sweep over many sites the page has all verdicts in grids and one table, and the rest of the worst alone.
+    many = drawn_forest.left_out > 0
+    worst = verdicts[:FIRST] if many else verdicts
+    told = {(verdict.proxy, verdict.site) for verdict in worst}
     accuracy = subject_accuracy(comparison)
     splits = evaluation_splits(comparison)
     record = comparison.record
@@ -141,23 +145,29 @@ def _page(comparison: Comparison, shown: Illustrations) -> str:
             seeds=sum(bool(subject["trained"]) for subject in record.subjects),
             finding=finding(comparison),
             paragraph=paragraph(comparison),
-            forest=forest(comparison),
+            forest=drawn_forest,
+            forest_caption=forest_caption(comparison, drawn_forest, left_out=drawn_forest.left_out),
             shapes=SHAPES,
             shown_splits=sorted(
                 (split for split in record.splits if split.role != "train"), key=lambda split: split.role != "iid"
             ),
-            verdicts=by_severity(comparison.verdicts()),
+            verdicts=verdicts,
+            worst=worst,
+            many=many,
+            grids=grids(comparison.verdicts()) if many else (),
+            losses=losses(comparison.verdicts()) if many else (),
+            misleading=MISLEADING,
             rules=rendered(RULES),
             splits=splits,
             headline=agreement_words(comparison) + on_what(comparison),
             accuracy=[float(accuracy["estimate"].get(name, float("nan"))) for name in splits] if len(accuracy) else [],
-            lines=list(lines(comparison)),
+            lines=[line for line in lines(comparison) if not many or not line.is_control],
             headings=CAUSES,
             recovers=RECOVERS,
             asked=list(controls_asked(comparison)),
             warnings=comparison.warnings(),
             detectable=detectable_words(comparison),
-            causes=[(row, worth(row)) for row in causes(comparison)],
+            causes=[(row, worth(row)) for row in causes(comparison) if not many or (row.proxy, row.site) in told],
             points=points,
             point_limits=point_limits,
             percent=percent,
