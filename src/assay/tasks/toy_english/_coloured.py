@@ -1,0 +1,57 @@
+"""Coloured objects: on the table there is a red cup, a blue pen and a green book. What colour is the pen … blue."""
+
+from random import Random
+
+from assay.tasks._task import Feature
+from assay.tasks.toy_english._scene import Grammar, Other, Scene, SceneKind, held_part
+from assay.tasks.toy_english._words import COLOURS, PLACES, PLAIN, THINGS
+
+_WHERE = ("on the table", *(f"in the {place}" for place in PLACES))
+_COUNTS = {"train": (1, 2, 3, 3), "four": (4,), "five": (5,)}
+
+
+def is_new(colour: str, thing: str) -> bool:
+    """Whether a thing never has that colour in training."""
+    return thing in PLAIN or held_part("colour of a thing", colour, thing)
+
+
+def draw(random: Random, split: str) -> Scene | None:
+    """Things of different colours, one of which is asked for."""
+    count = random.choice(_COUNTS.get(split, (3,)))
+    asked = random.randrange(count)
+    things, colours = random.sample(THINGS, count), random.sample(COLOURS, count)
+    if split == "plain":
+        things[asked] = random.choice(PLAIN)
+    news = [is_new(colour, thing) for colour, thing in zip(colours, things, strict=True)]
+    if news[asked] != (split in ("pairs", "plain")) or any(news[:asked] + news[asked + 1 :]):
+        return None
+    listed = [f"a {colour} {thing}" for colour, thing in zip(colours, things, strict=True)]
+    shown = " and ".join((" , ".join(listed[:-1]), listed[-1])) if count > 1 else listed[0]
+    start = f"{random.choice(_WHERE)} there is {shown} . what colour is the"
+
+    def change(name: str, random: Random) -> Other | None:
+        if count == 1:
+            return None
+        other = random.choice([one for one in range(count) if one != asked])
+        return Other(f"{start} {things[other]}", (colours[other],))
+
+    return Scene(f"{start} {things[asked]}", (colours[asked],), change, features={"things": count, "place": asked})
+
+
+GRAMMAR = Grammar(
+    name="coloured",
+    description="Toy English, coloured objects: … a red cup , a blue pen and a green book . what colour is the pen … blue",
+    kinds=(SceneKind("answer", "the colour of the thing asked for"),),
+    features=(
+        Feature("things", "things that are listed", ("answer",)),
+        Feature("place", "which of them is asked for, from 0", ("answer",)),
+    ),
+    counterfactuals=("asked",),
+    shifts={
+        "pairs": "the thing asked for has a colour that it never has in training (1 pair in 8)",
+        "four": "four things",
+        "five": "five things",
+        "plain": "the thing asked for never has a colour in training",
+    },
+    draw=draw,
+)
