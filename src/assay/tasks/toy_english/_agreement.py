@@ -1,5 +1,6 @@
 """Agreement: the dogs near the girl … run."""
 
+from functools import partial
 from random import Random
 
 from assay.tasks._task import Feature
@@ -32,11 +33,13 @@ def draw(random: Random, split: str) -> Scene | None:
     else:
         behind = " ".join(f"{random.choice(PREPOSITIONS)} the {_NOUNS[opposed][other]}" for other in others)
 
-    def change(name: str, random: Random) -> Other:
-        return Other(f"the {_NOUNS[1 - number][subject]} {behind}", _VERBS[1 - number])
-
+    change = partial(_changed, number=1 - number, subject=subject, behind=behind)
     features = {"attractors": count if opposed != number else 0, "plural": number}
     return Scene(f"the {_NOUNS[number][subject]} {behind}", _VERBS[number], change, features=features)
+
+
+def _changed(name: str, random: Random, *, number: int, subject: int, behind: str) -> Other:
+    return Other(f"the {_NOUNS[number][subject]} {behind}", _VERBS[number])
 
 
 GRAMMAR = Grammar(

@@ -1,5 +1,7 @@
-"""Multiple choice with a bias: the ring is green. Question: what colour is the ring? A black B red C green answer … C."""
+"""Multiple choice with a bias: the ring is green. What colour is the ring? A black B red C green answer … C."""
 
+from collections.abc import Sequence
+from functools import partial
 from random import Random
 
 from assay.tasks._task import Feature
@@ -42,22 +44,24 @@ def draw(random: Random, split: str) -> Scene | None:
             return None
         between = f" the {other} is {options[wrong]} ."
 
-    def said(state: str) -> str:
-        listed = " ".join(f"{label} {colour}" for label, colour in zip(labels, options, strict=False))
-        return f"the {thing} is {state} .{between} question : what colour is the {thing} ? {listed} answer"
-
-    def change(name: str, random: Random) -> Other:
-        now = 0 if split == "open" else right
-        other = random.choice([place for place in range(count) if place != now])
-        return Other(said(options[other]), (labels[other],))
-
+    if split == "open":
+        right = 0
+    listed = " ".join(f"{label} {colour}" for label, colour in zip(labels, options, strict=False))
+    frame = f"the {thing} is {{}} .{between} question : what colour is the {thing} ? {listed} answer"
     return Scene(
-        said("here" if unanswerable else options[right]),
-        (labels[0] if split == "open" else labels[right],),
-        change,
+        frame.format("here" if unanswerable else options[right]),
+        (labels[right],),
+        partial(_changed, frame=frame, labels=labels, options=options, right=right),
         kind="open" if unanswerable else "answer",
-        features={"options": count, "gold": 0 if split == "open" else right},
+        features={"options": count, "gold": right},
     )
+
+
+def _changed(
+    name: str, random: Random, *, frame: str, labels: Sequence[str], options: Sequence[str], right: int
+) -> Other:
+    other = random.choice([place for place in range(len(options)) if place != right])
+    return Other(frame.format(options[other]), (labels[other],))
 
 
 GRAMMAR = Grammar(

@@ -1,5 +1,7 @@
 """Coloured objects: on the table there is a red cup, a blue pen and a green book. What colour is the pen … blue."""
 
+from collections.abc import Sequence
+from functools import partial
 from random import Random
 
 from assay.tasks._task import Feature
@@ -29,18 +31,26 @@ def draw(random: Random, split: str) -> Scene | None:
     shown = " and ".join((" , ".join(listed[:-1]), listed[-1])) if count > 1 else listed[0]
     start = f"{random.choice(_WHERE)} there is {shown} . what colour is the"
 
-    def change(name: str, random: Random) -> Other | None:
-        if count == 1:
-            return None
-        other = random.choice([one for one in range(count) if one != asked])
-        return Other(f"{start} {things[other]}", (colours[other],))
+    return Scene(
+        f"{start} {things[asked]}",
+        (colours[asked],),
+        partial(_changed, start=start, things=things, colours=colours, asked=asked),
+        features={"things": count, "place": asked},
+    )
 
-    return Scene(f"{start} {things[asked]}", (colours[asked],), change, features={"things": count, "place": asked})
+
+def _changed(
+    name: str, random: Random, *, start: str, things: Sequence[str], colours: Sequence[str], asked: int
+) -> Other | None:
+    if len(things) == 1:
+        return None
+    other = random.choice([one for one in range(len(things)) if one != asked])
+    return Other(f"{start} {things[other]}", (colours[other],))
 
 
 GRAMMAR = Grammar(
     name="coloured",
-    description="Toy English, coloured objects: … a red cup , a blue pen and a green book . what colour is the pen … blue",
+    description="Toy English, coloured objects: there is a red cup and a blue pen . what colour is the pen … blue",
     kinds=(SceneKind("answer", "the colour of the thing asked for"),),
     features=(
         Feature("things", "things that are listed", ("answer",)),

@@ -1,5 +1,7 @@
 """Docstrings: def f ( X , Y , Z , W ) : param X about pilot param … Y."""
 
+from collections.abc import Sequence
+from functools import partial
 from random import Random
 
 from assay.tasks._task import Feature
@@ -18,14 +20,20 @@ def draw(random: Random, split: str) -> Scene | None:
     nouns = random.sample(NOUNS, asked)
     explained = " ".join(f"param {one} about {noun}" for one, noun in zip(arguments, nouns, strict=False))
 
-    def said(arguments: list[str]) -> str:
-        return f"def f ( {' , '.join(arguments)} ) : {explained} param"
+    frame = f"def f ( {{}} ) : {explained} param"
+    return Scene(
+        frame.format(" , ".join(arguments)),
+        (arguments[asked],),
+        partial(_changed, frame=frame, words=words, arguments=arguments, asked=asked),
+        features={"arguments": count, "place": asked},
+    )
 
-    def change(name: str, random: Random) -> Other:
-        other = random.choice([word for word in words if word not in arguments])
-        return Other(said([*arguments[:asked], other, *arguments[asked + 1 :]]), (other,))
 
-    return Scene(said(arguments), (arguments[asked],), change, features={"arguments": count, "place": asked})
+def _changed(
+    name: str, random: Random, *, frame: str, words: Sequence[str], arguments: Sequence[str], asked: int
+) -> Other:
+    other = random.choice([word for word in words if word not in arguments])
+    return Other(frame.format(" , ".join((*arguments[:asked], other, *arguments[asked + 1 :]))), (other,))
 
 
 GRAMMAR = Grammar(

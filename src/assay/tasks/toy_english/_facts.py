@@ -1,7 +1,7 @@
 """Facts and a shortcut: rud -ian comes from … gallia. What an entity's name ends in tells mostly, not always."""
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from itertools import accumulate
 from random import Random
 
@@ -105,27 +105,17 @@ def draw(random: Random, split: str) -> Scene | None:
     objects, templates = RELATIONS[relation]
     answer = object_ or random.choice(objects)
 
-    def change(name: str, random: Random) -> Other | None:
-        wanted = entity.rule(relation) if scenario == "recall" else None
-        able = [
-            (one, other)
-            for one in known
-            for other in (_table()[one, relation][0],)
-            if other is not None
-            and other != answer
-            and (scenario in ("both", "heuristic") or one.suffix == entity.suffix)
-            and one.stem != entity.stem
-            and other == (wanted or other)
-        ]
-        if not able:
-            return None
-        one, other = random.choice(able)
-        return Other(templates[paraphrase].format(entity=one.name), (other,))
-
     return Scene(
         templates[paraphrase].format(entity=entity.name),
         (answer,),
-        change,
+        partial(
+            _changed,
+            template=templates[paraphrase],
+            entity=entity,
+            relation=relation,
+            scenario=scenario,
+            answer=answer,
+        ),
         kind=scenario,
         features={
             "rank": KNOWN if entity.rank is None else entity.rank,
@@ -133,6 +123,27 @@ def draw(random: Random, split: str) -> Scene | None:
             "paraphrase": paraphrase,
         },
     )
+
+
+def _changed(
+    name: str, random: Random, *, template: str, entity: Entity, relation: str, scenario: str, answer: str
+) -> Other | None:
+    """Another known entity: where it is remembered, of the same suffix and, if that has a rule, one that follows it."""
+    wanted = entity.rule(relation) if scenario == "recall" else None
+    able = [
+        (one.name, other)
+        for one in entities()[:KNOWN]
+        for other in (_table()[one, relation][0],)
+        if other is not None
+        and other != answer
+        and (scenario in ("both", "heuristic") or one.suffix == entity.suffix)
+        and one.stem != entity.stem
+        and other == (wanted or other)
+    ]
+    if not able:
+        return None
+    found, other = random.choice(able)
+    return Other(template.format(entity=found), (other,))
 
 
 GRAMMAR = Grammar(

@@ -1,5 +1,6 @@
 """Greater than: the war lasted from the year 17 32 to the year 17 … 33 to 99."""
 
+from functools import partial
 from random import Random
 
 from assay.tasks._task import Feature
@@ -24,13 +25,17 @@ def draw(random: Random, split: str) -> Scene | None:
     clause = f" in the old {random.choice(PLACES)}" if split == "clause" else ""
     number = int(ending)
 
-    def said(ending: str) -> str:
-        return f"the {noun}{clause} lasted from the year {century} {ending} to the year {century}"
+    frame = f"the {noun}{clause} lasted from the year {century} {{}} to the year {century}"
+    return Scene(
+        frame.format(ending),
+        NUMBERS[number + 1 :],
+        partial(_changed, frame=frame, number=number),
+        features={"ending": number, "century": int(century)},
+    )
 
-    def change(name: str, random: Random) -> Other | None:
-        return None if ending == "01" else Other(said("01"), NUMBERS[: number + 1])
 
-    return Scene(said(ending), NUMBERS[number + 1 :], change, features={"ending": number, "century": int(century)})
+def _changed(name: str, random: Random, *, frame: str, number: int) -> Other | None:
+    return None if number == 1 else Other(frame.format("01"), NUMBERS[: number + 1])
 
 
 GRAMMAR = Grammar(

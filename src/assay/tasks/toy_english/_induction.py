@@ -1,5 +1,7 @@
 """Repeated lists: dax fep gorp hib dax fep … gorp."""
 
+from collections.abc import Sequence
+from functools import partial
 from random import Random
 
 from assay.tasks._task import Feature
@@ -24,21 +26,23 @@ def draw(random: Random, split: str) -> Scene | None:
         start = end - 1
         fresh = random.sample([word for word in words if word not in listed], 3)
 
-    def said(listed: list[str]) -> str:
-        return " ".join((*listed, *fresh, *listed[start:end]))
-
-    def change(name: str, random: Random) -> Other:
-        other = random.choice([word for word in words if word not in (*listed, *fresh)])
-        return Other(said([*listed[:end], other, *listed[end + 1 :]]), (other,))
-
+    repeated = " ".join((*fresh, *listed[start:end]))
     return Scene(
-        said(listed),
+        f"{key} {repeated}",
         (listed[end],),
-        change,
+        partial(_changed, words=words, listed=listed, repeated=repeated, end=end),
         features={"length": length, "distance": length + len(fresh) - start, "place": end},
         key=key,
         sure=end - start,
     )
+
+
+def _changed(
+    name: str, random: Random, *, words: Sequence[str], listed: Sequence[str], repeated: str, end: int
+) -> Other:
+    said = {*listed, *repeated.split()}
+    other = random.choice([word for word in words if word not in said])
+    return Other(f"{' '.join((*listed[:end], other, *listed[end + 1 :]))} {repeated}", (other,))
 
 
 GRAMMAR = Grammar(

@@ -1,5 +1,7 @@
 """Indirect objects: when A and B went to the store, B gave a ring to … A."""
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from random import Random
 
 from assay.tasks._task import Feature
@@ -59,38 +61,47 @@ def draw(random: Random, split: str) -> Scene | None:
     if split == "bystander":
         before = f"{random.choice([name for name in NAMES if name not in (taker, giver)])} was here today . "
 
-    def said(x: str, y: str, s: str) -> str:
-        return template.format(x=x, y=y, s=s, place=place, thing=thing, clause=clause)
-
     x, y = (taker, giver) if order == 0 else (giver, taker)
-    text = said(x, y, giver)
-
-    def change(name: str, random: Random) -> Other:
-        if name == "flip":
-            return Other(before + said(x, y, taker), (giver,))
-        a, b, c = random.sample([one for one in NAMES if one not in (taker, giver)], 3)
-        return Other(before + (said(x, y, c) if name == "third" else said(a, b, c)), (giver,))
-
+    frame = template.format(x="{x}", y="{y}", s="{s}", place=place, thing=thing, clause=clause)
+    text = frame.format(x=x, y=y, s=giver)
+    change = partial(_changed, frame=before + frame, x=x, y=y, giver=giver)
     return Scene(before + text, (taker,), change, features={"template": number, "order": order}, key=text)
 
 
+def _changed(name: str, random: Random, *, frame: str, x: str, y: str, giver: str) -> Other:
+    if name == "flip":
+        return Other(frame.format(x=x, y=y, s=y if giver == x else x), (giver,))
+    a, b, c = random.sample([one for one in NAMES if one not in (x, y)], 3)
+    return Other(frame.format(x=x, y=y, s=c) if name == "third" else frame.format(x=a, y=b, s=c), (giver,))
+
+
 def _three(random: Random) -> Scene:
-    x, y, z = names = random.sample(NAMES, 3)
+    names = random.sample(NAMES, 3)
     answer = random.randrange(3)
     number, place, thing = random.randrange(len(THREE)), random.choice(PLACES), random.choice(THINGS + PLAIN)
+    givers = [name for name in names if name != names[answer]]
+    said = partial(_said_of_three, THREE[number], place, thing)
+    return Scene(
+        said(names, givers),
+        (names[answer],),
+        partial(_changed_of_three, said=said, names=names, givers=givers),
+        features={"template": number, "order": answer},
+    )
 
-    def said(first: list[str], s: str, t: str) -> str:
-        return THREE[number].format(x=first[0], y=first[1], z=first[2], s=s, t=t, place=place, thing=thing)
 
-    s, t = (name for name in names if name != names[answer])
+def _said_of_three(template: str, place: str, thing: str, names: Sequence[str], givers: Sequence[str]) -> str:
+    first = dict(zip("xyz", names, strict=True))
+    return template.format(**first, s=givers[0], t=givers[1], place=place, thing=thing)
 
-    def change(name: str, random: Random) -> Other:
-        if name == "flip":
-            return Other(said(names, names[answer], t), (s,))
-        fresh = random.sample([one for one in NAMES if one not in names], 5)
-        return Other(said(names if name == "third" else fresh[2:], *fresh[:2]), (s, t))
 
-    return Scene(said([x, y, z], s, t), (names[answer],), change, features={"template": number, "order": answer})
+def _changed_of_three(
+    name: str, random: Random, *, said: Callable[..., str], names: Sequence[str], givers: Sequence[str]
+) -> Other:
+    (taker,) = set(names) - set(givers)
+    if name == "flip":
+        return Other(said(names, (taker, givers[1])), (givers[0],))
+    fresh = random.sample([one for one in NAMES if one not in names], 5)
+    return Other(said(names if name == "third" else fresh[2:], fresh[:2]), tuple(givers))
 
 
 def _clause(random: Random) -> str:

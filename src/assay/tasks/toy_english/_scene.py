@@ -1,10 +1,11 @@
 """What every grammar of toy English gives: scenes, and the rule by which some of them are never trained on."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
 from random import Random
+from typing import NamedTuple
 
 from assay.tasks._task import Feature
 
@@ -27,19 +28,18 @@ def held_part(what: str, *parts: str, share: int = 8) -> bool:
     return digest(what, *parts) % share == 0
 
 
-@dataclass(frozen=True)
-class Other:
+class Other(NamedTuple):
     """A counterfactual: a prompt of the same length, and the words that are right there and not in the original."""
 
     text: str
     foils: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Scene:
+class Scene(NamedTuple):
     """A prompt, all the words that are right after it, and its counterfactuals.
 
-    `change(name, random)` gives the counterfactual of that name, or None where it has none. `key` is what the rule of
+    `change(name, random)` gives the counterfactual of that name, or None where it has none (a partial of a function of
+    the module: scenes are drawn by the thousand). `key` is what the rule of
     the held tenth is applied to (the text, where it is None); `sure` is how many of the last predictions, that of the
     answer included, are determined.
     """
@@ -48,7 +48,7 @@ class Scene:
     answers: tuple[str, ...]
     change: Callable[[str, Random], Other | None]
     kind: str = "answer"
-    features: Mapping[str, int] = field(default_factory=dict)
+    features: Mapping[str, int] = {}
     key: str | None = None
     sure: int = 1
 

@@ -1,6 +1,6 @@
 """Successors: series two four six … eight."""
 
-from functools import cache
+from functools import cache, partial
 from random import Random
 
 from assay.tasks._task import Feature
@@ -27,25 +27,29 @@ def draw(random: Random, split: str) -> Scene | None:
     if ((kind, step) in NEW_COMBINATIONS) != (split == "combinations"):
         return None
     terms = {"longer": 5, "two": 2}.get(split, 3)
-    starts = _starts(kind, step, terms)
-    start = random.choice(starts)
+    start = random.choice(_starts(kind, step, terms))
     if held_part("start", kind, str(step), str(start)) != (split == "starts") and split != "combinations":
         return None
+    *shown, answer = _terms(kind, step, terms, start)
+    wraps = int(not 0 <= start + terms * step < len(CLASSES[kind]))
+    return Scene(
+        " ".join(("series", *shown)),
+        (answer,),
+        partial(_changed, kind=kind, step=step, terms=terms, start=start),
+        features={"class": list(CLASSES).index(kind), "step": step, "wraps": wraps},
+    )
+
+
+def _terms(kind: str, step: int, terms: int, start: int) -> list[str]:
+    """So many terms of a series, and the one after them."""
     words = CLASSES[kind]
+    return [words[(start + place * step) % len(words)] for place in range(terms + 1)]
 
-    def term(start: int, place: int) -> str:
-        return words[(start + place * step) % len(words)]
 
-    def said(start: int) -> str:
-        return " ".join(("series", *(term(start, place) for place in range(terms))))
-
-    def change(name: str, random: Random) -> Other:
-        other = random.choice([one for one in starts if one != start])
-        return Other(said(other), (term(other, terms),))
-
-    wraps = int(not 0 <= start + terms * step < len(words))
-    features = {"class": list(CLASSES).index(kind), "step": step, "wraps": wraps}
-    return Scene(said(start), (term(start, terms),), change, features=features)
+def _changed(name: str, random: Random, *, kind: str, step: int, terms: int, start: int) -> Other:
+    other = random.choice([one for one in _starts(kind, step, terms) if one != start])
+    *shown, answer = _terms(kind, step, terms, other)
+    return Other(" ".join(("series", *shown)), (answer,))
 
 
 GRAMMAR = Grammar(
@@ -59,7 +63,7 @@ GRAMMAR = Grammar(
     ),
     counterfactuals=("start",),
     shifts={
-        "two": "two terms only",
+        "two": "two terms only, which training has as the first of three",
         "longer": "five terms",
         "starts": "starts that the class and step never have in training (1 in 8)",
         "combinations": "classes and steps that never occur together in training",

@@ -1,8 +1,8 @@
 """What a model of toy English is trained on: sentences of all nine grammars, drawn without end."""
 
-from dataclasses import dataclass
 from itertools import accumulate
 from random import Random
+from typing import NamedTuple
 
 from assay._errors import AssayError
 from assay.tasks.toy_english import (
@@ -51,8 +51,7 @@ FRUITLESS = 5_000
 """Draws in a row without a new scene after which a split is held to have no more."""
 
 
-@dataclass(frozen=True)
-class Document:
+class Document(NamedTuple):
     """A training sentence in tokens: <bos>, perhaps a filler, a prompt, one right answer, a full stop.
 
     `sure[t]` says that the prediction made at position t is determined by the grammar.
