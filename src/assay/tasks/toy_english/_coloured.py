@@ -5,7 +5,7 @@ from functools import partial
 from random import Random
 
 from assay.tasks._task import Feature
-from assay.tasks.toy_english._scene import Grammar, Other, Scene, SceneKind, held_part
+from assay.tasks.toy_english._scene import Grammar, Other, Scene, SceneKind, held, held_part
 from assay.tasks.toy_english._words import COLOURS, PLACES, PLAIN, THINGS
 
 _WHERE = ("on the table", *(f"in the {place}" for place in PLACES))
@@ -18,7 +18,10 @@ def is_new(colour: str, thing: str) -> bool:
 
 
 def draw(random: Random, split: str) -> Scene | None:
-    """Things of different colours, one of which is asked for."""
+    """Things of different colours, one of which is asked for; in training the others, too, behind the answer.
+
+    (A model learns to look up one thing after the other, and with one question a list that takes thousands of steps.)
+    """
     count = random.choice(_COUNTS.get(split, (3,)))
     asked = random.randrange(count)
     things, colours = random.sample(THINGS, count), random.sample(COLOURS, count)
@@ -29,13 +32,18 @@ def draw(random: Random, split: str) -> Scene | None:
         return None
     listed = [f"a {colour} {thing}" for colour, thing in zip(colours, things, strict=True)]
     shown = " and ".join((" , ".join(listed[:-1]), listed[-1])) if count > 1 else listed[0]
-    start = f"{random.choice(_WHERE)} there is {shown} . what colour is the"
-
+    question = "what colour is the"
+    start = f"{random.choice(_WHERE)} there is {shown} . {question}"
+    more: list[tuple[str, str]] = []
+    if split == "train":
+        others = [one for one in range(count) if one != asked and not held(f"{start} {things[one]}")]
+        more = [(f"{question} {things[one]}", colours[one]) for one in random.sample(others, len(others))]
     return Scene(
         f"{start} {things[asked]}",
         (colours[asked],),
         partial(_changed, start=start, things=things, colours=colours, asked=asked),
         features={"things": count, "place": asked},
+        more=tuple(more),
     )
 
 

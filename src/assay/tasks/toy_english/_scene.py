@@ -41,7 +41,8 @@ class Scene(NamedTuple):
     `change(name, random)` gives the counterfactual of that name, or None where it has none (a partial of a function of
     the module: scenes are drawn by the thousand). `key` is what the rule of
     the held tenth is applied to (the text, where it is None); `sure` is how many of the last predictions, that of the
-    answer included, are determined.
+    answer included, are determined. `more` are questions, with their answers, that a training sentence goes on with
+    behind the first answer.
     """
 
     text: str
@@ -51,6 +52,7 @@ class Scene(NamedTuple):
     features: Mapping[str, int] = {}
     key: str | None = None
     sure: int = 1
+    more: tuple[tuple[str, str], ...] = ()
 
     @property
     def held(self) -> bool:
