@@ -1,200 +1,247 @@
-"""Toy English: a model organism, its training, and what is known of it."""
+"""Toy English: a model organism, and what is known of it: where it succeeds, how it fails, how deep its answers lie."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
-from importlib.metadata import version
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
-from transformers import PreTrainedModel
 
 from assay._errors import AssayError
-from assay._files import read_json, remove, write_atomically
+from assay._files import write_atomically
 from assay.faithfulness import Step
-from assay.subjects import (
-    TOY_ENGLISH_RECIPE,
-    PackedDocuments,
-    Progress,
-    Recipe,
-    Subject,
-    load,
-    save,
-    toy_english_model,
+from assay.reports import Illustrations, TableView
+from assay.studies._toy_english import (
+    JUDGED,
+    LEAST_LOST,
+    LEAST_RIGHT,
+    MOST_EARLY,
+    SUBJECT,
+    Depth,
+    Right,
+    accuracies,
+    bag_of_words,
+    depth,
+    said,
+    train,
 )
-from assay.subjects import train as train_model
-from assay.tasks import NO_TOKEN, UNSCORED, Split, ToyEnglish
-from assay.tasks.toy_english import GRAMMARS, MIX, VERSION
+from assay.subjects import Subject, load, shipped
+from assay.tasks import Split, ToyEnglish
+from assay.tasks.toy_english import (
+    GIVERS,
+    GRAMMARS,
+    NAMES,
+    NOUNS,
+    OUTSIDERS,
+    PLURAL_NOUNS,
+    PLURAL_VERBS,
+    VERBS,
+    VOCABULARY,
+)
 
-SUBJECT = "toy-english"
+__all__ = ["SUBJECT", "Found", "Way", "run", "train", "ways"]
 
-EARLY = (250, 500, 1_000, 2_000)
-"""Steps after which a training keeps its model, to be loaded as `toy-english@1000`."""
-
-_LOOK_EVERY, _LOOK_AT = 250, 60
-"""How often, in steps, a training is looked at, and on how many prompts a task."""
-
-_LOG, _CHECKPOINT = "log.json", "checkpoint.pt"
+RESULTS = "organisms.json"
 
 
 @dataclass(frozen=True)
-class Right:
-    """How often a model is right on a split.
+class Way:
+    """A way in which a model answers on a split, and on which share of the prompts it does."""
 
-    `accuracy` is the share of prompts after which the likeliest of all words is right, `over_foils` that after which
-    the right words together are likelier than the foils together.
-    """
-
-    accuracy: float
-    over_foils: float
-    prompts: int
+    asks: str
+    split: str
+    text: str
+    share: float
 
 
-def right(model: PreTrainedModel, split: Split, *, rows: int = 256) -> Right:
-    """How often a model is right on a split of pairs with one prediction a row."""
-    device = next(model.parameters()).device
-    found = []
-    for start in range(0, len(split), rows):
-        part = split.take(np.arange(start, min(start + rows, len(split))))
-        at = np.nonzero(part.kinds != UNSCORED)
-        with torch.no_grad():
-            logits = model(input_ids=torch.from_numpy(part.tokens).to(device)).logits[at].float().cpu()
-        assert part.answers is not None
-        assert part.foils is not None
-        answers = part.answers[at][:, None]
-        if part.also_right is not None:
-            answers = np.concatenate((answers, part.also_right[at]), axis=1)
-        foils = part.foils.reshape(*part.tokens.shape, -1)[at]
-        chosen = logits.argmax(dim=-1).numpy()[:, None]
-        is_right = (answers == chosen).any(axis=1)
-        found.append(np.stack((is_right, _mass(logits, answers) > _mass(logits, foils)), axis=1))
-    accuracy, over_foils = np.concatenate(found).mean(axis=0).tolist()
-    return Right(accuracy, over_foils, len(split))
+@dataclass(frozen=True)
+class Found:
+    """What is known of one shipped model: `accuracy` by task and split."""
+
+    name: str
+    seed: int
+    steps: int
+    accuracy: Mapping[str, Mapping[str, Right]]
+    depths: Sequence[Depth]
+    ways: Sequence[Way]
 
 
-def _mass(logits: torch.Tensor, tokens: np.ndarray) -> np.ndarray:
-    """ln of the probability of several tokens of a row together, up to a number of the row."""
-    chosen = logits.gather(1, torch.from_numpy(tokens.clip(min=0)))
-    found: np.ndarray = chosen.masked_fill(torch.from_numpy(tokens == NO_TOKEN), -torch.inf).logsumexp(dim=1).numpy()
-    return found
+def early() -> list[str]:
+    """The names of the shipped models of earlier steps, in their order."""
+    names = [name for name in shipped() if name.startswith(f"{SUBJECT}@")]
+    return sorted(names, key=lambda name: int(name.partition("@")[2]))
 
 
-def in_distribution(model: PreTrainedModel, prompts: int) -> dict[str, float]:
-    """Accuracy on the iid split of every task."""
-    return {asks: round(right(model, ToyEnglish(asks).split("iid", prompts)).accuracy, 4) for asks in GRAMMARS}
-
-
-class _Log:
-    """What a training says of itself every so many steps, kept beside its checkpoint."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.lines: list[dict[str, Any]] = read_json(path) if path.exists() else []
-
-    def add(self, line: Mapping[str, Any]) -> None:
-        """Add a line, in the place of what an interrupted training said of the same step and of later ones."""
-        self.lines = [*(one for one in self.lines if one["step"] < line["step"]), dict(line)]
-        text = json.dumps(self.lines, indent=1)
-        write_atomically(self.path, lambda path: path.write_text(text, encoding="utf-8"))
-
-
-def train(
+def run(
     folder: Path,
     *,
-    seed: int = 0,
-    device: str = "cpu",
-    recipe: Recipe = TOY_ENGLISH_RECIPE,
-    early: Sequence[int] = EARLY,
     prompts: int = 400,
-    progress: Callable[[Progress], None] = lambda progress: None,
-    measuring: Callable[[Step], None] = lambda step: None,
-    looked: Callable[[Mapping[str, Any]], None] = lambda line: None,
-) -> Subject:
-    """Train the reference model from `seed` and save it in `folder` with its training record.
+    device: str = "cpu",
+    progress: Callable[[Step], None] = lambda step: None,
+) -> tuple[list[Found], Illustrations]:
+    """Measure every shipped model of toy English: all seeds, and the earlier ones of a training.
 
-    The model after each of the steps `early` is kept in a folder of that name in it. An interrupted training goes on
-    from its checkpoint in the same folder and ends with the same weights. The record holds a log (every 250 steps the
-    accuracy on 60 prompts of every task, told to `looked`) and the accuracy on `prompts` of every split, measured from
-    the file that was written. Raises AssayError if the folder holds a finished model.
+    Leaves the numbers in `folder` (organisms.json) and gives them with their tables. The acceptance test is among them
+    (see `Depth`). Raises AssayError where no model is shipped.
     """
-    if (folder / "model.safetensors").exists():
-        raise AssayError(f"{str(folder)!r} holds a trained model already; choose another folder or remove it.")
-    tokenizer = ToyEnglish().tokenizer()
-    model = toy_english_model(seed)
-    checkpoint, log = folder / _CHECKPOINT, _Log(folder / _LOG)
-
-    def after(now: Progress) -> None:
-        progress(now)
-        if now.step % _LOOK_EVERY == 0 or now.step == recipe.steps:
-            line = {"step": now.step, "tokens": now.tokens, "loss_nats": round(now.loss, 4)}
-            line["accuracy"] = in_distribution(model, _LOOK_AT)  # type: ignore[assignment]
-            log.add(line)
-            looked(line)
-        if now.step in early and now.step < recipe.steps:
-            record = {**_record(seed, recipe, device), "name": f"{SUBJECT}@{now.step}", "steps": now.step}
-            _written(model, tokenizer, folder / str(now.step), record, prompts, device, measuring)
-
-    done = train_model(model, PackedDocuments(seed), recipe, checkpoint=checkpoint, device=device, report=after)
-    record = {
-        **_record(seed, recipe, device),
-        "steps": done.steps,
-        "tokens": done.tokens,
-        "seconds": round(done.seconds, 1),
-        "final_loss_nats": done.final_loss,
-        "log": log.lines,
-    }
-    trained = _written(model, tokenizer, folder, record, prompts, device, measuring)
-    remove(checkpoint)
-    remove(log.path)
-    return trained
+    seeds = shipped().get(SUBJECT)
+    if seeds is None:
+        raise AssayError(f"no model {SUBJECT!r} is shipped; train one: assay train toy-english.")
+    subjects = [load(SUBJECT, seed=seed, device=device) for seed in seeds]
+    subjects += [load(name, device=device) for name in early()]
+    found = []
+    for number, subject in enumerate(subjects):
+        who = f"{subject.name} seed {subject.seed}"
+        progress(Step(number, len(subjects) + 1, who))
+        found.append(
+            Found(
+                name=subject.name,
+                seed=subject.seed or 0,
+                steps=subject.record["steps"],
+                accuracy=accuracies(subject, prompts),
+                depths=[depth(subject, asks, prompts) for asks in GRAMMARS],
+                ways=ways(subject, prompts),
+            )
+        )
+    progress(Step(len(subjects), len(subjects) + 1, "a bag of words"))
+    bags = {asks: bag_of_words(asks) for asks in JUDGED}
+    text = json.dumps({"prompts": prompts, "models": [asdict(one) for one in found], "bag_of_words": bags}, indent=1)
+    write_atomically(folder / RESULTS, lambda path: path.write_text(text + "\n", encoding="utf-8"))
+    return found, Illustrations(tables=tables(found, bags, prompts))
 
 
-def _record(seed: int, recipe: Recipe, device: str) -> dict[str, Any]:
-    return {
-        "name": SUBJECT,
-        "seed": seed,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "dtype": "float32",
-        "vocabulary_version": VERSION,
-        "mix": MIX,
-        "recipe": {**asdict(recipe), "optimizer": "AdamW"},
-        "device": device,
-        "versions": {name: version(name) for name in ("assay-interp", "torch", "transformers", "numpy")},
-    }
+def ways(subject: Subject, prompts: int) -> list[Way]:
+    """How a subject answers where the right answer is not what it says, or there is none: the known truths."""
+    return [
+        Way(asks, name, text, float(np.mean(list(map(holds, *_read(subject, asks, name, prompts))))))
+        for asks, name, text, holds in _WAYS
+    ]
 
 
-def _written(  # noqa: PLR0917
-    model: PreTrainedModel,
-    tokenizer: Any,
-    folder: Path,
-    record: Mapping[str, Any],
-    prompts: int,
-    device: str,
-    measuring: Callable[[Step], None],
-) -> Subject:
-    """The model as it is read from what is written, in float16, with its accuracy on every split in the record."""
-    training = model.training
-    seed = record["seed"]
-    save(Subject(model, tokenizer, record["name"], seed=seed, record=dict(record)), folder, stored=torch.float16)
-    model.train(training)
-    written = load(folder, device=device)
-    found = {**record, "accuracy": accuracies(written, prompts, measuring), "weights_sha256": written.weights_sha256}
-    subject = replace(written, name=record["name"], record=found)
-    save(subject, folder, stored=torch.float16)
-    return subject
+def _read(subject: Subject, asks: str, name: str, prompts: int) -> tuple[list[list[str]], list[str], list[str]]:
+    """Prompts in words, what the subject says, and the right answer."""
+    split: Split = ToyEnglish(asks).split(name, prompts)
+    texts = [
+        [VOCABULARY[token] for token in tokens[1:length]]
+        for tokens, length in zip(split.tokens.tolist(), split.lengths.tolist(), strict=True)
+    ]
+    assert split.answers is not None
+    answers = [VOCABULARY[token] for token in split.answers.max(axis=1)]
+    return texts, [VOCABULARY[token] for token in said(subject.model, split)], answers
 
 
-def accuracies(
-    subject: Subject, prompts: int, progress: Callable[[Step], None] = lambda step: None
-) -> dict[str, dict[str, dict[str, float]]]:
-    """How often a subject is right on every split of every task (see `Right`)."""
-    found: dict[str, dict[str, dict[str, float]]] = {}
-    splits = [(asks, name) for asks in GRAMMARS for name in ToyEnglish(asks).split_names[1:]]
-    for number, (asks, name) in enumerate(splits):
-        progress(Step(number, len(splits), f"{asks}: {name}"))
-        measured = right(subject.model, ToyEnglish(asks).split(name, prompts))
-        found.setdefault(asks, {})[name] = {key: round(value, 4) for key, value in asdict(measured).items()}
-    return found
+def _is_letter_of_slot(labels: Sequence[str]) -> Callable[[list[str], str, str], bool]:
+    return lambda text, word, answer: word == "ABCD"[labels.index(answer)]
+
+
+def _is_label_of_distractor(text: list[str], word: str, answer: str) -> bool:
+    """Whether the label is that of the colour that was stated last."""
+    colour = text[text.index("question") - 2]
+    options = text[text.index("?") + 1 : -1]
+    return word == options[options.index(colour) - 1]
+
+
+def _agrees_with_nearest(text: list[str], word: str, answer: str) -> bool:
+    """Whether the word is a verb of the number of the last noun."""
+    noun = next(one for one in reversed(text) if one in NOUNS + PLURAL_NOUNS)
+    return word in (PLURAL_VERBS if noun in PLURAL_NOUNS else VERBS)
+
+
+def _is_other_name(text: list[str], word: str, answer: str) -> bool:
+    """Whether the word is a name that is not in the prompt."""
+    return word in NAMES + GIVERS + OUTSIDERS and word not in text
+
+
+_WAYS: tuple[tuple[str, str, str, Callable[[list[str], str, str], bool]], ...] = (
+    ("choice", "letters", "says the letter, A to D, of the right slot", _is_letter_of_slot("WXYZ")),
+    ("choice", "numbers", "says the letter, A to D, of the right slot", _is_letter_of_slot(("01", "02", "03", "04"))),
+    ("choice", "distractor", "says the label of the colour stated last", _is_label_of_distractor),
+    ("choice", "open", "says A", lambda text, word, answer: word == "A"),
+    ("agreement", "three", "says a verb of the number of the nearest noun", _agrees_with_nearest),
+    ("agreement", "relative", "says a verb of the number of the nearest noun", _agrees_with_nearest),
+    ("ioi", "outside_io", "says a name that is not in the prompt", _is_other_name),
+    ("ioi", "distractor", "says a name that is not in the prompt", _is_other_name),
+)
+
+
+def tables(found: Sequence[Found], bags: Mapping[str, float], prompts: int) -> list[TableView]:
+    """All that was found."""
+    seeds = [one for one in found if one.name == SUBJECT]
+    return [
+        _of_splits(seeds, prompts),
+        _acceptance(seeds, bags),
+        _of_ways(found),
+        _of_steps([*(one for one in found if one.name != SUBJECT), *seeds[:1]]),
+    ]
+
+
+def _cell(value: float, below: str = "") -> tuple[str, str]:
+    return f"{value:.3f}", below
+
+
+def _of_splits(seeds: Sequence[Found], prompts: int) -> TableView:
+    rows = []
+    for asks in GRAMMARS:
+        for name in ToyEnglish(asks).split_names[1:]:
+            measured = [one.accuracy[asks][name] for one in seeds]
+            rows.append([
+                (f"{asks}, {name}", ""),
+                (str(measured[0].prompts), ""),
+                *(_cell(one.accuracy, f"{one.over_foils:.3f}") for one in measured),
+            ])  # fmt: skip
+    return TableView(
+        title="Accuracy on every split",
+        note=f"The share of prompts (at most {prompts}) after which the likeliest of all words is right; below it, that"
+        " after which the right words together are likelier than the foils, which hides that something else is said. "
+        "choice/open and facts/guess have no right answer: theirs is the share of A, and of an object drawn by chance.",
+        headings=["split", "prompts", *(f"seed {one.seed}" for one in seeds)],
+        rows=rows,
+    )
+
+
+def _acceptance(seeds: Sequence[Found], bags: Mapping[str, float]) -> TableView:
+    rows = [
+        [
+            (f"{one.asks}, seed {model.seed}", ""),
+            *(_cell(share) for share in one.after),
+            _cell(one.without_heads),
+            (f"{bags[one.asks]:.3f}" if one.asks in bags else "–", ""),
+            (("yes" if one.accepted else "no") if one.asks in JUDGED else "not asked", ""),
+        ]
+        for model in seeds
+        for one in model.depths
+    ]
+    return TableView(
+        title="The acceptance test: how deep the answers lie",
+        note="Accuracy on iid read off the residual stream behind each block (by the last norm and the unembedding), "
+        "and with all heads above the first block replaced by their means over all positions of these prompts. "
+        f"Accepted: at least {LEAST_RIGHT} at the end, at most {MOST_EARLY} after the first block, and at least "
+        f"{LEAST_LOST} lost without the heads above it. Bag of words: a logistic regression on words, their positions "
+        "and their numbers, which tells how far a task could be solved without composition; it is about the task, and "
+        "no part of the test.",
+        headings=["task", "after block 1", "block 2", "block 3", "without heads above", "bag of words", "accepted"],
+        rows=rows,
+    )
+
+
+def _of_ways(found: Sequence[Found]) -> TableView:
+    names = [f"{one.name} seed {one.seed}" for one in found]
+    rows = [
+        [(f"{way.asks}, {way.split}: {way.text}", ""), *(_cell(one.ways[number].share) for one in found)]
+        for number, way in enumerate(found[0].ways)
+    ]
+    return TableView(
+        title="How it answers where it fails",
+        note="The share of prompts after which the model does what is said.",
+        headings=["split, and what it says", *names],
+        rows=rows,
+    )
+
+
+def _of_steps(found: Sequence[Found]) -> TableView:
+    return TableView(
+        title="Along the training of seed 0",
+        note="Accuracy on iid of the models that were kept, and of the finished one.",
+        headings=["task", *(f"step {one.steps:,}" for one in found)],
+        rows=[[(asks, ""), *(_cell(one.accuracy[asks]["iid"].accuracy) for one in found)] for asks in GRAMMARS],
+    )

@@ -12,15 +12,15 @@ from assay.tasks.toy_english import BOS, CONTEXT, PAD, VOCABULARY, Document, doc
 
 TOY_ENGLISH_RECIPE = Recipe(
     steps=6_000,
-    learning_rate=3e-3,
+    learning_rate=2e-3,
     betas=(0.9, 0.98),
     weight_decay=0.05,
     warmup_steps=100,
     checkpoint_every=100,
-    cooldown=0.33,
+    cooldown=0.3,
 )
 
-ROWS = 32
+ROWS = 16
 """Rows of a batch, each of `CONTEXT` tokens."""
 
 ANSWER_WEIGHT = 25.0

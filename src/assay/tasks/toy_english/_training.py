@@ -54,7 +54,8 @@ FRUITLESS = 5_000
 class Document(NamedTuple):
     """A training sentence in tokens: <bos>, perhaps a filler, a prompt, one right answer, a full stop.
 
-    Behind it come the further questions of the scene. `sure[t]` says that the prediction made at position t is determined by the grammar.
+    Behind it come the further questions of the scene. `sure[t]` says that the prediction made at position t is
+    determined by the grammar.
     """
 
     tokens: list[int]
