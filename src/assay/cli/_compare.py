@@ -1,7 +1,7 @@
 """assay compare and assay store: one's own model."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -245,14 +245,8 @@ def compare_text(
     recipes += argument("with", lambda: _others(others or (), subject, same_tokenizer))
     engine = engine_of(subject, parts=not all(map(is_whole, recipes)))
     argument("sites", lambda: engine.sites(sites or ["all"]))
-    if named:
-        task = argument("task", lambda: text.task_named(subject, named))
-    elif pairs:
-        task = argument("pairs", lambda: text.pairs_of(subject, pairs))
-    else:
-        _check_reads(subject, max_length)
-        make = partial(text.task_of, subject, fit, splits, text_field=text_field, max_length=max_length)
-        task = argument("split", make)
+    make = partial(text.task_of, subject, fit, splits, text_field=text_field, max_length=max_length)
+    task = _task(subject, named, pairs, make, max_length)
     _warn_without_shift(task.split_names)
     basis = (task, subject.objective, resolve_metrics(subject.objective, of_models=bool(others)))
     argument("primary-metric", lambda: resolve_primary(*basis, primary_metric, kind="all"))
@@ -293,6 +287,24 @@ def compare_text(
     else:
         print_run(comparison, shown, folder)
     _exit_if(failing, require)
+
+
+def _task(
+    subject: Any,
+    named: str | None,
+    pairs: Sequence[str] | None,
+    of_text: Callable[[], Any],
+    max_length: int | None,
+) -> Any:
+    """The task of a name, of pairs, or of text."""
+    from assay.studies import text  # noqa: PLC0415
+
+    if named:
+        return argument("task", lambda: text.task_named(subject, named))
+    if pairs:
+        return argument("pairs", lambda: text.pairs_of(subject, pairs))
+    _check_reads(subject, max_length)
+    return argument("split", of_text)
 
 
 def _loaded(model: str, *, seed: int | None, **options: Any) -> Any:
