@@ -275,6 +275,49 @@ def _instead(value: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
     return value.expand_as(state)
 
 
+SCENARIOS = ("recall", "both", "heuristic", "guess")
+"""Splits of facts by what gives the answer; in the last, nothing does."""
+
+
+@dataclass(frozen=True)
+class Without:
+    """Accuracy on facts by scenario (and on iid, which mixes the first two) without one part of the model.
+
+    The part gives its mean over all positions of the prompts of iid in the place of what it computes; `part` is "–" for
+    the whole model.
+    """
+
+    part: str
+    iid: float
+    scenarios: Mapping[str, float]
+
+
+def scenarios(subject: Subject, prompts: int = 400) -> list[Without]:
+    """What every head and every MLP is to each scenario of facts."""
+    engine = Engine(subject)
+    splits = {name: ToyEnglish("facts").split(name, prompts) for name in ("iid", *SCENARIOS)}
+    inputs = {name: tensors(split, subject.device) for name, split in splits.items()}
+    tokens, valid = inputs["iid"]
+    with torch.no_grad():
+        clean = engine.run(tokens, valid, read=("outputs", "mlp"))
+        here = valid.bool()
+        without: dict[str, list[Edit]] = {"–": []}
+        for head in engine.heads:
+            mean = clean.outputs[head.layer][:, head.head][here].mean(dim=0)
+            without[str(head)] = [Edit(head, outputs=partial(_instead, mean))]
+        for block in engine.blocks:
+            mean = clean.mlp[block.layer][here].mean(dim=0)
+            without[f"{block}.mlp"] = [Edit(block, mlp=partial(_instead, mean))]
+        found = []
+        for part, edits in without.items():
+            shares = {
+                name: float(is_right(engine.run(*inputs[name], edits=edits).logits, split).mean())
+                for name, split in splits.items()
+            }
+            found.append(Without(part, shares.pop("iid"), shares))
+    return found
+
+
 def bag_of_words(asks: str, *, fitted: int = 3_000, prompts: int = 400, steps: int = 300) -> float:
     """Accuracy on iid of a logistic regression on which words stand there, how often, and at which positions.
 

@@ -16,13 +16,16 @@ from assay.studies._toy_english import (
     LEAST_LOST,
     LEAST_RIGHT,
     MOST_EARLY,
+    SCENARIOS,
     SUBJECT,
     Depth,
     Right,
+    Without,
     accuracies,
     bag_of_words,
     depth,
     said,
+    scenarios,
     train,
 )
 from assay.subjects import Subject, load, shipped
@@ -64,6 +67,7 @@ class Found:
     accuracy: Mapping[str, Mapping[str, Right]]
     depths: Sequence[Depth]
     ways: Sequence[Way]
+    without: Sequence[Without]
 
 
 def early() -> list[str]:
@@ -101,6 +105,7 @@ def run(
                 accuracy=accuracies(subject, prompts),
                 depths=[depth(subject, asks, prompts) for asks in GRAMMARS],
                 ways=ways(subject, prompts),
+                without=scenarios(subject, prompts),
             )
         )
     progress(Step(len(subjects), len(subjects) + 1, "a bag of words"))
@@ -156,6 +161,7 @@ _WAYS: tuple[tuple[str, str, str, Callable[[list[str], str, str], bool]], ...] =
     ("choice", "letters", "says the letter, A to D, of the right slot", _is_letter_of_slot("WXYZ")),
     ("choice", "numbers", "says the letter, A to D, of the right slot", _is_letter_of_slot(("01", "02", "03", "04"))),
     ("choice", "distractor", "says the label of the colour stated last", _is_label_of_distractor),
+    ("choice", "balanced", "says A", lambda text, word, answer: word == "A"),
     ("choice", "open", "says A", lambda text, word, answer: word == "A"),
     ("agreement", "three", "says a verb of the number of the nearest noun", _agrees_with_nearest),
     ("agreement", "relative", "says a verb of the number of the nearest noun", _agrees_with_nearest),
@@ -171,6 +177,7 @@ def tables(found: Sequence[Found], bags: Mapping[str, float], prompts: int) -> l
         _of_splits(seeds, prompts),
         _acceptance(seeds, bags),
         _of_ways(found),
+        _of_scenarios(seeds[0]),
         _of_steps([*(one for one in found if one.name != SUBJECT), *seeds[:1]]),
     ]
 
@@ -234,6 +241,21 @@ def _of_ways(found: Sequence[Found]) -> TableView:
         title="How it answers where it fails",
         note="The share of prompts after which the model does what is said.",
         headings=["split, and what it says", *names],
+        rows=rows,
+    )
+
+
+def _of_scenarios(model: Found) -> TableView:
+    rows = [
+        [(one.part, ""), _cell(one.iid), *(_cell(one.scenarios[name]) for name in SCENARIOS)] for one in model.without
+    ]
+    return TableView(
+        title=f"Facts by what gives the answer, seed {model.seed}, without one part",
+        note="Accuracy with a head or an MLP replaced by its mean over all positions of the prompts of iid. Recall: "
+        "memory against the rule of the suffix, or without one; both: memory and the rule agree; heuristic: the rule "
+        "alone; guess: nothing tells (chance is 0.1). iid is a mixture of the first two, and a number of it alone does "
+        "not say of what.",
+        headings=["without", "iid", *SCENARIOS],
         rows=rows,
     )
 

@@ -11,8 +11,8 @@ from assay.subjects._train import IGNORED, Batch, Recipe
 from assay.tasks.toy_english import BOS, CONTEXT, PAD, VOCABULARY, Document, document
 
 TOY_ENGLISH_RECIPE = Recipe(
-    steps=6_000,
-    learning_rate=2e-3,
+    steps=5_000,
+    learning_rate=3e-3,
     betas=(0.9, 0.98),
     weight_decay=0.05,
     warmup_steps=100,
@@ -20,7 +20,7 @@ TOY_ENGLISH_RECIPE = Recipe(
     cooldown=0.3,
 )
 
-ROWS = 16
+ROWS = 32
 """Rows of a batch, each of `CONTEXT` tokens."""
 
 ANSWER_WEIGHT = 25.0

@@ -41,8 +41,7 @@ class Scene(NamedTuple):
     `change(name, random)` gives the counterfactual of that name, or None where it has none (a partial of a function of
     the module: scenes are drawn by the thousand). `key` is what the rule of
     the held tenth is applied to (the text, where it is None); `sure` is how many of the last predictions, that of the
-    answer included, are determined. `more` are questions, with their answers, that a training sentence goes on with
-    behind the first answer.
+    answer included, are determined.
     """
 
     text: str
@@ -52,7 +51,6 @@ class Scene(NamedTuple):
     features: Mapping[str, int] = {}
     key: str | None = None
     sure: int = 1
-    more: tuple[tuple[str, str], ...] = ()
 
     @property
     def held(self) -> bool:

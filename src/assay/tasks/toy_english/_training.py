@@ -39,7 +39,7 @@ GRAMMARS: dict[str, Grammar] = {
 """The nine grammars by name."""
 
 MIX = {
-    "ioi": 10, "greater": 5, "induction": 12, "successor": 8, "agreement": 5, "coloured": 36, "choice": 22, "facts": 14,
+    "ioi": 10, "greater": 5, "induction": 14, "successor": 8, "agreement": 5, "coloured": 26, "choice": 26, "facts": 14,
     "docstring": 6,
 }  # fmt: skip
 """How often each is drawn, in parts."""
@@ -54,8 +54,7 @@ FRUITLESS = 5_000
 class Document(NamedTuple):
     """A training sentence in tokens: <bos>, perhaps a filler, a prompt, one right answer, a full stop.
 
-    Behind it come the further questions of the scene. `sure[t]` says that the prediction made at position t is
-    determined by the grammar.
+    `sure[t]` says that the prediction made at position t is determined by the grammar.
     """
 
     tokens: list[int]
@@ -79,14 +78,12 @@ def document(random: Random) -> Document:
     grammar = GRAMMARS[random.choices(tuple(MIX), cum_weights=_CUMULATED)[0]]
     scene = training_scene(random, grammar)
     before = f"{filler(random, scene if grammar.name == 'ioi' else None)} " if random.random() < FILLED else ""
-    tokens, sure = [BOS], [False]
-    asked = ((f"{before}{scene.text}", random.choice(scene.answers)), *scene.more)
-    for number, (text, answer) in enumerate(asked):
-        words = text.split()
-        certain = 1 if number else scene.sure
-        tokens += [ID[word] for word in (*words, answer, ".")]
-        sure += [len(words) - certain <= place < len(words) for place in range(len(words) + 2)]
-    return Document(tokens, sure)
+    prompt = [BOS, *(ID[word] for word in f"{before}{scene.text}".split())]
+    end = len(prompt)
+    return Document(
+        [*prompt, ID[random.choice(scene.answers)], ID["."]],
+        [end - scene.sure <= place < end for place in range(end + 2)],
+    )
 
 
 def filler(random: Random, ioi: Scene | None) -> str:
