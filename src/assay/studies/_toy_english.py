@@ -33,7 +33,7 @@ from assay.tasks.toy_english import GRAMMARS, MIX, VERSION
 
 SUBJECT = "toy-english"
 
-EARLY = (250, 500, 1_000, 2_000)
+EARLY = (250, 1_000)
 """Steps after which a training keeps its model, to be loaded as `toy-english@1000`."""
 
 _LOOK_EVERY, _LOOK_AT = 250, 60
