@@ -11,7 +11,7 @@ from assay.subjects._train import IGNORED, Batch, Recipe
 from assay.tasks.toy_english import BOS, CONTEXT, PAD, VOCABULARY, Document, document
 
 TOY_ENGLISH_RECIPE = Recipe(
-    steps=3_000,
+    steps=5_000,
     learning_rate=3e-3,
     betas=(0.9, 0.98),
     weight_decay=0.05,
