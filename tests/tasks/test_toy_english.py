@@ -33,7 +33,7 @@ SHOWN = {
 }  # fmt: skip
 """What is memorised, and so was shown (two terms as the first of three)."""
 
-SOME = 60
+SOME = 40
 
 
 @cache
