@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,12 @@ _LOOK_EVERY, _LOOK_AT = 250, 60
 """How often, in steps, a training is looked at, and on how many prompts a task."""
 
 _LOG, _CHECKPOINT = "log.json", "checkpoint.pt"
+
+
+@cache
+def _task(asks: str) -> ToyEnglish:
+    """A task, which remembers what was drawn of it."""
+    return ToyEnglish(asks)
 
 
 @dataclass(frozen=True)
@@ -105,7 +111,7 @@ def _mass(logits: torch.Tensor, tokens: np.ndarray) -> np.ndarray:
 
 def in_distribution(model: PreTrainedModel, prompts: int) -> dict[str, float]:
     """Accuracy on the iid split of every task."""
-    return {asks: round(right(model, ToyEnglish(asks).split("iid", prompts)).accuracy, 4) for asks in GRAMMARS}
+    return {asks: round(right(model, _task(asks).split("iid", prompts)).accuracy, 4) for asks in GRAMMARS}
 
 
 class _Log:
@@ -220,7 +226,7 @@ def accuracies(
     splits = [(asks, name) for asks in GRAMMARS for name in ToyEnglish(asks).split_names[1:]]
     for number, (asks, name) in enumerate(splits):
         progress(Step(number, len(splits), f"{asks}: {name}"))
-        found.setdefault(asks, {})[name] = right(subject.model, ToyEnglish(asks).split(name, prompts))
+        found.setdefault(asks, {})[name] = right(subject.model, _task(asks).split(name, prompts))
     return found
 
 
@@ -254,7 +260,7 @@ class Depth:
 def depth(subject: Subject, asks: str, prompts: int = 400) -> Depth:
     """Where in its depth a subject finds the answers of a task."""
     engine = Engine(subject)
-    split = ToyEnglish(asks).split("iid", prompts)
+    split = _task(asks).split("iid", prompts)
     tokens, valid = tensors(split, subject.device)
     with torch.no_grad():
         clean = engine.run(tokens, valid, read=("after", "heads"))
@@ -295,7 +301,7 @@ class Without:
 def scenarios(subject: Subject, prompts: int = 400) -> list[Without]:
     """What every head and every MLP is to each scenario of facts."""
     engine = Engine(subject)
-    splits = {name: ToyEnglish("facts").split(name, prompts) for name in ("iid", *SCENARIOS)}
+    splits = {name: _task("facts").split(name, prompts) for name in ("iid", *SCENARIOS)}
     inputs = {name: tensors(split, subject.device) for name, split in splits.items()}
     tokens, valid = inputs["iid"]
     with torch.no_grad():
