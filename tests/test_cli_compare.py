@@ -541,3 +541,36 @@ def test_two_runs_in_the_terminal(command, two_runs):
     status, _, err = command("compare-runs", two_runs[0], "nowhere")
     assert status == 2
     assert "SECOND" in err
+
+
+def test_a_task_is_judged_by_its_name(command, tmp_path):
+    status, _, err = command(
+        "compare", "toy-english", "--task", "toy-english/greater:seed=2", "--simplify", "one-hot", "--sites", "layer0",
+        "--sequences", "6", "--fit-sequences", "6", "--no-controls", "--out", tmp_path / "run",
+    )  # fmt: skip
+    assert status == 0, err
+    comparison = Comparison.load(tmp_path / "run")
+    assert comparison.record.task["task"] == "toy-english/greater"
+    assert comparison.record.task["seed"] == 2
+    assert comparison.shifts == ("nouns", "clause", "endings", "centuries")
+    rows = comparison.results
+    chosen = rows.query("metric == 'subject_accuracy' and split == 'iid' and feature == '' and kind == 'answer'")
+    assert chosen["estimate"].tolist() == [1.0], "every later year is right, not the one that was drawn alone"
+    assert yaml.safe_load((tmp_path / "run" / "run.yaml").read_text(encoding="utf-8"))["task"] == (
+        "toy-english/greater:seed=2"
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (("toy-english", "--task", "toy-english/iio"), "toy-english/ioi"),
+        (("toy-english", "--task", "toy-english/ioi", "--pairs", "x.jsonl"), "splits of its own"),
+        (("code-python", "--task", "toy-english/ioi"), "do not belong together"),
+    ],
+    ids=["unknown", "beside pairs", "another vocabulary"],
+)
+def test_a_task_that_cannot_be_judged_is_a_wrong_call(command, tmp_path, given, says):
+    status, _, err = command("compare", *given, "--simplify", "one-hot", "--out", tmp_path / "run")
+    assert status == 2
+    assert says in " ".join(err.replace("│", " ").split())

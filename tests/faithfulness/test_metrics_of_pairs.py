@@ -121,3 +121,19 @@ def test_a_comparison_without_pairs_has_none_of_them_and_refuses_to_be_asked(sub
     assert comparison.effects().empty
     with pytest.raises(AssayError, match="logit_difference is about pairs, and no split has any"):
         assay.compare(subject, bare, [assay.SVD(rank=1)], metrics=["same_prediction", "logit_difference"], **options)
+
+
+def test_accuracy_counts_every_right_answer():
+    subject, proxy = [[0.0, 9, 0, 0], [0, 0, 9, 0], [9, 0, 0, 0]], [[0.0, 0, 0, 9], [0, 0, 9, 0], [0, 9, 0, 0]]
+    given = pair(subject, proxy, [1, 1, 1], [0, 0, 0])
+    given.also_right = torch.tensor([[[2, 3], [3, -1], [2, 3]]])
+    found = {
+        name: metrics.get(name)()(given)[0].tolist()
+        for name in ("subject_accuracy", "proxy_accuracy", "flip_to_wrong", "flip_to_right")
+    }
+    assert found == {
+        "subject_accuracy": [1, 0, 0],
+        "proxy_accuracy": [1, 0, 1],
+        "flip_to_wrong": [0, 0, 0],
+        "flip_to_right": [0, 0, 1],
+    }

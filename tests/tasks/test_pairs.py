@@ -95,3 +95,34 @@ def test_several_foils() -> None:
 def test_pairs_that_do_not_fit_are_refused_with_their_row(change: Any, message: str) -> None:
     with pytest.raises(AssayError, match=message):
         a_split(**change(a_split()))
+
+
+def others(split: Split, row: int, position: int, value: int) -> np.ndarray:
+    """One more right answer at one place, with room for two."""
+    found = np.full((*split.tokens.shape, 2), NO_TOKEN)
+    found[row, position, 0] = value
+    return found
+
+
+def test_several_right_answers_are_cut_and_occur_with_the_rest() -> None:
+    split = a_split(also_right=others(a_split(), 1, 3, 9))
+    assert split.occurring.tolist() == [1, 2, 3, 4, 5, 9]
+    assert split.right[split.kinds != UNSCORED].tolist() == [1, 4, 5]
+    part = split.take(np.array([0, 2]))
+    assert part.also_right is not None
+    assert part.also_right.shape == (2, 3, 2)
+    assert (part.also_right == NO_TOKEN).all()
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [((0, 0, 9), "row 0 has another right answer where no prediction"), ((2, 1, 1), "row 2 has a foil that is right")],
+    ids=["unscored", "foil"],
+)
+def test_right_answers_that_do_not_fit_are_refused(place: tuple[int, int, int], message: str) -> None:
+    split = a_split()
+    with pytest.raises(AssayError, match=message):
+        a_split(also_right=others(split, *place))
+    alone = {"counterfactuals": None, "answers": None, "foils": None}
+    with pytest.raises(AssayError, match="also_right is for pairs"):
+        a_split(**alone, also_right=others(split, 1, 3, 9))

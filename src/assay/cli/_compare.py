@@ -1,7 +1,7 @@
 """assay compare and assay store: one's own model."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -47,6 +47,7 @@ from assay.cli._shared import (
         "assay compare gpt2 --with ./gpt2-4bit --split iid=held-out.txt --split code=code.txt \\\n"
         "    --require faithful",
         "assay compare gpt2 --pairs pairs.jsonl --simplify circuit:edges=200",
+        "assay compare toy-english --task toy-english/ioi --simplify circuit:edges=40",
         "assay compare --config assay-runs/compare-20261120-183000/run.yaml --sequences 1000",
     ),
 )
@@ -60,6 +61,14 @@ def compare_text(
         list[str] | None,
         typer.Option(
             help="Pairs instead of text, for circuits: a file whose rows name their splits, or NAME=FILE, repeated.",
+            rich_help_panel=JUDGED_ON,
+        ),
+    ] = None,
+    named: Annotated[
+        str | None,
+        typer.Option(
+            "--task",
+            help="A task by its name instead of text or pairs, such as toy-english/ioi or dyck (see assay list).",
             rich_help_panel=JUDGED_ON,
         ),
     ] = None,
@@ -217,10 +226,10 @@ def compare_text(
     if chunk is not None and counting is None:
         raise typer.BadParameter("chunks are what others count: --counting llama.cpp.", param_hint="--context")
     recipes = argument("simplify", lambda: [simplifications.build(specification) for specification in simplify or ()])
-    _check_source(split, pairs, (fit, max_length, counting))
-    _check_asked(recipes, others or (), fit or pairs, sites or (), positions)
+    _check_source(split, pairs, named, (fit, max_length, counting))
+    _check_asked(recipes, others or (), fit or pairs or named, sites or (), positions)
     splits = argument("split", lambda: _splits(split or []))
-    _check_files(None if pairs else splits, fit)
+    _check_files(None if pairs or named else splits, fit)
     subject = _loaded(
         model,
         seed=seed,
@@ -236,10 +245,8 @@ def compare_text(
     recipes += argument("with", lambda: _others(others or (), subject, same_tokenizer))
     engine = engine_of(subject, parts=not all(map(is_whole, recipes)))
     argument("sites", lambda: engine.sites(sites or ["all"]))
-    if not pairs:
-        _check_reads(subject, max_length)
     make = partial(text.task_of, subject, fit, splits, text_field=text_field, max_length=max_length)
-    task = argument("pairs", lambda: text.pairs_of(subject, pairs)) if pairs else argument("split", make)
+    task = _task(subject, named, pairs, make, max_length)
     _warn_without_shift(task.split_names)
     basis = (task, subject.objective, resolve_metrics(subject.objective, of_models=bool(others)))
     argument("primary-metric", lambda: resolve_primary(*basis, primary_metric, kind="all"))
@@ -280,6 +287,24 @@ def compare_text(
     else:
         print_run(comparison, shown, folder)
     _exit_if(failing, require)
+
+
+def _task(
+    subject: Any,
+    named: str | None,
+    pairs: Sequence[str] | None,
+    of_text: Callable[[], Any],
+    max_length: int | None,
+) -> Any:
+    """The task of a name, of pairs, or of text."""
+    from assay.studies import text  # noqa: PLC0415
+
+    if named:
+        return argument("task", lambda: text.task_named(subject, named))
+    if pairs:
+        return argument("pairs", lambda: text.pairs_of(subject, pairs))
+    _check_reads(subject, max_length)
+    return argument("split", of_text)
 
 
 def _loaded(model: str, *, seed: int | None, **options: Any) -> Any:
@@ -389,16 +414,25 @@ def store_text(
     out.print(styled(f"The log-probabilities are in {out_folder}"), soft_wrap=True)
 
 
-def _check_source(split: Sequence[str] | None, pairs: Sequence[str] | None, of_text: Sequence[object]) -> None:
-    """What is judged on: text, or pairs without what is for text; another combination is a wrong call."""
+def _check_source(
+    split: Sequence[str] | None, pairs: Sequence[str] | None, named: str | None, of_text: Sequence[object]
+) -> None:
+    """What is judged on: text, or pairs or a task without what is for text; another combination is a wrong call."""
+    if named and (pairs or split or any(option is not None for option in of_text)):
+        raise typer.BadParameter(
+            "a task has splits of its own; leave out pairs and text (--pairs, --split, --fit, --max-length, "
+            "--counting).",
+            param_hint="--task",
+        )
     if pairs and (split or any(option is not None for option in of_text)):
         raise typer.BadParameter(
             "pairs have splits and lengths of their own; leave out what is for text (--split, --fit, --max-length, "
             "--counting).",
             param_hint="--pairs",
         )
-    if not pairs and not split:
-        raise typer.BadParameter("give what to judge on: --split iid=FILE, or --pairs FILE.", param_hint="--split")
+    if not pairs and not split and not named:
+        hint = "give what to judge on: --split iid=FILE, --pairs FILE, or --task NAME."
+        raise typer.BadParameter(hint, param_hint="--split")
 
 
 def _check_asked(

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from assay._files import try_file
+from assay._terminal import styled
 from assay.cli._shared import (
     AsJson,
     Dask,
@@ -283,3 +284,33 @@ def run_max_of_k(
         return
     out.print(max_of_k.terminal(results))
     say_where(folder)
+
+
+@run_app.command("organisms")
+def run_organisms(
+    prompts: Annotated[int, typer.Option(min=2, help="Prompts a split.")] = 400,
+    markdown: Markdown = None,
+    device: Device = "cpu",
+    out_folder: Annotated[Path | None, typer.Option("--out", help="Run folder.", file_okay=False)] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure the models of toy English: accuracy on every split, how deep the answers lie, how they fail."""
+    from assay.reports import check_markdown, terminal_table, write_tables  # noqa: PLC0415  (keeps --help fast)
+    from assay.studies import organisms  # noqa: PLC0415
+    from assay.subjects import resolve_device  # noqa: PLC0415
+
+    device = argument("device", lambda: resolve_device(device))
+    folder = out_folder or default_folder("organisms")
+    if markdown is not None:
+        argument("markdown", lambda: check_markdown(markdown))
+    with progress_bar(folder) as bar:
+        line = bar.add_task("starting", total=None)
+        _, shown = organisms.run(folder, prompts=prompts, device=device, progress=follow(bar, line))
+    if markdown is not None:
+        write_tables(shown.tables, markdown)
+    if as_json:
+        print(json.dumps({"folder": str(folder), **json.loads((folder / organisms.RESULTS).read_text("utf-8"))}))
+        return
+    for table in shown.tables:
+        out.print(terminal_table(table), "")
+    out.print(styled(f"The numbers are in {folder / organisms.RESULTS}"), soft_wrap=True)

@@ -3,7 +3,7 @@
 from assay.faithfulness._between_runs import BetweenRuns, between_runs
 from assay.faithfulness._cells import REFITTED
 from assay.faithfulness._clean_pass import CleanPass
-from assay.faithfulness._compare import Step, compare, resolve_positions
+from assay.faithfulness._compare import Step, check_fits, compare, resolve_positions
 from assay.faithfulness._comparison import Comparison, FeatureRecord, Record
 from assay.faithfulness._embeddings import Cosine, SameNeighbour, embedding_metrics
 from assay.faithfulness._folder import CALL, claim
@@ -64,6 +64,7 @@ __all__ = [
     "Workers",
     "attention_divergence",
     "between_runs",
+    "check_fits",
     "claim",
     "compare",
     "draws",

@@ -46,7 +46,7 @@ from assay.faithfulness._verdicts import check_shares
 from assay.faithfulness._workers import Workers
 from assay.simplify import RandomPerturbation, Simplification, applied, copies_model, is_whole, label, learns
 from assay.subjects import Subject, pool
-from assay.tasks import UNSCORED, Split, Task, bound, check_differ, count_copies, token_names
+from assay.tasks import NO_TOKEN, UNSCORED, Split, Task, bound, check_differ, count_copies, token_names
 
 NOISE_SEQUENCES = 100
 
@@ -615,8 +615,11 @@ def _chance(task: Task, split: Split, kind: str) -> float | None:
     kinds = [kind.name for kind in task.kinds]
     determined = {kind.name for kind in task.kinds if kind.determined}
     asked = [kinds.index(name) for name in (kinds if kind == ALL else [kind]) if name in determined]
-    answers = split.right[np.isin(split.kinds, asked)]
-    return float(np.bincount(answers).max() / len(answers)) if len(answers) else None
+    here = np.isin(split.kinds, asked)
+    answers = split.right[here]
+    also = () if split.also_right is None else split.also_right[here]
+    every = np.concatenate((answers, *(column[column != NO_TOKEN] for column in np.transpose(also))))
+    return float(np.bincount(every).max() / len(answers)) if len(answers) else None
 
 
 def _lost(inputs: _Inputs) -> Iterator[Skipped]:
@@ -759,7 +762,7 @@ def _check_tokens(subject: Subject, split: Split) -> None:
 
 def _split_hash(split: Split) -> str:
     digest = hashlib.sha256()
-    optional = (split.targets, split.counterfactuals, split.answers, split.foils)
+    optional = (split.targets, split.counterfactuals, split.answers, split.foils, split.also_right)
     given = (array for array in optional if array is not None)
     features = (split.features[name] for name in sorted(split.features))
     for array in (split.tokens, split.lengths, split.kinds, *given, *features):

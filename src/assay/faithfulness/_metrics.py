@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from assay._registry import Registry
@@ -121,8 +121,8 @@ class Pair:
     """Subject and proxy on the same batch: what a metric sees.
 
     `targets[b, t]` is the token after position t. `attention[layer]` is the divergence of that layer's attention rows
-    (batch, position), see `attention_divergence`. `both_ways` says that KL is asked for in both directions. `answers`
-    and `foils` are those of a split of pairs (`Split.answers`), None elsewhere.
+    (batch, position), see `attention_divergence`. `both_ways` says that KL is asked for in both directions. `answers`,
+    `foils` and `also_right` are those of a split of pairs (`Split.answers`), None elsewhere.
     """
 
     def __init__(
@@ -135,13 +135,19 @@ class Pair:
         both_ways: bool = False,
         answers: Int[Tensor, "batch position"] | None = None,
         foils: Int[Tensor, "batch position *foil"] | None = None,
+        also_right: Int[Tensor, "batch position other"] | None = None,
     ) -> None:
         self.subject = subject
         self.proxy = proxy
         self.targets = targets
         self.attention = attention
         self.both_ways = both_ways
-        self.answers, self.foils = answers, foils
+        self.answers, self.foils, self.also_right = answers, foils, also_right
+
+    def is_right(self, chosen: Int[Tensor, "batch position"]) -> Bool[Tensor, "batch position"]:
+        """Where what was chosen is the target, or as right."""
+        right = chosen == self.targets
+        return right if self.also_right is None else right | (chosen[..., None] == self.also_right).any(dim=-1)
 
     @cached_property
     def divergences(self) -> Float[Tensor, "batch position 2"]:
@@ -226,7 +232,7 @@ class SubjectAccuracy:
 
     def __call__(self, pair: Pair) -> Float[Tensor, "batch position"]:
         """1 where the subject is right, else 0."""
-        return (pair.subject.chosen == pair.targets).double()
+        return pair.is_right(pair.subject.chosen).double()
 
 
 class ProxyAccuracy:
@@ -241,7 +247,7 @@ class ProxyAccuracy:
 
     def __call__(self, pair: Pair) -> Float[Tensor, "batch position"]:
         """1 where the proxy is right, else 0."""
-        return (pair.proxy.chosen == pair.targets).double()
+        return pair.is_right(pair.proxy.chosen).double()
 
 
 class KLDivergence:
@@ -387,7 +393,7 @@ class FlipToWrong:
 
     def __call__(self, pair: Pair) -> Float[Tensor, "batch position"]:
         """1 where it flips so, else 0."""
-        return ((pair.subject.chosen == pair.targets) & (pair.proxy.chosen != pair.targets)).double()
+        return (pair.is_right(pair.subject.chosen) & ~pair.is_right(pair.proxy.chosen)).double()
 
 
 class FlipToRight:
@@ -406,7 +412,7 @@ class FlipToRight:
 
     def __call__(self, pair: Pair) -> Float[Tensor, "batch position"]:
         """1 where it flips so, else 0."""
-        return ((pair.subject.chosen != pair.targets) & (pair.proxy.chosen == pair.targets)).double()
+        return (~pair.is_right(pair.subject.chosen) & pair.is_right(pair.proxy.chosen)).double()
 
 
 class RightProbability:

@@ -270,8 +270,9 @@ class _Batch:
         self.batch = batch
         device = engine.subject.device
         self.targets = torch.from_numpy(batch.right.clip(min=0)).to(device)
-        self.answers, self.foils = (
-            None if tokens is None else torch.from_numpy(tokens).to(device) for tokens in (batch.answers, batch.foils)
+        self.answers, self.foils, self.also_right = (
+            None if tokens is None else torch.from_numpy(tokens).to(device)
+            for tokens in (batch.answers, batch.foils, batch.also_right)
         )
         self.margin = np.zeros(batch.tokens.shape)
         self._scale = device_scale(self.kind_of.device)
@@ -339,7 +340,9 @@ class _Batch:
         attention = {} if isinstance(answer.attention, str) else answer.attention
         rows = {layer: rows[:, positions] for layer, rows in attention.items()}
         both_ways = any(metric.name == ReverseKL.name for metric in self.metrics)
-        answers, foils = (None if tokens is None else tokens[:, positions] for tokens in (self.answers, self.foils))
+        answers, foils, also_right = (
+            None if tokens is None else tokens[:, positions] for tokens in (self.answers, self.foils, self.also_right)
+        )
         pair = Pair(
             subject,
             proxy,
@@ -348,6 +351,7 @@ class _Batch:
             both_ways=both_ways,
             answers=answers,
             foils=foils,
+            also_right=also_right,
         )
         chosen = positions.cpu().numpy()
         for metric in self.metrics:

@@ -5,14 +5,14 @@ from pathlib import Path
 
 from assay._errors import AssayError
 from assay._files import remove
-from assay.faithfulness import Comparison, Step, Workers, compare
+from assay.faithfulness import Comparison, Step, Workers, check_fits, compare
 from assay.reports import Illustrations, write_figures, write_page
 from assay.simplify import Simplification
 from assay.studies._dictionary_views import tables_of
 from assay.studies.counted import COUNTS, counted, counts_table, write_counts
 from assay.studies.two_models import views
 from assay.subjects import Subject
-from assay.tasks import Pairs, Split, Task, Text, TextSource
+from assay.tasks import Pairs, Split, Task, Text, TextSource, bound, tasks
 
 MAX_LENGTH = 256
 """Tokens a sequence, where the model has positions for as many and nothing else is said."""
@@ -99,6 +99,17 @@ def pairs_of(subject: Subject, sources: Sequence[str]) -> Pairs:
     for name in bound.split_names:
         bound.split(name, 1)
     return bound
+
+
+def task_named(subject: Subject, specification: str) -> Task:
+    """A task by its name and parameters, in the subject's tokens.
+
+    Raises AssayError for an unknown name, parameters that do not fit it, and a task that is not made for the subject.
+    """
+    found: Task = bound(tasks.build(specification), subject.tokenizer)
+    for name in found.split_names:
+        check_fits([subject], found.split(name, 1))
+    return found
 
 
 def run(

@@ -36,6 +36,7 @@ from assay.subjects._reference import (
     dyck_model,
 )
 from assay.subjects._subject import Subject
+from assay.subjects._toy_english import TOY_ENGLISH_RECIPE, PackedDocuments, toy_english_model
 from assay.subjects._train import (
     IGNORED,
     Batch,
@@ -57,12 +58,14 @@ __all__ = [
     "LINEAR_MAX_RECIPE",
     "MAX_OF_K_BATCH",
     "MAX_OF_K_RECIPE",
+    "TOY_ENGLISH_RECIPE",
     "Batch",
     "BucketedBatches",
     "LinearMaxConfig",
     "LinearMaxForCausalLM",
     "MaxOfKConfig",
     "MaxOfKForCausalLM",
+    "PackedDocuments",
     "Pooling",
     "Progress",
     "Recipe",
@@ -85,6 +88,7 @@ __all__ = [
     "save",
     "shipped",
     "takes_base",
+    "toy_english_model",
     "train",
     "write_atomically",
 ]

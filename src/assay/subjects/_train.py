@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from assay._errors import AssayError
@@ -24,15 +25,25 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class Batch:
-    """Inputs and labels of one step; `labels[b, t]` is what position t should predict, or IGNORED."""
+    """Inputs and labels of one step; `labels[b, t]` is what position t should predict, or IGNORED.
+
+    `weights` are what the losses count, all the same where they are None. `documents[b, t]` says which of several
+    documents in its row position t belongs to: each is read as if it stood alone, from position 0, and sees no other.
+    """
 
     tokens: Int[np.ndarray, "batch position"]
     labels: Int[np.ndarray, "batch position"]
+    weights: Float[np.ndarray, "batch position"] | None = None
+    documents: Int[np.ndarray, "batch position"] | None = None
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train: AdamW, linear warm-up, then cosine decay to zero (or a constant rate)."""
+    """How to train: AdamW, linear warm-up, then cosine decay to zero (or a constant rate).
+
+    With a `cooldown` the rate is constant, too, but for that share of the steps at the end, in which it falls linearly
+    to zero.
+    """
 
     steps: int
     learning_rate: float
@@ -42,11 +53,14 @@ class Recipe:
     decay: bool = True
     clip_norm: float | None = 1.0
     checkpoint_every: int = 500
+    cooldown: float | None = None
 
     def rate(self, step: int) -> float:
         """The learning rate of a step, as a factor of `learning_rate`."""
         if step < self.warmup_steps:
             return (step + 1) / self.warmup_steps
+        if self.cooldown is not None:
+            return min(1.0, (self.steps - step) / max(1.0, self.cooldown * self.steps))
         if not self.decay:
             return 1.0
         done = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
@@ -147,7 +161,8 @@ def train(
 ) -> Trained:
     """Train `model` in place on `batches(0), batches(1), …`; continue from `checkpoint` if it exists.
 
-    The loss is the mean cross-entropy (nats) over labels that are not IGNORED. Returns what was done. Raises
+    The loss is the mean cross-entropy (nats) over labels that are not IGNORED, weighted where a batch has weights.
+    Returns what was done. Raises
     AssayError if the checkpoint belongs to another recipe, or if the loss stops being a number.
     """
     torch.nn.Module.to(model, device).train()
@@ -181,10 +196,7 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = recipe.learning_rate * recipe.rate(step)
         batch = batches(step)
-        inputs = torch.from_numpy(batch.tokens).to(device)
-        labels = torch.from_numpy(batch.labels).to(device)
-        logits = model(input_ids=inputs).logits
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
+        loss = _loss(model, batch, device)
         value = loss.item()
         if not np.isfinite(value):
             raise AssayError(
@@ -220,3 +232,27 @@ def train(
             write_atomically(checkpoint, lambda path, state=state: torch.save(state, path))  # type: ignore[misc]
     model.eval()
     return Trained(step, tokens, seconds + time.monotonic() - started, final_loss)
+
+
+def _loss(model: PreTrainedModel, batch: Batch, device: str) -> Tensor:
+    """The mean loss of a batch."""
+    inputs = torch.from_numpy(batch.tokens).to(device)
+    labels = torch.from_numpy(batch.labels).to(device).flatten()
+    apart = {} if batch.documents is None else _apart(torch.from_numpy(batch.documents).to(device))
+    logits = model(input_ids=inputs, **apart).logits.flatten(0, 1)
+    if batch.weights is None:
+        return torch.nn.functional.cross_entropy(logits, labels, ignore_index=IGNORED)
+    weights = torch.from_numpy(batch.weights).to(device).flatten().where(labels != IGNORED, 0)
+    losses = torch.nn.functional.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="none")
+    return (losses * weights).sum() / weights.sum()
+
+
+def _apart(documents: Int[Tensor, "batch position"]) -> dict[str, Bool[Tensor, "..."] | Int[Tensor, "..."]]:
+    """What lets every document of a row be read as if it stood alone: who sees whom, and positions."""
+    width = documents.shape[1]
+    place = torch.arange(width, device=documents.device)
+    sees = (documents[:, :, None] == documents[:, None, :]) & (place[:, None] >= place[None, :])
+    starts = torch.ones_like(documents, dtype=torch.bool)
+    starts[:, 1:] = documents[:, 1:] != documents[:, :-1]
+    first = torch.where(starts, place, 0).cummax(dim=1).values
+    return {"attention_mask": sees[:, None], "position_ids": place - first}

@@ -29,6 +29,8 @@ from assay.tasks._questions import Question, Read
 from assay.tasks._task import NO_TOKEN, UNSCORED, Feature, Kind, Objective, Role, Split, Task
 from assay.tasks._text import Group, Text
 from assay.tasks._tokenizer import SPECIALS, code_vocabulary, token_names, vocabulary_sha256
+from assay.tasks.toy_english import GRAMMARS, ToyEnglish
+from assay.tasks.toy_english import factory as _toy_english
 
 tasks = Registry("assay.tasks", "task")
 """All tasks by name."""
@@ -41,6 +43,8 @@ tasks.register("max-of-k", MaxOfK)
 tasks.register("max-of-k-pairs", MaxOfKPairs.from_parameters)
 tasks.register("pairs", Pairs.read)
 tasks.register("text", Text)
+for _name in GRAMMARS:
+    tasks.register(f"toy-english/{_name}", _toy_english(_name))
 
 __all__ = [
     "CLASSES",
@@ -79,6 +83,7 @@ __all__ = [
     "Task",
     "Text",
     "TextSource",
+    "ToyEnglish",
     "bound",
     "check_differ",
     "code_vocabulary",

@@ -86,7 +86,9 @@ class Split:
     position) is the same sequence with one thing changed: as long, and different at or before every scored position.
     `answers` (sequence, position) are the tokens that are right where a prediction is scored, and `NO_TOKEN` elsewhere;
     `foils` (sequence, position) or (sequence, position, foil) those that the counterfactual makes right, `NO_TOKEN`
-    elsewhere and where there are fewer. AssayError, with the row, if these do not hold.
+    elsewhere and where there are fewer. Where several answers are right, `also_right` (sequence, position, other) are
+    those besides, `NO_TOKEN` where there are fewer: accuracy counts them, logit differences are of the answer alone.
+    AssayError, with the row, if these do not hold.
     """
 
     name: str
@@ -104,6 +106,7 @@ class Split:
     answers: Int[np.ndarray, "sequence position"] | None = None
     foils: Int[np.ndarray, "sequence position *foil"] | None = None
     lost: Mapping[str, int] = field(default_factory=dict)
+    also_right: Int[np.ndarray, "sequence position other"] | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -122,9 +125,11 @@ class Split:
 
     def _check_pairs(self) -> None:
         given = (self.counterfactuals, self.answers, self.foils)
-        if all(part is None for part in given):
-            return
         who = f"split {self.name!r}"
+        if all(part is None for part in given):
+            if self.also_right is not None:
+                raise AssayError(f"{who}: also_right is for pairs; give counterfactuals, answers and foils, too.")
+            return
         if self.counterfactuals is None or self.answers is None or self.foils is None:
             raise AssayError(f"{who}: pairs need counterfactuals, answers and foils; give all three, or none.")
         if self.objective != "causal":
@@ -135,6 +140,9 @@ class Split:
                 f"{who}: counterfactuals {self.counterfactuals.shape}, answers {self.answers.shape} and foils "
                 f"{self.foils.shape} have to be as the tokens, {shape} (foils may have one axis more)."
             )
+        also = np.full((*shape, 0), NO_TOKEN) if self.also_right is None else self.also_right
+        if also.shape[:2] != shape:
+            raise AssayError(f"{who}: also_right {also.shape} has to be as the tokens, {shape}, with one axis more.")
         foils = self.foils.reshape(*shape, -1)
         scored, answers = self.kinds != UNSCORED, self.answers[..., None]
         differs = np.logical_or.accumulate((self.counterfactuals != self.tokens) & self.valid, axis=1)
@@ -145,6 +153,8 @@ class Split:
                 "has a foil where no prediction is scored, or none where one is",
             ),
             (scored & (foils == answers).any(axis=-1), "has a foil that is the answer"),
+            (~scored & (also != NO_TOKEN).any(axis=-1), "has another right answer where no prediction is scored"),
+            (_shared(scored, foils, also), "has a foil that is right, too"),
             (scored & ~differs, "does not differ from its counterfactual at or before a scored position"),
         ):
             if wrong.any():
@@ -169,7 +179,8 @@ class Split:
         shown = self.tokens[self.valid]
         asked = [] if self.targets is None else [self.targets[self.kinds != UNSCORED]]
         asked += [] if self.counterfactuals is None else [self.counterfactuals[self.valid]]
-        asked += [part[part != NO_TOKEN] for part in (self.answers, self.foils) if part is not None]
+        of_pairs = (self.answers, self.foils, self.also_right)
+        asked += [part[part != NO_TOKEN] for part in of_pairs if part is not None]
         return np.unique(np.concatenate((shown, *asked)))
 
     @property
@@ -185,7 +196,7 @@ class Split:
         width = int(self.lengths[index].max())
         optional: dict[str, Any] = {
             name: None if values is None else values[index, :width]
-            for name in ("targets", "counterfactuals", "answers", "foils")
+            for name in ("targets", "counterfactuals", "answers", "foils", "also_right")
             for values in (getattr(self, name),)
         }
         return replace(
@@ -200,6 +211,18 @@ class Split:
     def first(self, count: int) -> "Split":
         """The first `count` sequences (all, if there are fewer)."""
         return self.take(np.arange(min(count, len(self))))
+
+
+def _shared(
+    scored: Bool[np.ndarray, "sequence position"],
+    foils: Int[np.ndarray, "sequence position foil"],
+    also: Int[np.ndarray, "sequence position other"],
+) -> Bool[np.ndarray, "sequence position"]:
+    """Where, of the scored positions, a foil is one of the other right answers."""
+    found = np.zeros_like(scored)
+    here = foils[scored][:, :, None]
+    found[scored] = ((here == also[scored][:, None]) & (here != NO_TOKEN)).any(axis=(1, 2))
+    return found
 
 
 @runtime_checkable

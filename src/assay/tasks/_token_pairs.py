@@ -12,7 +12,8 @@ from assay.tasks._task import NO_TOKEN, UNSCORED, Role, Split
 class TokenPair:
     """A sequence, its counterfactual of the same length, and what is right and what is not after the last token.
 
-    `kind` is an index into the task's kinds; `features` belong to the prediction.
+    `kind` is an index into the task's kinds; `features` belong to the prediction. What is as right as the answer is
+    `also_right`.
     """
 
     tokens: Sequence[int]
@@ -21,6 +22,7 @@ class TokenPair:
     foils: Sequence[int]
     kind: int = 0
     features: Mapping[str, int] = field(default_factory=dict)
+    also_right: Sequence[int] = ()
 
 
 def split_of_pairs(
@@ -40,6 +42,7 @@ def split_of_pairs(
     kinds = np.full(tokens.shape, UNSCORED, dtype=np.int64)
     answers = np.full(tokens.shape, NO_TOKEN, dtype=np.int64)
     wrong = np.full((*tokens.shape, foils), NO_TOKEN, dtype=np.int64)
+    others = np.full((*tokens.shape, max(len(pair.also_right) for pair in pairs)), NO_TOKEN, dtype=np.int64)
     features = {feature: np.zeros(tokens.shape, dtype=np.int64) for feature in pairs[0].features}
     for row, pair in enumerate(pairs):
         last = len(pair.tokens) - 1
@@ -48,6 +51,7 @@ def split_of_pairs(
         kinds[row, last] = pair.kind
         answers[row, last] = pair.answer
         wrong[row, last, : len(pair.foils)] = pair.foils
+        others[row, last, : len(pair.also_right)] = pair.also_right
         for feature, values in features.items():
             values[row, last] = pair.features[feature]
     return Split(
@@ -62,4 +66,5 @@ def split_of_pairs(
         counterfactuals=counterfactuals,
         answers=answers,
         foils=wrong if foils > 1 else wrong[..., 0],
+        also_right=others if others.size else None,
     )
