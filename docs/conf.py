@@ -24,7 +24,7 @@ nb_merge_streams = True
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
 copybutton_exclude = ".linenos, .gp, .go"
-nitpick_ignore_regex = [(r"py:.*", r"(?!assay\.).*"), (r"py:.*", r"assay\.(\w+\.)?_.*")]
+nitpick_ignore_regex = [(r"py:.*", r"(?!assay\.).*"), (r"py:.*", r"assay\.(\w+\.)*_.*")]
 
 html_theme = "pydata_sphinx_theme"
 html_title = "Assay"
