@@ -22,7 +22,7 @@ from assay.reports._figures import drawings
 from assay.reports._forest import caption as forest_caption
 from assay.reports._forest_figure import fitting, forest_figure
 from assay.reports._illustrations import Illustrations
-from assay.reports._style import PAPER, make_visible, style
+from assay.reports._style import PAPER, make_visible, save, style
 from assay.reports._told import numbers
 
 WIDTHS: Mapping[str, float] = {"column": 3.25, "text": 5.5, "page": 6.75}
@@ -219,7 +219,7 @@ def _written(figure: Figure, format: str, settings: Mapping[str, Any]) -> bytes:
     buffer = BytesIO()
     make_visible(figure)
     with _told_of_style(settings), style(PAPER, settings):
-        figure.savefig(buffer, format=format, **FORMATS[format])
+        save(figure, buffer, format=format, **FORMATS[format])
     return buffer.getvalue()
 
 

@@ -2,10 +2,11 @@
 
 import re
 import textwrap
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import BytesIO, StringIO
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import matplotlib as mpl
 from cycler import cycler
@@ -227,12 +228,29 @@ def _rounded(svg: str) -> str:
     return _MARK.sub(of_mark, svg)
 
 
+def save(figure: Figure, buffer: IO[Any], **options: Any) -> None:
+    """Write a figure; where its words leave no room for what is drawn, it is made higher first."""
+    for _ in range(6):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message="constrained_layout not applied")
+            try:
+                figure.savefig(buffer, **options)
+                return
+            except UserWarning:
+                buffer.seek(0)
+                buffer.truncate()
+                figure.set_figheight(1.4 * figure.get_figheight())
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="constrained_layout not applied")
+        figure.savefig(buffer, **options)
+
+
 def to_svg(figure: Figure) -> str:
     """A figure as SVG text, the same bytes for the same figure; coordinates to a hundredth of a point."""
     buffer = StringIO()
     make_visible(figure)
     with style():
-        figure.savefig(buffer, format="svg", dpi=110, metadata={"Date": None, "Creator": None})
+        save(figure, buffer, format="svg", dpi=110, metadata={"Date": None, "Creator": None})
     return _rounded(buffer.getvalue())
 
 
@@ -241,5 +259,5 @@ def to_png(figure: Figure, *, dpi: float = 160.0) -> bytes:
     buffer = BytesIO()
     make_visible(figure)
     with style():
-        figure.savefig(buffer, format="png", dpi=dpi, facecolor="white", metadata={"Software": None})
+        save(figure, buffer, format="png", dpi=dpi, facecolor="white", metadata={"Software": None})
     return buffer.getvalue()
