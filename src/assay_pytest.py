@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from _pytest.terminal import TerminalReporter  # pytest itself has the name from 9.0 on
     from assay.testing import Session
 
 MARKER = "assay"
@@ -66,7 +67,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(MARKER)
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+def pytest_terminal_summary(terminalreporter: "TerminalReporter") -> None:
     """Say of every claim that was judged whether it holds."""
     reports = [report for found in terminalreporter.stats.values() for report in found]
     lines = {

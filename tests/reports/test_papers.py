@@ -255,7 +255,7 @@ def test_the_table_has_the_numbers_verdicts_and_order_of_the_page(shown):
             assert cell == percent(rate["estimate"]).replace(">", "$>$")
             if np.isnan(rate["low"]):
                 continue
-            limits = ", ".join(f"{100 * rate[end]:.1f}".replace("100.0", "100") for end in ("low", "high"))
+            limits = ", ".join(percent(rate[end]).replace(">", "$>$") for end in ("low", "high"))
             assert f"[{limits}]" in table
     assert table.count(r"\toprule") == table.count(r"\bottomrule") == 1
     assert all(line.count("&") == len(shown.shifts) + 3 for line in table.splitlines() if line.endswith(r"\\"))

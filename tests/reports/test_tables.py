@@ -174,6 +174,12 @@ def test_percentages_never_round_up_to_perfection():
     assert percent(1.0) == "100"
     assert percent(0.9994) == "99.9"
     assert percent(0.9996) != "100", "one error in 2,500 is not perfect"
+    assert percent(1.02) == "102.0"
+    assert (limits(0.97, 0.99996), limits(0.97, 1.0), limits(-0.01, 0.5)) == (
+        "97.0 to >99.9",
+        "97.0–100",
+        "-1.0 to 50.0",
+    )
     assert percent(math.nan) == "–"
 
 

@@ -1,7 +1,7 @@
 """assay train: the reference models, made again."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,13 +19,25 @@ from assay.cli._shared import (
     train_app,
 )
 
+Steps = Annotated[int | None, typer.Option(min=1, help="Training steps (default: the recipe's).")]
+OutFolder = Annotated[Path | None, typer.Option("--out", help="Folder of the model.", file_okay=False)]
+
+
+def _say(folder: Path, record: Mapping[str, Any], lines: Iterable[str], *, as_json: bool) -> None:
+    """Print what was trained: the record as JSON, or lines of it and where the model is."""
+    if as_json:
+        print(json.dumps({"folder": str(folder), **record}, indent=2))
+        return
+    for line in (*lines, f"The model is in {folder}"):
+        out.print(styled(line), soft_wrap=True)
+
 
 @train_app.command("dyck")
 def train_dyck(
     seed: Annotated[int, typer.Option(help="Seed of the weights and of the order of the data.")] = 0,
-    steps: Annotated[int | None, typer.Option(min=1, help="Training steps (default: the recipe's).")] = None,
+    steps: Steps = None,
     device: Device = "cpu",
-    out_folder: Annotated[Path | None, typer.Option("--out", help="Folder of the model.", file_okay=False)] = None,
+    out_folder: OutFolder = None,
     as_json: AsJson = False,
 ) -> None:
     """Train the Dyck reference model."""
@@ -47,12 +59,11 @@ def train_dyck(
             progress=lambda now: bar.update(line, completed=now.step, description=f"loss {now.loss:.3f} nats"),
             measuring=lambda step: bar.update(line, description=step.text, completed=step.done, total=step.total),
         )
-    if as_json:
-        print(json.dumps({"folder": str(folder), **subject.record}, indent=2))
-        return
-    for split, accuracy in subject.record["accuracy"].items():
-        out.print(styled(f"{split:24} " + "  ".join(f"{kind} {value:.4f}" for kind, value in accuracy.items())))
-    out.print(styled(f"The model is in {folder}"), soft_wrap=True)
+    lines = (
+        f"{split:24} " + "  ".join(f"{kind} {value:.4f}" for kind, value in accuracy.items())
+        for split, accuracy in subject.record["accuracy"].items()
+    )
+    _say(folder, subject.record, lines, as_json=as_json)
 
 
 @train_app.command("code")
@@ -60,9 +71,9 @@ def train_code(
     data: Functions = "python",
     language: Language = None,
     seed: Annotated[int, typer.Option(help="Seed of the weights and of the order of the data.")] = 0,
-    steps: Annotated[int | None, typer.Option(min=1, help="Training steps (default: the recipe's).")] = None,
+    steps: Steps = None,
     device: Device = "cpu",
-    out_folder: Annotated[Path | None, typer.Option("--out", help="Folder of the model.", file_okay=False)] = None,
+    out_folder: OutFolder = None,
     as_json: AsJson = False,
 ) -> None:
     """Train a character-level model of program functions."""
@@ -86,14 +97,12 @@ def train_code(
             recipe=recipe,
             progress=lambda now: bar.update(line, completed=now.step, description=f"loss {now.loss:.3f} nats"),
         )
-    if as_json:
-        print(json.dumps({"folder": str(folder), **subject.record}, indent=2))
-        return
-    for split, measured in subject.record["measured"].items():
-        bits, accuracy = measured["bits_per_character"], measured["accuracy"]
-        text = f"{split:20} {bits:.3f} bits a character  accuracy {accuracy:.3f}  {measured['functions']} functions"
-        out.print(styled(text))
-    out.print(styled(f"The model is in {folder}"), soft_wrap=True)
+    lines = (
+        f"{split:20} {measured['bits_per_character']:.3f} bits a character  accuracy {measured['accuracy']:.3f}  "
+        f"{measured['functions']} functions"
+        for split, measured in subject.record["measured"].items()
+    )
+    _say(folder, subject.record, lines, as_json=as_json)
 
 
 @train_app.command("max-of-k")
@@ -124,19 +133,16 @@ def train_max_of_k(
                 line, completed=now.step, total=now.steps, description=f"loss {now.loss:.3f} nats"
             ),
         )
-    if as_json:
-        print(json.dumps({"folder": str(folder / name / f"seed-{seed}"), **subject.record}, indent=2))
-        return
-    out.print(f"{task.name}: accuracy {subject.record['iid_accuracy']:.4f} on fresh sequences")
-    out.print(styled(f"The model is in {folder / name / f'seed-{seed}'}"), soft_wrap=True)
+    line_of_it = f"{task.name}: accuracy {subject.record['iid_accuracy']:.4f} on fresh sequences"
+    _say(folder / name / f"seed-{seed}", subject.record, [line_of_it], as_json=as_json)
 
 
 @train_app.command("toy-english")
 def train_toy_english(
     seed: Annotated[int, typer.Option(help="Seed of the weights and of the data.")] = 0,
-    steps: Annotated[int | None, typer.Option(min=1, help="Training steps (default: the recipe's).")] = None,
+    steps: Steps = None,
     device: Device = "cpu",
-    out_folder: Annotated[Path | None, typer.Option("--out", help="Folder of the model.", file_okay=False)] = None,
+    out_folder: OutFolder = None,
     as_json: AsJson = False,
 ) -> None:
     """Train the model of toy English: nine tasks, ten minutes on one core."""
@@ -159,13 +165,11 @@ def train_toy_english(
             measuring=lambda step: bar.update(line, description=step.text, completed=step.done, total=step.total),
             looked=lambda look: bar.console.print(styled(_looked(look)), soft_wrap=True),
         )
-    if as_json:
-        print(json.dumps({"folder": str(folder), **subject.record}, indent=2))
-        return
-    for asks, splits in subject.record["accuracy"].items():
-        accuracy = "  ".join(f"{split} {measured['accuracy']:.3f}" for split, measured in splits.items())
-        out.print(styled(f"{asks:10} {accuracy}"), soft_wrap=True)
-    out.print(styled(f"The model is in {folder}"), soft_wrap=True)
+    lines = (
+        f"{asks:10} " + "  ".join(f"{split} {measured['accuracy']:.3f}" for split, measured in splits.items())
+        for asks, splits in subject.record["accuracy"].items()
+    )
+    _say(folder, subject.record, lines, as_json=as_json)
 
 
 def _looked(look: Mapping[str, Any]) -> str:

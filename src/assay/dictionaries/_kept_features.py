@@ -1,5 +1,6 @@
 """The features of an attribution graph alone in the place of all MLPs: what it claims, without its error nodes."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -168,7 +169,7 @@ _Recipe = TypeVar("_Recipe", bound="_SomeFeatures")
 
 
 @dataclass
-class _SomeFeatures:
+class _SomeFeatures(ABC):
     """What recipes share that leave some features in the place of all MLPs, each saying which in `_chosen`.
 
     After `fit`, `transcoders_` are in force with the features of `kept_`, and `constants_` in the place of the others.
@@ -186,9 +187,9 @@ class _SomeFeatures:
     streams_rows: ClassVar[bool] = True
 
     @property
+    @abstractmethod
     def spliced(self) -> Spliced:
         """The replacement model."""
-        raise NotImplementedError
 
     @property
     def learns(self) -> bool:
@@ -232,9 +233,9 @@ class _SomeFeatures:
             )
         return Transcoders.of(self.spliced, engine)
 
+    @abstractmethod
     def _chosen(self, found: Transcoders, shares: Sequence[Float[Tensor, " feature"]]) -> list[Tensor]:
         """The features of every layer that are kept; `shares` says how often each is on, of a recipe that learns."""
-        raise NotImplementedError
 
     def apply(self, subject: Subject) -> SimplifiedSubject:
         """The subject with the kept features in the place of its MLPs. Raises AssayError before `fit`."""

@@ -33,6 +33,11 @@ DRAWN = 40
 FIRST = 12
 """Up to so many rows all are open; of more, groups that mislead nobody fold."""
 
+_LINE_SAYS: dict[Judgement, str] = {
+    "gap": "; its line says what is known",
+    "inconclusive": "; its line says about how many sequences would decide",
+}
+
 STRETCHED = 0.8
 """Where a simplification agrees on more than this, two thirds of the axis are the rest: there verdicts are made."""
 
@@ -161,7 +166,9 @@ def _groups(rows: Sequence[Row]) -> Iterator[Group]:
         found = tuple(row for row in rows if row.verdict.judgement == judgement)
         if found:
             quiet = judgement in {"unfaithful", "faithful", "vacuous", "identical"}
-            yield Group(judgement, MEANING[judgement], found, quiet and len(rows) > FIRST)
+            yield Group(
+                judgement, MEANING[judgement] + _LINE_SAYS.get(judgement, ""), found, quiet and len(rows) > FIRST
+            )
 
 
 def _row(  # noqa: PLR0917

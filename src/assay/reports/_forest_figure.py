@@ -128,7 +128,10 @@ def forest_figure(comparison: Comparison, width: float) -> Figure:
     def at(x: float) -> float:
         return left + x / 100 * (right - left)
 
-    axes.text(SIDE, top - 0.05, "misleading first", fontsize=small(), color=_LIGHT["muted"], va="bottom")
+    axes.text(
+        SIDE, top - 0.05, "most misleading\nfirst", fontsize=small(), color=_LIGHT["muted"], va="bottom",
+        linespacing=1.1,
+    )  # fmt: skip
     axes.text(
         width - SIDE, top - 0.05, "\n".join(heads), fontsize=small(), color=_LIGHT["muted"], va="bottom", ha="right",
         linespacing=1.1,

@@ -103,7 +103,7 @@ def _limits(rate: Interval) -> str:
     """An interval in brackets, its ends rounded as on the page."""
     if math.isnan(rate[1]):
         return ""
-    low, high = (f"{100 * end:.1f}".replace("100.0", "100").replace("-", "$-$") for end in rate[1:])
+    low, high = (_number((end, math.nan, math.nan)) for end in rate[1:])
     return f"[{low}, {high}]"
 
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import matplotlib as mpl
 from matplotlib import rc_params_from_file
-from matplotlib import style as styles
 from matplotlib.figure import Figure
+from matplotlib.style import library as known_styles
 
 from assay._drawing import PaperFigure
 from assay._errors import AssayError, in_line, unknown_name
@@ -181,8 +181,8 @@ def _settings(given: str | Path | Mapping[str, Any] | None) -> dict[str, Any]:
         if isinstance(given, Mapping):
             _check_names(given, what)
             return _table(mpl.RcParams(given))
-        if isinstance(given, str) and given in styles.library:
-            return _table(styles.library[given])
+        if isinstance(given, str) and given in known_styles:
+            return _table(known_styles[given])
         if Path(given).is_file():
             # Names first: matplotlib leaves out those that it does not know, and says so in a log only.
             _check_names(_names(Path(given)), what)

@@ -29,9 +29,9 @@ JUDGEMENT_STYLE: dict[Judgement, str] = {
 
 MEANING: dict[Judgement, str] = {
     "illusion": "holds in distribution and not under a shift, beyond what harder inputs explain",
-    "gap": "holds in distribution and less under a shift, whose inputs may just be harder; its line says what is known",
+    "gap": "holds in distribution and less under a shift, whose inputs may just be harder",
     "unfaithful": "does not do what the subject does even in distribution",
-    "inconclusive": "is not decided; its line says about how many sequences would decide",
+    "inconclusive": "is not decided",
     "vacuous": "would be faithful, but its control agrees as much or the site hardly matters: that explains nothing",
     "faithful": "holds in distribution and under every shift that was measured, and is better than its control",
     "identical": "not one logit differs from the subject's at any position that was judged",
@@ -275,13 +275,15 @@ def percent(value: float) -> str:
     """A share as a percentage with one decimal (100 only if it is all); an en dash where it was not measured."""
     if math.isnan(value):
         return "–"
-    return "100" if value == 1 else ">99.9" if value >= 0.9995 else f"{100 * value:.1f}"
+    return "100" if value == 1 else ">99.9" if 0.9995 <= value < 1 else f"{100 * value:.1f}"
 
 
 def limits(low: float, high: float) -> str:
-    """A confidence interval in per cent, as short as one decimal allows."""
-    dash = " to " if low < 0 else "–"
-    return "–" if math.isnan(low) else dash.join(f"{100 * value:.1f}".replace("100.0", "100") for value in (low, high))
+    """A confidence interval in per cent, as short as one decimal allows; its ends are rounded as `percent` does."""
+    if math.isnan(low):
+        return "–"
+    ends = [percent(low), percent(high)]
+    return (" to " if low < 0 or ">" in ends[1] else "–").join(ends)
 
 
 _AGREEMENT = {
