@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from _pytest.terminal import TerminalReporter  # pytest itself has the name from 9.0 on
+    from _pytest.terminal import TerminalReporter  # pytest itself has the name in newer versions only
+
     from assay.testing import Session
 
 MARKER = "assay"
