@@ -161,8 +161,7 @@ def _panels(
 
 def _name_rows(axes: Axes, names: Sequence[str], places: Sequence[float] | None = None) -> None:
     """Name the rows of a panel at its left, as far as there is room."""
-    figure = axes.get_figure(root=True)
-    room = NAMES * (WIDE if figure is None else figure.get_figwidth())
+    room = NAMES * (axes.figure.get_figwidth() if isinstance(axes.figure, Figure) else WIDE)
     shown = [shortened(name, room) for name in names]
     axes.set_yticks(range(len(names)) if places is None else places, shown)
 
