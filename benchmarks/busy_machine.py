@@ -66,6 +66,8 @@ def main() -> None:
     parser.add_argument("--busy", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
+    if min(options.sequences, options.rounds) < 2 or min(options.busy) < 0:
+        parser.error("--sequences and --rounds must be at least 2, --busy numbers of processes from 0 on.")
     cores = os.cpu_count() or 1
     print("| busy processes | threads | seconds by the clock | of the processor | share |\n|---|---|---|---|---|")
     for count in options.busy:

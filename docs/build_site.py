@@ -60,7 +60,11 @@ def broken(folder: Path) -> Iterator[str]:
 
 def main() -> int:
     """Build the site and check it; the exit status."""
-    from sphinx.cmd.build import build_main  # noqa: PLC0415  (links are checked without it in the tests)
+    try:
+        from sphinx.cmd.build import build_main  # noqa: PLC0415  (links are checked without it in the tests)
+    except ImportError as error:
+        print(f"the site needs the packages of the extra docs: pip install -e '.[docs]' ({error})", file=sys.stderr)
+        return 1
 
     out = DOCS / "_build" / "html"
     status = build_main(["-E", "-W", "--keep-going", "-n", "-q", "-b", "html", str(DOCS), str(out)])
