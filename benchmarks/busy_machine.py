@@ -27,7 +27,7 @@ if threads:
 import assay
 assay.compare(
     assay.load("code-python"), assay.tasks.Code(), [assay.SVD(rank=rank) for rank in (4, 8, 16)], sequences={sequences},
-    fit_sequences=100, resamples=100, progress=False,
+    fit_sequences=50, resamples=100, controls=False, refit=False, progress=False,
 )
 """
 
@@ -62,7 +62,7 @@ def seconds(sequences: int, setting: dict[str, str]) -> tuple[float, float]:
 def main() -> None:
     """Print a table: one row a setting and number of busy processes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sequences", type=int, default=60)
+    parser.add_argument("--sequences", type=int, default=30)
     parser.add_argument("--busy", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()

@@ -18,7 +18,7 @@ GROUPS = (_run, _train, _compare, _proofs, _reports)
 
 def main() -> None:
     """Run the command line."""
-    # OpenMP's threads spin while they wait for each other: beside another busy process that takes six times as long
+    # OpenMP's threads spin while they wait for each other: beside other busy processes a run takes up to twice as long
     # (benchmarks/busy_machine.py). Its library asks once, when torch is first imported, which is later than here.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
