@@ -187,7 +187,7 @@ def _record(seed: int, recipe: Recipe, device: str) -> dict[str, Any]:
         "dtype": "float32",
         "vocabulary_version": VERSION,
         "mix": MIX,
-        "recipe": {**asdict(recipe), "optimizer": "AdamW"},
+        "recipe": asdict(recipe),
         "device": device,
         "versions": {name: version(name) for name in ("assay-interp", "torch", "transformers", "numpy")},
     }

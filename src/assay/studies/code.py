@@ -248,7 +248,7 @@ def train(
         raise AssayError(f"{str(folder)!r} holds a trained model already; choose another folder or remove it.")
     task = task or Code()
     described = task.describe()
-    settings = {**asdict(recipe), "tokens_per_batch": CODE_TOKENS_PER_BATCH, "optimizer": "AdamW"}
+    settings = {**asdict(recipe), "tokens_per_batch": CODE_TOKENS_PER_BATCH}
     model = code_model(task, seed)
     key = hashlib.sha256(json.dumps([described, settings, seed]).encode()).hexdigest()[:12]
     checkpoint = folder / f"checkpoint-{key}.pt"

@@ -198,7 +198,7 @@ def train(
         "seed": seed,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "task": task.describe(),
-        "recipe": {**recipe.__dict__, "tokens_per_batch": DYCK_TOKENS_PER_BATCH, "optimizer": "AdamW"},
+        "recipe": {**recipe.__dict__, "tokens_per_batch": DYCK_TOKENS_PER_BATCH},
         "steps": done.steps,
         "tokens": done.tokens,
         "seconds": round(done.seconds, 1),

@@ -46,6 +46,8 @@ from assay.subjects._train import (
     Trained,
     train,
 )
+from assay.subjects._under_control import Repeated, corrupted
+from assay.subjects._watch import Event, Watch
 
 __all__ = [
     "CODE_RECIPE",
@@ -61,6 +63,7 @@ __all__ = [
     "TOY_ENGLISH_RECIPE",
     "Batch",
     "BucketedBatches",
+    "Event",
     "LinearMaxConfig",
     "LinearMaxForCausalLM",
     "MaxOfKConfig",
@@ -69,11 +72,14 @@ __all__ = [
     "Pooling",
     "Progress",
     "Recipe",
+    "Repeated",
     "Subject",
     "Trained",
+    "Watch",
     "check_name",
     "check_seed",
     "code_model",
+    "corrupted",
     "dyck_model",
     "import_max_of_k",
     "linear_max_model",

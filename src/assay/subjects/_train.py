@@ -5,9 +5,11 @@ interrupted run ends with the same weights, bit for bit, as an undisturbed one o
 """
 
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -15,12 +17,15 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from assay._errors import AssayError
+from assay._errors import AssayError, unknown_name
 from assay._files import write_atomically
 from assay._given import checked
+from assay.subjects._watch import Watch, Watched
 
 IGNORED = -100
 """A label that carries no loss (the convention of torch's cross-entropy)."""
+
+Optimizer = Literal["AdamW", "SGD"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,8 @@ class Recipe:
     """How to train: AdamW, linear warm-up, then cosine decay to zero (or a constant rate).
 
     With a `cooldown` the rate is constant, too, but for that share of the steps at the end, in which it falls linearly
-    to zero.
+    to zero. The optimizer "SGD" is stochastic gradient descent with the first of `betas` as momentum.
+    Raises AssayError for an unknown optimizer.
     """
 
     steps: int
@@ -54,6 +60,11 @@ class Recipe:
     clip_norm: float | None = 1.0
     checkpoint_every: int = 500
     cooldown: float | None = None
+    optimizer: Optimizer = "AdamW"
+
+    def __post_init__(self) -> None:
+        if self.optimizer not in get_args(Optimizer):
+            raise unknown_name("optimizer", str(self.optimizer), get_args(Optimizer))
 
     def rate(self, step: int) -> float:
         """The learning rate of a step, as a factor of `learning_rate`."""
@@ -141,12 +152,37 @@ class Progress:
 
 @dataclass(frozen=True)
 class Trained:
-    """What a finished training run knows of itself; `seconds` add up over interruptions."""
+    """What a finished training run knows of itself; `seconds` add up over interruptions.
+
+    `log`, `events` and `kept` are there where it was watched (see `Watch`): a line a look with its "step", the step of
+    every event that came, and the weights of the kept models by step, on the CPU. Where an event ended it, `steps` are
+    those that were made.
+    """
 
     steps: int
     tokens: int
     seconds: float
     final_loss: float
+    log: tuple[Mapping[str, int | float], ...] = ()
+    events: Mapping[str, int] = field(default_factory=dict)
+    kept: Mapping[int, Mapping[str, Tensor]] = field(default_factory=dict)
+
+
+def _next_tokens(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """The mean cross-entropy of a batch, in nats, over labels that are not IGNORED, weighted where it has weights."""
+    inputs = torch.from_numpy(batch.tokens).to(model.device)
+    labels = torch.from_numpy(batch.labels).to(model.device).flatten()
+    apart = {} if batch.documents is None else _apart(torch.from_numpy(batch.documents).to(model.device))
+    logits = model(input_ids=inputs, **apart).logits.flatten(0, 1)
+    if batch.weights is None:
+        return torch.nn.functional.cross_entropy(logits, labels, ignore_index=IGNORED)
+    weights = torch.from_numpy(batch.weights).to(model.device).flatten().where(labels != IGNORED, 0)
+    losses = torch.nn.functional.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="none")
+    return (losses * weights).sum() / weights.sum()
+
+
+def _untouched(step: int, batch: Batch) -> AbstractContextManager[object]:
+    return nullcontext()
 
 
 @checked
@@ -155,23 +191,28 @@ def train(
     batches: Callable[[int], Batch],
     recipe: Recipe,
     *,
-    checkpoint: Path,
+    checkpoint: Path | None,
     device: str = "cpu",
     report: Callable[[Progress], None] = lambda progress: None,
+    loss: Callable[[PreTrainedModel, Batch], Tensor] = _next_tokens,
+    around: Callable[[int, Batch], AbstractContextManager[object]] = _untouched,
+    watch: Watch | None = None,
 ) -> Trained:
     """Train `model` in place on `batches(0), batches(1), …`; continue from `checkpoint` if it exists.
 
-    The loss is the mean cross-entropy (nats) over labels that are not IGNORED, weighted where a batch has weights.
-    Returns what was done. Raises
-    AssayError if the checkpoint belongs to another recipe, or if the loss stops being a number.
+    `loss(model, batch)` is what is made small; by default the mean cross-entropy (nats) over labels that are not
+    IGNORED, weighted where a batch has weights. Every loss, before its gradient is taken, is computed within
+    `around(step, batch)`: what is clamped during training is clamped there (`assay.engine.clamped`). A training is
+    looked at, its models are kept, and it may end early, as `watch` says. With `checkpoint=None` nothing is kept on
+    disk. Returns what was done. Raises AssayError if the checkpoint belongs to another recipe, or if the loss stops
+    being a number.
     """
     torch.nn.Module.to(model, device).train()
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=recipe.learning_rate, betas=recipe.betas, weight_decay=recipe.weight_decay
-    )
+    optimizer = _optimizer(model, recipe)
     step, tokens, seconds, loss_sum, loss_count, final_loss = 0, 0, 0.0, 0.0, 0, float("nan")
+    watched = Watched()
     settings = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(recipe).items()}
-    if checkpoint.exists():
+    if checkpoint is not None and checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True, map_location=device)
         if state["recipe"] != settings:
             raise AssayError(
@@ -187,23 +228,26 @@ def train(
             state["final_loss"],
         )
         loss_sum, loss_count = state["loss_sum"], state["loss_count"]
+        watched = Watched(**state["watched"])
         torch.set_rng_state(state["random"].cpu())
         if state["random_cuda"] is not None:
             torch.cuda.set_rng_state(state["random_cuda"].cpu(), device)
 
     started = time.monotonic()
-    while step < recipe.steps:
+    ended = watch is not None and watched.after(step, model, watch, last=step >= recipe.steps)
+    while step < recipe.steps and not ended:
         for group in optimizer.param_groups:
             group["lr"] = recipe.learning_rate * recipe.rate(step)
         batch = batches(step)
-        loss = _loss(model, batch, device)
-        value = loss.item()
+        with around(step, batch):
+            made = loss(model, batch)
+        value = made.item()
         if not np.isfinite(value):
             raise AssayError(
                 f"the loss became {value} at step {step}; lower the learning rate ({recipe.learning_rate})."
             )
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        made.backward()
         if recipe.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
         optimizer.step()
@@ -211,11 +255,13 @@ def train(
         tokens += int((batch.labels != IGNORED).sum())
         loss_sum += value
         loss_count += 1
-        if step % 100 == 0 or step == recipe.steps:
+        ended = watch is not None and watched.after(step, model, watch, last=step == recipe.steps)
+        last = ended or step == recipe.steps
+        if step % 100 == 0 or last:
             final_loss = loss_sum / loss_count
             loss_sum, loss_count = 0.0, 0
         report(Progress(step, recipe.steps, final_loss if np.isfinite(final_loss) else value, tokens))
-        if step % recipe.checkpoint_every == 0 or step == recipe.steps:
+        if checkpoint is not None and (step % recipe.checkpoint_every == 0 or last):
             state = {
                 "recipe": settings,
                 "model": model.state_dict(),
@@ -226,25 +272,28 @@ def train(
                 "final_loss": final_loss,
                 "loss_sum": loss_sum,
                 "loss_count": loss_count,
+                "watched": watched.state(),
                 "random": torch.get_rng_state(),
                 "random_cuda": torch.cuda.get_rng_state(device) if device.startswith("cuda") else None,
             }
             write_atomically(checkpoint, lambda path, state=state: torch.save(state, path))  # type: ignore[misc]
     model.eval()
-    return Trained(step, tokens, seconds + time.monotonic() - started, final_loss)
+    return Trained(
+        step,
+        tokens,
+        seconds + time.monotonic() - started,
+        final_loss,
+        tuple(watched.log),
+        watched.events,
+        watched.kept,
+    )
 
 
-def _loss(model: PreTrainedModel, batch: Batch, device: str) -> Tensor:
-    """The mean loss of a batch."""
-    inputs = torch.from_numpy(batch.tokens).to(device)
-    labels = torch.from_numpy(batch.labels).to(device).flatten()
-    apart = {} if batch.documents is None else _apart(torch.from_numpy(batch.documents).to(device))
-    logits = model(input_ids=inputs, **apart).logits.flatten(0, 1)
-    if batch.weights is None:
-        return torch.nn.functional.cross_entropy(logits, labels, ignore_index=IGNORED)
-    weights = torch.from_numpy(batch.weights).to(device).flatten().where(labels != IGNORED, 0)
-    losses = torch.nn.functional.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="none")
-    return (losses * weights).sum() / weights.sum()
+def _optimizer(model: PreTrainedModel, recipe: Recipe) -> torch.optim.Optimizer:
+    common: dict[str, Any] = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay}
+    if recipe.optimizer == "SGD":
+        return torch.optim.SGD(model.parameters(), momentum=recipe.betas[0], **common)
+    return torch.optim.AdamW(model.parameters(), betas=recipe.betas, **common)
 
 
 def _apart(documents: Int[Tensor, "batch position"]) -> dict[str, Bool[Tensor, "..."] | Int[Tensor, "..."]]:
