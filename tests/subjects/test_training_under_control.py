@@ -159,7 +159,6 @@ def test_every_loss_is_computed_within_what_is_around_it():
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: Recipe(steps=1, learning_rate=1, optimizer="adam"), "optimizer 'adam'"),
         (lambda: Watch(size, every=0), "every is 0"),
         (lambda: Watch(size, at=(-1,)), "at is"),
         (lambda: Watch(size, events=(Event("a", "x", 0), Event("a", "y", 0))), "its own name"),
@@ -168,11 +167,19 @@ def test_every_loss_is_computed_within_what_is_around_it():
         (lambda: train(fresh(), batches(), RECIPE, checkpoint=None,
                        watch=Watch(size, events=(Event("a", "siez", 0),))), "siez"),
     ],
-    ids=["optimizer", "every", "at", "names", "threshold", "keep", "measure"],
+    ids=["every", "at", "names", "threshold", "keep", "measure"],
 )  # fmt: skip
 def test_wrong_settings_are_refused(make, words):
     with pytest.raises(AssayError, match=words):
         make()
+
+
+def test_an_unknown_optimizer_is_refused():
+    recipe = Recipe(steps=1, learning_rate=1.0)
+    # Past the constructor, whose types are checked in the tests.
+    object.__setattr__(recipe, "optimizer", "adam")
+    with pytest.raises(AssayError, match=r"optimizer 'adam'.*AdamW"):
+        recipe.__post_init__()
 
 
 # -- data ------------------------------------------------------------------------------------------------------------
