@@ -1,15 +1,63 @@
 """The study of toy English: how often a model is right, how deep its answers lie, how it fails; and what is shipped."""
 
+import json
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
 from assay import AssayError
-from assay.studies import _toy_english, organisms
-from assay.studies._toy_english import Depth, bag_of_words, depth, right
+from assay.reports import Chart, Illustrations, Series
+from assay.studies import organisms
+from assay.studies.organisms import Findings, _toy_english, toy_english
+from assay.studies.organisms._toy_english import Depth, bag_of_words, depth, right
 from assay.subjects import Recipe, Subject, load, shipped, toy_english_model
 from assay.tasks import NO_TOKEN, ToyEnglish
 from assay.tasks.toy_english import GRAMMARS, ID, VERSION, tokenizer
+
+CHART = Chart(
+    name="learned", caption="How much is learned.", x_label="steps", y_label="accuracy", names=None,
+    series=[Series(name="all", x=[0, 1], y=[0.0, 1.0], low=[None, None], high=[None, None])],
+)  # fmt: skip
+
+
+def test_every_study_says_what_it_is_about_and_how_much_it_runs():
+    assert organisms.names()[0] == organisms.FIRST
+    for name in organisms.names():
+        found = organisms.study(name)
+        assert 20 < len(found.SUMMARY) <= 120, name
+        assert not found.SUMMARY.endswith("."), name
+        assert min(found.SEEDS, found.SEQUENCES - 1) >= 1, name
+
+
+def test_a_study_leaves_its_numbers_and_its_figure(tmp_path, monkeypatch):
+    asked = {}
+
+    def run(folder, **options):
+        asked.update(options)
+        return Findings({"share": 0.5}, Illustrations(charts=[CHART]))
+
+    monkeypatch.setattr(organisms, "study", lambda name: SimpleNamespace(SUMMARY="", SEEDS=3, SEQUENCES=50, run=run))
+    found = organisms.run("any", tmp_path, seeds=2, device="cpu")
+    assert (asked["seeds"], asked["sequences"], asked["device"]) == (2, 50, "cpu")
+    numbers = json.loads((tmp_path / organisms.RESULTS).read_text())
+    assert numbers == {"organism": "any", "seeds": 2, "sequences": 50, "share": 0.5}
+    assert (tmp_path / "figures" / "learned.svg").read_text().startswith("<?xml")
+    organisms.write_chart(found, tmp_path / "page.svg")
+    assert (tmp_path / "page.svg").read_text() == (tmp_path / "figures" / "learned.svg").read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [({"name": "toy-inglish"}, "toy-english"), ({"name": "_study"}, "toy-english"), ({"seeds": 0}, "seeds is 0"),
+     ({"sequences": 1}, "sequences 1"), ({"seeds": 9}, "9 seeds were asked for; 3 trainings")],
+    ids=["name", "private", "seeds", "sequences", "shipped"],
+)  # fmt: skip
+def test_a_study_that_cannot_be_run_is_refused(tmp_path, options, words):
+    with pytest.raises(AssayError, match=words):
+        organisms.run(**{"name": "toy-english", "folder": tmp_path, **options})
+
 
 SHIPPED = [(name, seed) for name, seeds in shipped().items() if name.startswith("toy-english") for seed in seeds]
 FINISHED = [seed for name, seed in SHIPPED if name == "toy-english"]
@@ -73,7 +121,7 @@ def words(text: str) -> list[str]:
 
 
 def test_ways_are_read_off_the_prompts():
-    ways = {(asks, name): holds for asks, name, _, holds in organisms._WAYS}
+    ways = {(asks, name): holds for asks, name, _, holds in toy_english._WAYS}
     text = words("the ring is red . question : what colour is the ring ? W blue X red Y grey Z pink answer")
     assert ways["choice", "letters"](text, "B", "X")
     assert not ways["choice", "letters"](text, "X", "X")

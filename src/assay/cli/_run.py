@@ -288,29 +288,50 @@ def run_max_of_k(
 
 @run_app.command("organisms")
 def run_organisms(
-    prompts: Annotated[int, typer.Option(min=2, help="Prompts a split.")] = 400,
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="Which organism: toy-english (the shipped models, measured), biased, grokking, …; --list names all.",
+            metavar="[NAME]",
+        ),
+    ] = "toy-english",
+    show: Annotated[bool, typer.Option("--list", help="Only name the organisms, each with what it is about.")] = False,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Trainings (default: the study's own).")] = None,
+    sequences: Sequences = None,
     markdown: Markdown = None,
     device: Device = "cpu",
     out_folder: Annotated[Path | None, typer.Option("--out", help="Run folder.", file_okay=False)] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure the models of toy English: accuracy on every split, how deep the answers lie, how they fail."""
-    from assay.reports import check_markdown, terminal_table, write_tables  # noqa: PLC0415  (keeps --help fast)
+    """Train or read a small model whose truth is known, and judge what is said of it."""
+    from assay.reports import check_markdown, terminal, terminal_table, write_tables  # noqa: PLC0415  (keeps --help fast)
     from assay.studies import organisms  # noqa: PLC0415
     from assay.subjects import resolve_device  # noqa: PLC0415
 
+    if show:
+        about = {known: organisms.study(known).SUMMARY for known in organisms.names()}
+        print(
+            json.dumps(about, indent=2) if as_json else "\n".join(f"{known:14} {text}" for known, text in about.items())
+        )
+        return
     device = argument("device", lambda: resolve_device(device))
-    folder = out_folder or default_folder("organisms")
+    argument("NAME", lambda: organisms.study(name))
+    folder = out_folder or default_folder(f"organisms-{name}")
     if markdown is not None:
         argument("markdown", lambda: check_markdown(markdown))
     with progress_bar(folder) as bar:
         line = bar.add_task("starting", total=None)
-        _, shown = organisms.run(folder, prompts=prompts, device=device, progress=follow(bar, line))
+        found = organisms.run(name, folder, seeds=seeds, sequences=sequences, device=device, progress=follow(bar, line))
     if markdown is not None:
-        write_tables(shown.tables, markdown)
+        write_tables(found.shown.tables, markdown)
+        organisms.write_chart(found, markdown.with_suffix(".svg"))
     if as_json:
         print(json.dumps({"folder": str(folder), **json.loads((folder / organisms.RESULTS).read_text("utf-8"))}))
         return
-    for table in shown.tables:
-        out.print(terminal_table(table), "")
+    for table in found.shown.tables:
+        if not table.quiet:
+            out.print(terminal_table(table), "")
+    for part, comparison in found.comparisons.items():
+        out.print(terminal(comparison))
+        out.print(styled(f"{part}: {folder / part / 'report.html'}"), soft_wrap=True)
     out.print(styled(f"The numbers are in {folder / organisms.RESULTS}"), soft_wrap=True)

@@ -148,15 +148,15 @@ def train_toy_english(
     """Train the model of toy English: nine tasks, ten minutes on one core."""
     from dataclasses import replace  # noqa: PLC0415
 
-    from assay.studies import organisms  # noqa: PLC0415
+    from assay.studies.organisms import toy_english  # noqa: PLC0415
     from assay.subjects import TOY_ENGLISH_RECIPE, resolve_device  # noqa: PLC0415
 
     device = argument("device", lambda: resolve_device(device))
-    folder = out_folder or Path("assay-models") / organisms.SUBJECT / f"seed-{seed}"
+    folder = out_folder or Path("assay-models") / toy_english.SUBJECT / f"seed-{seed}"
     recipe = TOY_ENGLISH_RECIPE if steps is None else replace(TOY_ENGLISH_RECIPE, steps=steps)
     with progress_bar(folder) as bar:
         line = bar.add_task("training", total=recipe.steps)
-        subject = organisms.train(
+        subject = toy_english.train(
             folder,
             seed=seed,
             device=device,

@@ -1,7 +1,7 @@
 """How it is shown: tables, figures and the HTML page, all drawn from a comparison's record."""
 
 from assay.reports._between import between_tables
-from assay.reports._figures import figures
+from assay.reports._figures import figures, illustration_figures
 from assay.reports._graphs import graph_figure, write_graph_page
 from assay.reports._illustrations import (
     Chart,
@@ -66,6 +66,7 @@ __all__ = [
     "environment",
     "figures",
     "graph_figure",
+    "illustration_figures",
     "latex",
     "limits",
     "markdown",

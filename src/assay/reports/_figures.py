@@ -114,6 +114,13 @@ def drawings(comparison: Comparison, illustrations: Illustrations) -> Iterator[D
     yield from _of_illustrations(illustrations)
 
 
+def illustration_figures(illustrations: Illustrations) -> Iterator[tuple[str, str, Figure]]:
+    """The figures of a study's own pictures, which need no comparison, as `figures` gives them."""
+    with style():
+        for drawn in _of_illustrations(illustrations):
+            yield drawn.name, drawn.caption, drawn.draw(WIDE)
+
+
 def _of_illustrations(illustrations: Illustrations) -> Iterator[Drawn]:
     """The figures of a study's own pictures."""
     for cloud in illustrations.keys:

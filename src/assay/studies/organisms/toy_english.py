@@ -1,6 +1,5 @@
 """Toy English: a model organism, and what is known of it: where it succeeds, how it fails, how deep its answers lie."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -8,10 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from assay._errors import AssayError
-from assay._files import write_atomically
 from assay.faithfulness import Step
 from assay.reports import Illustrations, TableView
-from assay.studies._toy_english import (
+from assay.studies.organisms._study import Findings
+from assay.studies.organisms._toy_english import (
     JUDGED,
     LEAST_LOST,
     LEAST_RIGHT,
@@ -42,9 +41,14 @@ from assay.tasks.toy_english import (
     VOCABULARY,
 )
 
-__all__ = ["SUBJECT", "Found", "Way", "run", "train", "ways"]
+__all__ = ["SEEDS", "SEQUENCES", "SUBJECT", "SUMMARY", "Found", "Way", "run", "train", "ways"]
 
-RESULTS = "organisms.json"
+SUMMARY = "nine tasks in one small decoder: accuracy on every split, how deep the answers lie, how it fails"
+
+SEEDS = 3
+
+SEQUENCES = 400
+"""Prompts a split, at most."""
 
 
 @dataclass(frozen=True)
@@ -76,22 +80,18 @@ def early() -> list[str]:
     return sorted(names, key=lambda name: int(name.partition("@")[2]))
 
 
-def run(
-    folder: Path,
-    *,
-    prompts: int = 400,
-    device: str = "cpu",
-    progress: Callable[[Step], None] = lambda step: None,
-) -> tuple[list[Found], Illustrations]:
-    """Measure every shipped model of toy English: all seeds, and the earlier ones of a training.
+def run(folder: Path, *, seeds: int, sequences: int, device: str, progress: Callable[[Step], None]) -> Findings:
+    """Measure the shipped models of toy English: the first so many seeds, and the earlier ones of a training.
 
-    Leaves the numbers in `folder` (organisms.json) and gives them with their tables. The acceptance test is among them
-    (see `Depth`). Raises AssayError where no model is shipped.
+    The acceptance test is among the tables (see `Depth`). Raises AssayError where no model is shipped, or fewer seeds
+    than are asked for.
     """
-    seeds = shipped().get(SUBJECT)
-    if seeds is None:
+    known = shipped().get(SUBJECT)
+    if known is None:
         raise AssayError(f"no model {SUBJECT!r} is shipped; train one: assay train toy-english.")
-    subjects = [load(SUBJECT, seed=seed, device=device) for seed in seeds]
+    if seeds > len(known):
+        raise AssayError(f"{seeds} seeds were asked for; {len(known)} trainings of {SUBJECT} are shipped.")
+    subjects = [load(SUBJECT, seed=seed, device=device) for seed in known[:seeds]]
     subjects += [load(name, device=device) for name in early()]
     found = []
     for number, subject in enumerate(subjects):
@@ -102,17 +102,16 @@ def run(
                 name=subject.name,
                 seed=subject.seed or 0,
                 steps=subject.record["steps"],
-                accuracy=accuracies(subject, prompts),
-                depths=[depth(subject, asks, prompts) for asks in GRAMMARS],
-                ways=ways(subject, prompts),
-                without=scenarios(subject, prompts),
+                accuracy=accuracies(subject, sequences),
+                depths=[depth(subject, asks, sequences) for asks in GRAMMARS],
+                ways=ways(subject, sequences),
+                without=scenarios(subject, sequences),
             )
         )
     progress(Step(len(subjects), len(subjects) + 1, "a bag of words"))
     bags = {asks: bag_of_words(asks) for asks in JUDGED}
-    text = json.dumps({"prompts": prompts, "models": [asdict(one) for one in found], "bag_of_words": bags}, indent=1)
-    write_atomically(folder / RESULTS, lambda path: path.write_text(text + "\n", encoding="utf-8"))
-    return found, Illustrations(tables=tables(found, bags, prompts))
+    numbers = {"models": [asdict(one) for one in found], "bag_of_words": bags}
+    return Findings(numbers, Illustrations(tables=tables(found, bags, sequences)))
 
 
 def ways(subject: Subject, prompts: int) -> list[Way]:
