@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from assay.dictionaries._gradients import Entries, Everything
+from assay.dictionaries import _training
+from assay.dictionaries._gradients import Everything
 from assay.dictionaries._training import COUNTED, PENALIZED, Run, Training
 
 WIDTH, OUT, FEATURES, ROWS = 10, 7, 32, 40
@@ -140,16 +141,20 @@ WAYS = {"autoencoder": {}, "transcoder": {"transcodes": True}, "skip": {"transco
     ("kind", "share"),
     [*((kind, 0.0) for kind in COUNTED), *((kind, share) for kind in PENALIZED for share in (0.0, 1.0))],
 )
-def test_gradients_are_those_of_the_loss_written_out(kind: str, share: float, way: str) -> None:
+def test_gradients_are_those_of_the_loss_written_out(
+    kind: str, share: float, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = []
+    monkeypatch.setattr(_training, "DENSE_ROWS", 17)  # 40 rows in three parts, the last of them small
+    monkeypatch.setattr(_training, "Everything", lambda decoder: parts.append(decoder) or Everything(decoder))
     run, batch = made(kind=kind, auxiliary=0.0, **OWN[kind], **WAYS[way])
     run._share = share  # below the share of entries the sums over entries, above it whole matrices
     x, y = (part * scale for part, scale in zip((batch[0], batch[-1]), (run.scales[0], run.scales[-1]), strict=True))
     wanted_loss = plain(run, run.own, x, y, 0.7)
     wanted = expected(run, batch, lambda own: plain(run, own, x, y, 0.7))
 
-    by, _ = run._entries(run.prepared(batch)[0])
-    assert isinstance(by, Everything if share else Entries)
     loss, found = run.gradients(*batch)
+    assert len(parts) == (3 if share else 0)
     assert float(loss.value) == pytest.approx(float(wanted_loss), rel=1e-12)
     assert_same(found, wanted)
 

@@ -4,6 +4,7 @@ With k of F features on in a row, all products but the encoder's have k / F of t
 products are faster. Each formula is written once, in terms of what `Entries` and `Everything` both compute.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -139,6 +140,30 @@ class Loss:
     left: Float[Tensor, "row out"]
     steps: Float[Tensor, " feature"]
     gradients: Parameters
+
+
+def joined(losses: Iterable[Loss], rows: int) -> Loss:
+    """The loss of so many rows from those of parts of them, one after the other, so that one part is held at a time.
+
+    The first one's tensors are taken over.
+    """
+    parts = iter(losses)
+    first = next(parts)
+    share = len(first.left) / rows
+    # Before the gradients are scaled in place: that of b_enc is the same tensor.
+    value, steps = first.value * share, first.steps * share
+    gradients = first.gradients
+    for gradient in gradients.values():
+        gradient.mul_(share)
+    on, fired, left = first.on, first.fired, [first.left]
+    for part in parts:
+        share = len(part.left) / rows
+        value, steps = value + share * part.value, steps + share * part.steps
+        for name, gradient in part.gradients.items():
+            gradients[name].add_(gradient, alpha=share)
+        on, fired = on + part.on, fired | part.fired
+        left.append(part.left)
+    return Loss(value, on, fired, torch.cat(left), steps, gradients)
 
 
 def relu(

@@ -1,5 +1,6 @@
 """Training of dictionaries: settings, one loop for all kinds, and what is calibrated afterwards."""
 
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +27,9 @@ PENALIZED = ("relu", "jumprelu", "gated")
 
 BLOCK = 2**20
 """Pre-activations that are held at a time where few of them are kept: about what a CPU's cache holds."""
+
+DENSE_ROWS = 256
+"""Rows whose codes are held at a time where many are on: fewer make products slower, more take memory."""
 
 RECORDS = 100
 """Means of loss and L0 that are kept of a run, at most about."""
@@ -270,24 +274,39 @@ class Run:
 
     def loss(self, inputs: Float[Tensor, "row width"], target: Float[Tensor, "row out"]) -> Loss:
         """The loss of prepared rows, at the penalty of now, without the auxiliary part."""
-        settings = self.settings
-        by, pre = self._entries(inputs)
+        settings, own = self.settings, self.own
         if settings.kind in COUNTED:
-            return _gradients.relu(by, self.own, pre, inputs, target, groups=len(settings.prefixes))
+            by, pre = self._entries(inputs)
+            return _gradients.relu(by, own, pre, inputs, target, groups=len(settings.prefixes))
         penalty = self.penalty
         if settings.l0 is None:
             penalty *= min(1.0, (self._done + 1) / (WARM * settings.steps))
         if settings.kind == "relu":
-            loss = _gradients.relu(by, self.own, pre, inputs, target, penalty=penalty)
+            of = functools.partial(_gradients.relu, penalty=penalty)
         elif settings.kind == "gated":
-            loss = _gradients.gated(by, self.own, pre, inputs, target, penalty=penalty)
+            of = functools.partial(_gradients.gated, penalty=penalty)
         else:
-            loss = _gradients.jumprelu(by, self.own, pre, inputs, target, penalty=penalty, bandwidth=settings.bandwidth)
+            of = functools.partial(_gradients.jumprelu, penalty=penalty, bandwidth=settings.bandwidth)
+        if self._share > SPARSE:
+            loss = _gradients.joined(self._dense(of, inputs, target), len(inputs))
+        else:
+            by, pre = self._entries(inputs)
+            loss = of(by, own, pre, inputs, target)
         l0 = float(loss.on) / len(inputs)
         self._share = l0 / settings.features
         if settings.l0 is not None:
             self._steer(l0, float(settings.l0))
         return loss
+
+    def _dense(
+        self, of: Callable[..., Loss], inputs: Float[Tensor, "row width"], target: Float[Tensor, "row out"]
+    ) -> Iterator[Loss]:
+        """The losses of some rows at a time, over all features."""
+        own = self.own
+        for start in range(0, len(inputs), DENSE_ROWS):
+            part = slice(start, start + DENSE_ROWS)
+            pre = product(inputs[part], own["encoder"], own["b_enc"])
+            yield of(Everything(own["decoder"]), own, pre, inputs[part], target[part])
 
     def _steer(self, l0: float, wanted: float) -> None:
         """Move the penalty towards the one that gives an L0: the multiplier of a constraint, by its error and its sum.
@@ -303,7 +322,7 @@ class Run:
         self._multiplier *= math.exp(GAIN[self.settings.kind] * off)
         self.penalty = self._multiplier * math.exp(AT_ONCE * off)
 
-    def _entries(self, inputs: Float[Tensor, "row width"]) -> tuple[Entries | Everything, Tensor]:
+    def _entries(self, inputs: Float[Tensor, "row width"]) -> tuple[Entries, Tensor]:
         """What the loss is computed over, and the pre-activations there."""
         settings, own, rows = self.settings, self.own, len(inputs)
         if settings.kind == "topk":
@@ -323,8 +342,6 @@ class Run:
                 order = torch.argsort(bags, stable=True)
                 values, bags, index = values[order], bags[order], index[order]
             return Entries(bags, index, rows * groups, own["decoder"]), values
-        if self._share > SPARSE:
-            return Everything(own["decoder"]), product(inputs, own["encoder"], own["b_enc"])
         bar: Tensor | float = 0.0
         if settings.kind == "jumprelu":
             bar = own["log_threshold"].exp() - settings.bandwidth / 2
