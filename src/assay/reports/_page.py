@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from assay._files import inside, safe_name, write_atomically
 from assay.faithfulness import JUDGEMENTS, RULES, Comparison
-from assay.reports._figures import drawings, figures
+from assay.reports._figures import drawings, figures, illustration_figures
 from assay.reports._forest import FIRST, SHAPES, forest
 from assay.reports._forest import caption as forest_caption
 from assay.reports._grid import MISLEADING, grids, losses
@@ -261,3 +261,19 @@ def write_figures(comparison: Comparison, folder: Path, illustrations: Illustrat
                 write_atomically(path, lambda temporary, data=data: temporary.write_bytes(data))  # type: ignore[misc]
                 paths.append(path)
     return paths
+
+
+def write_chart(illustrations: Illustrations, path: Path) -> None:
+    """Write the first of a study's own pictures as SVG; nothing where it has none."""
+    first = next(illustration_figures(illustrations), None)
+    if first is not None:
+        drawn = to_svg(first[2])
+        write_atomically(path, lambda temporary: temporary.write_text(drawn, encoding="utf-8"))
+
+
+def write_pictures(illustrations: Illustrations, folder: Path) -> None:
+    """Write a study's own pictures as SVG."""
+    for name, _, figure in illustration_figures(illustrations):
+        drawn = to_svg(figure).encode()
+        path = folder / f"{safe_name(name)}.svg"
+        write_atomically(path, lambda temporary, drawn=drawn: temporary.write_bytes(drawn))  # type: ignore[misc]

@@ -73,7 +73,8 @@ class Split:
     position t; `UNSCORED` where none is made. `features[name][s, t]` belongs to that same prediction.
 
     `objective` says what the model is asked. Under "causal" the prediction at t is of token t + 1. Under "masked"
-    `tokens` holds the mask token where a prediction is made, and `targets` (sequence, position) the right token there.
+    `tokens` holds the mask token where a prediction is made, and `targets` (sequence, position) the right token there
+    (of a model that tags tokens without hiding them: its tag).
     Under "embedding" the model gives one vector a sequence, which is what is judged: `kinds` is `UNSCORED` everywhere,
     and no two sequences may be equal (each would be the other's nearest neighbour). AssayError if these do not fit.
 
