@@ -146,9 +146,7 @@ def test_splits_without_a_label_and_those_of_the_same_go_on_with_their_names(sho
 
 def test_sentences_have_labels_in_place_of_names():
     labels = {"deep": "deeper nesting", "deep_2": "two deeper", "a.b": "dots"}
-    told = (
-        "More under deep, deep_2, a.b than in distribution. Deep; underdeep. On deep: under deeper, under deep."
-    )
+    told = "More under deep, deep_2, a.b than in distribution. Deep; underdeep. On deep: under deeper, under deep."
     assert in_words(told, labels) == (
         "More under deeper nesting, two deeper, dots than in distribution. Deep; underdeep. On deep: under deeper, "
         "under deeper nesting."

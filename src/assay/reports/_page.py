@@ -22,7 +22,7 @@ from assay.reports._forest import caption as forest_caption
 from assay.reports._grid import MISLEADING, grids, losses
 from assay.reports._illustrations import FeatureSide, FeatureView, Illustrations, TextView
 from assay.reports._inline import inline, raster
-from assay.reports._story import by_severity, finding, in_words, paragraph, shift_labels
+from assay.reports._story import by_severity, finding, in_words, paragraph, shift_labels, tally
 from assay.reports._style import COLOURS, PHONE, WIDE, style, to_png, to_svg
 from assay.reports._tables import (
     CAUSES,
@@ -155,6 +155,8 @@ def _page(comparison: Comparison, shown: Illustrations) -> str:
             verdicts=verdicts,
             worst=worst,
             many=many,
+            tally=tally(verdicts),
+            drawn_judgements={group.judgement for group in drawn_forest.groups},
             grids=grids(comparison.verdicts()) if many else (),
             losses=losses(comparison.verdicts()) if many else (),
             misleading=MISLEADING,

@@ -44,6 +44,12 @@ def by_severity(verdicts: Iterable[Verdict]) -> list[Verdict]:
     return sorted(verdicts, key=place)
 
 
+def tally(verdicts: Iterable[Verdict]) -> list[tuple[Judgement, int]]:
+    """How many verdicts there are of each sort, those that could mislead most first."""
+    counted = Counter(verdict.judgement for verdict in verdicts)
+    return [(judgement, counted[judgement]) for judgement in SEVERITY if counted[judgement]]
+
+
 def clipped(text: str, most: int) -> str:
     """A text of at most so many characters, cut behind a word."""
     if len(text) <= most:
@@ -230,8 +236,7 @@ def _judged_on(comparison: Comparison) -> Markup:
 
 def _tally(comparison: Comparison) -> Markup:
     """How many verdicts there are of each sort."""
-    counted = Counter(verdict.judgement for verdict in comparison.verdicts())
-    parts = [f"{counted[judgement]} {judgement}" for judgement in SEVERITY if counted[judgement]]
+    parts = [f"{number} {judgement}" for judgement, number in tally(comparison.verdicts())]
     return Markup('Verdicts (<a href="#rules">what they mean</a>): {}.').format(", ".join(parts) or "none")
 
 
