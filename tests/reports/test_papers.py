@@ -131,11 +131,11 @@ def test_words_have_the_numbers_that_are_drawn(drawn, shown):
     rates = shown.agreement("unseen_depth").set_index("proxy")["estimate"]
     iid = shown.agreement().set_index("proxy")["estimate"]
     told = drawn["agreement-by-size-layer1"].alternative
-    assert f"SVD: same prediction as the subject: iid: 2 {iid['SVD(rank=2)']:.3g}, 8 " in told
-    assert f"unseen_depth: 2 {rates['SVD(rank=2)']:.3g}, 8 {rates['SVD(rank=8)']:.3g}" in told
+    assert f"SVD: same prediction as the subject: like training: 2 {iid['SVD(rank=2)']:.3g}, 8 " in told
+    assert f"deeper nesting: 2 {rates['SVD(rank=2)']:.3g}, 8 {rates['SVD(rank=8)']:.3g}" in told
     gaps = shown.gaps().query("trained and split == 'unseen_depth'").set_index("proxy")
     told = drawn["gaps-layer1"].alternative
-    for column, name in (("gap", "unseen_depth: "), ("matched", "unseen_depth, at equal margin of the subject: ")):
+    for column, name in (("gap", "deeper nesting: "), ("matched", "deeper nesting, at equal margin of the subject: ")):
         if np.isnan(gaps[column]["SVD(rank=2)"]):
             assert name not in told
             continue

@@ -6,7 +6,7 @@ import re
 from assay._errors import AssayError
 from assay._terminal import visible
 from assay.faithfulness import Comparison
-from assay.reports._story import SEVERITY, by_severity, spaced
+from assay.reports._story import SEVERITY, by_severity
 from assay.reports._tables import (
     MEANING,
     Interval,
@@ -55,7 +55,7 @@ def latex(comparison: Comparison, *, label: str = "tab:assay", caption: str | No
         splits = evaluation_splits(comparison)
         found = [line for line in lines(comparison) if not line.group.endswith("shuffled copy")]
         columns = "l" + "r" * (len(splits) + 1) + "l"
-        heads = ["Simplification", *map(spaced, splits), "recovers", "verdict"]
+        heads = ["Simplification", *(comparison.split_labels[split] for split in splits), "recovers", "verdict"]
         body = [
             r"\begin{table}",
             r"\centering",

@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Iterable, Iterator
+from functools import partial
 from importlib.metadata import version
 from itertools import groupby
 from operator import attrgetter
@@ -21,7 +22,7 @@ from assay.reports._forest import caption as forest_caption
 from assay.reports._grid import MISLEADING, grids, losses
 from assay.reports._illustrations import FeatureSide, FeatureView, Illustrations, TextView
 from assay.reports._inline import inline, raster
-from assay.reports._story import by_severity, finding, paragraph
+from assay.reports._story import by_severity, finding, in_words, paragraph, shift_labels, tally
 from assay.reports._style import COLOURS, PHONE, WIDE, style, to_png, to_svg
 from assay.reports._tables import (
     CAUSES,
@@ -154,11 +155,15 @@ def _page(comparison: Comparison, shown: Illustrations) -> str:
             verdicts=verdicts,
             worst=worst,
             many=many,
+            tally=tally(verdicts),
+            drawn_judgements={group.judgement for group in drawn_forest.groups},
             grids=grids(comparison.verdicts()) if many else (),
             losses=losses(comparison.verdicts()) if many else (),
             misleading=MISLEADING,
             rules=rendered(RULES),
             splits=splits,
+            labels=comparison.split_labels,
+            told=partial(in_words, labels=shift_labels(comparison)),
             headline=agreement_words(comparison) + on_what(comparison),
             accuracy=[float(accuracy["estimate"].get(name, float("nan"))) for name in splits] if len(accuracy) else [],
             lines=[line for line in lines(comparison) if not many or not line.is_control],
@@ -174,7 +179,7 @@ def _page(comparison: Comparison, shown: Illustrations) -> str:
             limits=limits,
             pictures=drawn,
             sentences=shown.sentences,
-            tables=[*effects_table(comparison, whole=True), *shown.tables],
+            tables=[*effects_table(comparison, whole=True, labels=comparison.split_labels), *shown.tables],
             texts=_together(
                 ((view, list(_marked(view)), list(_differing(view))) for view in shown.texts),
                 "proxy",
