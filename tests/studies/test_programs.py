@@ -1,8 +1,12 @@
 """The study of compiled programs: the calibration of every number, and what methods of discovery find."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 
 from assay.studies import programs
+from assay.studies._right_program import TRAINED, Histogram
 
 
 @pytest.fixture(scope="module")
@@ -12,7 +16,7 @@ def shown(tmp_path_factory):
         patch.setattr(programs, "JUDGED", {name: programs.JUDGED[name] for name in ("own-count",)})
         patch.setattr(programs, "PAIRS", 40)
         patch.setattr(programs, "DISCOVERED", ("maximum",))
-        yield programs.run(folder, sequences=200)
+        yield programs.run(folder, sequences=200, seeds=1, recipe=replace(programs.RECIPE, steps=3))
     assert (folder / programs.RESULTS).exists()
 
 
@@ -53,3 +57,23 @@ def test_a_planted_error_of_one_point_is_shown_at_two_thousand_sequences():
     assert judged.shift == "few"
     assert 0 < judged.gap[1] < judged.gap[0] < judged.gap[2]
     assert judged.gap[1] < 0.01 < judged.gap[2]
+
+
+def test_a_right_program_is_judged_beside_the_accuracy_of_what_it_explains(shown):
+    (row,) = table(shown, "A program that is right").rows
+    numbers = np.array([float(cell[0]) for cell in row[1:6]])
+    assert (numbers < 60).all(), "three steps teach nothing"
+
+
+def test_the_splits_of_the_histogram_are_what_they_say():
+    task = Histogram()
+    words = task.compiled.program.words
+    rng = np.random.default_rng(0)
+    known = {tuple(row[1:]) for tokens, _ in task.trainable for row in tokens.tolist()}
+    for name, longest, met in (("train", TRAINED, False), ("iid", TRAINED, False), ("longer", 7, False),
+                               ("pair", TRAINED, True), ("both", 7, True)):  # fmt: skip
+        for one in task.inputs(name, 100, rng):
+            assert ({*words[-2:]} <= {*one}) is met
+            assert len(one) <= longest
+            assert (len(one) > TRAINED) is (longest == 7)
+            assert (tuple(task.compiled.token(word) for word in one) in known) is (name == "train")

@@ -288,6 +288,7 @@ def run_max_of_k(
 
 @run_app.command("programs")
 def run_programs(
+    seeds: Annotated[int, typer.Option(min=1, help="Trained Transformers that a right program is to explain.")] = 3,
     sequences: Sequences = None,
     markdown: Markdown = None,
     device: Device = "cpu",
@@ -305,7 +306,7 @@ def run_programs(
         argument("markdown", lambda: check_markdown(markdown))
     with progress_bar(folder) as bar:
         line = bar.add_task("starting", total=None)
-        shown = programs.run(folder, sequences=sequences, device=device, progress=follow(bar, line))
+        shown = programs.run(folder, sequences=sequences, seeds=seeds, device=device, progress=follow(bar, line))
     if markdown is not None:
         write_tables(shown.tables, markdown)
         write_chart(shown, markdown.with_suffix(".svg"))

@@ -22,8 +22,10 @@ from assay._errors import AssayError
 from assay._files import write_atomically
 from assay.circuits import Discovery, Problem, Reference, discoveries
 from assay.engine import Engine
-from assay.faithfulness import ALL, Comparison, Step, compare
+from assay.faithfulness import Comparison, Step, compare
 from assay.reports import Chart, Illustrations, Series, TableView
+from assay.studies._right_program import RECIPE, Histogram, explain, table, trained, whole
+from assay.subjects import Recipe
 from assay.testing.compiled import Compiled, Interpreted, compile_program, effects, known_program
 
 RESULTS = "programs.json"
@@ -91,15 +93,18 @@ def run(
     folder: Path,
     *,
     sequences: int | None = None,
+    seeds: int = 3,
+    recipe: Recipe = RECIPE,
     device: str = "cpu",
     progress: Callable[[Step], None] = lambda step: None,
 ) -> Illustrations:
-    """Judge exact and slightly wrong explanations of compiled models, and look for their edges.
+    """Judge exact and slightly wrong explanations of compiled models, look for their edges, and judge a right program
+    as the explanation of `seeds` Transformers that are trained here.
 
     `sequences` a split in the place of `SIZES`. Leaves the numbers in `folder` (programs.json).
     """
     sizes = SIZES if sequences is None else (sequences,)
-    total = len(JUDGED) + 2 * len(sizes) + 2 * len(DISCOVERED) + 1
+    total = len(JUDGED) + 2 * len(sizes) + 2 * len(DISCOVERED) + seeds + 1
     done = 0
 
     def step(text: str) -> None:
@@ -121,12 +126,18 @@ def run(
         for rotated in (False, True):
             step(f"edges of {name}{', rotated' if rotated else ''}")
             discovered += discover(name, rotated=rotated, device=device)
+    explained = []
+    task = Histogram()
+    for seed in range(seeds):
+        step(f"training and judging a Transformer, seed {seed}")
+        explained.append(explain(task, trained(task, seed, recipe=recipe, device=device), sequences or 500))
     step("tables")
     exact, planted = by_size[-2][1], by_size[-1][1]
     numbers = {
         "judged": [asdict(one) for one in judged],
         "by_size": [asdict(one) for one, _ in by_size],
         "edges": [asdict(one) for one in discovered],
+        "right_program": [asdict(one) for one in explained],
     }
     text = json.dumps(numbers, indent=1)
     write_atomically(folder / RESULTS, lambda path: path.write_text(text + "\n", encoding="utf-8"))
@@ -135,6 +146,7 @@ def run(
         _by_size([one for one, _ in by_size]),
         _by_metric(exact, planted),
         _of_edges(discovered),
+        table(explained, _limits),
     ]
     return Illustrations(tables=tables, charts=[_chart(discovered)])
 
@@ -156,7 +168,7 @@ def judge(name: str, sequences: int, *, wrong: float, device: str = "cpu") -> tu
     comparison = compare(compiled.subject, compiled.task(), [recipe], sequences=sequences, progress=False)
     seconds = time.monotonic() - started
     (verdict,) = comparison.verdicts()
-    results = _rows(comparison)
+    results = whole(comparison)
     largest = results[(results["metric"] == "kl")]["estimate"].max()
     return Judged(
         program=name,
@@ -169,12 +181,6 @@ def judge(name: str, sequences: int, *, wrong: float, device: str = "cpu") -> tu
         verdict=verdict.judgement,
         seconds=round(seconds, 1),
     ), comparison
-
-
-def _rows(comparison: Comparison) -> pd.DataFrame:
-    """The results of the explanation itself over all predictions."""
-    results = comparison.results
-    return results[(results["kind"] == ALL) & (results["feature"] == "") & results["trained"] & ~results["is_control"]]
 
 
 def discover(name: str, *, rotated: bool, device: str = "cpu") -> list[Discovered]:
@@ -252,8 +258,8 @@ def _by_size(found: Sequence[Judged]) -> TableView:
 
 def _by_metric(exact: Comparison, planted: Comparison) -> TableView:
     """Every metric on both, in distribution and under the shift that the error is planted in."""
-    known = [_rows(one).set_index(["metric", "split"]) for one in (exact, planted)]
-    metrics = list(dict.fromkeys(_rows(exact)["metric"]))
+    known = [whole(one).set_index(["metric", "split"]) for one in (exact, planted)]
+    metrics = list(dict.fromkeys(whole(exact)["metric"]))
     rows = []
     for metric in metrics:
         cells = []
