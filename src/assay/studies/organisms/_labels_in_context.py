@@ -6,6 +6,7 @@ After aadityasingh/icl-dynamics (arXiv 2404.07129); the sizes are ours.
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import torch
@@ -145,7 +146,8 @@ def attention_only(
         model = GPT2LMHeadModel(config)
         for embedding in (model.transformer.wte, model.transformer.wpe):
             torch.nn.init.normal_(embedding.weight, std=spread)
-    for block in model.transformer.h:
+    blocks: Any = model.transformer.h
+    for block in blocks:
         for parameter in (*block.mlp.parameters(), *block.ln_2.parameters()):
             parameter.requires_grad_(False)
         torch.nn.init.zeros_(block.mlp.c_proj.weight)

@@ -1,11 +1,14 @@
 """The copying account: one head attends to what followed its token before, and the other heads of its layer are off."""
 
+import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from transformers import GPT2LMHeadModel
 
 from assay._given import checked
 from assay.engine import Answer, Clean, Edit, EditedSubject, Engine, Head, Place, Samples
@@ -42,6 +45,21 @@ def scores(engine: Engine, tokens: Int[Tensor, "batch position"], wanted: Tensor
         (pattern * wanted[:, None]).sum(dim=-1).transpose(1, 2)[scored].mean(dim=0)
         for _, pattern in sorted(found.items())
     ])  # fmt: skip
+
+
+def permuted(model: GPT2LMHeadModel, layer: int, order: Sequence[int]) -> GPT2LMHeadModel:
+    """A copy whose heads of a layer have another order; it computes the same."""
+    found = copy.deepcopy(model)
+    attention: Any = found.transformer.h[layer].attn
+    width = model.config.n_embd // model.config.n_head
+    columns = torch.cat([torch.arange(head * width, (head + 1) * width) for head in order])
+    columns = columns.to(attention.c_proj.weight.device)
+    three = torch.cat([part * model.config.n_embd + columns for part in range(3)])
+    with torch.no_grad():
+        attention.c_attn.weight.copy_(attention.c_attn.weight[:, three].clone())
+        attention.c_attn.bias.copy_(attention.c_attn.bias[three].clone())
+        attention.c_proj.weight.copy_(attention.c_proj.weight[columns].clone())
+    return found.eval()
 
 
 @dataclass

@@ -5,18 +5,17 @@ Trainings in which a part of the circuit is given from the start tell what the c
 account "one head copies what followed the match" is judged by `compare` against the models along the training.
 """
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import GPT2LMHeadModel
+from transformers import PreTrainedModel
 
 from assay.engine import Edit, Engine, Head
 from assay.faithfulness import Comparison, Step, compare
-from assay.reports import Chart, Illustrations, Series, TableView
+from assay.reports import Chart, Illustrations, TableView
 from assay.studies.organisms._clamps import CLAMPS, Clamped
 from assay.studies.organisms._labels_in_context import (
     EXEMPLARS,
@@ -27,7 +26,8 @@ from assay.studies.organisms._labels_in_context import (
     attention_only,
     batches,
 )
-from assay.studies.organisms._one_head import OneHead, matches, scores
+from assay.studies.organisms._one_head import OneHead, matches, permuted, scores
+from assay.studies.organisms._shown import Limits, agreement, gap, judgement, line, number, with_bars, with_limits
 from assay.studies.organisms._study import Findings
 from assay.subjects import Event, Recipe, Subject, Trained, Watch, train
 from assay.tasks import Split
@@ -81,9 +81,9 @@ class Judged:
 
     seed: int
     step: int
-    iid: tuple[float, float, float]
-    relabelled: tuple[float, float, float]
-    gap: tuple[float, float, float]
+    iid: Limits
+    relabelled: Limits
+    gap: Limits
 
 
 @dataclass(frozen=True)
@@ -172,10 +172,10 @@ def _train(seed: int, clamp: str, recipe: Recipe, splits: Mapping[str, Split], d
         )
 
 
-def _look(clamped: Clamped, splits: Mapping[str, Split]) -> Callable[[GPT2LMHeadModel], dict[str, float]]:
+def _look(clamped: Clamped, splits: Mapping[str, Split]) -> Callable[[PreTrainedModel], dict[str, float]]:
     """Accuracy on both splits, with the clamps on, and where the heads look on iid without them."""
 
-    def look(model: GPT2LMHeadModel) -> dict[str, float]:
+    def look(model: PreTrainedModel) -> dict[str, float]:
         found = {name: _right(clamped.answers(model, split.tokens), split) for name, split in splits.items()}
         before, match = _attention(clamped.engine, splits["iid"])
         measured = {"accuracy": found["iid"], "relabelled": found["relabelled"]}
@@ -190,14 +190,13 @@ def _right(answers: np.ndarray, split: Split) -> float:
 
 
 def _attention(engine: Engine, split: Split) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of every head of the first layer, its attention to the token before; of the last, from the query to the match."""
+    """Of every head of the first layer, its attention from labels to the token before; of the last, from the query to
+    the match."""
     tokens = torch.from_numpy(split.tokens).to(engine.subject.device)
     before = torch.eye(LENGTH, device=tokens.device).roll(1, dims=0).expand(len(tokens), -1, -1)
-    behind = torch.ones_like(tokens, dtype=torch.bool)
-    behind[:, 0] = False
-    query = torch.zeros_like(behind)
+    query = torch.zeros_like(tokens, dtype=torch.bool)
     query[:, QUERY] = True
-    return scores(engine, tokens, before, behind)[0], scores(engine, tokens, matches(tokens), query)[1]
+    return scores(engine, tokens, before, tokens >= EXEMPLARS)[0], scores(engine, tokens, matches(tokens), query)[1]
 
 
 def _timed(clamp: str, seed: int, trained: Trained) -> Timed:
@@ -237,21 +236,6 @@ def _in_order(seed: int, trained: Trained, split: Split, device: str) -> tuple[d
     return subjects, found
 
 
-def permuted(model: GPT2LMHeadModel, layer: int, order: Sequence[int]) -> GPT2LMHeadModel:
-    """A copy whose heads of a layer have another order; it computes the same."""
-    found = copy.deepcopy(model)
-    attention = found.transformer.h[layer].attn
-    width = model.config.n_embd // model.config.n_head
-    columns = torch.cat([torch.arange(head * width, (head + 1) * width) for head in order])
-    columns = columns.to(attention.c_proj.weight.device)
-    three = torch.cat([part * model.config.n_embd + columns for part in range(3)])
-    with torch.no_grad():
-        attention.c_attn.weight.copy_(attention.c_attn.weight[:, three].clone())
-        attention.c_attn.bias.copy_(attention.c_attn.bias[three].clone())
-        attention.c_proj.weight.copy_(attention.c_proj.weight[columns].clone())
-    return found.eval()
-
-
 def _accuracy(engine: Engine, split: Split, off: Sequence[Head]) -> float:
     """How often a model is right among the labels, with some heads off."""
     tokens = torch.from_numpy(split.tokens).to(engine.subject.device)
@@ -266,30 +250,10 @@ def _compare(subjects: Sequence[Subject], task: LabelsInContext, sequences: int,
     )  # fmt: skip
 
 
-def _triple(row: Mapping[str, float], name: str) -> tuple[float, float, float]:
-    low, high = ("low", "high") if name == "estimate" else (f"{name}_low", f"{name}_high")
-    return float(row[name]), float(row[low]), float(row[high])
-
-
 def _judged(seed: int, step: int, comparison: Comparison) -> Judged:
-    shares = {name: agreement(comparison, name) for name in ("iid", "relabelled")}
-    gaps = comparison.gaps()
-    gap = gaps[gaps["proxy"] == OneHead().title].to_dict("records")[0]
-    return Judged(seed, step, shares["iid"], shares["relabelled"], (gap["gap"], gap["low"], gap["high"]))
-
-
-def agreement(comparison: Comparison, split: str, proxy: str | None = None) -> tuple[float, float, float]:
-    """How often a proxy (default: the account) agrees with its subject on a split, with limits."""
-    frame = comparison.agreement(split)
-    return _triple(frame[frame["proxy"] == (proxy or OneHead().title)].to_dict("records")[0], "estimate")
-
-
-def _number(value: float) -> str:
-    return f"{value:.3f}"
-
-
-def _limits(low: float, high: float) -> str:
-    return f"[{low:.3f}, {high:.3f}]"
+    account = OneHead().title
+    iid, relabelled = (agreement(comparison, split, account) for split in ("iid", "relabelled"))
+    return Judged(seed, step, iid, relabelled, gap(comparison, "relabelled", account))
 
 
 def _of_clamps(timed: Sequence[Timed]) -> TableView:
@@ -306,10 +270,10 @@ def _of_clamps(timed: Sequence[Timed]) -> TableView:
             [
                 (clamp, ""),
                 *(
-                    ("never" if one.learned is None else f"{one.learned:,}", _number(one.relabelled))
+                    ("never" if one.learned is None else f"{one.learned:,}", number(one.relabelled))
                     for one in (by[clamp, seed] for seed in seeds)
                 ),
-                (_number(float(np.mean([by[clamp, seed].plateau for seed in seeds]))), ""),
+                (number(float(np.mean([by[clamp, seed].plateau for seed in seeds]))), ""),
             ]
             for clamp in CLAMPS
         ],
@@ -322,15 +286,16 @@ def _of_steps(judged: Sequence[Judged], free: Sequence[Trained]) -> TableView:
         line = next(line for line in free[one.seed].log if line["step"] == one.step)
         rows.append([
             (f"seed {one.seed}, step {one.step:,}", ""),
-            *((_number(line[name]), "") for name in ("accuracy", "relabelled", "previous", "match")),
-            *((_number(value), _limits(low, high)) for value, low, high in (one.iid, one.relabelled, one.gap)),
+            *((number(line[name]), "") for name in ("accuracy", "relabelled", "previous", "match")),
+            *map(with_limits, (one.iid, one.relabelled, one.gap)),
         ])  # fmt: skip
     return TableView(
         title="The account along the trainings without clamps",
         note="The account: of layer 1 the head alone that attends most to the match at the end, its attention given. "
         "An untrained model is nearly constant, so that agreement with it says nothing (step 0); on the plateau model "
         "and account both answer one of two labels, so agreement near 1/2 is chance. Previous and match: the largest "
-        "attention of a head of layer 0 to the token before, and of layer 1 from the query to the match.",
+        "attention of a head of layer 0 from the two labels to the tokens before, and of layer 1 from the query to the "
+        "match.",
         headings=[
             "model", "accuracy", "relabelled", "previous", "match", "agreement, iid", "agreement, relabelled", "gap",
         ],
@@ -343,13 +308,11 @@ def _of_comparisons(comparisons: Mapping[str, Comparison]) -> TableView:
     rows = []
     for name, one in comparisons.items():
         cells = [
-            (_number(value), _limits(low, high))
+            with_limits(agreement(one, split, proxy.title))
             for proxy in (account, control)
             for split in ("iid", "relabelled")
-            for value, low, high in (agreement(one, split, proxy.title),)
         ]
-        verdict = next(verdict for verdict in one.verdicts() if verdict.proxy == account.title)
-        rows.append([(name, ""), *cells, (verdict.judgement, "")])
+        rows.append([(name, ""), *cells, (judgement(one, account.title), "")])
     return TableView(
         title="The account and its control, all seeds together",
         note="The control is the same head alone, attending to all that it sees. Untrained: agreement without any "
@@ -363,22 +326,16 @@ def _of_heads(found: Sequence[HeadFound]) -> TableView:
     return TableView(
         title="Heads of layer 1 at the end",
         note="In the order of their attention from the query to the match, on iid, and the accuracy without the head, "
-        "and with it alone: heads add up, and none is needed.",
+        "and with it alone.",
         headings=["head", "match", "without", "alone"],
         rows=[
             [
                 (f"seed {one.seed}, head {one.head}", ""),
-                *((_number(x), "") for x in (one.score, one.without, one.alone)),
+                *((number(x), "") for x in (one.score, one.without, one.alone)),
             ]
             for one in found
         ],
     )
-
-
-def _line(name: str, panel: str, points: Sequence[tuple[float, float]], variant: str = "") -> Series:
-    nothing = [None] * len(points)
-    x, y = ([point[part] for point in points] for part in (0, 1))
-    return Series(name=name, panel=panel, variant=variant, x=x, y=y, low=nothing, high=nothing)
 
 
 def _along(judged: Sequence[Judged], free: Sequence[Trained]) -> Chart:
@@ -387,27 +344,18 @@ def _along(judged: Sequence[Judged], free: Sequence[Trained]) -> Chart:
         panel = f"seed {seed}"
         names = {"accuracy": "accuracy", "match": "match score", "previous": "previous-token score"}
         for measure, name in names.items():
-            series.append(_line(name, panel, [(line["step"], line[measure]) for line in trained.log]))
+            series.append(line(name, panel, [(line["step"], line[measure]) for line in trained.log]))
         own = [one for one in judged if one.seed == seed]
         for split in ("iid", "relabelled"):
-            points = [getattr(one, split) for one in own]
-            series.append(
-                Series(
-                    name=f"agreement of the account, {split}",
-                    panel=panel,
-                    x=[one.step for one in own],
-                    y=[point[0] for point in points],
-                    low=[point[1] for point in points],
-                    high=[point[2] for point in points],
-                )
-            )
+            points = [(one.step, getattr(one, split)) for one in own]
+            series.append(with_bars(f"agreement of the account, {split}", panel, points))
         if "learned" in trained.events:
             at = trained.events["learned"]
-            series.append(_line(f"accuracy above {LEARNED}", panel, [(at, 0.0), (at, 1.0)]))
+            series.append(line(f"accuracy above {LEARNED}", panel, [(at, 0.0), (at, 1.0)]))
     return Chart(
         name="along-the-training",
-        caption="Trainings without clamps: accuracy, the largest attention of a head to the match and to the token "
-        "before, and how often the account agrees with the model, with 95% intervals.",
+        caption="Trainings without clamps: accuracy, the largest attention of a head to the match and, from labels, to "
+        "the token before, and how often the account agrees with the model, with 95% intervals.",
         x_label="steps",
         y_label="share",
         names=None,
@@ -421,11 +369,7 @@ def _bars(timed: Sequence[Timed]) -> Chart:
     series = []
     for seed in seeds:
         own = {one.clamp: one.learned for one in timed if one.seed == seed}
-        y = [None if own[name] is None else float(own[name] or 0) for name in names]
-        nothing = [None] * len(names)
-        series.append(
-            Series(name=f"seed {seed}", x=[float(x) for x in range(len(names))], y=y, low=nothing, high=nothing)
-        )
+        series.append(line(f"seed {seed}", "", [(place, own[name]) for place, name in enumerate(names)]))
     return Chart(
         name="steps-by-clamp",
         caption=f"Steps until accuracy is above {LEARNED}, by what of the circuit is given.",
