@@ -260,6 +260,61 @@ def either(*, pairs: int = 60, seed: int = 0) -> PlantedCircuit:
     )
 
 
+def two_tasks(
+    shared: int = 2, private: int = 1, *, pairs: int = 60, seed: int = 0
+) -> tuple[PlantedCircuit, PlantedCircuit]:
+    """A model of two tasks, in two layers of heads: some heads serve both tasks, some one of them, two neither.
+
+    The last token says which task it is. Of a task's `shared` + `private` heads each looks at the second token and
+    adds an equal part of m, `GAIN` where that is a signal and -`GAIN` where, as in the counterfactual, it is not; for
+    the other task a private head looks at the first token, which says nothing. So of the heads of a task, a share of
+    shared / (shared + private) is used again, and ablating each changes m by 2 `GAIN` / (shared + private). Where the
+    heads are is drawn with `seed`, as the pairs are. Raises AssayError for a task without heads and for no pair.
+    """
+    used = shared + private
+    if min(shared, private) < 0 or used < 1 or pairs < 1:
+        raise AssayError(
+            f"two_tasks(shared={shared}, private={private}, pairs={pairs}): give a task a head, and one pair."
+        )
+    start, asks, yes, no = 2 * NAMES, (2 * NAMES + 1, 2 * NAMES + 2), 2 * NAMES + 3, 2 * NAMES + 4
+    vocabulary, positions = no + 1, 3
+    places, tokens = np.eye(positions), np.eye(vocabulary)
+    signal = np.zeros((vocabulary, 1))
+    signal[:NAMES], signal[NAMES:start] = 1, -1
+    heads = -(-(shared + 2 * private + 2) // 2)
+    draw = np.random.default_rng(seed)
+    at = [divmod(int(place), heads) for place in draw.permutation(2 * heads)]
+    own = (at[:used], [*at[:shared], *at[used : used + private]])
+    groups = {"now": vocabulary, "place": positions, "out": 1, "junk": 4}
+    spare = -sum(groups.values()) % heads  # so that the heads share the width
+    made = HandMade({**groups, **({"spare": spare} if spare else {})}, heads=heads)
+    rng = np.random.default_rng(0)
+    for layer in range(2):
+        for head in range(heads):
+            looks = np.zeros((vocabulary, positions))
+            for ask, of_task in zip(asks, own, strict=True):
+                looks[ask, 1 if (layer, head) in of_task else 0] = SURE
+            written = np.full((1, 1), 1 / used if (layer, head) in {*own[0], *own[1]} else 0.0)
+            made.head(layer, head, ("now", looks), ("place", places), ("now", signal), ("out", written))
+        made.mlp(layer, rng.normal(size=(made.features, 16)) / 4, "junk", rng.normal(size=(16, 4)))
+    answers = np.zeros((1, vocabulary))
+    answers[0, yes], answers[0, no] = GAIN / 2, -GAIN / 2
+    model = made.model({"now": tokens}, {"place": places}, {"out": answers}, layers=2, activation="gelu_new")
+    subject = Subject(model, None, "planted-two-tasks")
+
+    def circuit(task: int) -> PlantedCircuit:
+        prompts = np.full((pairs, positions), start)
+        prompts[:, -1] = asks[task]
+        others = prompts.copy()
+        prompts[:, 1] = draw.integers(NAMES, size=pairs)
+        others[:, 1] = NAMES + draw.integers(NAMES, size=pairs)
+        names = [f"layer{layer}.head{head}" for layer, head in sorted(own[task])]
+        edges = [f"embeddings -> {head}.values" for head in names] + [f"{head} -> logits" for head in names]
+        return PlantedCircuit(subject, _pairs(prompts, others, np.full(pairs, yes), np.full(pairs, no)), tuple(edges))
+
+    return circuit(0), circuit(1)
+
+
 def _pairs(
     own: Int[np.ndarray, "pair position"],
     other: Int[np.ndarray, "pair position"],

@@ -22,6 +22,9 @@ POSITIONS = 8
 WORDS = {"train": 4_000, "iid": 1_000, "combinations": 1_000}
 """Tokens of each split; none is in two of them."""
 
+LEADING, REST, LEAD = (1.25, 1.5), (0.75, 1.0), 0.1
+"""Coefficients of the leading atom and of the others, and by how much (in logits) the one leads."""
+
 MODULUS = 8
 """A leading atom never goes with one whose number adds up with its own to a multiple of this, but under the shift."""
 
@@ -33,8 +36,8 @@ class SparseSums:
     The `atoms` are those of two bases, none of which is near to one of the other (the axes, and the rows of a Hadamard
     matrix), turned at random and laid where coordinates sum to 0: unit vectors whose products are 1/√32 = 0.177 at
     most. That is below 1/(2k - 1) = 0.2 for sums of k = 3, so orthogonal matching pursuit with the true atoms finds
-    every support, exactly (Tropp, Greed is good, 2004). One coefficient, that of the leading atom, is in [2, 2.5], two
-    are in [0.5, 1].
+    every support, exactly (Tropp, Greed is good, 2004). The coefficient of the leading atom is in [1.25, 1.5], those of
+    the two others are in [0.75, 1]; sums that it does not lead by `LEAD`, read with every atom, are not drawn.
 
     `subject()` is an ordinary GPT-2 whose tokens are these sums (`layer0.residual` has them), whose attention and MLP
     write nothing, and whose unembedding reads the atoms: it always names the leading one. The norms, with an epsilon of
@@ -64,14 +67,19 @@ class SparseSums:
         """The atoms of every token of a split, the leading one first, and their coefficients."""
         self._check(name)
         rng = np.random.default_rng([self.seed, self.split_names.index(name)])
-        supports = np.empty((0, ACTIVE), dtype=np.int64)
+        supports, coefficients = np.empty((0, ACTIVE), dtype=np.int64), np.empty((0, ACTIVE))
         while len(supports) < WORDS[name]:
             drawn = rng.permuted(np.tile(np.arange(ATOMS), (WORDS[name], 1)), axis=1)[:, :ACTIVE]
+            sizes = rng.uniform(*REST, size=drawn.shape)
+            sizes[:, 0] = rng.uniform(*LEADING, size=len(drawn))
+            read = np.einsum("wa,wad->wd", sizes, _atoms()[drawn]) @ _atoms().T
+            first = np.take_along_axis(read, drawn[:, :1], axis=1)[:, 0]
+            np.put_along_axis(read, drawn[:, :1], -np.inf, axis=1)
             odd = ((drawn[:, :1] + drawn[:, 1:]) % MODULUS == 0).any(axis=1)
-            supports = np.concatenate((supports, drawn[odd == (name == "combinations")]))
-        coefficients = rng.uniform(0.5, 1.0, size=(WORDS[name], ACTIVE))
-        coefficients[:, 0] = rng.uniform(2.0, 2.5, size=WORDS[name])
-        return supports[: WORDS[name]], coefficients
+            taken = (odd == (name == "combinations")) & (first >= read.max(axis=1) + LEAD)
+            supports = np.concatenate((supports, drawn[taken]))
+            coefficients = np.concatenate((coefficients, sizes[taken]))
+        return supports[: WORDS[name]], coefficients[: WORDS[name]]
 
     def vectors(self, name: str) -> Float[np.ndarray, "word width"]:
         """Every token of a split as the sum that it is."""

@@ -289,8 +289,14 @@ def _model(
     tokens[:said] = np.eye(said)
     read = np.zeros((MODULUS, _ASK + 1))
     read[:, :MODULUS] = SCALE * np.eye(MODULUS)
+    again = -tokens.T  # a token that is no answer is less likely where it stands, so that logits differ on any input
+    again[:, :MODULUS] = 0
     model = made.model(
-        {"said": tokens}, {"said": np.zeros((_BEFORE + 1, said))}, {"out": read}, layers=layers, activation="relu2"
+        {"said": tokens},
+        {"said": np.zeros((_BEFORE + 1, said))},
+        {"out": read, "said": again},
+        layers=layers,
+        activation="relu2",
     )
     return model, tuple(found)
 

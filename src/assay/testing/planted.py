@@ -1,7 +1,7 @@
 """Planted subjects: models whose gap, circuit, neurons or atoms are known exactly, to test what looks for them.
 
-`induction`, `either`, `cancelling` (two heads that undo each other) and `nothing` give a model with pairs of inputs and
-the edges that its answers are made by:
+`induction`, `either`, `cancelling` (two heads that undo each other), `two_tasks` (which share heads) and `nothing` give
+a model with pairs of inputs and the edges that its answers are made by:
 
 ```python
 from assay.testing import planted
@@ -72,7 +72,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from assay._errors import AssayError, unknown_name
 from assay.subjects import Subject
 from assay.tasks import UNSCORED, Feature, Kind, Role, Split
-from assay.testing._planted_circuits import PlantedCircuit, cancelling, either, induction, nothing
+from assay.testing._planted_circuits import PlantedCircuit, cancelling, either, induction, nothing, two_tasks
 from assay.testing._planted_dictionary import SparseSums
 from assay.testing._planted_neurons import PlantedNeurons, PlantedSums, memoriser, wrapper
 
@@ -89,6 +89,7 @@ __all__ = [
     "induction",
     "memoriser",
     "nothing",
+    "two_tasks",
     "wrapper",
 ]
 
