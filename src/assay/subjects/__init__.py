@@ -27,6 +27,7 @@ from assay.subjects._max_of_k import (
     max_of_k_model,
 )
 from assay.subjects._objective import Pooling, pool, resolve_objective, resolve_pooling
+from assay.subjects._pooled import PooledMLPConfig, PooledMLPForCausalLM, pooled_mlp
 from assay.subjects._reference import (
     CODE_RECIPE,
     CODE_TOKENS_PER_BATCH,
@@ -69,6 +70,8 @@ __all__ = [
     "MaxOfKConfig",
     "MaxOfKForCausalLM",
     "PackedDocuments",
+    "PooledMLPConfig",
+    "PooledMLPForCausalLM",
     "Pooling",
     "Progress",
     "Recipe",
@@ -87,6 +90,7 @@ __all__ = [
     "max_of_k_batches",
     "max_of_k_model",
     "pool",
+    "pooled_mlp",
     "resolve_device",
     "resolve_dtype",
     "resolve_objective",
