@@ -19,7 +19,8 @@ from assay.studies.organisms._one_head import OneHead, by_chance, matches, permu
 from assay.studies.organisms._search_model import graph_model
 from assay.studies.organisms._shown import agreement
 from assay.subjects import Recipe, Repeated, Subject, Watch, train
-from assay.testing._planted_circuits import GAIN, SURE, _Weights
+from assay.testing._hand_made import HandMade
+from assay.testing._planted_circuits import GAIN, SURE
 
 VOCABULARY = labels.EXEMPLARS + labels.LABELS
 QUERY = labels.QUERY
@@ -43,7 +44,7 @@ def by_hand() -> GPT2LMHeadModel:
     before[0, 0] = 1
     spoken = tokens.copy()
     spoken[: labels.EXEMPLARS] = 0
-    made = _Weights({"now": VOCABULARY, "before": VOCABULARY, "place": positions, "out": VOCABULARY}, heads=4)
+    made = HandMade({"now": VOCABULARY, "before": VOCABULARY, "place": positions, "out": VOCABULARY}, heads=4)
     made.head(0, 0, ("place", SURE * before), ("place", np.eye(positions)), ("now", tokens), ("before", tokens))
     made.head(1, 0, ("now", SURE * tokens), ("before", tokens), ("now", spoken), ("out", tokens))
     for layer in range(2):

@@ -4,6 +4,7 @@ Two chains of equal length leave a start, one of them ends in the goal, and the 
 and 3 edges are introduced one after another. After arXiv 2412.04703 (Saparov and others), much smaller.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -241,16 +242,24 @@ def _chart(answered: Sequence[Answered], comparison: Comparison) -> Chart:
                y=trained, low=[0.0, 0.0], high=trained)
         for panel in ("the model", "agreement with it")
     ]  # fmt: skip
-    for seed in sorted({one.seed for one in answered}):
-        own = [one for one in answered if one.seed == seed]
-        series.append(line("right", "the model", [(one.lookahead, one.right) for one in own], f"seed {seed}"))
-        series.append(line("other chain", "the model", [(one.lookahead, one.other) for one in own], f"seed {seed}"))
+    said: dict[str, Callable[[Answered], float]] = {
+        "right": lambda one: one.right,
+        "other chain": lambda one: one.other,
+        f"{TRAINED - 1} before the goal": lambda one: one.back[TRAINED - 1] if one.lookahead >= TRAINED else math.nan,
+    }
+    for name, share in said.items():
+        points = []
+        for length in sorted({one.lookahead for one in answered}):
+            known = [share(one) for one in answered if one.lookahead == length]
+            if not math.isnan(known[0]):
+                points.append((float(length), (float(np.mean(known)), min(known), max(known))))
+        series.append(with_bars(name, "the model", points))
     series += [
         with_bars(_title(proxy), "agreement with it", _by_lookahead(comparison, _title(proxy))) for proxy in PROXIES
     ]
     return Chart(
         name="by-lookahead",
-        caption="The share of right first steps and of those of the other chain, seed by seed; and how often accounts "
+        caption="What models say, the mean of all seeds with the least and the most; and how often accounts "
         "of the attention of all heads agree with the models, with 95% intervals over graphs and seeds.",
         x_label="lookahead",
         y_label="share",
