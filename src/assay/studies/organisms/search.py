@@ -242,9 +242,9 @@ def _chart(answered: Sequence[Answered], comparison: Comparison) -> Chart:
                y=trained, low=[0.0, 0.0], high=trained)
         for panel in ("the model", "agreement with it")
     ]  # fmt: skip
+    # The figure has six colours.
     said: dict[str, Callable[[Answered], float]] = {
         "right": lambda one: one.right,
-        "other chain": lambda one: one.other,
         f"{TRAINED - 1} before the goal": lambda one: one.back[TRAINED - 1] if one.lookahead >= TRAINED else math.nan,
     }
     for name, share in said.items():
