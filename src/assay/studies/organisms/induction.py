@@ -344,14 +344,14 @@ def _along(judged: Sequence[Judged], free: Sequence[Trained]) -> Chart:
         panel = f"seed {seed}"
         names = {"accuracy": "accuracy", "match": "match score", "previous": "previous-token score"}
         for measure, name in names.items():
-            series.append(line(name, panel, [(line["step"], line[measure]) for line in trained.log]))
+            series.append(line(name, panel, [(look["step"], look[measure]) for look in trained.log], "iid"))
         own = [one for one in judged if one.seed == seed]
         for split in ("iid", "relabelled"):
             points = [(one.step, getattr(one, split)) for one in own]
             series.append(with_bars("agreement of the account", panel, points, split))
         if "learned" in trained.events:
             at = trained.events["learned"]
-            series.append(line(f"accuracy above {LEARNED}", panel, [(at, 0.0), (at, 1.0)]))
+            series.append(line(f"accuracy above {LEARNED}", panel, [(at, 0.0), (at, 1.0)], "iid"))
     return Chart(
         name="along-the-training",
         caption="Trainings without clamps: accuracy, the largest attention of a head to the match and, from labels, to "
