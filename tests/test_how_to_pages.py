@@ -7,7 +7,7 @@ import pytest
 import assay
 from pages import blocks, printed_by
 
-QUICK = ("intervals.md", "prove.md")
+QUICK = ("intervals.md", "prove.md", "programs.md")
 SLOW = ("own-model.md", "margins.md", "cluster.md", "studies.md")
 
 

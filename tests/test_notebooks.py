@@ -1,6 +1,7 @@
 """The notebooks run, and what is committed of them was run."""
 
 import json
+import re
 from pathlib import Path
 
 import matplotlib
@@ -63,6 +64,25 @@ def test_your_own_model_runs(capsys):
     assert three.agreement > 0.99
     assert names["page"].is_file()
     assert names["about_verbs"].shifts == ("mixed",)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["compact-proofs", "your-own-model", "tutorial"])
+def test_what_is_committed_is_what_it_prints(name, capsys):
+    """All but how long things took."""
+    path = next(path for path in NOTEBOOKS if path.stem == name)
+    outputs = [output for cell in code_cells(path) for output in cell["outputs"]]
+    committed = "".join("".join(output["text"]) for output in outputs if output["output_type"] == "stream")
+    capsys.readouterr()
+    run(path)
+    printed = capsys.readouterr().out
+    assert untimed(printed) == untimed(committed)
+    assert len(printed) > 200
+
+
+def untimed(text):
+    """Text without numbers of seconds."""
+    return re.sub(r"\d+\.\d+ s\b", "… s", text)
 
 
 @pytest.mark.slow

@@ -6,10 +6,13 @@ from pathlib import Path
 import pytest
 
 import site_pages
+from browser import browser, chromium
 from pages import ROOT
 from site_pages import outside, plain
 from site_pages.api import ROOMS
 from site_pages.commands import commands, options
+
+STYLE = (ROOT / "docs/_static/assay.css").read_text(encoding="utf-8")
 
 GENERATED = "generated/"
 """What is made of the code is on the site only."""
@@ -160,3 +163,29 @@ def test_broken_links_of_a_built_site_are_found(tmp_path):
         "a.html links to c.html, which is not there",
         "a.html links to no.png, which is not there",
     ]
+
+
+@pytest.mark.skipif(chromium() is None, reason="there is no chromium to open a page with")
+def test_formulas_and_long_names_break_on_a_phone_and_other_blocks_scroll(made, tmp_path):
+    """Beside what the theme says, of which only the rules that widen pages are here."""
+    long = "value_of_everything[that, is, long] · " * 9
+    block = f'<div class="highlight"><pre>{long}</pre></div>'
+    method = made[next(name for name in made if name.endswith("simplifications/svd.md"))]
+    ids = [f"#{head[3:].lower().replace(' ', '-')}" for head in re.findall("^## .+$", method, flags=re.MULTILINE)]
+    broken = re.search(r"^(#formula.*?) \{", STYLE, flags=re.MULTILINE)[1].replace(" pre", "").split(", ")
+    assert broken == [name for name in ids if name in broken]
+    sections = "".join(f'<section id="{name[1:]}">{block}</section>' for name in broken)
+    name = f'<code><span class="pre">tests/{"test_" * 30}.py</span></code>'
+    signature = f'<dl class="py"><dt class="sig"><span class="pre">{"Name" * 40}</span></dt></dl>'
+    (tmp_path / "page.html").write_text(
+        "<style>pre { overflow: auto } .pre { white-space: nowrap } " + STYLE + "</style>"
+        f'<article class="bd-article"><h1>{"Heading" * 12}</h1><p>{name}</p>{signature}{sections}'
+        f'<section id="results">{block}</section></article>',
+        encoding="utf-8",
+    )
+    with browser() as shown:
+        for width in (1280, 390, 320):
+            shown.show(tmp_path / "page.html", width=width)
+            assert shown.ask("document.documentElement.scrollWidth - innerWidth") == 0
+            inside = "[...document.querySelectorAll('pre')].map(one => one.scrollWidth > one.clientWidth)"
+            assert shown.ask(inside) == [False] * len(broken) + [True], width

@@ -1,5 +1,7 @@
 """The wheel holds all that is needed, and runs the main job where nothing else is installed."""
 
+import os
+import re
 import subprocess
 import sys
 import venv
@@ -51,7 +53,12 @@ def test_its_metadata_are_complete(wheel):
 def test_the_main_job_runs_where_nothing_else_is_installed(wheel, tmp_path):
     venv.create(tmp_path / "clean", with_pip=True)
     scripts = tmp_path / "clean" / ("Scripts" if sys.platform == "win32" else "bin")
-    done(scripts / "python", "-m", "pip", "install", "--quiet", wheel)
+    # A path that is set for these tests would lead to the sources in place of what the wheel holds.
+    alone = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    done(scripts / "python", "-m", "pip", "install", "--quiet", wheel, env=alone)
+    where = done(scripts / "python", "-c", "import assay; print(assay.__file__)", cwd=tmp_path, env=alone)
+    assert Path(where.strip()).is_relative_to(tmp_path / "clean")
     run = ("run", "dyck", "--sequences", 40, "--out", tmp_path / "run")
-    assert "verdict" in done(scripts / "assay", *run, cwd=tmp_path)
+    said = done(scripts / "assay", *run, cwd=tmp_path, env=alone)
+    assert re.search(r": (ILLUSION|GAP|INCONCLUSIVE|UNFAITHFUL|VACUOUS|FAITHFUL)\. ", said)
     assert (tmp_path / "run" / "report.html").exists()

@@ -57,7 +57,7 @@ def test_splits_stand_side_by_side_under_one_heading(page):
     assert page.count("<h2>Features: SparseAutoencoder(k=8) at layer1.residual</h2>") == 1
     first = page[page.index("Feature 17:") : page.index("Feature 3:")]
     assert first.count('<div class="sides">') == 1
-    assert re.findall(r"<h4>(.*?)</h4>", first) == ["iid", "unseen depth"]
+    assert re.findall(r"<h4>(.*?)</h4>", first) == ["like training", "deeper nesting"]
     assert "never on" in page
 
 

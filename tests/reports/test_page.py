@@ -256,7 +256,7 @@ def test_the_page_says_what_to_know_before_believing_it(page, shown):
     for warning in shown.warnings():
         assert body.index(">Verdicts<") < body.index(warning) < body.index("<details>"), "it is not folded"
     for shift, gap in shown.detectable().items():
-        assert f"{100 * gap:.1f} under {shift}" in body
+        assert f"{100 * gap:.1f} under {shown.split_labels[shift]}" in body
     asked = dict(controls_asked(shown))
     assert {name.split()[0] for name in asked} == {
         "RandomProjection", "UniformAttention", "MeanAblation", "RandomPerturbation", "Identity", "Shuffled",
@@ -268,10 +268,21 @@ def test_the_page_says_what_to_know_before_believing_it(page, shown):
     assert "untrained" not in body
 
 
+def test_names_of_splits_stand_on_the_page_as_code_alone(page):
+    """In what is shown and in the names of pictures; the record has them in its own table."""
+    text = page.read_text(encoding="utf-8")
+    text = text[text.index("<body") : text.index('id="run"')]
+    rest = re.sub(r"<code>.*?</code>", "", text, flags=re.DOTALL)
+    warned = re.sub(r'<div class="warning">.*?</div>', "", rest, flags=re.DOTALL)
+    assert re.findall(r"\w*(?:unseen_|seen_structure)\w*", warned) == []
+    for label in ("like training", "known structures", "new structures, short", "deeper nesting"):
+        assert warned.count(label) > 5
+
+
 def test_the_page_has_the_share_recovered_and_the_gap_by_sequence(page, shown):
     text = page.read_text(encoding="utf-8")
     verdict = next(verdict for verdict in shown.verdicts() if verdict.proxy == "SVD(rank=8)")
-    row = re.search(r'<tr><th scope="row">SVD\(rank=8\)</th>.*?</tr>', text, re.DOTALL)[0]
+    row = re.search(r'<tr data-verdict="\w+"><th scope="row">SVD\(rank=8\)</th>.*?</tr>', text, re.DOTALL)[0]
     cells = re.findall(r"<td[^>]*>(.*?)</td>", row, re.DOTALL)
     assert (
         cells[-2]

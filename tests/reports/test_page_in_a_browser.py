@@ -5,10 +5,13 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from test_page import swept
 
+from assay.reports import write_page
 from browser import Browser, browser, chromium
 
 pytestmark = pytest.mark.skipif(chromium() is None, reason="there is no chromium to open the page with")
@@ -162,6 +165,76 @@ def test_a_link_opens_its_section_and_print_opens_all(shown_page: Browser, page:
     assert shown_page.ask(seen) > 100
     assert shown_page.ask("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert shown_page.ask("document.documentElement.scrollWidth - innerWidth") == 0
+
+
+SEEN = "[...document.querySelectorAll('{}')].filter(one => one.checkVisibility()).map(one => one.dataset.verdict)"
+
+
+@pytest.fixture(scope="module")
+def sweep_page(shown, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_page(swept(shown, 3, 5), tmp_path_factory.mktemp("sweep") / "report.html")
+
+
+def press(opened: Browser, key: str):
+    for kind in ("rawKeyDown", "keyUp"):
+        opened.call(
+            "Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode={"ArrowRight": 39}[key]
+        )
+
+
+def test_verdicts_are_filtered_by_keyboard(shown_page: Browser, sweep_page: Path):
+    rows, table = ".forest > div[data-verdict]", "#splits tr[data-verdict]"
+    for width in (1280, 320):
+        shown_page.show(sweep_page, width=width)
+        shown_page.ask(OPEN_ALL)
+        before = {where: shown_page.ask(SEEN.format(where)) for where in (rows, table, ".verdict")}
+        assert before[rows][:2] == ["illusion", "gap"]
+        assert len(before[table]) == 45
+        shown_page.ask("document.querySelector('.filter input').focus()")
+        for judgement in ("illusion", "gap"):
+            press(shown_page, "ArrowRight")
+            assert shown_page.ask("document.querySelector('.filter input:checked').id") == f"only-{judgement}"
+            for where, all_of in before.items():
+                assert shown_page.ask(SEEN.format(where)) == [judgement] * all_of.count(judgement) != [], where
+            faint = "[...document.querySelectorAll('.sites td svg')].filter(one => getComputedStyle(one).opacity == 1)"
+            assert shown_page.ask(f"{faint}.map(one => one.dataset.verdict)") == [judgement]
+        assert shown_page.ask("document.documentElement.scrollWidth - innerWidth") == 0
+        assert shown_page.ask(OUTSIDE) == []
+        small = "[...document.querySelectorAll('.filter label')].filter(one => one.getBoundingClientRect().height < 24)"
+        assert shown_page.ask(f"{small}.length") == 0
+        shown_page.look(width=690, media="print")
+        for where, all_of in before.items():
+            assert shown_page.ask(SEEN.format(where)) == all_of, "nothing is left out in print"
+    assert shown_page.said == []
+
+
+def test_where_no_row_has_a_verdict_the_filter_says_where_they_are(shown_page: Browser, sweep_page: Path):
+    """Rows are drawn of the worst alone; the grids have all."""
+    shown_page.show(sweep_page)
+    none = "[...document.querySelectorAll('.none')].filter(one => one.checkVisibility()).map(one => one.textContent)"
+    assert shown_page.ask(none) == []
+    counted = shown_page.ask("[...document.querySelectorAll('.filter label')].map(one => one.textContent.trim())")
+    drawn = set(shown_page.ask(SEEN.format(".forest > div[data-verdict]")))
+    for label in counted[1:]:
+        judgement, _ = label.split()
+        shown_page.ask(f"document.querySelector('#only-{judgement}').click()")
+        said = f"None of these 12 is {judgement}; the grids and the table of all splits have those that are."
+        assert shown_page.ask(none) == ([] if judgement in drawn else [said])
+        assert shown_page.ask(f"{none}.length") == (judgement not in drawn)
+
+
+def test_a_folded_group_is_open_when_it_alone_is_shown(shown_page: Browser, shown, tmp_path):
+    """Of thirteen rows on, groups that mislead nobody are folded."""
+    many = swept(shown, 1, 5)
+    judged = [replace(one, judgement="unfaithful" if n % 2 else "gap") for n, one in enumerate(many.verdicts())]
+    many.verdicts = lambda: tuple(judged)
+    shown_page.show(write_page(many, tmp_path / "report.html"))
+    heights = "[...document.querySelectorAll('.forest [data-verdict=unfaithful] .row')].map(one => one.clientHeight)"
+    seen = "[...document.querySelectorAll('.forest [data-verdict=unfaithful] .row')].map(one => one.checkVisibility())"
+    assert shown_page.ask(seen) == [False] * 7
+    shown_page.ask("document.querySelector('#only-unfaithful').click()")
+    assert shown_page.ask(seen) == [True] * 7
+    assert min(shown_page.ask(heights)) > 20
 
 
 def test_screenshots_are_made_by_a_command(shown, tmp_path):

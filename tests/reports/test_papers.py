@@ -1,8 +1,10 @@
 """Figures and the table for papers: fonts, sizes, words, and what is refused."""
 
 import re
+import subprocess
 import zlib
 from itertools import combinations
+from shutil import which
 
 import numpy as np
 import pytest
@@ -131,11 +133,11 @@ def test_words_have_the_numbers_that_are_drawn(drawn, shown):
     rates = shown.agreement("unseen_depth").set_index("proxy")["estimate"]
     iid = shown.agreement().set_index("proxy")["estimate"]
     told = drawn["agreement-by-size-layer1"].alternative
-    assert f"SVD: same prediction as the subject: iid: 2 {iid['SVD(rank=2)']:.3g}, 8 " in told
-    assert f"unseen_depth: 2 {rates['SVD(rank=2)']:.3g}, 8 {rates['SVD(rank=8)']:.3g}" in told
+    assert f"SVD: same prediction as the subject: like training: 2 {iid['SVD(rank=2)']:.3g}, 8 " in told
+    assert f"deeper nesting: 2 {rates['SVD(rank=2)']:.3g}, 8 {rates['SVD(rank=8)']:.3g}" in told
     gaps = shown.gaps().query("trained and split == 'unseen_depth'").set_index("proxy")
     told = drawn["gaps-layer1"].alternative
-    for column, name in (("gap", "unseen_depth: "), ("matched", "unseen_depth, at equal margin of the subject: ")):
+    for column, name in (("gap", "deeper nesting: "), ("matched", "deeper nesting, at equal margin of the subject: ")):
         if np.isnan(gaps[column]["SVD(rank=2)"]):
             assert name not in told
             continue
@@ -279,22 +281,56 @@ def test_names_of_others_command_nothing(text, safe):
     assert escaped(text) == safe
 
 
-def test_hostile_names_stand_escaped_in_the_table(shown):
-    name = r"\write18{rm -rf} & 100% of $x_1$"
+def renamed(shown, name, label=None):
+    """The comparison with another name of one proxy, and another label of one split."""
 
-    def renamed(one):
+    def proxy(one):
         changed = {field: name for field in ("proxy", "control") if getattr(one, field) == "SVD(rank=2)"}
         return one.model_copy(update=changed)
 
-    record = shown.record.model_copy(update={"proxies": tuple(map(renamed, shown.record.proxies))})
+    splits = [one.model_copy(update={"label": label} if one.name == "iid" else {}) for one in shown.record.splits]
+    record = shown.record.model_copy(
+        update={"proxies": tuple(map(proxy, shown.record.proxies)), "splits": tuple(splits)}
+    )
     frames = [
         frame.replace({"proxy": {"SVD(rank=2)": name}}) for frame in (shown.results, shown._gaps, shown._controls)
     ]
-    table = latex(Comparison(record, *frames, shown._sequences))
+    return Comparison(record, *frames, shown._sequences)
+
+
+def test_hostile_names_stand_escaped_in_the_table(shown):
+    name = r"\write18{rm -rf} & 100% of $x_1$"
+    table = latex(renamed(shown, name))
     assert escaped(name) in table
     assert r"\write" not in table
     rows = [line for line in table.splitlines() if line.endswith(r"\\")]
     assert {line.count("&") - line.count(r"\&") for line in rows} == {len(shown.shifts) + 3}
+
+
+def test_long_headings_stand_in_lines(shown):
+    table = latex(renamed(shown, "One", "50% [of] *all* & more"))
+    assert r"& \shortstack[r]{50\% {[}of{]} \\ {*}all{*} \& more} & \shortstack[r]{known \\ structures} &" in table
+
+
+EVERY_LETTER = "".join(map(chr, (*range(0x20, 0x250), *range(0x2010, 0x2030), 0x301, 0x3B1, 0x4E2D, 0x1F600)))
+
+
+@pytest.mark.skipif(which("pdflatex") is None, reason="there is no pdflatex to set the table with")
+@pytest.mark.parametrize("fonts", ["", r"\usepackage[T1]{fontenc}"], ids=["default", "T1"])
+def test_latex_sets_the_table_whatever_names_there_are(shown, tmp_path, fonts):
+    if not subprocess.run(["kpsewhich", "booktabs.sty"], check=False, capture_output=True, text=True).stdout:
+        pytest.skip("this LaTeX has no booktabs")
+    tables = [
+        latex(renamed(shown, r"\input{/etc/passwd} 50% & $x_1^2$ #~ {", "[a] *b* -- <|end|> `'\"?")),
+        latex(renamed(shown, EVERY_LETTER, "é → 中 ∅ ﬁ ſ « ŋ"), caption="Ours, $x^2$."),
+    ]
+    text = "\n".join((rf"\documentclass{{article}}{fonts}\usepackage{{booktabs}}\begin{{document}}", *tables))
+    (tmp_path / "paper.tex").write_text(text + "\n" + r"\end{document}", encoding="utf-8")
+    call = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape", "paper.tex"]
+    done = subprocess.run(call, cwd=tmp_path, check=False, capture_output=True)
+    assert done.returncode == 0, done.stdout.decode(errors="replace")[-800:]
+    assert b"Missing character" not in done.stdout
+    assert (tmp_path / "paper.pdf").stat().st_size > 10_000
 
 
 @pytest.mark.parametrize("label", ["", "tab}", "a b", r"\x"], ids=["none", "brace", "space", "command"])

@@ -16,6 +16,7 @@ from assay.reports._story import (
     by_severity,
     clipped,
     finding,
+    in_words,
     paragraph,
     points_of,
     reason,
@@ -67,10 +68,10 @@ def test_the_finding_of_one_run(shown, sample):
     some = [sample("gap"), sample("faithful"), sample("unfaithful")]
     assert finding(told(shown, *some)) == (
         "2 of 3 simplifications match the full model on familiar inputs; "
-        "under “unseen depth”, 1 of 2 loses over 2 points"
+        "under deeper nesting, 1 of 2 loses over 2 points"
     )
     assert finding(told(shown, sample("illusion"), sample("gap"))) == (
-        "Both simplifications match the full model on familiar inputs; under “unseen depth”, both lose over 2 points"
+        "Both simplifications match the full model on familiar inputs; under deeper nesting, both lose over 2 points"
     )
     elsewhere = sample("gap", shift="seen_structure")
     assert finding(told(shown, sample("gap"), elsewhere)).endswith("; under shifts, both lose over 2 points")
@@ -88,7 +89,7 @@ FEW = [
     (("faithful",), "One matches the full model on familiar inputs, and under all 4 shifts"),
     (("vacuous",), "One matches the full model on familiar inputs, and under all 4 shifts; that explains nothing"),
     (("inconclusive",), "One matches the full model on familiar inputs; under shifts, this is undecided"),
-    (("gap",), "One matches the full model on familiar inputs; under “unseen depth”, it loses over 2 points"),
+    (("gap",), "One matches the full model on familiar inputs; under deeper nesting, it loses over 2 points"),
     (("unfaithful",), "One does not match the full model, even on familiar inputs"),
     ((), "No simplification was judged"),
 ]  # fmt: skip
@@ -121,6 +122,36 @@ def test_the_finding_without_shifts_with_one_and_of_neighbours(shown, sample):
     assert finding(told(shown, sample("faithful"), noise_floor=noise)) == (
         "Nothing can be told: changing nothing already flips 3.1% of the predictions"
     )
+
+
+def renamed(comparison, **changes):
+    """The comparison with other labels of its splits, by their names."""
+    splits = tuple(
+        split.model_copy(update={"label": changes.get(split.name, split.label)}) for split in comparison.record.splits
+    )
+    record = comparison.record.model_copy(update={"splits": splits})
+    return Comparison(record, comparison.results, comparison._gaps, comparison._controls, comparison._sequences)
+
+
+def test_splits_without_a_label_and_those_of_the_same_go_on_with_their_names(shown, sample):
+    assert shown.split_labels["unseen_depth"] == "deeper nesting"
+    given = renamed(shown, unseen_depth=None, iid="like others", seen_structure="like others")
+    assert given.split_labels == {
+        "train": "training", "iid": "iid", "seen_structure": "seen_structure",
+        "unseen_structure_short": "new structures, short", "unseen_structure_long": "new structures, long",
+        "unseen_depth": "unseen depth",
+    }  # fmt: skip
+    assert "; under “unseen depth”, it loses" in finding(told(given, sample("gap"), sample("unfaithful")))
+
+
+def test_sentences_have_labels_in_place_of_names():
+    labels = {"deep": "deeper nesting", "deep_2": "two deeper", "a.b": "dots"}
+    told = "More under deep, deep_2, a.b than in distribution. Deep; underdeep. On deep: under deeper, under deep."
+    assert in_words(told, labels) == (
+        "More under deeper nesting, two deeper, dots than in distribution. Deep; underdeep. On deep: under deeper, "
+        "under deeper nesting."
+    )
+    assert in_words("under the mean", {}) == "under the mean"
 
 
 def test_a_short_description_of_a_shift_is_used(shown, sample):
@@ -182,10 +213,10 @@ def test_reasons_say_the_numbers_that_decided(shown, sample):
     gaps = shown.gaps()
     gaps = gaps[gaps["proxy"].eq("SVD(rank=2)") & gaps["trained"]].assign(overlap=0.83, high=0.012)
     assert reason(shown, sample("gap"), gaps) == (
-        "Loses 8.1 points [5.2, 10.1] under unseen depth; cause open: 0.0 at equal margin, 17% unmatched."
+        "Loses 8.1 points [5.2, 10.1] under deeper nesting; cause open: 0.0 at equal margin, 17% unmatched."
     )
     harder = sample("gap", notes=("The gap under unseen_depth is due to the inputs' difficulty, not to …",))
-    assert reason(shown, harder, gaps).endswith("under unseen depth; 0.0 at equal margin: the inputs are harder.")
+    assert reason(shown, harder, gaps).endswith("under deeper nesting; 0.0 at equal margin: the inputs are harder.")
     assert reason(shown, sample("illusion"), gaps).endswith("; 6.0 at equal margin, so not because inputs are harder.")
     assert reason(shown, sample("gap", matched=math.nan), gaps).endswith("cause open: not comparable at equal margin.")
     assert reason(shown, sample("unfaithful"), gaps) == "50.0% like training [40.0, 60.0]; 95 needed."
@@ -199,7 +230,7 @@ def test_reasons_say_the_numbers_that_decided(shown, sample):
     assert reason(shown, sample("vacuous"), gaps).endswith("in its place does about as well: that explains nothing.")
     wide = gaps.assign(high=[0.054, 0.02, 0.03, 0.04])
     assert reason(shown, sample("inconclusive", needed=830), wide) == (
-        f"Cannot exclude a loss of 5.4 points under {wide['split'].iloc[0].replace('_', ' ')}. "
+        f"Cannot exclude a loss of 5.4 points under {shown.split_labels[wide['split'].iloc[0]]}. "
         "About 830 sequences a split would decide."
     )
     assert reason(shown, sample("inconclusive", low=0.9, needed=830), wide) == (
@@ -245,7 +276,7 @@ def test_rows_have_the_numbers_of_the_comparison(shown):
             assert [mark.low, mark.high] == limits
             shape = "familiar" if lanes[mark.y] == "iid" else "shift"
             assert mark.shape == (row.verdict.judgement if lanes[mark.y] == row.verdict.shift else shape)
-            assert f"{lanes[mark.y].replace('_', ' ')} " in row.label
+            assert f"{shown.split_labels[lanes[mark.y]]} " in row.label
         assert len(row.marks) == len(names)
         control = next(item.control for item in shown.record.proxies if item.proxy == row.verdict.proxy)
         rates = [shown.agreement(name).set_index("proxy").loc[control, "estimate"] for name in names]

@@ -58,6 +58,8 @@ def test_splits_are_disjoint_where_they_say_so(parts: bool) -> None:
     task = Code(Given(functions(parts)))
     assert isinstance(task, Task)
     assert task.split_names == ("train", "iid", "unseen_depth", "unseen_repository", "go")
+    labels = [task.split(name, 1).label for name in task.split_names]
+    assert labels == ["training", "like training", "deeper nesting", "new repositories", "Go"]
     for one, other in combinations(task.split_names, 2):
         assert not keys(task, one) & keys(task, other)
     assert not repositories(task, "train") & repositories(task, "unseen_repository")

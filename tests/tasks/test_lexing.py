@@ -167,3 +167,10 @@ def test_outlines_of_python_do_not_depend_on_how_they_are_read(module, monkeypat
     monkeypatch.setattr(_lexing, "_PYTHON_FORMATTED", re.compile(""))
     assert quick == [outline(text, "python", 100) for text in functions]
     assert max(found.depth for found in quick) >= 3
+
+
+def test_languages_are_called_as_people_write_them():
+    assert {name: _lexing.language_words(name) for name in LANGUAGES} == {
+        "c": "C", "cpp": "C++", "go": "Go", "java": "Java", "javascript": "JavaScript", "php": "PHP",
+        "python": "Python", "ruby": "Ruby",
+    }  # fmt: skip

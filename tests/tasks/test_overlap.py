@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from assay import AssayError
-from assay.tasks import Split, Text, count_copies, sequence_hashes, warn_of_overlaps
+from assay.tasks import UNSCORED, Split, Text, count_copies, sequence_hashes, warn_of_overlaps
 
 WORDS = ["[PAD]", "[MASK]", "?", "a", "b", "c", "d", "e"]
 
@@ -123,3 +123,13 @@ def test_copies_within_a_split_are_no_overlap():
     copies = count_copies({"one": split_of([(1,), (1,), (2,)])})
     assert (copies.sequences["one"], copies.different["one"], copies.overlaps) == (3, 2, ())
     warn_of_overlaps(copies)
+
+
+def test_tagged_sequences_are_copies_by_what_is_shown_not_by_their_tags():
+    """Counted by the tags alone, the two sequences of three different words were one."""
+    tokens = np.array([[0, 1, 2, 3], [0, 4, 5, 6], [0, 1, 2, 3]])
+    kinds = np.where(tokens == 0, UNSCORED, 0)
+    split = Split("iid", "iid", "", tokens, np.full(3, 4), kinds, objective="masked", targets=np.ones_like(tokens))
+    first, second, third = sequence_hashes(split)
+    assert first == third != second
+    assert count_copies({"iid": split}).different == {"iid": 2}

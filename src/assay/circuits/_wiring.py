@@ -652,7 +652,9 @@ class _Search:
         def move(which: int) -> Callable[..., Tensor]:
             def hook(_: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
                 moved = output.clone()
+                # A layer that projects to nothing but 0 (its weights were set by hand) is moved by 1.
                 largest = output.abs().max()
+                largest = largest.where(largest > 0, 1)
                 for row, (projection, mine) in enumerate(columns, start=1):
                     if projection == which:
                         rows = moved.view(len(tokens), -1, moved.shape[-1])[row]

@@ -286,6 +286,39 @@ def run_max_of_k(
     say_where(folder)
 
 
+@run_app.command("programs")
+def run_programs(
+    seeds: Annotated[int, typer.Option(min=1, help="Trained Transformers that a right program is to explain.")] = 3,
+    sequences: Sequences = None,
+    markdown: Markdown = None,
+    device: Device = "cpu",
+    out_folder: Annotated[Path | None, typer.Option("--out", help="Run folder.", file_okay=False)] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Judge explanations of compiled programs, whose every number is known, and look for their edges."""
+    from assay.reports import check_markdown, terminal_table, write_chart, write_tables  # noqa: PLC0415
+    from assay.studies import programs  # noqa: PLC0415
+    from assay.subjects import resolve_device  # noqa: PLC0415
+
+    device = argument("device", lambda: resolve_device(device))
+    folder = out_folder or default_folder("programs")
+    if markdown is not None:
+        argument("markdown", lambda: check_markdown(markdown))
+    with progress_bar(folder) as bar:
+        line = bar.add_task("starting", total=None)
+        shown = programs.run(folder, sequences=sequences, seeds=seeds, device=device, progress=follow(bar, line))
+    if markdown is not None:
+        write_tables(shown.tables, markdown)
+        write_chart(shown, markdown.with_suffix(".svg"))
+    if as_json:
+        print(json.dumps({"folder": str(folder), **json.loads((folder / programs.RESULTS).read_text("utf-8"))}))
+        return
+    for table in shown.tables:
+        if not table.quiet:
+            out.print(terminal_table(table), "")
+    out.print(styled(f"The numbers are in {folder / programs.RESULTS}"), soft_wrap=True)
+
+
 @run_app.command("organisms")
 def run_organisms(
     name: Annotated[
@@ -304,7 +337,7 @@ def run_organisms(
     as_json: AsJson = False,
 ) -> None:
     """Train or read a small model whose truth is known, and judge what is said of it."""
-    from assay.reports import check_markdown, terminal, terminal_table, write_tables  # noqa: PLC0415  (keeps --help fast)
+    from assay.reports import check_markdown, terminal, terminal_table, write_chart, write_tables  # noqa: PLC0415
     from assay.studies import organisms  # noqa: PLC0415
     from assay.subjects import resolve_device  # noqa: PLC0415
 
@@ -324,7 +357,7 @@ def run_organisms(
         found = organisms.run(name, folder, seeds=seeds, sequences=sequences, device=device, progress=follow(bar, line))
     if markdown is not None:
         write_tables(found.shown.tables, markdown)
-        organisms.write_chart(found, markdown.with_suffix(".svg"))
+        write_chart(found.shown, markdown.with_suffix(".svg"))
     if as_json:
         print(json.dumps({"folder": str(folder), **json.loads((folder / organisms.RESULTS).read_text("utf-8"))}))
         return

@@ -16,6 +16,7 @@ from assay.diagnostics._overlap import Overlap, Stability, overlap, stability
 from assay.diagnostics._probe_sets import ProbeSetDependence, probe_set_dependence
 from assay.diagnostics._reconstruction import loss_recovered, reconstruction
 from assay.diagnostics._removal import Removal, removal
+from assay.diagnostics._reuse import ComponentReuse, Reuse, component_importances, component_reuse
 from assay.diagnostics._setting import Estimate
 from assay.diagnostics._simulatability import Explained, Simulatability, simulatability
 from assay.diagnostics._subspace_gap import subspace_gap
@@ -26,6 +27,7 @@ __all__ = [
     "Areas",
     "AttributionClaims",
     "Completeness",
+    "ComponentReuse",
     "Concept",
     "ConceptCheck",
     "ConceptShift",
@@ -39,6 +41,7 @@ __all__ = [
     "Part",
     "ProbeSetDependence",
     "Removal",
+    "Reuse",
     "RobustFidelity",
     "Simulatability",
     "Stability",
@@ -52,6 +55,8 @@ __all__ = [
     "areas",
     "attribution_claims",
     "completeness",
+    "component_importances",
+    "component_reuse",
     "concept_check",
     "concept_shift",
     "described",

@@ -86,7 +86,7 @@ def overlap(first: Circuit, second: Circuit) -> Overlap:
         expected=a * b / graph.size,
         p=float(stats.hypergeom.sf(shared - 1, graph.size, a, b)),
         layered_expected=float(sum(in_first * in_second / size for size, in_first, in_second in counts)),
-        layered_p=_tail(counts, shared),
+        layered_p=tail(counts, shared),
     )
 
 
@@ -104,8 +104,12 @@ def _weighted(
 ) -> float | None:
     if first is None or second is None:
         return None
-    a, b = (np.abs(np.nan_to_num(scores)) for scores in (first, second))
-    a, b = a / a.sum(), b / b.sum()
+    return weighted_jaccard(*(np.abs(np.nan_to_num(scores)) for scores in (first, second)))
+
+
+def weighted_jaccard(first: Float[np.ndarray, "*shape"], second: Float[np.ndarray, "*shape"]) -> float:
+    """sum min / sum max of two sets of sizes, each divided by its sum."""
+    a, b = first / first.sum(), second / second.sum()
     return float(np.minimum(a, b).sum() / np.maximum(a, b).sum())
 
 
@@ -120,8 +124,8 @@ def _cells(graph: Graph) -> Iterator[Bool[np.ndarray, "sender receiver"]]:
                 yield cell
 
 
-def _tail(counts: list[tuple[int, int, int]], shared: int) -> float:
-    """The probability of sharing at least so many, from the size of every cell and the edges that both have in it."""
+def tail(counts: list[tuple[int, int, int]], shared: int) -> float:
+    """The probability of sharing at least so many, from the size of every cell and what either has in it."""
     whole: Float[np.ndarray, " count"] = np.ones(1)
     for size, first, second in counts:
         whole = np.convolve(whole, stats.hypergeom.pmf(np.arange(min(first, second) + 1), size, first, second))

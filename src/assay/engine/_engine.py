@@ -5,8 +5,8 @@ import functools
 import re
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, suppress
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import fields
 from functools import cached_property
 from typing import Any
@@ -606,6 +606,21 @@ class Engine:
 
         stack.callback(block.register_forward_hook(stop).remove)
         self._forward(run._tokens, run._valid, plan, max(0, met - first))
+
+    @contextmanager
+    def clamped(self, edits: Iterable[Edit]) -> Iterator[None]:
+        """Within the block the subject's model, called as it is, has edits of heads in force, and keeps its gradients.
+
+        That is for training: what an edit gives as a constant carries no gradient, what it makes of what it got carries
+        that one's. An edit may also only read, a pattern for a loss. The model's attention is computed by its eager
+        code. Raises AssayError for an edit of a block, of a place that the subject does not have, and for two of one.
+        """
+        by_layer = self._by_layer(edits)
+        for edit in (edit for own in by_layer.values() for edit in own):
+            if not isinstance(edit.place, Head):
+                raise AssayError(f"clamped() with an edit of {edit.place}, a block; heads alone can be clamped.")
+        with in_force(self.subject.model, Plan(self._layers, by_layer, scaled=self._scaled)):
+            yield
 
     def plainly(self, tokens: Int[Tensor, "batch position"], valid: Int[Tensor, "batch position"] | None = None) -> Run:
         """A pass of the model's own code with whatever hooks stand on its modules, logits left to `logits()`."""

@@ -580,6 +580,7 @@ def _task_records(task: Task, inputs: _Inputs, judged: Sequence[Metric], primary
                 different=copies.different[split.name],
                 refit_sequences=len(inputs.refit_on.get(split.name) or ()),
                 sha256=inputs.hashes[split.name],
+                label=split.label,
             )
             for split in inputs.named.values()
         ),

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from html import escape
@@ -46,7 +47,8 @@ class _Model(BaseModel):
 class SplitRecord(_Model):
     """A split as it was used: on how many sequences it was judged, and simplifications were fitted again.
 
-    `different` is how many of the sequences differ: copies of one are one unit of resampling.
+    `different` is how many of the sequences differ: copies of one are one unit of resampling. `label` is what figures
+    and tables call it, where the task has words for that.
     """
 
     name: str
@@ -56,6 +58,7 @@ class SplitRecord(_Model):
     different: int
     refit_sequences: int
     sha256: str
+    label: str | None = None
 
 
 class KindRecord(_Model):
@@ -483,6 +486,16 @@ class Comparison:
     def shifts(self) -> tuple[str, ...]:
         """The names of the shifts, in order."""
         return tuple(split.name for split in self.record.splits if split.role == "shift")
+
+    @property
+    def split_labels(self) -> dict[str, str]:
+        """What figures, tables and sentences call each split, by its name: its label, or its name as words.
+
+        Splits that would be called the same have their names.
+        """
+        words = {split.name: split.label or split.name.replace("_", " ") for split in self.record.splits}
+        met = Counter(words.values())
+        return {name: called if met[called] == 1 else name for name, called in words.items()}
 
     @checked
     def report(self, path: str | Path) -> Path:

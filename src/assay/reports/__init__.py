@@ -1,7 +1,7 @@
 """How it is shown: tables, figures and the HTML page, all drawn from a comparison's record."""
 
 from assay.reports._between import between_tables
-from assay.reports._figures import figures, illustration_figures
+from assay.reports._figures import figures
 from assay.reports._graphs import graph_figure, write_graph_page
 from assay.reports._illustrations import (
     Chart,
@@ -23,7 +23,7 @@ from assay.reports._illustrations import (
 )
 from assay.reports._junit import write_junit
 from assay.reports._latex import latex
-from assay.reports._page import environment, picture, write_figures, write_page
+from assay.reports._page import environment, picture, write_chart, write_figures, write_page, write_pictures
 from assay.reports._papers import FORMATS, WIDTHS, DrawnFigure, check_form, paper_figures, save_figures
 from assay.reports._style import PALETTE, style, to_png, to_svg
 from assay.reports._tables import (
@@ -66,7 +66,6 @@ __all__ = [
     "environment",
     "figures",
     "graph_figure",
-    "illustration_figures",
     "latex",
     "limits",
     "markdown",
@@ -81,10 +80,12 @@ __all__ = [
     "terminal_table",
     "to_png",
     "to_svg",
+    "write_chart",
     "write_figures",
     "write_graph_page",
     "write_junit",
     "write_markdown",
     "write_page",
+    "write_pictures",
     "write_tables",
 ]

@@ -5,7 +5,7 @@ size.
 """
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import cycle
 from typing import NamedTuple
@@ -111,23 +111,23 @@ def drawings(comparison: Comparison, illustrations: Illustrations) -> Iterator[D
                 f"simplified at {site}.",
                 partial(attention_by_layer, comparison, site),
             )
-    yield from _of_illustrations(illustrations)
+    yield from _of_illustrations(illustrations, comparison.split_labels)
 
 
 def illustration_figures(illustrations: Illustrations) -> Iterator[tuple[str, str, Figure]]:
     """The figures of a study's own pictures, which need no comparison, as `figures` gives them."""
     with style():
-        for drawn in _of_illustrations(illustrations):
+        for drawn in _of_illustrations(illustrations, {}):
             yield drawn.name, drawn.caption, drawn.draw(WIDE)
 
 
-def _of_illustrations(illustrations: Illustrations) -> Iterator[Drawn]:
-    """The figures of a study's own pictures."""
+def _of_illustrations(illustrations: Illustrations, labels: Mapping[str, str]) -> Iterator[Drawn]:
+    """The figures of a study's own pictures; `labels` are what its splits are called."""
     for cloud in illustrations.keys:
         yield Drawn(
             f"keys-{cloud.site}",
             f"Keys at {cloud.site} in their first two singular directions, coloured by {cloud.colour}.",
-            partial(key_cloud, cloud),
+            partial(key_cloud, labels, cloud),
         )
     for number, view in enumerate(illustrations.sentences):
         yield Drawn(
@@ -259,7 +259,7 @@ def agreement_by_size(comparison: Comparison, site: str, width: float = WIDE) ->
         table = _rows(comparison, site, metric)
         for colour, split in zip(cycle(series()), _evaluation_splits(comparison), strict=False):
             rows = table[table["split"] == split].set_index("proxy").reindex(names)
-            _band(axes, sizes, rows, colour, split)
+            _band(axes, sizes, rows, colour, comparison.split_labels[split])
             if metric == "proxy_accuracy":
                 subject = _rows(comparison, site, "subject_accuracy")
                 value = subject[subject["split"] == split]["estimate"]
@@ -289,7 +289,7 @@ def agreement_by_site(comparison: Comparison, width: float = WIDE) -> Figure:
         rates = table.reindex(index=proxies, columns=sites).to_numpy(dtype=float)
         shown = axes.imshow(rates, cmap="viridis", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
         _name_rows(axes, proxies)
-        axes.set_title(split, loc="left")
+        axes.set_title(comparison.split_labels[split], loc="left")
         axes.grid(visible=False)
     step = -(-len(sites) * small() * APART / 72 // (width * (1 - NAMES) - 0.2))
     kept = range(0, len(sites), max(1, int(step)))
@@ -315,8 +315,8 @@ def gap_chart(comparison: Comparison, site: str, width: float = WIDE) -> Figure:
         rows = gaps[gaps["split"] == shift].set_index("proxy").reindex(proxies)
         y = np.arange(len(proxies)) + (index - (len(shifts) - 1) / 2) * step
         for name, limit, place, label in (
-            ("gap", "", y, shift),
-            ("matched", "matched_", y + step / 2, f"{shift}, {MATCHED}"),
+            ("gap", "", y, comparison.split_labels[shift]),
+            ("matched", "matched_", y + step / 2, f"{comparison.split_labels[shift]}, {MATCHED}"),
         ):
             hollow = bool(limit)
             value = 100 * rows[name].to_numpy(dtype=float)
@@ -374,7 +374,7 @@ def agreement_by_class(comparison: Comparison, site: str, feature: FeatureRecord
             value = found["estimate"].to_numpy(dtype=float)
             error = np.stack((found["estimate"] - found["low"], found["high"] - found["estimate"])).astype(float)
             axes.errorbar(value, y, xerr=np.clip(error, 0, None), fmt="o", color=colour, elinewidth=1.2, label=name)
-        axes.set_title(wrapped(split, room - 0.4), loc="left")
+        axes.set_title(wrapped(comparison.split_labels[split], room - 0.4), loc="left")
         # Below each other, they share what is on the axis.
         if room < width / 2 or axes is panels[-1]:
             axes.set_xlabel(wrapped(f"share with the {_short(comparison)}", 0.8 * room))
@@ -416,7 +416,7 @@ def agreement_by_feature(comparison: Comparison, site: str, feature: str, width:
                     iid_reach + (0.6 if beyond else 0.4), 0.0, "beyond any on iid →" if beyond else "← as on iid",
                     fontsize=small(), va="bottom", ha="left" if beyond else "right",
                 )  # fmt: skip
-            axes.set_title(wrapped(f"{title}, {split}", room - 0.2), loc="left")
+            axes.set_title(wrapped(f"{title}, {comparison.split_labels[split]}", room - 0.2), loc="left")
         subject = _rows(comparison, site, "subject_accuracy", feature=feature)
         rows = subject[subject["split"] == split].drop_duplicates("bin").sort_values("bin")
         if metric == "proxy_accuracy" and len(rows):
@@ -463,7 +463,7 @@ def attention_by_layer(comparison: Comparison, site: str, width: float = WIDE) -
     return figure
 
 
-def key_cloud(cloud: KeyCloud, width: float = WIDE) -> Figure:
+def key_cloud(labels: Mapping[str, str], cloud: KeyCloud, width: float = WIDE) -> Figure:
     """Keys in two dimensions, a panel a split."""
     number = len(cloud.points)
     figure, panels, room = _panels(width, 2.4 if width < NARROW else 3.0, number, 2, legend_height=0.7)
@@ -471,7 +471,7 @@ def key_cloud(cloud: KeyCloud, width: float = WIDE) -> Figure:
     for axes, (split, points) in zip(panels, cloud.points.items(), strict=True):
         x, y, value = (np.array(column) for column in zip(*points, strict=True))
         dots = axes.scatter(x, y, c=value, s=4, cmap="viridis", vmin=0, vmax=top, linewidths=0, rasterized=True)
-        axes.set_title(wrapped(split, room - 0.2), loc="left")
+        axes.set_title(wrapped(labels.get(split, split), room - 0.2), loc="left")
         if room < width / 2 or axes is panels[-1]:
             axes.set_xlabel("first direction")
     for axes in panels[:: max(1, round(width / room))]:

@@ -11,7 +11,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from assay.faithfulness import Comparison, Judgement, Verdict
-from assay.reports._story import SEVERITY, by_severity, reason, spaced
+from assay.reports._story import SEVERITY, by_severity, reason
 from assay.reports._tables import MEANING, agreement_words, on_what, percent
 
 SHAPES: dict[str, Markup] = {
@@ -146,7 +146,7 @@ def caption(comparison: Comparison, found: Forest, *, left_out: int, lanes: bool
     parts = [f"{agreement_words(comparison)}{on_what(comparison)}, per cent; lines are {level}% intervals over {over}."]
     if lanes:
         splits = sorted((split for split in record.splits if split.role != "train"), key=lambda one: one.role != "iid")
-        named = "; ".join(f"{spaced(split.name)} ({split.description})" for split in splits)
+        named = "; ".join(f"{comparison.split_labels[split.name]} ({split.description})" for split in splits)
         parts.append(
             f"Lanes of a row, from the top: {named}. Open circle: like training; the verdict's mark: the worst shift; "
             "dots: other shifts."
@@ -183,16 +183,17 @@ def _row(  # noqa: PLR0917
     key = (verdict.proxy, verdict.site)
     rates = {name: _rate(table, key) for name, table in tables.items()}
     familiar, *shifts = rates
+    labels = comparison.split_labels
     marks, said = [], []
     for name, (value, low, high) in rates.items():
         if math.isnan(value):
-            said.append(f"{spaced(name)} not measured")
+            said.append(f"{labels[name]} not measured")
             continue
         shape = "familiar" if name == familiar else verdict.judgement if name == verdict.shift else "shift"
         known = not math.isnan(low)
         marks.append(Mark(axis(value), axis(low) if known else None, axis(high) if known else None, lanes[name], shape))
         said.append(
-            f"{spaced(name)} {percent(value)}%{'' if math.isnan(low) else f' [{percent(low)}, {percent(high)}]'}"
+            f"{labels[name]} {percent(value)}%{'' if math.isnan(low) else f' [{percent(low)}, {percent(high)}]'}"
         )
     # A verdict's own mark lies above all others.
     marks.sort(key=lambda mark: (mark.shape == verdict.judgement, mark.shape == "familiar"))

@@ -2,12 +2,11 @@
 
 import math
 import re
-from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from assay.faithfulness import Judgement, Verdict
-from assay.reports._story import SEVERITY, points_of
+from assay.reports._story import points_of, tally
 
 MISLEADING = ("illusion", "gap")
 """Judgements whose cells are tinted."""
@@ -58,11 +57,10 @@ def grids(verdicts: Sequence[Verdict]) -> tuple[Grid, ...]:
         own = {place(verdict.site): verdict for verdict in verdicts if verdict.proxy == recipe}
         rows = sorted({row for row, _ in own}, key=_natural)
         columns = sorted({column for _, column in own}, key=_natural)
-        counted = Counter(verdict.judgement for verdict in own.values())
         found.append(
             Grid(
                 recipe,
-                tuple((judgement, counted[judgement]) for judgement in SEVERITY if counted[judgement]),
+                tuple(tally(own.values())),
                 tuple(columns),
                 tuple((row, tuple(_cell(own.get((row, column))) for column in columns)) for row in rows),
             )

@@ -2,11 +2,12 @@
 
 import math
 import re
+from textwrap import wrap
 
 from assay._errors import AssayError
 from assay._terminal import visible
 from assay.faithfulness import Comparison
-from assay.reports._story import SEVERITY, by_severity, spaced
+from assay.reports._story import SEVERITY, by_severity
 from assay.reports._tables import (
     MEANING,
     Interval,
@@ -30,7 +31,13 @@ _COMMANDS = {
 }  # fmt: skip
 
 _LAST_LETTER = 0x17F
-"""Letters up to here (Latin) every engine of LaTeX can set; of others it stops, or leaves a gap."""
+"""Letters up to here (Latin) engines of LaTeX can set; of others they stop, or leave a gap."""
+
+_UNSET = frozenset("«»ÐÞðþĄąĐđĘęĦħĮįĸĿŀŉŊŋŦŧŲųſ")
+"""Of those, the letters at which pdflatex stops unless a paper asks for another encoding of fonts (found by trying)."""
+
+_HEAD = 12
+"""So many letters are in a line of a heading: its column is then no wider than the intervals in it."""
 
 _LABEL = re.compile(r"[A-Za-z0-9:._/+-]+")
 
@@ -39,7 +46,8 @@ def escaped(text: str) -> str:
     r"""Text of others for LaTeX: it commands nothing, and what no font has is written as its number, such as U+4E2D."""
     shown = (_COMMANDS.get(letter, letter) for letter in visible(text, keep="\n"))
     return "".join(
-        rf"\texttt{{U+{ord(one):04X}}}" if len(one) == 1 and ord(one) > _LAST_LETTER else one for one in shown
+        rf"\texttt{{U+{ord(one):04X}}}" if len(one) == 1 and (ord(one) > _LAST_LETTER or one in _UNSET) else one
+        for one in shown
     )
 
 
@@ -55,15 +63,15 @@ def latex(comparison: Comparison, *, label: str = "tab:assay", caption: str | No
         splits = evaluation_splits(comparison)
         found = [line for line in lines(comparison) if not line.group.endswith("shuffled copy")]
         columns = "l" + "r" * (len(splits) + 1) + "l"
-        heads = ["Simplification", *map(spaced, splits), "recovers", "verdict"]
+        heads = ["Simplification", *(comparison.split_labels[split] for split in splits), "recovers", "verdict"]
         body = [
             r"\begin{table}",
-            r"\centering",
+            r"\centering\small\setlength{\tabcolsep}{4pt}",
             rf"\caption{{{_caption(comparison) if caption is None else caption}}}",
             rf"\label{{{label}}}",
             rf"\begin{{tabular}}{{{columns}}}",
             r"\toprule",
-            _row(map(escaped, heads)),
+            _row(map(_head, heads)),
             r"\midrule",
             *_accuracy(comparison, splits),
         ]
@@ -78,6 +86,13 @@ def latex(comparison: Comparison, *, label: str = "tab:assay", caption: str | No
         for line in others:
             body += _lines(line, several=several)
         return "\n".join([*body, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
+
+
+def _head(text: str) -> str:
+    """A heading, in several lines where it is long."""
+    parts = [escaped(line) for line in wrap(text, _HEAD, break_on_hyphens=False)] or [""]
+    stacked = r" \\ ".join(parts)
+    return stacked if len(parts) == 1 else rf"\shortstack[r]{{{stacked}}}"
 
 
 def _row(cells: "map[str] | list[str]") -> str:

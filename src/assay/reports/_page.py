@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Iterable, Iterator
+from functools import partial
 from importlib.metadata import version
 from itertools import groupby
 from operator import attrgetter
@@ -15,13 +16,13 @@ from matplotlib.figure import Figure
 
 from assay._files import inside, safe_name, write_atomically
 from assay.faithfulness import JUDGEMENTS, RULES, Comparison
-from assay.reports._figures import drawings, figures
+from assay.reports._figures import drawings, figures, illustration_figures
 from assay.reports._forest import FIRST, SHAPES, forest
 from assay.reports._forest import caption as forest_caption
 from assay.reports._grid import MISLEADING, grids, losses
 from assay.reports._illustrations import FeatureSide, FeatureView, Illustrations, TextView
 from assay.reports._inline import inline, raster
-from assay.reports._story import by_severity, finding, paragraph
+from assay.reports._story import by_severity, finding, in_words, paragraph, shift_labels, tally
 from assay.reports._style import COLOURS, PHONE, WIDE, style, to_png, to_svg
 from assay.reports._tables import (
     CAUSES,
@@ -154,11 +155,15 @@ def _page(comparison: Comparison, shown: Illustrations) -> str:
             verdicts=verdicts,
             worst=worst,
             many=many,
+            tally=tally(verdicts),
+            drawn_judgements={group.judgement for group in drawn_forest.groups},
             grids=grids(comparison.verdicts()) if many else (),
             losses=losses(comparison.verdicts()) if many else (),
             misleading=MISLEADING,
             rules=rendered(RULES),
             splits=splits,
+            labels=comparison.split_labels,
+            told=partial(in_words, labels=shift_labels(comparison)),
             headline=agreement_words(comparison) + on_what(comparison),
             accuracy=[float(accuracy["estimate"].get(name, float("nan"))) for name in splits] if len(accuracy) else [],
             lines=[line for line in lines(comparison) if not many or not line.is_control],
@@ -174,7 +179,7 @@ def _page(comparison: Comparison, shown: Illustrations) -> str:
             limits=limits,
             pictures=drawn,
             sentences=shown.sentences,
-            tables=[*effects_table(comparison, whole=True), *shown.tables],
+            tables=[*effects_table(comparison, whole=True, labels=comparison.split_labels), *shown.tables],
             texts=_together(
                 ((view, list(_marked(view)), list(_differing(view))) for view in shown.texts),
                 "proxy",
@@ -261,3 +266,19 @@ def write_figures(comparison: Comparison, folder: Path, illustrations: Illustrat
                 write_atomically(path, lambda temporary, data=data: temporary.write_bytes(data))  # type: ignore[misc]
                 paths.append(path)
     return paths
+
+
+def write_chart(illustrations: Illustrations, path: Path) -> None:
+    """Write the first of a study's own pictures as SVG; nothing where it has none."""
+    first = next(illustration_figures(illustrations), None)
+    if first is not None:
+        drawn = to_svg(first[2])
+        write_atomically(path, lambda temporary: temporary.write_text(drawn, encoding="utf-8"))
+
+
+def write_pictures(illustrations: Illustrations, folder: Path) -> None:
+    """Write a study's own pictures as SVG."""
+    for name, _, figure in illustration_figures(illustrations):
+        drawn = to_svg(figure).encode()
+        path = folder / f"{safe_name(name)}.svg"
+        write_atomically(path, lambda temporary, drawn=drawn: temporary.write_bytes(drawn))  # type: ignore[misc]

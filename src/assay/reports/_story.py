@@ -3,7 +3,7 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import pandas as pd
 from markupsafe import Markup
@@ -44,6 +44,12 @@ def by_severity(verdicts: Iterable[Verdict]) -> list[Verdict]:
     return sorted(verdicts, key=place)
 
 
+def tally(verdicts: Iterable[Verdict]) -> list[tuple[Judgement, int]]:
+    """How many verdicts there are of each sort, those that could mislead most first."""
+    counted = Counter(verdict.judgement for verdict in verdicts)
+    return [(judgement, counted[judgement]) for judgement in SEVERITY if counted[judgement]]
+
+
 def clipped(text: str, most: int) -> str:
     """A text of at most so many characters, cut behind a word."""
     if len(text) <= most:
@@ -51,9 +57,19 @@ def clipped(text: str, most: int) -> str:
     return re.sub(r"[\s,;:(]*\S*$", "", text[:most]) + "…"
 
 
-def spaced(name: str) -> str:
-    """The name of a split or kind as words."""
-    return name.replace("_", " ")
+def in_words(text: str, labels: Mapping[str, str]) -> str:
+    """Sentences about splits ("… under unseen_depth.") with what `labels` has in place of their names."""
+    if not labels:
+        return text
+    name = "|".join(re.escape(one) for one in sorted(labels, key=len, reverse=True))
+    listed = rf"\b(under|on) ((?:{name})(?:, (?:{name}))*)(?!\w)"
+    return re.sub(listed, lambda found: f"{found[1]} {', '.join(labels[one] for one in found[2].split(', '))}", text)
+
+
+def shift_labels(comparison: Comparison) -> dict[str, str]:
+    """What sentences call the shifts, by their names."""
+    labels = comparison.split_labels
+    return {name: labels[name] for name in comparison.shifts}
 
 
 def _first_words(text: str) -> str:
@@ -100,7 +116,7 @@ def _asked(comparison: Comparison) -> float:
 def _start(comparison: Comparison, verdicts: Sequence[Verdict], alike: Sequence[Verdict]) -> str:  # noqa: PLR0911  (one a case)
     """Who agrees with the subject in distribution."""
     metric = comparison.record.primary_metric
-    named = clipped(spaced(metric), 16)
+    named = clipped(metric.replace("_", " "), 16)
     many, one = _PREDICATES.get(metric, (f"match the full model by {named}", f"matches the full model by {named}"))
     number = len(verdicts)
     open_still = sum(verdict.judgement == "inconclusive" for verdict in verdicts)
@@ -156,8 +172,9 @@ def _where(comparison: Comparison, lost: Sequence[Verdict], room: int) -> str:
     if len(names) > 1:
         return "under shifts"
     [name] = names
-    described = next(split.description for split in comparison.record.splits if split.name == name)
-    for text in (f"under a shift ({described})", f"under “{spaced(str(name))}”"):
+    shift = next(split for split in comparison.record.splits if split.name == name)
+    called = comparison.split_labels[shift.name]
+    for text in (f"under a shift ({shift.description})", f"under {called if shift.label else f'“{called}”'}"):
         if len(text) <= room:
             return text
     return "under a shift"
@@ -219,8 +236,7 @@ def _judged_on(comparison: Comparison) -> Markup:
 
 def _tally(comparison: Comparison) -> Markup:
     """How many verdicts there are of each sort."""
-    counted = Counter(verdict.judgement for verdict in comparison.verdicts())
-    parts = [f"{counted[judgement]} {judgement}" for judgement in SEVERITY if counted[judgement]]
+    parts = [f"{number} {judgement}" for judgement, number in tally(comparison.verdicts())]
     return Markup('Verdicts (<a href="#rules">what they mean</a>): {}.').format(", ".join(parts) or "none")
 
 
@@ -238,7 +254,7 @@ def worst_shift(verdicts: Sequence[Verdict]) -> str | None:
 
 def reason(comparison: Comparison, verdict: Verdict, gaps: pd.DataFrame) -> str:
     """Why a verdict is what it is, in at most `REASON` characters; `gaps` are the rows of its proxy."""
-    return clipped(_reason(comparison, verdict, gaps), REASON)
+    return clipped(in_words(_reason(comparison, verdict, gaps), shift_labels(comparison)), REASON)
 
 
 def _reason(comparison: Comparison, verdict: Verdict, gaps: pd.DataFrame) -> str:  # noqa: PLR0911  (one a judgement)
@@ -270,7 +286,7 @@ def _reason(comparison: Comparison, verdict: Verdict, gaps: pd.DataFrame) -> str
 def _of_loss(verdict: Verdict, gaps: pd.DataFrame) -> str:
     """A shown gap: how large, and what of it harder inputs explain."""
     text = f"Loses {points_of(verdict.gap)} points {_between(verdict.gap_low, verdict.gap_high)}"
-    text += f" under {spaced(str(verdict.shift))}"
+    text += f" under {verdict.shift}"
     if math.isnan(verdict.matched):
         return f"{text}; cause open: not comparable at equal margin."
     matched = f"{points_of(verdict.matched)} at equal margin"
@@ -295,4 +311,4 @@ def _of_doubt(verdict: Verdict, familiar: str, asked: float, most: float, gaps: 
     widest = gaps.loc[gaps["high"].idxmax()] if gaps["high"].notna().any() else None
     if widest is None or not widest["high"] > most:
         return next(iter(verdict.notes), familiar)
-    return f"Cannot exclude a loss of {points_of(widest['high'])} points under {spaced(str(widest['split']))}.{decide}"
+    return f"Cannot exclude a loss of {points_of(widest['high'])} points under {widest['split']}.{decide}"

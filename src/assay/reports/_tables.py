@@ -1,7 +1,7 @@
 """Tables of a comparison: for the terminal and as Markdown, from the same rows."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -200,20 +200,22 @@ def causes(comparison: Comparison) -> Iterator[Cause]:
         )
 
 
-def effects_table(comparison: Comparison, *, whole: bool) -> list[TableView]:
+def effects_table(comparison: Comparison, *, whole: bool, labels: Mapping[str, str] | None = None) -> list[TableView]:
     """The effect on the answer, a row a proxy and split of pairs; no table where there is none.
 
-    Only as a `whole` it has the controls and the gap on iid's scale: the terminal is too narrow for them.
+    Only as a `whole` it has the controls and the gap on iid's scale: the terminal is too narrow for them. Splits are
+    called by their names, or what `labels` has for them.
     """
     frame = comparison.effects()
     frame = frame if whole else frame[~frame["is_control"].astype(bool)]
     if not len(frame):
         return []
     sites = frame["site"].nunique() > 1
+    called = {split: split for split in evaluation_splits(comparison)} | dict(labels or {})
     gaps = {"gap": "gap", "gap, iid scale": "gap_iid_scale"} if whole else {"gap": "gap"}
     rows = []
     for row in frame.to_dict("records"):
-        cells = [(row["proxy"], f"{row['split']} at {row['site']}" if sites else row["split"])]
+        cells = [(row["proxy"], f"{called[row['split']]} at {row['site']}" if sites else called[row["split"]])]
         cells += [(_logits(row[f"{model}_difference"]), "") for model in ("subject", "proxy", "ablated")]
         for name in ("effect", "deviation"):
             cells.append((_share(row[name]), limits(row[f"{name}_low"], row[f"{name}_high"])))
@@ -225,7 +227,7 @@ def effects_table(comparison: Comparison, *, whole: bool) -> list[TableView]:
         TableView(
             title="Effect on the answer",
             note=(EFFECTS + IID_SCALE if whole else EFFECTS)
-            + "".join(f" No share of some proxies on {split}: {reason}." for split, reason in why),
+            + "".join(f" No share of some proxies on {called[split]}: {reason}." for split, reason in why),
             headings=["proxy, split", "m(M)", "m(C)", "m(∅)", "effect", "deviation", *gaps],
             rows=rows,
         )

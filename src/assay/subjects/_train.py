@@ -202,8 +202,8 @@ def train(
 
     `loss(model, batch)` is what is made small; by default the mean cross-entropy (nats) over labels that are not
     IGNORED, weighted where a batch has weights. Every loss, before its gradient is taken, is computed within
-    `around(step, batch)`: what is clamped during training is clamped there (`assay.engine.clamped`). A training is
-    looked at, its models are kept, and it may end early, as `watch` says. With `checkpoint=None` nothing is kept on
+    `around(step, batch)`: what is clamped during training is clamped there (`assay.engine.Engine.clamped`). A training
+    is looked at, its models are kept, and it may end early, as `watch` says. With `checkpoint=None` nothing is kept on
     disk. Returns what was done. Raises AssayError if the checkpoint belongs to another recipe, or if the loss stops
     being a number.
     """

@@ -8,7 +8,7 @@ functions, judged on deeper nesting, other repositories and other languages. The
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from assay._errors import AssayError, unknown_name
 from assay._given import check_fields, checked
 from assay.tasks._functions import Found, Function, Interpreter, Source, source_of
 from assay.tasks._lexing import END as AT_END
-from assay.tasks._lexing import KINDS, OTHER, PARTS, SlowError, characters, check_language, outline
+from assay.tasks._lexing import KINDS, OTHER, PARTS, SlowError, characters, check_language, language_words, outline
 from assay.tasks._task import UNSCORED, Feature, Kind, Role, Split
 from assay.tasks._tokenizer import END, PAD, SPECIALS, START, UNKNOWN, character_tokenizer
 
@@ -341,14 +341,22 @@ class Code:
         functions = self.functions(name)
         if sequences < 1:
             raise AssayError(f"split({name!r}, sequences={sequences}): must be at least 1.")
-        roles: dict[str, tuple[Role, str]] = {
-            "train": ("train", "training functions"),
-            "iid": ("iid", "held-out functions of the training repositories and depths"),
-            "unseen_depth": ("shift", f"brackets deeper than {self.max_depth}, training repositories"),
-            "unseen_repository": ("shift", f"repositories not trained on, brackets at most {self.max_depth} deep"),
+        within = f"brackets at most {self.max_depth} deep"
+        roles: dict[str, tuple[Role, str, str]] = {
+            "train": ("train", "training", "training functions"),
+            "iid": ("iid", "like training", "held-out functions of the training repositories and depths"),
+            "unseen_depth": (
+                "shift",
+                "deeper nesting",
+                f"brackets deeper than {self.max_depth}, training repositories",
+            ),
+            "unseen_repository": ("shift", "new repositories", f"repositories not trained on, {within}"),
         }
-        role, description = roles.get(name, ("shift", f"functions in {name}, brackets at most {self.max_depth} deep"))
-        return self.make_split(functions[:sequences], name=name, role=role, description=description)
+        if name not in roles:
+            roles[name] = ("shift", language_words(name), f"functions in {name}, {within}")
+        role, label, description = roles[name]
+        found = self.make_split(functions[:sequences], name=name, role=role, description=description)
+        return replace(found, label=label)
 
     def make_split(self, functions: Sequence[Function], *, name: str, role: Role, description: str) -> Split:
         """A split of the given functions, in sequences START … END PAD …

@@ -89,6 +89,7 @@ class InductionPairs:
             name=name,
             role=whole.role,
             description=f"{whole.description}, up to a character of a repeated name",
+            label=whole.label,
             pad=self.code.pad_id,
             names=whole.names,
         )

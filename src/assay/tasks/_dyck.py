@@ -6,7 +6,7 @@ correct closing bracket has probability 1/2 and each opening bracket 1/(2k); at 
 is certain. The splits are those of Friedman et al. (arXiv 2312.03656).
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from itertools import pairwise
 from typing import Literal
@@ -378,17 +378,23 @@ class Dyck:
 
         Raises AssayError for an unknown split, a number below 1, or more training sentences than there are.
         """
-        roles: dict[str, tuple[Role, str]] = {
-            "train": ("train", "training sentences"),
-            "iid": ("iid", "fresh sentences of the training distribution"),
-            "seen_structure": ("shift", "new sentences whose structure occurs in training"),
-            "unseen_structure_short": ("shift", f"structures not seen in training, at most {SHORT} brackets"),
+        roles: dict[str, tuple[Role, str, str]] = {
+            "train": ("train", "training", "training sentences"),
+            "iid": ("iid", "like training", "fresh sentences of the training distribution"),
+            "seen_structure": ("shift", "known structures", "new sentences whose structure occurs in training"),
+            "unseen_structure_short": (
+                "shift",
+                "new structures, short",
+                f"structures not seen in training, at most {SHORT} brackets",
+            ),
             "unseen_structure_long": (
                 "shift",
+                "new structures, long",
                 f"structures not seen in training, more than {SHORT} brackets",
             ),
             "unseen_depth": (
                 "shift",
+                "deeper nesting",
                 f"sentences deeper than {self.max_depth}, drawn from Dyck-({self.brackets}, {self.deeper})",
             ),
         }
@@ -398,8 +404,8 @@ class Dyck:
             limit = f" and at most training_sentences={self.training_sentences}" if name == "train" else ""
             raise AssayError(f"split({name!r}, sequences={sequences}): must be at least 1{limit}.")
         sentences = self.training[:sequences] if name == "train" else self._evaluation(name, sequences)
-        role, description = roles[name]
-        return self.make_split(sentences, name=name, role=role, description=description)
+        role, label, description = roles[name]
+        return replace(self.make_split(sentences, name=name, role=role, description=description), label=label)
 
     def make_split(
         self, sentences: Int[np.ndarray, "sentence width"], *, name: str, role: Role, description: str

@@ -96,6 +96,7 @@ class DyckPairs:
             name=name,
             role=sentences.role,
             description=f"{sentences.description}, cut before a far closing bracket",
+            label=sentences.label,
             pad=self.dyck.pad_id,
             names=sentences.names,
         )

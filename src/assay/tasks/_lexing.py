@@ -87,6 +87,11 @@ def _lexer(language: str) -> Lexer:
     return get_lexer_by_name(entry.lexer, **dict(entry.options))
 
 
+def language_words(language: str) -> str:
+    """A language as people write it: `C++` for `cpp`. Raises AssayError for one that there is none of."""
+    return str(_lexer(language).name)
+
+
 @cache
 def _part_of(token: _TokenType) -> int:
     if token in Comment and token not in Comment.Preproc and token not in Comment.PreprocFile:

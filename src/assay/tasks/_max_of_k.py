@@ -172,11 +172,11 @@ class MaxOfK:
 
         Raises AssayError for an unknown split or a number below 1.
         """
-        roles: dict[str, tuple[Role, str]] = {
-            "train": ("train", "uniform sequences"),
-            "iid": ("iid", "fresh uniform sequences"),
-            "high_maximum": ("shift", "the largest token is in the upper quarter of the vocabulary"),
-            "near_ties": ("shift", f"all tokens are within {NEAR} of the largest"),
+        roles: dict[str, tuple[Role, str, str]] = {
+            "train": ("train", "training", "uniform sequences"),
+            "iid": ("iid", "like training", "fresh uniform sequences"),
+            "high_maximum": ("shift", "large maximum", "the largest token is in the upper quarter of the vocabulary"),
+            "near_ties": ("shift", "near ties", f"all tokens are within {NEAR} of the largest"),
         }
         if name not in roles:
             raise unknown_name("split", name, roles)
@@ -195,11 +195,12 @@ class MaxOfK:
         kinds[:, -2] = 0
         gap = np.zeros_like(kinds)
         gap[:, -2] = np.where(smaller < 0, 0, largest - smaller)
-        role, description = roles[name]
+        role, label, description = roles[name]
         return Split(
             name=name,
             role=role,
             description=description,
+            label=label,
             tokens=np.column_stack([inputs, largest]),
             lengths=np.full(sequences, self.length + 1),
             kinds=kinds,

@@ -75,6 +75,7 @@ class MaxOfKPairs:
             name=name,
             role=whole.role,
             description=f"{whole.description}, the largest token made smaller",
+            label=whole.label,
             pad=0,
             names=None,
         )

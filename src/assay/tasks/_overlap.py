@@ -49,11 +49,14 @@ class Copies:
 def sequence_hashes(split: Split) -> list[bytes]:
     """One hash a sequence, of its tokens without padding: equal ones are copies.
 
-    Under masks it is of the tokens that stand there and those that are asked for, wherever the masks are.
+    Under masks it is of the tokens that stand there and those that are asked for, wherever the masks are. Where what is
+    asked for is a tag of a token that is shown, it is of the tokens.
     """
     shown = split.tokens
-    if split.targets is not None:
-        shown = np.where(split.kinds == UNSCORED, shown, split.targets)
+    asked = split.kinds != UNSCORED
+    # A mask hides its token, and is the same one everywhere.
+    if split.targets is not None and len(np.unique(shown[asked])) == 1:
+        shown = np.where(asked, split.targets, shown)
     rows = np.ascontiguousarray(shown.astype(np.int64))
     return [
         hashlib.sha256(row[:length].tobytes()).digest()

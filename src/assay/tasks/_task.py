@@ -21,6 +21,9 @@ UNSCORED = -1
 NO_TOKEN = -1
 """In `Split.answers` and `Split.foils`: there is none."""
 
+LABEL = 28
+"""So many characters has `Split.label` at most: it heads columns and stands in sentences."""
+
 
 @dataclass(frozen=True)
 class Kind:
@@ -72,8 +75,12 @@ class Split:
     Sequences are padded on the right. `kinds[s, t]` is the index (in the task's kinds) of the prediction *made at*
     position t; `UNSCORED` where none is made. `features[name][s, t]` belongs to that same prediction.
 
+    `label` are a few words for the split, at most 28 characters, which figures, tables and sentences have in place of
+    its name ("deeper nesting"); None: they have the name. `description` says the same at length.
+
     `objective` says what the model is asked. Under "causal" the prediction at t is of token t + 1. Under "masked"
-    `tokens` holds the mask token where a prediction is made, and `targets` (sequence, position) the right token there.
+    `tokens` holds the mask token where a prediction is made, and `targets` (sequence, position) the right token there
+    (of a model that tags tokens without hiding them: its tag).
     Under "embedding" the model gives one vector a sequence, which is what is judged: `kinds` is `UNSCORED` everywhere,
     and no two sequences may be equal (each would be the other's nearest neighbour). AssayError if these do not fit.
 
@@ -107,11 +114,17 @@ class Split:
     foils: Int[np.ndarray, "sequence position *foil"] | None = None
     lost: Mapping[str, int] = field(default_factory=dict)
     also_right: Int[np.ndarray, "sequence position other"] | None = None
+    label: str | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
         if len(self.tokens) == 0:
             raise AssayError(f"split {self.name!r} has no sequences; every split needs at least one.")
+        label = self.label
+        if label is not None and not (label.strip() and label.isprintable() and len(label) <= LABEL):
+            raise AssayError(
+                f"split {self.name!r}: label={label!r} has to be a line of 1 to {LABEL} characters; or leave it out."
+            )
         self._check_pairs()
         if (self.targets is not None) != (self.objective == "masked"):
             raise AssayError(f"split {self.name!r}: targets belong to the objective 'masked', and it needs them.")

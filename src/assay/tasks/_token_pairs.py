@@ -34,6 +34,7 @@ def split_of_pairs(
     pad: int,
     names: Mapping[int, str] | None,
     foils: int = 1,
+    label: str | None = None,
 ) -> Split:
     """A split of pairs, padded on the right with `pad`, with room for `foils` foils. Raises AssayError as Split."""
     lengths = np.array([len(pair.tokens) for pair in pairs])
@@ -67,4 +68,5 @@ def split_of_pairs(
         answers=answers,
         foils=wrong if foils > 1 else wrong[..., 0],
         also_right=others if others.size else None,
+        label=label,
     )

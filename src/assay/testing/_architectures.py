@@ -21,7 +21,8 @@ from assay.simplify import SVD
 from assay.subjects import Subject
 from assay.tasks import NO_TOKEN, UNSCORED, Split
 
-SEQUENCES, LENGTH, PADDED = 3, 12, 4
+SEQUENCES, LENGTH, SHORTEST = 3, 12, 6
+"""Random sequences, their length, and the least at which there is something to cut, to pad and to resume."""
 
 EDGES = 6
 """Edges that are patched one by one, to see that a circuit without them does the same."""
@@ -62,8 +63,9 @@ def check_architecture(model: PreTrainedModel, *, seed: int = 0) -> Support:
     work: that of all edges is the model, that of none its run on other tokens, one without an edge is patching of that
     edge, and edges on no path do nothing.
 
-    Works in float32 and float64. Raises AssayError if the model is not supported, and AssertionError that names the
-    first check that failed, which is a bug worth reporting.
+    Works in float32 and float64. Raises AssayError if the model is not supported, or reads fewer than 6 tokens, and
+    AssertionError that names the first check that failed, which is a bug worth reporting; except that where weights are
+    set by hand, an edit of a part that computes nothing rightly has no effect.
     """
     subject = Subject(model.eval(), None, type(model).__name__)
     if model.dtype not in (torch.float32, torch.float64):
@@ -81,14 +83,18 @@ def check_architecture(model: PreTrainedModel, *, seed: int = 0) -> Support:
 class _Check:
     def __init__(self, subject: Subject, engine: Engine, seed: int) -> None:
         self.subject, self.engine, self.name = subject, engine, subject.name
+        longest = LENGTH if subject.positions is None else min(LENGTH, subject.positions)
+        if longest < SHORTEST:
+            raise AssayError(f"check_architecture() needs a model that reads {SHORTEST} tokens; this reads {longest}.")
+        self.length, self.padded = longest, longest // 3
         generator = torch.Generator().manual_seed(seed)
         special = set(_special(subject.model.config.to_dict()))
         ordinary = torch.tensor([token for token in range(subject.vocabulary) if token not in special][:500_000])
-        chosen = torch.randint(len(ordinary), (2 * SEQUENCES, LENGTH), generator=generator)
+        chosen = torch.randint(len(ordinary), (2 * SEQUENCES, self.length), generator=generator)
         both = ordinary[chosen].to(subject.device)
         self.tokens, self.others = both[:SEQUENCES], both[SEQUENCES:]
         self.valid = torch.ones_like(self.tokens)
-        self.valid[-1, LENGTH - PADDED :] = 0
+        self.valid[-1, self.length - self.padded :] = 0
         self.clean = self.run(read=(*STREAMS, "patterns"), resumable=True)
         self.scale = max(1.0, float(self.clean.logits[self.valid.bool()].abs().max()))
         self.tolerance = 1_000 * torch.finfo(subject.model.dtype).eps * self.scale
@@ -160,7 +166,7 @@ class _Check:
         """Patching of the likeliest edges, which resumes from their receivers, is what circuits without them do."""
         tokens, others = (both.cpu().numpy() for both in (self.tokens, self.others))
         lengths = self.valid.sum(dim=1).cpu().numpy()
-        last = np.arange(LENGTH) == lengths[:, None] - 1
+        last = np.arange(self.length) == lengths[:, None] - 1
         wrong = np.where(tokens != others, others, (tokens + 1) % self.subject.vocabulary)
         split = Split(
             name="random",
@@ -283,13 +289,13 @@ class _Check:
         twice = [Edit(item, values=lambda states: 2 * states) for item in self.engine.heads if item.layer == head.layer]
         doubled = self.run(twice, read=("outputs",)).outputs[head.layer]
         expected = 2 * self.clean.outputs[head.layer]
-        keep = self.valid.bool()[:, None, :, None].expand_as(doubled) if doubled.shape[2] == LENGTH else ...
+        keep = self.valid.bool()[:, None, :, None].expand_as(doubled) if doubled.shape[2] == self.length else ...
         assert torch.allclose(doubled[keep], expected[keep], atol=1e-4, rtol=1e-3), (
             f"{self.name}: twice the values do not give twice the outputs"
         )
 
     def _causality(self) -> None:
-        half = LENGTH // 2
+        half = self.length // 2
         later = self.tokens.clone()
         later[:, half:] = self.others[:, half:]
         plain = self.subject(later, self.valid)
@@ -311,7 +317,7 @@ class _Check:
             assert torch.allclose(cut, weights, atol=1e-5, rtol=1e-4), what
             assert not bool(whole[..., weights.shape[-1] :].any()), what
         without = self.run(logits=False)
-        some = slice(2, LENGTH - PADDED)
+        some = slice(2, self.length - self.padded)
         found = self.engine.logits(without, some)
         expected = self.clean.logits[:, some]
         difference = float((found - expected).abs().max())

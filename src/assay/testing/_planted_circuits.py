@@ -1,25 +1,21 @@
-"""Subjects whose circuits are known, because their weights were set by hand.
-
-Both are an ordinary GPT-2 in float64. Features have two coordinates of the width for themselves, (1, -1)/√2, so that
-every vector has mean 0, and the layer norms, with an epsilon of 1e12 and weights of 1e6, are the identity to 1e-12.
+"""Subjects whose circuits are known, because their weights were set by hand (see `HandMade`), in float64.
 
 The constructions are our own. That a head which looks for what another has copied from the token before continues a
 repeated sequence: Elhage et al., A Mathematical Framework for Transformer Circuits, 2021.
 """
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
-import torch
-from jaxtyping import Float, Int
-from transformers import GPT2Config, GPT2LMHeadModel
+from jaxtyping import Int
+from transformers import GPT2LMHeadModel
 
 from assay._errors import AssayError, unknown_name
 from assay.subjects import Subject
 from assay.tasks import NO_TOKEN, UNSCORED, Split
+from assay.testing._hand_made import HandMade, Map
 
 Changed = Literal["first", "answers", "last"]
 """What a counterfactual of `induction` swaps: the tokens looked for, those behind them, or which is asked for."""
@@ -30,17 +26,22 @@ NAMES, BIGRAMS = 8, 4
 GAIN, SURE = 10.0, 40.0
 """Logits of an answer, and the score at which a head looks at a place: its attention elsewhere is below 1e-15."""
 
+UNDONE = 1.5
+"""What the two heads of `cancelling` copy, as a multiple of what the true one does: enough to turn the answer."""
+
 
 @dataclass(frozen=True)
 class PlantedCircuit:
     """A subject, pairs that ask for its one mechanism, and the edges that this is made of; all others have no effect.
 
-    `pairs` is a train split whose only kind is 0.
+    `undone` are edges of another sort: each has an effect by itself, which others of them undo, so that all of them
+    together have none. They are no part of the mechanism. `pairs` is a train split whose only kind is 0.
     """
 
     subject: Subject
     pairs: Split
     edges: tuple[str, ...]
+    undone: tuple[str, ...] = ()
 
 
 def induction(
@@ -79,36 +80,135 @@ def induction(
         raise unknown_name("part", str(unknown[0]), get_args(Changed))
     if not changed or pairs < 1:
         raise AssayError(f"induction(changed={tuple(changed)}, pairs={pairs}): give at least one part and one pair.")
-    start, vocabulary, positions = 2 * NAMES, 2 * NAMES + 1, 2 * BIGRAMS + 2
-    places = np.eye(positions)
-    before = np.eye(positions, k=-1)
-    before[0, 0] = 1
-    tokens = np.eye(vocabulary)
-    spoken = tokens.copy()
-    spoken[start] = 0
-    made = _Weights(
-        {"now": vocabulary, "before": vocabulary, "place": positions, "out": vocabulary, "junk": 4}, heads=2
-    )
-    made.head(0, 0, ("place", SURE * before), ("place", places), ("now", tokens), ("before", tokens))
-    made.head(1, 0, ("now", sharpness * tokens), ("before", tokens), ("now", spoken), ("out", tokens))
-    rng = np.random.default_rng(0)
+    made = HandMade(_GROUPS, heads=2)
+    _induction_heads(made, sharpness)
     for layer in range(2):
-        junk: list[_Map] = [("", rng.normal(size=(made.features, 4)) / 4) for _ in range(3)]
-        made.head(layer, 1, junk[0], junk[1], junk[2], ("junk", np.eye(4)))
-        made.mlp(layer, rng.normal(size=(made.features, 16)) / 4, "junk", rng.normal(size=(16, 4)))
-    continued = np.zeros((vocabulary, vocabulary))
-    continued[np.arange(NAMES), NAMES + np.arange(NAMES)] = weak
-    model = made.model(
-        {"now": tokens}, {"place": places}, {"out": GAIN * tokens, "now": continued}, layers=2, activation="gelu_new"
+        _junk(made, layer, heads=(1,))
+    edges = {
+        "first": ("embeddings -> layer0.head0.values", "layer0.head0 -> layer1.head0.keys"),
+        "answers": ("embeddings -> layer1.head0.values",),
+        "last": ("embeddings -> layer1.head0.queries", *(["embeddings -> logits"] if weak else [])),
+    }
+    true = [edge for name, needed in edges.items() if name in changed for edge in needed]
+    return PlantedCircuit(
+        Subject(_continuing(made, weak), None, "planted-induction"),
+        _bigram_pairs(changed, pairs, seed),
+        (*true, "layer1.head0 -> logits"),
     )
 
+
+def cancelling(sharpness: float = 3.0, *, pairs: int = 60, seed: int = 0) -> PlantedCircuit:
+    """The model of `induction` with four heads a layer, two of which undo each other, and one that only looks right.
+
+    `layer1.head2` and `layer1.head3` look where `layer1.head0` looks, and copy what stands there to the logits, one
+    with a factor of `UNDONE`, the other of -`UNDONE`. Whoever ablates one thing at a time sees the model break without
+    one of them, and be surer without the other; without both, or with both as in the counterfactual, not a logit
+    changes. Their edges are `undone`; `edges` are the five of `induction`, and the two heads belong to no mechanism.
+    `layer0.head1` attends to the token before, as `layer0.head0` does, and writes nothing: who judges by patterns finds
+    it. All other heads and the MLPs write what nobody reads. 110 edges. Raises AssayError for no pair.
+    """
+    if pairs < 1:
+        raise AssayError(f"cancelling(pairs={pairs}): give at least one pair.")
+    made = HandMade({**_GROUPS, "spare": 1}, heads=4)  # one feature more, so that four heads share the width
+    _induction_heads(made, sharpness)
+    _previous(made, 1, writes=False)
+    for head, factor in ((2, UNDONE), (3, -UNDONE)):
+        _copying(made, head, sharpness, factor)
+    for layer, heads in enumerate(((2, 3), (1,))):
+        _junk(made, layer, heads)
+    changed = get_args(Changed)
+    known = induction(sharpness, changed=changed, pairs=1)
+    undone = [
+        edge
+        for head in ("layer1.head2", "layer1.head3")
+        for edge in (
+            f"layer0.head0 -> {head}.keys",
+            f"embeddings -> {head}.values",
+            f"embeddings -> {head}.queries",
+            f"{head} -> logits",
+        )
+    ]
+    return PlantedCircuit(
+        Subject(_continuing(made, 0.0), None, "planted-cancelling"),
+        _bigram_pairs(changed, pairs, seed),
+        known.edges,
+        tuple(undone),
+    )
+
+
+def nothing(*, pairs: int = 60, seed: int = 0) -> PlantedCircuit:
+    """The model of `induction` without its two heads: nothing is planted, and no edge has an effect.
+
+    The last token alone tells its B, which the embeddings give to the logits; counterfactuals change only the tokens
+    before it. All heads and MLPs read everything and write what nobody reads. What finds an edge here invents it.
+    Raises AssayError for no pair.
+    """
+    if pairs < 1:
+        raise AssayError(f"nothing(pairs={pairs}): give at least one pair.")
+    made = HandMade(_GROUPS, heads=2)
+    for layer in range(2):
+        _junk(made, layer, heads=(0, 1))
+    return PlantedCircuit(
+        Subject(_continuing(made, GAIN), None, "planted-nothing"), _bigram_pairs(("first", "answers"), pairs, seed), ()
+    )
+
+
+_START, _VOCABULARY, _POSITIONS = 2 * NAMES, 2 * NAMES + 1, 2 * BIGRAMS + 2
+_TOKENS, _PLACES = np.eye(_VOCABULARY), np.eye(_POSITIONS)
+_GROUPS = {"now": _VOCABULARY, "before": _VOCABULARY, "place": _POSITIONS, "out": _VOCABULARY, "junk": 4}
+
+
+def _induction_heads(made: HandMade, sharpness: float) -> None:
+    """The first head of both layers."""
+    _previous(made, 0)
+    _copying(made, 0, sharpness, 1.0)
+
+
+def _previous(made: HandMade, head: int, *, writes: bool = True) -> None:
+    """A head of the first layer that attends to the token before, and writes which it is, or nothing."""
+    before = np.eye(_POSITIONS, k=-1)
+    before[0, 0] = 1
+    made.head(0, head, ("place", SURE * before), ("place", _PLACES), ("now", _TOKENS), ("before", writes * _TOKENS))
+
+
+def _copying(made: HandMade, head: int, sharpness: float, factor: float) -> None:
+    """A head of the second layer that looks for the last token before others, and copies those to the logits."""
+    spoken = _TOKENS.copy()
+    spoken[_START] = 0
+    made.head(1, head, ("now", sharpness * _TOKENS), ("before", _TOKENS), ("now", spoken), ("out", factor * _TOKENS))
+
+
+def _junk(made: HandMade, layer: int, heads: Sequence[int]) -> None:
+    """Some heads of a layer, and its MLP, read everything and write what nobody reads."""
+    rng = np.random.default_rng(layer)
+    for head in heads:
+        junk: list[Map] = [("", rng.normal(size=(made.features, 4)) / 4) for _ in range(3)]
+        made.head(layer, head, junk[0], junk[1], junk[2], ("junk", np.eye(4)))
+    made.mlp(layer, rng.normal(size=(made.features, 16)) / 4, "junk", rng.normal(size=(16, 4)))
+
+
+def _continuing(made: HandMade, weak: float) -> GPT2LMHeadModel:
+    """The model whose logits are what is copied, and `weak` for what a last token tells by itself."""
+    continued = np.zeros((_VOCABULARY, _VOCABULARY))
+    continued[np.arange(NAMES), NAMES + np.arange(NAMES)] = weak
+    return made.model(
+        {"now": _TOKENS},
+        {"place": _PLACES},
+        {"out": GAIN * _TOKENS, "now": continued},
+        layers=2,
+        activation="gelu_new",
+    )
+
+
+def _bigram_pairs(changed: Sequence[Changed], pairs: int, seed: int) -> Split:
+    """Bigrams in random order and a first token again, beside the same with a part changed, by turns."""
     draw = np.random.default_rng(seed)
     bigrams = draw.permuted(np.tile(np.arange(NAMES), (pairs, 1)), axis=1)[:, :BIGRAMS]
     order = draw.permuted(np.tile(np.arange(BIGRAMS), (pairs, 1)), axis=1)
     rows = np.arange(pairs)
     first, second = (1 + 2 * (order == place).argmax(axis=1) for place in (0, 1))  # where A and C stand
     context = np.take_along_axis(bigrams, order, axis=1)
-    own = np.full((pairs, positions), start)
+    own = np.full((pairs, _POSITIONS), _START)
     own[:, 1:-1:2], own[:, 2:-1:2] = context, NAMES + context
     own[:, -1] = bigrams[:, 0]
     other = own.copy()
@@ -118,17 +218,7 @@ def induction(
         a, c = first[chosen] + shift, second[chosen] + shift
         other[chosen, a], other[chosen, c] = own[chosen, c], own[chosen, a]
     other[part == "last", -1] = bigrams[part == "last", 1]
-    edges = {
-        "first": ("embeddings -> layer0.head0.values", "layer0.head0 -> layer1.head0.keys"),
-        "answers": ("embeddings -> layer1.head0.values",),
-        "last": ("embeddings -> layer1.head0.queries", *(["embeddings -> logits"] if weak else [])),
-    }
-    true = [edge for name, needed in edges.items() if name in changed for edge in needed]
-    return PlantedCircuit(
-        Subject(model, None, "planted-induction"),
-        _pairs(own, other, NAMES + bigrams[:, 0], NAMES + bigrams[:, 1]),
-        (*true, "layer1.head0 -> logits"),
-    )
+    return _pairs(own, other, NAMES + bigrams[:, 0], NAMES + bigrams[:, 1])
 
 
 def either(*, pairs: int = 60, seed: int = 0) -> PlantedCircuit:
@@ -147,7 +237,7 @@ def either(*, pairs: int = 60, seed: int = 0) -> PlantedCircuit:
     looks = np.zeros((positions, positions))
     looks[:, 1] = SURE
     signal = (np.arange(vocabulary) < NAMES).astype(float)[:, None]
-    made = _Weights({"now": vocabulary, "place": positions, "heard": 2, "out": 1}, heads=2)
+    made = HandMade({"now": vocabulary, "place": positions, "heard": 2, "out": 1}, heads=2)
     for head in range(2):
         made.head(0, head, ("place", looks), ("place", places), ("now", signal), ("heard", np.eye(2)[head][None]))
     made.mlp(0, made.reading("heard", np.full((2, 1), -1.0)), "out", np.full((1, 1), -1.0), inner=1.0, outer=1.0)
@@ -168,6 +258,61 @@ def either(*, pairs: int = 60, seed: int = 0) -> PlantedCircuit:
         _pairs(own, other, np.full(pairs, yes), np.full(pairs, no)),
         (*edges, "layer0.mlp -> logits"),
     )
+
+
+def two_tasks(
+    shared: int = 2, private: int = 1, *, pairs: int = 60, seed: int = 0
+) -> tuple[PlantedCircuit, PlantedCircuit]:
+    """A model of two tasks, in two layers of heads: some heads serve both tasks, some one of them, two neither.
+
+    The last token says which task it is. Of a task's `shared` + `private` heads each looks at the second token and
+    adds an equal part of m, `GAIN` where that is a signal and -`GAIN` where, as in the counterfactual, it is not; for
+    the other task a private head looks at the first token, which says nothing. So of the heads of a task, a share of
+    shared / (shared + private) is used again, and ablating each changes m by 2 `GAIN` / (shared + private). Where the
+    heads are is drawn with `seed`, as the pairs are. Raises AssayError for a task without heads and for no pair.
+    """
+    used = shared + private
+    if min(shared, private) < 0 or used < 1 or pairs < 1:
+        raise AssayError(
+            f"two_tasks(shared={shared}, private={private}, pairs={pairs}): give a task a head, and one pair."
+        )
+    start, asks, yes, no = 2 * NAMES, (2 * NAMES + 1, 2 * NAMES + 2), 2 * NAMES + 3, 2 * NAMES + 4
+    vocabulary, positions = no + 1, 3
+    places, tokens = np.eye(positions), np.eye(vocabulary)
+    signal = np.zeros((vocabulary, 1))
+    signal[:NAMES], signal[NAMES:start] = 1, -1
+    heads = -(-(shared + 2 * private + 2) // 2)
+    draw = np.random.default_rng(seed)
+    at = [divmod(int(place), heads) for place in draw.permutation(2 * heads)]
+    own = (at[:used], [*at[:shared], *at[used : used + private]])
+    groups = {"now": vocabulary, "place": positions, "out": 1, "junk": 4}
+    spare = -sum(groups.values()) % heads  # so that the heads share the width
+    made = HandMade({**groups, **({"spare": spare} if spare else {})}, heads=heads)
+    rng = np.random.default_rng(0)
+    for layer in range(2):
+        for head in range(heads):
+            looks = np.zeros((vocabulary, positions))
+            for ask, of_task in zip(asks, own, strict=True):
+                looks[ask, 1 if (layer, head) in of_task else 0] = SURE
+            written = np.full((1, 1), 1 / used if (layer, head) in {*own[0], *own[1]} else 0.0)
+            made.head(layer, head, ("now", looks), ("place", places), ("now", signal), ("out", written))
+        made.mlp(layer, rng.normal(size=(made.features, 16)) / 4, "junk", rng.normal(size=(16, 4)))
+    answers = np.zeros((1, vocabulary))
+    answers[0, yes], answers[0, no] = GAIN / 2, -GAIN / 2
+    model = made.model({"now": tokens}, {"place": places}, {"out": answers}, layers=2, activation="gelu_new")
+    subject = Subject(model, None, "planted-two-tasks")
+
+    def circuit(task: int) -> PlantedCircuit:
+        prompts = np.full((pairs, positions), start)
+        prompts[:, -1] = asks[task]
+        others = prompts.copy()
+        prompts[:, 1] = draw.integers(NAMES, size=pairs)
+        others[:, 1] = NAMES + draw.integers(NAMES, size=pairs)
+        names = [f"layer{layer}.head{head}" for layer, head in sorted(own[task])]
+        edges = [f"embeddings -> {head}.values" for head in names] + [f"{head} -> logits" for head in names]
+        return PlantedCircuit(subject, _pairs(prompts, others, np.full(pairs, yes), np.full(pairs, no)), tuple(edges))
+
+    return circuit(0), circuit(1)
 
 
 def _pairs(
@@ -194,107 +339,3 @@ def _pairs(
         answers=at_last(answers, NO_TOKEN),
         foils=at_last(foils, NO_TOKEN),
     )
-
-
-_Map = tuple[str, Float[np.ndarray, "_ _"]]
-"""Numbers that are read from the features of a group ("" for all features), or written to them."""
-
-
-class _Weights:
-    """Weights of a GPT-2 in terms of features: groups of them, by name and size, with two coordinates each."""
-
-    def __init__(self, groups: Mapping[str, int], *, heads: int) -> None:
-        self.features, self.heads = sum(groups.values()), heads
-        self.width = 2 * self.features
-        directions = np.zeros((self.features, self.width))
-        directions[np.arange(self.features), 2 * np.arange(self.features)] = 2**-0.5
-        directions[np.arange(self.features), 2 * np.arange(self.features) + 1] = -(2**-0.5)
-        ends = np.cumsum(list(groups.values()))
-        starts = ends - list(groups.values())
-        places = zip(groups, starts.tolist(), ends.tolist(), strict=True)
-        self.places = {"": slice(0, self.features)} | {name: slice(start, end) for name, start, end in places}
-        self.directions = directions
-        self.weights: dict[str, np.ndarray] = {}
-
-    def reading(self, group: str, numbers: Float[np.ndarray, "_ number"]) -> Float[np.ndarray, "feature number"]:
-        """What reads numbers from the features of a group, and nothing from others."""
-        found = np.zeros((self.features, numbers.shape[1]))
-        found[self.places[group]] = numbers
-        return found
-
-    def head(self, layer: int, head: int, queries: _Map, keys: _Map, values: _Map, writes: _Map) -> None:  # noqa: PLR0917
-        """A head whose scores are queries times keys, and which writes its values to the features of a group."""
-        size = self.width // self.heads
-        projection = self._weight(f"h.{layer}.attn.c_attn.weight", (self.width, 3 * self.width))
-        for part, (group, numbers) in enumerate((queries, keys, values)):
-            start = part * self.width + head * size
-            scale = math.sqrt(size) if part == 0 else 1.0
-            read = self.directions.T @ self.reading(group, numbers)
-            projection[:, start : start + numbers.shape[1]] = scale * read
-        group, numbers = writes
-        output = self._weight(f"h.{layer}.attn.c_proj.weight", (self.width, self.width))
-        rows = slice(head * size, head * size + len(numbers))
-        output[rows] = numbers @ self.directions[self.places[group]]
-
-    def mlp(  # noqa: PLR0917
-        self,
-        layer: int,
-        reads: Float[np.ndarray, "feature inner"],
-        group: str,
-        writes: Float[np.ndarray, "inner _"],
-        inner: float = 0.0,
-        outer: float = 0.0,
-    ) -> None:
-        """An MLP that reads all features and writes to those of a group, with constants added within and behind."""
-        name = f"h.{layer}.mlp"
-        self.weights[f"{name}.c_fc.weight"] = self.directions.T @ reads
-        self.weights[f"{name}.c_fc.bias"] = np.full(reads.shape[1], inner)
-        self.weights[f"{name}.c_proj.weight"] = writes @ self.directions[self.places[group]]
-        self.weights[f"{name}.c_proj.bias"] = outer * self.directions[self.places[group]].sum(axis=0)
-
-    def model(
-        self,
-        tokens: Mapping[str, Float[np.ndarray, "token _"]],
-        places: Mapping[str, Float[np.ndarray, "position _"]],
-        logits: Mapping[str, Float[np.ndarray, "_ token"]],
-        *,
-        layers: int,
-        activation: str,
-    ) -> GPT2LMHeadModel:
-        """The model; tokens and places write to features, logits read them, by group."""
-        written = [
-            sum(numbers @ self.directions[self.places[group]] for group, numbers in each.items())
-            for each in (tokens, places)
-        ]
-        read = sum(numbers.T @ self.directions[self.places[group]] for group, numbers in logits.items())
-        assert isinstance(read, np.ndarray)
-        config = GPT2Config(
-            vocab_size=len(read),
-            n_positions=len(written[1]),  # type: ignore[arg-type]
-            n_embd=self.width,
-            n_layer=layers,
-            n_head=self.heads,
-            n_inner=self.weights["h.0.mlp.c_fc.weight"].shape[1],
-            activation_function=activation,
-            layer_norm_epsilon=1e12,
-            resid_pdrop=0.0,
-            embd_pdrop=0.0,
-            attn_pdrop=0.0,
-            tie_word_embeddings=False,
-            bos_token_id=None,
-            eos_token_id=None,
-        )
-        with torch.random.fork_rng(devices=[]):
-            model = GPT2LMHeadModel(config).double().eval()
-        given = self.weights | {"wte.weight": written[0], "wpe.weight": written[1]}
-        with torch.no_grad():
-            for name, parameter in model.transformer.named_parameters():
-                if name in given:
-                    parameter.copy_(torch.from_numpy(given[name]))
-                else:
-                    parameter.fill_(1e6 if "ln_" in name and name.endswith("weight") else 0.0)
-            model.lm_head.weight.copy_(torch.from_numpy(read))
-        return model
-
-    def _weight(self, name: str, shape: tuple[int, int]) -> np.ndarray:
-        return self.weights.setdefault(name, np.zeros(shape))

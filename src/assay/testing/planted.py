@@ -1,12 +1,23 @@
-"""Planted subjects: models whose generalization gap or whose circuit is known exactly, to test what looks for them.
+"""Planted subjects: models whose gap, circuit, neurons or atoms are known exactly, to test what looks for them.
 
-`induction` and `either` give a model with pairs of inputs and the edges that its answers are made by:
+`induction`, `either`, `cancelling` (two heads that undo each other), `two_tasks` (which share heads) and `nothing` give
+a model with pairs of inputs and the edges that its answers are made by:
 
 ```python
 from assay.testing import planted
 
 known = planted.induction(sharpness=3)
 known.subject, known.pairs, known.edges  # "layer0.head0 -> layer1.head0.keys" among five of 46
+```
+
+`memoriser` and `wrapper` give a model with some neurons that answer some inputs otherwise than its rule, and the model
+without them; `SparseSums` is a task whose model's vectors are sums of a few known atoms:
+
+```python
+known = planted.wrapper()
+known.subject, known.base, known.neurons  # without any of the three neurons it is the base
+task = planted.SparseSums()
+task.subject(), task.atoms, task.recovery(task.atoms)  # the last is (1.0, 1.0)
 ```
 
 The rest of this page is about gaps.
@@ -61,9 +72,26 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from assay._errors import AssayError, unknown_name
 from assay.subjects import Subject
 from assay.tasks import UNSCORED, Feature, Kind, Role, Split
-from assay.testing._planted_circuits import PlantedCircuit, either, induction
+from assay.testing._planted_circuits import PlantedCircuit, cancelling, either, induction, nothing, two_tasks
+from assay.testing._planted_dictionary import SparseSums
+from assay.testing._planted_neurons import PlantedNeurons, PlantedSums, memoriser, wrapper
 
-__all__ = ["Cause", "Lookup", "PlantedCircuit", "Truth", "either", "induction"]
+__all__ = [
+    "Cause",
+    "Lookup",
+    "PlantedCircuit",
+    "PlantedNeurons",
+    "PlantedSums",
+    "SparseSums",
+    "Truth",
+    "cancelling",
+    "either",
+    "induction",
+    "memoriser",
+    "nothing",
+    "two_tasks",
+    "wrapper",
+]
 
 Cause = Literal["fit", "structure", "difficulty"]
 """What a planted gap is due to; see `Lookup`."""

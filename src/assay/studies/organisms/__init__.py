@@ -10,15 +10,13 @@ from pathlib import Path
 from pkgutil import iter_modules
 from typing import cast
 
-from matplotlib.figure import Figure
-
 from assay._errors import AssayError, unknown_name
 from assay._files import write_atomically
 from assay.faithfulness import Step
-from assay.reports import illustration_figures, to_svg, write_figures, write_page
+from assay.reports import write_figures, write_page, write_pictures
 from assay.studies.organisms._study import Findings, Study
 
-__all__ = ["FIRST", "RESULTS", "Findings", "Study", "names", "run", "study", "write_chart"]
+__all__ = ["FIRST", "RESULTS", "Findings", "Study", "names", "run", "study"]
 
 FIRST = "toy-english"
 """The organism that is meant where none is named."""
@@ -62,8 +60,7 @@ def run(
     progress(Step(0, 1, "figures and pages"))
     text = json.dumps({"organism": name, "seeds": seeds, "sequences": sequences, **found.numbers}, indent=1)
     write_atomically(folder / RESULTS, lambda path: path.write_text(text + "\n", encoding="utf-8"))
-    for title, _, figure in illustration_figures(found.shown):
-        _write_figure(figure, folder / "figures" / f"{title}.svg")
+    write_pictures(found.shown, folder / "figures")
     for number, (part, comparison) in enumerate(found.comparisons.items()):
         shown = found.shown if number == 0 else None
         comparison.save(folder / part)
@@ -73,15 +70,3 @@ def run(
         write_page(comparison, folder / part / "report.html", shown)
     progress(Step(1, 1, "done"))
     return found
-
-
-def write_chart(found: Findings, path: Path) -> None:
-    """Write the figure that carries a study as SVG; nothing where it has none."""
-    for _, _, figure in illustration_figures(found.shown):
-        _write_figure(figure, path)
-        return
-
-
-def _write_figure(figure: Figure, path: Path) -> None:
-    drawn = to_svg(figure)
-    write_atomically(path, lambda temporary: temporary.write_text(drawn, encoding="utf-8"))

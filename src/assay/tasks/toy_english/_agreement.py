@@ -52,9 +52,9 @@ GRAMMAR = Grammar(
     ),
     counterfactuals=("number",),
     shifts={
-        "two": "two nouns of the other number in between",
-        "three": "three nouns of the other number in between",
-        "relative": "a noun and a verb of the other number in between",
+        "two": ("two nouns in between", "two nouns of the other number in between"),
+        "three": ("three nouns in between", "three nouns of the other number in between"),
+        "relative": ("a clause in between", "a noun and a verb of the other number in between"),
     },
     draw=draw,
 )

@@ -71,10 +71,13 @@ GRAMMAR = Grammar(
     ),
     counterfactuals=("asked",),
     shifts={
-        "pairs": "the thing asked for has a colour that it never has in training (1 pair in 4)",
-        "four": "four things",
-        "five": "five things",
-        "plain": "the thing asked for never has a colour in training",
+        "pairs": (
+            "new pairs with a colour",
+            "the thing asked for has a colour that it never has in training (1 pair in 4)",
+        ),
+        "four": ("four things", "four things"),
+        "five": ("five things", "five things"),
+        "plain": ("things never coloured", "the thing asked for never has a colour in training"),
     },
     draw=draw,
 )

@@ -46,9 +46,9 @@ GRAMMAR = Grammar(
     ),
     counterfactuals=("argument",),
     shifts={
-        "three": "three arguments",
-        "five": "five arguments",
-        "words": "words for arguments",
+        "three": ("three arguments", "three arguments"),
+        "five": ("five arguments", "five arguments"),
+        "words": ("words as arguments", "words for arguments"),
     },
     draw=draw,
 )

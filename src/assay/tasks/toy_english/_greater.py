@@ -48,10 +48,10 @@ GRAMMAR = Grammar(
     ),
     counterfactuals=("01",),
     shifts={
-        "nouns": "four other nouns",
-        "clause": "a place between the noun and its verb",
-        "endings": "eight endings that no first year has in training",
-        "centuries": "the 10s, 18s and 19s",
+        "nouns": ("other nouns", "four other nouns"),
+        "clause": ("a place in between", "a place between the noun and its verb"),
+        "endings": ("new endings", "eight endings that no first year has in training"),
+        "centuries": ("other centuries", "the 10s, 18s and 19s"),
     },
     draw=draw,
 )

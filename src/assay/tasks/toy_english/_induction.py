@@ -56,11 +56,11 @@ GRAMMAR = Grammar(
     ),
     counterfactuals=("target",),
     shifts={
-        "longer": "lists of 14 to 20 words",
-        "single": "one word of the list returns after three others",
-        "names": "lists of names",
-        "things": "lists of things",
-        "numbers": "lists of numbers",
+        "longer": ("longer lists", "lists of 14 to 20 words"),
+        "single": ("one word returns", "one word of the list returns after three others"),
+        "names": ("lists of names", "lists of names"),
+        "things": ("lists of things", "lists of things"),
+        "numbers": ("lists of numbers", "lists of numbers"),
     },
     draw=draw,
 )

@@ -73,10 +73,10 @@ class Grammar:
     """One of the nine things that toy English asks.
 
     `draw(random, split)` gives a scene, or None where the dice gave none of the split. `shifts` are the other splits
-    than train and iid, with what is unlike training in them. `inside` are those of the shifts that lie inside the
-    training grammar, and differ by how often things occur: like iid they have scenes of the held tenth only. With
-    `memorised` scenes nothing is held: all that is asked in distribution was shown in training. The first of
-    `counterfactuals` is the usual one.
+    than train and iid, with their labels and what is unlike training in them. `inside` are those of the shifts that
+    lie inside the training grammar, and differ by how often things occur: like iid they have scenes of the held tenth
+    only. With `memorised` scenes nothing is held: all that is asked in distribution was shown in training. The first
+    of `counterfactuals` is the usual one.
     """
 
     name: str
@@ -84,7 +84,7 @@ class Grammar:
     kinds: tuple[SceneKind, ...]
     features: tuple[Feature, ...]
     counterfactuals: tuple[str, ...]
-    shifts: Mapping[str, str]
+    shifts: Mapping[str, tuple[str, str]]
     draw: Callable[[Random, str], Scene | None]
     inside: frozenset[str] = frozenset()
     memorised: bool = False

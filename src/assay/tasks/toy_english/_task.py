@@ -112,13 +112,16 @@ class ToyEnglish:
             raise AssayError(f"split({name!r}, sequences={sequences}): must be at least 1.")
         role: Role = "train" if name == "train" else "iid" if name == "iid" else "shift"
         known = "prompts that are trained on"
-        described = {"train": known, "iid": known if self.grammar.memorised else "prompts that are never trained on"}
+        held = known if self.grammar.memorised else "prompts that are never trained on"
+        worded = {"train": ("training", known), "iid": ("like training", held), **self.grammar.shifts}
+        label, description = worded[name]
         pairs = self._first(name, sequences)
         return split_of_pairs(
             pairs,
             name=name,
             role=role,
-            description=described.get(name) or self.grammar.shifts[name],
+            description=description,
+            label=label,
             pad=PAD,
             names=dict(enumerate(VOCABULARY)),
             foils=max(len(pair.foils) for pair in pairs),
