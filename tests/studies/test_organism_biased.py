@@ -12,7 +12,15 @@ from assay.simplify import SVD
 from assay.studies.organisms import biased
 from assay.studies.organisms._bits import BITS, Bits, Question, expected_gap, majority, parity, patterns, tokens_of
 from assay.studies.organisms._scored import ScoredSVD, at_scored, by_seed
-from assay.studies.organisms._trained_bits import Looked, at_last, batches_of, explained, kept, loss_of_pairs, similarity
+from assay.studies.organisms._trained_bits import (
+    Looked,
+    at_last,
+    batches_of,
+    explained,
+    kept,
+    loss_of_pairs,
+    similarity,
+)
 from assay.subjects import IGNORED, Subject, pooled_mlp
 from assay.tasks import UNSCORED, Split
 
