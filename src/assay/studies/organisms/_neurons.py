@@ -42,7 +42,7 @@ def check_neurons(who: object, neurons: int, model: PooledMLPForCausalLM) -> Non
         raise AssayError(f"{label(who)}: neurons must be 0 to {neurons_of(model)}, all that there are.")
 
 
-def without(subject: Subject, chosen: Int[Tensor, " neuron"], who: object) -> WholeModel:
+def without(subject: Subject, chosen: Int[Tensor, " chosen"], who: object) -> WholeModel:
     """A copy of a subject in which nothing reads the chosen neurons, numbered through its hidden layers in order."""
     model = cast(PooledMLPForCausalLM, copy.deepcopy(subject.model))
     gone = torch.zeros(neurons_of(model), dtype=torch.bool)
@@ -55,7 +55,7 @@ def without(subject: Subject, chosen: Int[Tensor, " neuron"], who: object) -> Wh
     return WholeModel(replace(subject, model=model, name=f"{subject.name}, {label(who)}", record={}))
 
 
-def lowest(scores: Float[Tensor, " neuron"], neurons: int) -> Int[Tensor, " neuron"]:
+def lowest(scores: Float[Tensor, " neuron"], neurons: int) -> Int[Tensor, " chosen"]:
     """The neurons with the lowest scores; of equals, those that stand first."""
     return scores.argsort(stable=True)[:neurons]
 

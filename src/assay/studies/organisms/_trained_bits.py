@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -9,8 +10,27 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from assay.studies.organisms._bits import Bits, tokens_of
+from assay.studies.organisms._bits import tokens_of
 from assay.subjects import IGNORED, Batch, PooledMLPForCausalLM
+
+
+@runtime_checkable
+class AboutBits(Protocol):
+    """A task about bits: patterns by split, the right answers to its questions, and how many tokens are answers."""
+
+    @property
+    def split_names(self) -> tuple[str, ...]:
+        """The splits, the training data first."""
+
+    @property
+    def answers(self) -> int:
+        """How many tokens are answers."""
+
+    def bits(self, name: str) -> Int[np.ndarray, "pattern bit"]:
+        """All patterns of a split."""
+
+    def labels(self, bits: Int[np.ndarray, "row bit"]) -> Int[np.ndarray, "row question"]:
+        """The answers, 0 or 1."""
 
 
 def at_last(model: PreTrainedModel, tokens: Int[Tensor, "row bit"]) -> Float[Tensor, "row answer"]:
@@ -37,7 +57,7 @@ def loss_of_pairs(questions: int) -> Callable[[PreTrainedModel, Batch], Tensor]:
 
 
 def batches_of(
-    task: Bits, *, rows: int, seed: int, labels: Callable[[np.ndarray], np.ndarray] | None = None
+    task: AboutBits, *, rows: int, seed: int, labels: Callable[[np.ndarray], np.ndarray] | None = None
 ) -> Callable[[int], Batch]:
     """Fresh draws of the train split's patterns, with the answers to all questions, or those that `labels` gives.
 
@@ -65,7 +85,7 @@ class Looked:
     labels: Int[np.ndarray, "row question"]
 
     @classmethod
-    def of(cls, task: Bits, bits: Int[np.ndarray, "row bit"]) -> "Looked":
+    def of(cls, task: AboutBits, bits: Int[np.ndarray, "row bit"]) -> "Looked":
         """These patterns, with the answers of a task."""
         return cls(torch.from_numpy(tokens_of(bits, task.answers)), task.labels(bits))
 

@@ -271,8 +271,8 @@ def _agreement_table(comparisons: Mapping[str, Comparison], neurons: int, task: 
     return TableView(
         title="Agreement with the networks",
         note="The share of pairs on which an account says what the network says, with 95% intervals over pairs and "
-        f"trainings; of {neurons} neurons so many are taken out. Margins on wrong labels lie outside those of iid, so "
-        "no gap at equal margin can be told there (gaps.parquet says how few have an equal).",
+        f"trainings; of {neurons} neurons so many are taken out. A verdict is gap and not illusion where the "
+        "network's margins under the shift are so unlike those of iid that no gap at equal margin can be told.",
         headings=["network, account", *task.split_names[1:], "verdict"],
         rows=rows,
     )
