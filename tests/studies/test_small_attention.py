@@ -35,6 +35,9 @@ def quick(monkeypatch):
     """Comparisons in studies have few draws and one metric, and are else what they are."""
     for module in (induction, repeated, search):
         monkeypatch.setattr(module, "compare", few_draws)
+    monkeypatch.setattr(repeated, "MEASURED", 40)
+    monkeypatch.setattr(repeated, "PROXIES", repeated.PROXIES[:1])
+    monkeypatch.setattr(search, "LOOKED_AT", 40)
 
 
 def by_hand() -> GPT2LMHeadModel:
