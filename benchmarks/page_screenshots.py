@@ -22,7 +22,8 @@ def main(arguments: list[str]) -> list[Path]:
     """Draw the page of a run, and write the first screen of it in every size and mode; returns the pictures' paths."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path, help="a run folder")
-    parser.add_argument("--out", type=Path, default=Path("docs/images"), help="folder for page-SIZE-MODE.png")
+    parser.add_argument("--out", type=Path, default=Path("docs/images"), help="folder for NAME-SIZE-MODE.png")
+    parser.add_argument("--name", default="page", help="what the pictures' names begin with (default: page)")
     parser.add_argument("--only", nargs="*", choices=SIZES, default=list(SIZES), help="sizes (default: all)")
     parser.add_argument("--mode", nargs="*", choices=("light", "dark"), default=["light", "dark"])
     given = parser.parse_args(arguments)
@@ -34,7 +35,7 @@ def main(arguments: list[str]) -> list[Path]:
             for mode in given.mode:
                 width, height = SIZES[size]
                 shown.show(page, width=width, height=height, dark=mode == "dark")
-                paths.append(given.out / f"page-{size}-{mode}.png")
+                paths.append(given.out / f"{given.name}-{size}-{mode}.png")
                 # A page has few colours: a palette of them makes the file a fraction of the size.
                 picture = Image.open(BytesIO(shown.picture())).convert("RGB").quantize(COLOURS)
                 picture.save(paths[-1], optimize=True)

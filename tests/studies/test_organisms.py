@@ -11,7 +11,7 @@ from assay import AssayError
 from assay.reports import Chart, Illustrations, Series, write_chart
 from assay.studies import organisms
 from assay.studies.organisms import Findings, _toy_english, toy_english
-from assay.studies.organisms._toy_english import Depth, bag_of_words, depth, right
+from assay.studies.organisms._toy_english import Depth, Right, bag_of_words, depth, right
 from assay.subjects import Recipe, Subject, load, shipped, toy_english_model
 from assay.tasks import NO_TOKEN, ToyEnglish
 from assay.tasks.toy_english import GRAMMARS, ID, VERSION, tokenizer
@@ -114,6 +114,17 @@ def test_a_task_solved_in_one_block_or_without_heads_is_not_accepted(after, with
 def test_a_bag_of_words_cannot_match_and_can_add():
     assert bag_of_words("coloured", fitted=300, prompts=100, steps=60) < 0.6
     assert bag_of_words("agreement", fitted=300, prompts=100, steps=60) < 0.6, "ten verbs are right, one is drawn"
+
+
+@pytest.mark.parametrize(
+    ("share", "prompts", "interval"),
+    [(1.0, 400, "[0.991, 1.000]"), (0.0, 400, "[0.000, 0.009]"), (0.5, 10, "[0.187, 0.813]")],
+    ids=["all", "none", "half"],
+)  # fmt: skip
+def test_accuracies_have_exact_intervals(share, prompts, interval):
+    """All of n: the lower limit is (0.025)^(1/n); half of ten is in tables of Clopper and Pearson."""
+    assert toy_english._interval(Right(share, 1.0, prompts)) == interval
+    assert f"{0.025 ** (1 / 400):.3f}" == "0.991"
 
 
 def words(text: str) -> list[str]:

@@ -8,19 +8,33 @@ import torch
 from transformers import GPT2LMHeadModel
 
 from assay import AssayError, compare
-from assay.engine import Engine, Head
+from assay.engine import Engine
 from assay.studies import organisms
 from assay.studies.organisms import _labels_in_context as labels
+from assay.studies.organisms import _search_task as search_task
 from assay.studies.organisms import _segments as segments
-from assay.studies.organisms import induction
+from assay.studies.organisms import induction, repeated, search
 from assay.studies.organisms._clamps import CLAMPS, PARTS, Clamped
 from assay.studies.organisms._one_head import OneHead, by_chance, matches, permuted, scores
+from assay.studies.organisms._search_model import graph_model
 from assay.studies.organisms._shown import agreement
-from assay.subjects import Recipe, Subject, Watch, train
-from assay.testing._planted_circuits import GAIN, SURE, _Weights
+from assay.subjects import Recipe, Repeated, Subject, Watch, train
+from assay.testing._hand_made import HandMade
+from assay.testing._planted_circuits import GAIN, SURE
 
 VOCABULARY = labels.EXEMPLARS + labels.LABELS
 QUERY = labels.QUERY
+
+
+def few_draws(*given, **options):
+    return compare(*given, **{**options, "metrics": ["same_prediction"], "resamples": 20})
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Comparisons in studies have few draws and one metric, and are else what they are."""
+    for module in (induction, repeated, search):
+        monkeypatch.setattr(module, "compare", few_draws)
 
 
 def by_hand() -> GPT2LMHeadModel:
@@ -30,7 +44,7 @@ def by_hand() -> GPT2LMHeadModel:
     before[0, 0] = 1
     spoken = tokens.copy()
     spoken[: labels.EXEMPLARS] = 0
-    made = _Weights({"now": VOCABULARY, "before": VOCABULARY, "place": positions, "out": VOCABULARY}, heads=4)
+    made = HandMade({"now": VOCABULARY, "before": VOCABULARY, "place": positions, "out": VOCABULARY}, heads=4)
     made.head(0, 0, ("place", SURE * before), ("place", np.eye(positions)), ("now", tokens), ("before", tokens))
     made.head(1, 0, ("now", SURE * tokens), ("before", tokens), ("now", spoken), ("out", tokens))
     for layer in range(2):
@@ -161,7 +175,7 @@ def test_scores_are_attention_where_it_is_scored():
     assert float(found[0, 1]) == pytest.approx(0.2), "a head without weights looks evenly"
 
 
-def test_the_study_of_induction_runs(tmp_path, monkeypatch):
+def test_the_study_of_induction_runs(tmp_path, monkeypatch, quick):
     monkeypatch.setattr(induction, "CLAMPS", {name: CLAMPS[name] for name in ("none", "copy")})
     monkeypatch.setattr(induction, "KEPT", (0,))
     found = induction.run(tmp_path, seeds=1, sequences=12, device="cpu", progress=lambda step: None,
@@ -196,7 +210,95 @@ def test_segments_come_twice_and_nothing_else_does():
         segments.Segments(documents=0)
 
 
-def test_every_head_named_by_a_study_is_there():
-    engine = Engine(Subject(segments.small_decoder(0), None, "small"))
-    assert Head(1, 0) in engine.heads
-    assert {"induction", "repeated"} <= {*organisms.names()}
+def test_the_study_of_repeated_data_runs(tmp_path, quick):
+    found = repeated.run(tmp_path, seeds=1, sequences=8, device="cpu", progress=lambda step: None,
+                         recipe=Recipe(steps=2, learning_rate=1e-3), sets=(5,))  # fmt: skip
+    clean, again = found.numbers["cells"]
+    assert (clean["documents"], clean["repeats"]) == (0, 0.0)
+    assert again["repeats"] == 2 * 32 / 5
+    assert set(found.comparisons) == {"nothing repeated", "5 documents repeated"}
+    frame = found.comparisons["5 documents repeated"].results
+    assert {"copy", "memory"} <= {*frame[frame["split"] == "repeated"]["kind"]}
+    assert [band.band for band in found.shown.charts[0].series].count(True) == 2
+
+
+def test_a_share_of_nothing_is_the_clean_training_bit_for_bit():
+    documents = segments.as_batch(segments.Segments(documents=4).repeated())
+    clean = segments.batches(batch=8, seed=1)
+    trained = []
+    for source in (clean, Repeated(clean, documents, share=0.0, seed=1)):
+        model = segments.small_decoder(0)
+        train(model, source, Recipe(steps=2, learning_rate=1e-3), checkpoint=None)
+        trained.append(model.state_dict())
+    assert all(torch.equal(value, trained[1][name]) for name, value in trained[0].items())
+
+
+def way(edges: set[tuple[int, int]], start: int, goal: int) -> list[int]:
+    """The only way from start to goal, found edge by edge from its end."""
+    found = [goal]
+    while found[-1] != start:
+        (before,) = [source for source, target in edges if target == found[-1]]
+        found.append(before)
+    return found[::-1]
+
+
+@pytest.mark.parametrize("name", search_task.Search.split_names)
+def test_the_first_step_is_the_one_on_the_way(name):
+    split = search_task.Search(seed=1).split(name, 60)
+    for row, other, length, answer, foil, ahead in zip(
+        split.tokens, split.counterfactuals, split.lengths, split.answers[:, 0], split.foils[:, 0],
+        split.features["lookahead"][:, 0], strict=True,
+    ):  # fmt: skip
+        edges = {divmod(int(token) - search_task.EDGES, 12) for token in row[1:length]}
+        assert len(edges) == length - 1 == 2 * ahead + (3 if name == "distractor" else 0)
+        assert (row[length:] == row[0]).all()
+        for question, first in ((row[0], answer), (other[0], foil)):
+            found = way(edges, *divmod(int(question) - search_task.QUESTIONS, 12))
+            assert len(found) == ahead + 1
+            assert found[1] == first
+        assert {"one_more": {4}, "two_more": {5}, "distractor": {3}}.get(name, {1, 2, 3}) >= {int(ahead)}
+
+
+def test_lookaheads_are_introduced_one_after_another():
+    batches = search_task.batches(batch=4, seed=0, stage=10)
+    seen = [{batches(step).tokens.shape[1] for step in range(first, first + 10)} for first in (0, 10, 20, 40)]
+    assert seen[0] == {3}
+    assert seen[1] == {3, 5}
+    assert seen[2] | seen[3] == {3, 5, 7}
+
+
+def test_a_graph_is_read_as_a_set_and_what_pads_it_is_not_seen():
+    model = graph_model(0).eval()
+    subject = Subject(model, None, "graphs")
+    split = search_task.Search().split("iid", 30)
+    tokens, valid = torch.from_numpy(split.tokens), torch.from_numpy(split.valid.astype(np.int64))
+    found = subject(tokens, valid)[:, 0]
+    assert found.shape == (30, 12)
+    for row, length in enumerate(split.lengths.tolist()):
+        mixed = np.concatenate(([0], 1 + np.random.default_rng(row).permutation(length - 1)))
+        alone = subject(tokens[row : row + 1, mixed])[0, 0]
+        torch.testing.assert_close(alone, found[row], atol=1e-5, rtol=0)
+    weight = model.embed_tokens.weight
+    ends = model.embed_tokens.ends
+    assert weight.shape == (12 + 2 * 144, 64)
+    torch.testing.assert_close(weight[search_task.EDGES + 12 * 3 + 7], ends[3] + ends[12 + 7])
+    torch.testing.assert_close(weight[search_task.QUESTIONS + 12 * 3 + 7], ends[24 + 3] + ends[36 + 7])
+    seen = Engine(subject).run(tokens, valid, read=("patterns",)).patterns[0]
+    assert float((seen * (1 - valid)[:, None, None]).abs().max()) == 0.0
+    assert float(seen[0, 0, 0, 1]) > 0, "no causal mask: the question sees edges behind it"
+
+
+def test_the_study_of_search_runs(tmp_path, monkeypatch, quick):
+    monkeypatch.setattr(search, "PROXIES", search.PROXIES[-2:])
+    found = search.run(tmp_path, seeds=1, sequences=12, device="cpu", progress=lambda step: None,
+                       recipe=Recipe(steps=1, learning_rate=1e-3))  # fmt: skip
+    assert [one["lookahead"] for one in found.numbers["answered"]] == [1, 2, 3, 4, 5]
+    for one in found.numbers["answered"]:
+        assert one["right"] == one["back"][-1]
+        assert sum(one["back"]) + one["other"] <= 1 + 1e-9
+    points = found.shown.charts[0].series[-1]
+    assert points.x == [1.0, 2.0, 3.0, 4.0, 5.0]
+
+
+def test_studies_are_known_by_their_names():
+    assert {"induction", "repeated", "search"} <= {*organisms.names()}

@@ -49,6 +49,7 @@ from assay.subjects import Subject, pool
 from assay.tasks import NO_TOKEN, UNSCORED, Split, Task, bound, check_differ, count_copies, token_names
 
 NOISE_SEQUENCES = 100
+"""Enough: the floor is a largest difference, which more sequences hardly move, and each costs passes of its own."""
 
 PARAMETERS_HELD = 20_000_000
 """Parameters of other models that are in memory at the same time: small ones share the subject's passes."""

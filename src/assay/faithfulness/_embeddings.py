@@ -30,6 +30,7 @@ LEAST = 3
 """With fewer sequences in a split, every sequence has the same neighbour whatever the embeddings are."""
 
 _ROWS = 1_024
+"""Sequences whose cosines with all others are held at a time."""
 
 
 class SameNeighbour:

@@ -15,6 +15,7 @@ EXACT = 12
 """Up to so many sequences with d ≠ 0 all signs are enumerated."""
 
 DRAWS = 9_999
+"""With the observed signs as one more, p-values are multiples of 1 in 10,000."""
 
 
 def sign_flip_test(

@@ -13,6 +13,7 @@ from assay.proofs.attention._tables import Tables
 from assay.tasks import InputSet
 
 _LARGEST_CHUNK = 1 << 22
+"""Sums that are held at a time, 32 MB: larger sets of inputs are cut by their first token."""
 
 
 def _reaches(values: np.ndarray, last: np.ndarray) -> np.ndarray:

@@ -24,6 +24,7 @@ PAD = 64 * UNIT
 """Slack of a logit difference, relative to `Tables.spread`: 18 units for rounding, the rest for the checker's own."""
 
 _BITS = 62
+"""Sums of contributions stay below 2 to this power: of int64, one bit is left for the sum of two of them."""
 
 _BLOCK = 8
 """Outputs a block in the first tier."""

@@ -28,6 +28,7 @@ from assay.tasks import MaxOfK
 
 _HEAD = Head(0, 0)
 _FIT_SEQUENCES = 1_000
+"""As many as `compare` fits on by default, so that both speak of the same proxy."""
 
 
 @dataclass(frozen=True)

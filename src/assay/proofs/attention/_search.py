@@ -15,6 +15,7 @@ from assay.proofs._operations import Operations
 from assay.proofs.attention._groups import Group
 
 _CHUNK = 1 << 17
+"""Sums that a step adds at a time: 1 MB, as the search keeps such a part for every position."""
 
 
 class _Masks:

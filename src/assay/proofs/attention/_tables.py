@@ -24,7 +24,10 @@ UNIT = 2.0**-53
 """The unit roundoff of float64."""
 
 _LARGEST_SCORE = 2.0**40
+"""Up to here a float of a score, off by 2^-13 at most, is near enough to choose its power of two by."""
+
 _LARGEST_SPAN = 400
+"""Powers of two between weights of one query: floats hold products of two such weights without underflow."""
 
 
 @dataclass(frozen=True)

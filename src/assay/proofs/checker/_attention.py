@@ -16,7 +16,10 @@ import numpy as np
 
 from assay.proofs.checker._common import Budget, bounds, called, groups, identity, require, size_of, words
 
+# The checker shares nothing with what it checks: numbers that both need are stated again.
 _BITS = 320
+"""Bits of Arb: products of several matrices lose some, and far more than a float's 53 have to be left."""
+
 _U = 2.0**-53
 _FRACTION = 6
 _CHUNK = 2**18
@@ -188,6 +191,7 @@ def _models(weights: Mapping[str, np.ndarray], length: int, head: int, proxy: Ma
         if proxy is None:
             return [subject]
         if proxy["kind"] == "one-hot":
+            # The largest score takes all, however small its lead is.
             with ctx.workprec(64 * _BITS):
                 keys = (E + one * _arb(weights["embed_positions.weight"][length - 1 : length])) * (Q * K.transpose())
                 return [subject, _hard(subject, keys * E.transpose(), keys * P.transpose())]

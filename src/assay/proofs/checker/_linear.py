@@ -22,7 +22,11 @@ _BITS = 192
 _U = 2.0**-53
 _UNIT = 2**50
 _LEAST = 2.0**-420
+"""Sums below this may have lost terms to underflow, and are added up again."""
+
 _ROWS = 128
+"""Tokens whose logits Arb holds at a time: numbers of Arb take many times the memory of floats."""
+
 _EXACT = ("brute-force", "symmetry", "gemm")
 _LONGEST = 20
 """Tokens: 21! exceeds 63 bits."""

@@ -19,6 +19,7 @@ _DIGITS = 3_900
 """Of a whole number: more than a count or mask of a model that can be checked has; Python prints 4,300."""
 
 _WORD = 2**63
+"""Whole numbers are less: they become int64."""
 
 _Shape = Callable[[Any, str], None]
 """Raises AssayError unless a value has a shape; the text says where the value stands."""

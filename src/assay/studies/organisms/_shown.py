@@ -60,11 +60,12 @@ def line(name: str, panel: str, points: Sequence[tuple[float, float | None]], va
     return Series(name=name, panel=panel, variant=variant, x=x, y=y, low=nothing, high=nothing)
 
 
-def with_bars(name: str, panel: str, points: Sequence[tuple[float, Limits]]) -> Series:
+def with_bars(name: str, panel: str, points: Sequence[tuple[float, Limits]], variant: str = "") -> Series:
     """A series with limits."""
     return Series(
         name=name,
         panel=panel,
+        variant=variant,
         x=[x for x, _ in points],
         y=[limits[0] for _, limits in points],
         low=[limits[1] for _, limits in points],

@@ -348,7 +348,7 @@ def _along(judged: Sequence[Judged], free: Sequence[Trained]) -> Chart:
         own = [one for one in judged if one.seed == seed]
         for split in ("iid", "relabelled"):
             points = [(one.step, getattr(one, split)) for one in own]
-            series.append(with_bars(f"agreement of the account, {split}", panel, points))
+            series.append(with_bars("agreement of the account", panel, points, split))
         if "learned" in trained.events:
             at = trained.events["learned"]
             series.append(line(f"accuracy above {LEARNED}", panel, [(at, 0.0), (at, 1.0)]))

@@ -252,7 +252,12 @@ def _chart(found: Sequence[Gap]) -> Chart:
     nothing: list[float | None] = [None] * len(first)
     series.append(
         Series(
-            name="planted", x=[float(place) for place in range(len(first))], y=list(truth), low=nothing, high=nothing
+            name="planted",
+            variant="all draws",
+            x=[float(place) for place in range(len(first))],
+            y=list(truth),
+            low=nothing,
+            high=nothing,
         )
     )
     return Chart(

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+from scipy import stats
 
 from assay._errors import AssayError
 from assay.faithfulness import Step
@@ -185,6 +186,11 @@ def _cell(value: float, below: str = "") -> tuple[str, str]:
     return f"{value:.3f}", below
 
 
+def _interval(one: Right) -> str:
+    found = stats.binomtest(round(one.accuracy * one.prompts), one.prompts).proportion_ci(0.95, method="exact")
+    return f"[{found.low:.3f}, {found.high:.3f}]"
+
+
 def _of_splits(seeds: Sequence[Found], prompts: int) -> TableView:
     rows = []
     for asks in GRAMMARS:
@@ -193,12 +199,13 @@ def _of_splits(seeds: Sequence[Found], prompts: int) -> TableView:
             rows.append([
                 (f"{asks}, {name}", ""),
                 (str(measured[0].prompts), ""),
-                *(_cell(one.accuracy, f"{one.over_foils:.3f}") for one in measured),
+                *(_cell(one.accuracy, f"{_interval(one)}; {one.over_foils:.3f}") for one in measured),
             ])  # fmt: skip
     return TableView(
         title="Accuracy on every split",
-        note=f"The share of prompts (at most {prompts}) after which the likeliest of all words is right; below it, that"
-        " after which the right words together are likelier than the foils, which hides that something else is said. "
+        note=f"The share of prompts (at most {prompts}) after which the likeliest of all words is right; below it, its "
+        "exact 95% interval (Clopper and Pearson; over prompts, not over trainings), and the share after which the "
+        "right words together are likelier than the foils, which hides that something else is said. "
         "choice/open and facts/guess have no right answer: theirs is the share of A, and of an object drawn by chance.",
         headings=["split", "prompts", *(f"seed {one.seed}" for one in seeds)],
         rows=rows,
