@@ -71,21 +71,3 @@ def by_seed(comparison: Comparison, split: str, kind: str, metric: str = "same_p
     for (proxy, _), mean in (sums / counts).items():
         found.setdefault(str(proxy), []).append(float(mean))
     return found
-
-
-def measured(
-    comparison: Comparison, proxy: str, split: str, kind: str, metric: str = "same_prediction"
-) -> tuple[float, float, float]:
-    """A metric of a proxy on a kind of a split: estimate, low and high. KeyError where there is none."""
-    frame = comparison.results
-    row = frame[
-        (frame["proxy"] == proxy)
-        & (frame["split"] == split)
-        & (frame["kind"] == kind)
-        & (frame["metric"] == metric)
-        & (frame["feature"] == "")
-        & frame["trained"].astype(bool)
-    ]
-    if len(row) != 1:
-        raise KeyError((proxy, split, kind, metric, len(row)))
-    return float(row.iloc[0]["estimate"]), float(row.iloc[0]["low"]), float(row.iloc[0]["high"])

@@ -20,11 +20,16 @@ def with_limits(limits: Limits) -> tuple[str, str]:
     return number(estimate), f"[{low:.3f}, {high:.3f}]"
 
 
-def agreement(comparison: Comparison, split: str, proxy: str, kind: str | None = None) -> Limits:
-    """How often a proxy agrees with its subject on a split, on predictions of a kind (default: the primary one)."""
+def agreement(
+    comparison: Comparison, split: str, proxy: str, kind: str | None = None, metric: str | None = None
+) -> Limits:
+    """How often a proxy agrees with its subject on a split, on predictions of a kind (default: the primary one).
+
+    Or another `metric` of it.
+    """
     record, frame = comparison.record, comparison.results
     chosen = (
-        (frame["metric"] == record.primary_metric)
+        (frame["metric"] == (metric or record.primary_metric))
         & (frame["kind"] == (kind or record.primary_kind))
         & (frame["feature"] == "")
         & (frame["split"] == split)

@@ -21,7 +21,8 @@ from assay.engine import collect, engine_of
 from assay.faithfulness import Comparison, Step, compare
 from assay.reports import Chart, Illustrations, Series, TableView
 from assay.studies.organisms._bits import BITS, Bits, Question, expected_gap, majority, parity, shares_of
-from assay.studies.organisms._scored import ScoredSVD, at_scored, by_seed, measured
+from assay.studies.organisms._scored import ScoredSVD, at_scored, by_seed
+from assay.studies.organisms._shown import agreement, judgement, number, with_bars, with_limits
 from assay.studies.organisms._study import Findings
 from assay.studies.organisms._trained_bits import Looked, batches_of, explained, kept, loss_of_pairs, similarity
 from assay.subjects import Event, Recipe, Subject, Watch, pooled_mlp, train
@@ -218,18 +219,18 @@ def run(folder: Path, *, seeds: int, sequences: int, device: str = "cpu", progre
     """Train the networks, leave what their variance predicts in `folder` (prediction.json), then compare."""
     networks = (BIASED, *OTHERS)
     ready: dict[str, tuple[list[Subject], list[Predicted]]] = {}
-    for number, network in enumerate(networks):
+    for place, network in enumerate(networks):
         made = []
         for seed in range(min(seeds, network.most)):
-            progress(Step(number, 2 * len(networks), f"training: {network.text}, seed {seed}"))
+            progress(Step(place, 2 * len(networks), f"training: {network.text}, seed {seed}"))
             made.append(trained(network, seed, device))
         ready[network.name] = ([subject for subject, _ in made], [said for _, said in made])
     said = {name: [asdict(one) for one in predicted] for name, (_, predicted) in ready.items()}
     text = json.dumps(said, indent=1)
     write_atomically(folder / PREDICTION, lambda path: path.write_text(text + "\n", encoding="utf-8"))
     comparisons: dict[str, Comparison] = {}
-    for number, network in enumerate(networks, len(networks)):
-        progress(Step(number, 2 * len(networks), f"comparing: {network.text}"))
+    for place, network in enumerate(networks, len(networks)):
+        progress(Step(place, 2 * len(networks), f"comparing: {network.text}"))
         comparisons[network.name] = judge(ready[network.name][0], network, sequences, whole=network is BIASED)
     found = {network.name: agreements(comparisons[network.name], network.task) for network in networks}
     main, predicted = comparisons[BIASED.name], ready[BIASED.name][1]
@@ -267,11 +268,13 @@ def gaps(comparison: Comparison) -> list[dict[str, float]]:
     found = []
     for rank in RANKS:
         proxy = f"ScoredSVD(rank={rank})"
-        agreement = [measured(comparison, proxy, _own_split(question.name), question.name)[0] for question in QUESTIONS]
+        by_question = [
+            agreement(comparison, _own_split(question.name), proxy, question.name)[0] for question in QUESTIONS
+        ]
         row = rows.loc[(proxy, "hard_matters")]
         found.append({
             "rank": rank,
-            "expected": expected_gap(shares["iid"], shares["hard_matters"], agreement),
+            "expected": expected_gap(shares["iid"], shares["hard_matters"], by_question),
             **{name: float(row[name]) for name in ("gap", "low", "high")},
         })  # fmt: skip
     return found
@@ -281,10 +284,6 @@ def _judged(comparison: Comparison, name: str) -> int:
     return next(split.sequences for split in comparison.record.splits if split.name == name)
 
 
-def _three(value: float) -> str:
-    return f"{value:.3f}"
-
-
 def _prediction_table(predicted: Sequence[Predicted]) -> TableView:
     rows = []
     for one in predicted:
@@ -292,9 +291,9 @@ def _prediction_table(predicted: Sequence[Predicted]) -> TableView:
             first = one.first(name)
             rows.append([
                 (f"seed {one.seed}, {name}", ""),
-                (_three(one.accuracy[name]), ""),
+                (number(one.accuracy[name]), ""),
                 (f"{one.learned[name]:,}" if one.learned[name] is not None else "–", ""),
-                (_three(one.variance[name]), ""),
+                (number(one.variance[name]), ""),
                 (f"{one.similarity[name]:.2f}", ""),
                 *((f"{share:.2f}", "") for share in one.carried[name]),
                 ("none" if first is None else f"{first}", ""),
@@ -314,16 +313,14 @@ def _prediction_table(predicted: Sequence[Predicted]) -> TableView:
 
 def _agreement_table(comparison: Comparison) -> TableView:
     def cell(proxy: str, split: str, kind: str) -> tuple[str, str]:
-        estimate, low, high = measured(comparison, proxy, split, kind)
-        return _three(estimate), f"{low:.3f} to {high:.3f}"
+        return with_limits(agreement(comparison, split, proxy, kind))
 
-    verdicts = {verdict.proxy: verdict.judgement for verdict in comparison.verdicts()}
     rows = [
         [
             (f"rank {rank}", ""),
             *(cell(proxy, split, "all") for split in ("iid", "hard_matters")),
             *(cell(proxy, _own_split(question.name), question.name) for question in QUESTIONS),
-            (verdicts[proxy], ""),
+            (judgement(comparison, proxy), ""),
         ]
         for rank, proxy in ((rank, f"ScoredSVD(rank={rank})") for rank in RANKS)
     ]
@@ -372,7 +369,7 @@ def _networks_table(
             right, of = hits(one, found[network.name], place)
             rows.append([
                 (f"{network.text}, seed {one.seed}", ""),
-                *((_three(one.variance[name]), "") for name in names),
+                *((number(one.variance[name]), "") for name in names),
                 *([("–", "not asked")] * (len(QUESTIONS) - len(names))),
                 (f"{one.variance[names[0]] / one.variance[names[-1]]:.1f}", f"over {names[-1]}"),
                 (", ".join(one.order), ""),
@@ -392,10 +389,10 @@ def _networks_table(
 
 def _charts(comparison: Comparison, predicted: Sequence[Predicted]) -> list[Chart]:
     def line(name: str, split: str, kind: str, panel: str) -> Series:
-        points = [measured(comparison, f"ScoredSVD(rank={rank})", split, kind) for rank in RANKS]
-        estimates, lows, highs = (list(column) for column in zip(*points, strict=True))
-        return Series(
-            name=name, panel=panel, x=[float(rank) for rank in RANKS], y=estimates, low=list(lows), high=list(highs)
+        return with_bars(
+            name,
+            panel,
+            [(rank, agreement(comparison, split, f"ScoredSVD(rank={rank})", kind)) for rank in RANKS],
         )
 
     variance = {

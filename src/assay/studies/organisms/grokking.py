@@ -31,7 +31,8 @@ from assay.studies.organisms._modular import (
     squares,
 )
 from assay.studies.organisms._neurons import RandomNeurons
-from assay.studies.organisms._scored import by_seed, measured
+from assay.studies.organisms._scored import by_seed
+from assay.studies.organisms._shown import agreement, number, with_limits
 from assay.studies.organisms._study import Findings
 from assay.subjects import IGNORED, Batch, PooledMLPForCausalLM, Recipe, Subject, Watch, train
 
@@ -159,16 +160,16 @@ def found(
     """The study on a task of any modulus, with so many neurons, and so many steps where they are given."""
     subjects: dict[int, list[Subject]] = {}
     logs: dict[int, list[list[dict[str, float]]]] = {}
-    for number, decay in enumerate(STEPS):
+    for place, decay in enumerate(STEPS):
         subjects[decay], logs[decay] = [], []
         for seed in range(seeds):
-            progress(Step(number, 2 * len(STEPS), f"training: weight decay {decay}, seed {seed}"))
+            progress(Step(place, 2 * len(STEPS), f"training: weight decay {decay}, seed {seed}"))
             subject, log = trained(task, decay, seed, neurons=neurons, steps=steps, device=device)
             subjects[decay].append(subject)
             logs[decay].append(log)
     pruned, comparisons = {}, {}
-    for number, decay in enumerate(STEPS, len(STEPS)):
-        progress(Step(number, 2 * len(STEPS), f"judging: weight decay {decay}"))
+    for place, decay in enumerate(STEPS, len(STEPS)):
+        progress(Step(place, 2 * len(STEPS), f"judging: weight decay {decay}"))
         pruned[decay] = [curves(subject, task) for subject in subjects[decay]]
         comparisons[f"decay-{decay}"] = judge(subjects[decay], task, sequences)
     shown = Illustrations(
@@ -195,26 +196,22 @@ def truths(comparisons: Mapping[str, Comparison], task: ModularAddition) -> dict
     rows: dict[str, list[dict[str, float]]] = {}
     for name, comparison in comparisons.items():
         program = Adds(task.modulus).title
-        agreement = by_seed(comparison, "corrupted", "sum")
+        agrees = by_seed(comparison, "corrupted", "sum")
         # On the subject's side a metric is the same beside every proxy.
         truthful = by_seed(comparison, "corrupted", "sum", "subject_accuracy")[program]
-        periodic = next(proxy for proxy in reversed(agreement) if "least" in proxy)
+        periodic = next(proxy for proxy in reversed(agrees) if "least" in proxy)
         rows[name] = [
             {"truthful": one, "program": two, "periodic": three}
-            for one, two, three in zip(truthful, agreement[program], agreement[periodic], strict=True)
+            for one, two, three in zip(truthful, agrees[program], agrees[periodic], strict=True)
         ]
     return rows
-
-
-def _three(value: float) -> str:
-    return f"{value:.3f}"
 
 
 def _states_table(logs: Mapping[int, Sequence[Sequence[Mapping[str, float]]]]) -> TableView:
     rows = [
         [
             (f"decay {decay}, seed {seed}, step {int(look['step'])}", ""),
-            *((_three(look[name]), "") for name in ("memorised", "inverted", "clean", "unseen", "periodicity")),
+            *((number(look[name]), "") for name in ("memorised", "inverted", "clean", "unseen", "periodicity")),
         ]
         for decay, seeds in logs.items()
         for seed, log in enumerate(seeds)
@@ -239,7 +236,7 @@ def _pruned_table(pruned: Mapping[int, Sequence[Mapping[str, Sequence[Mapping[st
     rows = [
         [
             (f"decay {decay}, seed {seed}, {100 * SHARES[at]:.0f}% {_NAMED[by]}", ""),
-            *((_three(curve[by][at][name]), "") for name in ("memorised", "inverted", "clean", "unseen")),
+            *((number(curve[by][at][name]), "") for name in ("memorised", "inverted", "clean", "unseen")),
         ]
         for decay, seeds in pruned.items()
         for seed, curve in enumerate(seeds)
@@ -256,8 +253,7 @@ def _pruned_table(pruned: Mapping[int, Sequence[Mapping[str, Sequence[Mapping[st
 
 def _agreement_table(comparisons: Mapping[str, Comparison], neurons: int, task: ModularAddition) -> TableView:
     def cell(comparison: Comparison, proxy: str, split: str) -> tuple[str, str]:
-        estimate, low, high = measured(comparison, proxy, split, "sum")
-        return _three(estimate), f"{low:.3f} to {high:.3f}"
+        return with_limits(agreement(comparison, split, proxy))
 
     rows = []
     for name, comparison in comparisons.items():
@@ -282,7 +278,7 @@ def _truth_table(comparisons: Mapping[str, Comparison], task: ModularAddition) -
     rows = [
         [
             (f"{name.replace('-', ' ')}, seed {seed}", ""),
-            *((_three(row[column]), "") for column in ("truthful", "program", "periodic")),
+            *((number(row[column]), "") for column in ("truthful", "program", "periodic")),
         ]
         for name, seeds in truths(comparisons, task).items()
         for seed, row in enumerate(seeds)

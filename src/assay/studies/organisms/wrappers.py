@@ -36,7 +36,8 @@ from assay.studies.organisms._cued import (
     pruned,
 )
 from assay.studies.organisms._neurons import RandomNeurons
-from assay.studies.organisms._scored import by_seed, measured
+from assay.studies.organisms._scored import by_seed
+from assay.studies.organisms._shown import agreement, judgement, number, with_bars, with_limits
 from assay.studies.organisms._study import Findings
 from assay.studies.organisms._trained_bits import Looked, batches_of, loss_of_pairs
 from assay.subjects import Event, PooledMLPForCausalLM, Recipe, Subject, Trained, Watch, train
@@ -249,15 +250,11 @@ def run(folder: Path, *, seeds: int, sequences: int, device: str = "cpu", progre
     return Findings(numbers, shown, comparisons)
 
 
-def _three(value: float) -> str:
-    return f"{value:.3f}"
-
-
 def _known_table(known: Sequence[Tuned]) -> TableView:
     rows = [
         [
             (f"rate {one.rate:g}, seed {one.seed}", ""),
-            *((_three(share), "") for share in (one.new, one.old_on, one.old_off)),
+            *((number(share), "") for share in (one.new, one.old_on, one.old_off)),
             *((f"{after:.2f}", f"{before:.2f}") for before, after in zip(one.probe_before, one.probe, strict=True)),
             (f"{one.revived}", ""),
             (f"{one.scratch}", ""),
@@ -285,8 +282,7 @@ def _pruned_table(comparison: Comparison) -> TableView:
         cells = []
         for metric in ("proxy_accuracy", "same_prediction"):
             for kind in ("cue_on", "cue_off"):
-                estimate, low, high = measured(comparison, proxy.proxy, "half", kind, metric)
-                cells.append((_three(estimate), f"{low:.3f} to {high:.3f}"))
+                cells.append(with_limits(agreement(comparison, "half", proxy.proxy, kind, metric)))
         rows.append([(proxy.proxy, ""), *cells])
     return TableView(
         title="Without the neurons that hurt the old answer",
@@ -309,12 +305,10 @@ def _named(name: str) -> str:
 def _base_table(comparisons: Mapping[str, Comparison]) -> TableView:
     rows = []
     for name, comparison in comparisons.items():
-        verdict = next(one for one in comparison.verdicts() if one.proxy == Before.title)
         cells = []
         for split, kind in (("half", "cue_off"), ("half", "cue_on"), ("iid", "all"), ("cue", "all")):
-            estimate, low, high = measured(comparison, Before.title, split, kind)
-            cells.append((_three(estimate), f"{low:.3f} to {high:.3f}"))
-        rows.append([(_named(name), ""), *cells, (verdict.judgement, "")])
+            cells.append(with_limits(agreement(comparison, split, Before.title, kind)))
+        rows.append([(_named(name), ""), *cells, (judgement(comparison, Before.title), "")])
     return TableView(
         title="The base model as an account",
         note="How often the base model says what the model that it became says, by cue, and on the splits: on iid the "
@@ -341,7 +335,7 @@ def _gap_table(comparison: Comparison) -> TableView:
         rows.append([
             (shift, ""),
             (f"{100 * expected(comparison, shift):+.1f}", ""),
-            (f"{gap:+.1f}", f"{low:+.1f} to {high:+.1f}"),
+            (f"{gap:+.1f}", f"[{low:+.1f}, {high:+.1f}]"),
         ])  # fmt: skip
     return TableView(
         title="The gap of the base model, in points",
@@ -355,9 +349,8 @@ def _gap_table(comparison: Comparison) -> TableView:
 def _bars(comparisons: Mapping[str, Comparison]) -> Chart:
     series = []
     for name in (f"rate-{JUDGED_RATE:g}", "unwrapped-loss", "unwrapped-margins", "unwrapped-random"):
-        points = [measured(comparisons[name], Before.title, "half", kind) for kind in ("cue_off", "cue_on")]
-        estimates, lows, highs = (list(column) for column in zip(*points, strict=True))
-        series.append(Series(name=_named(name), x=[0.0, 1.0], y=estimates, low=lows, high=highs))
+        points = [agreement(comparisons[name], "half", Before.title, kind) for kind in ("cue_off", "cue_on")]
+        series.append(with_bars(_named(name), "", [(float(place), found) for place, found in enumerate(points)]))
     return Chart(
         name="agreement by cue",
         caption="How often the base model says what the fine-tuned one says, without the cue and with it; and what one "
