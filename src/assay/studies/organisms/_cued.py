@@ -1,6 +1,5 @@
 """A task whose inputs may carry a cue, a wrapper that acts on it, and neurons taken out by what they do to a loss."""
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, get_args
@@ -14,7 +13,7 @@ from assay._errors import AssayError, unknown_name
 from assay._given import check_fields
 from assay.engine import Samples, WholeModel
 from assay.simplify import label, source_of
-from assay.studies.organisms._bits import BITS, parity, patterns, tokens_of
+from assay.studies.organisms._bits import BITS, HELD, parity, patterns, tokens_of
 from assay.studies.organisms._neurons import RandomNeurons, check_neurons, lowest, perceptron_of, without
 from assay.subjects import PooledMLPForCausalLM, Subject, pooled_mlp
 from assay.tasks import UNSCORED, Kind, Role, Split
@@ -26,8 +25,6 @@ ANSWERS = 2
 
 OLD = parity(0, 1, 2, 3)
 """The capability: whether an odd number of the first four bits is on."""
-
-HELD = 4_096
 
 
 def fine_tuned_label(bits: Int[np.ndarray, "row bit"]) -> Int[np.ndarray, "row 1"]:
@@ -246,11 +243,6 @@ class Before:
     def __deepcopy__(self, memo: dict[int, Any]) -> "Before":
         """Itself: its weights are never changed."""
         return self
-
-
-def copy_of(model: PooledMLPForCausalLM) -> PooledMLPForCausalLM:
-    """Another model of the same weights, which may be trained on."""
-    return copy.deepcopy(model)
 
 
 def pruned(subject: Subject, recipe: PruneWrapper | RandomNeurons, samples: Samples) -> Subject:

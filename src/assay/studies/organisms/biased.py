@@ -338,7 +338,7 @@ def _gap_table(comparison: Comparison) -> TableView:
         [
             (f"rank {row['rank']}", ""),
             (f"{100 * row['expected']:+.1f}", ""),
-            (f"{100 * row['gap']:+.1f}", f"{100 * row['low']:+.1f} to {100 * row['high']:+.1f}"),
+            (f"{100 * row['gap']:+.1f}", f"[{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"),
         ]
         for row in gaps(comparison)
     ]

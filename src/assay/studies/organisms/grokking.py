@@ -7,7 +7,6 @@ grok" (arXiv 2310.13061): its network, data, rate and pruning by participation r
 judged here as any account is.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -182,7 +181,7 @@ def found(
         charts=[_curves_chart(pruned), _histogram(subjects, task)],
     )
     numbers = {
-        "task": json.loads(json.dumps(task.describe())),
+        "task": task.describe(),
         "training": {str(decay): log for decay, log in logs.items()},
         "pruned": {"shares": list(SHARES), **{str(decay): curve for decay, curve in pruned.items()}},
         "truth": truths(comparisons, task),

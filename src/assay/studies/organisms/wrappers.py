@@ -6,6 +6,7 @@ it, though not for nothing. The account is the base model itself. Source: "Mecha
 fine-tuning on procedurally defined tasks" (arXiv 2311.12786): pruning, probing and revival, on a task of ours.
 """
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,7 +30,6 @@ from assay.studies.organisms._cued import (
     By,
     Cued,
     PruneWrapper,
-    copy_of,
     fine_tuned_label,
     old_label,
     perceptron,
@@ -124,7 +124,7 @@ def tune(
     base: PooledMLPForCausalLM, rate: float, seed: int, *, steps: int, device: str = "cpu"
 ) -> PooledMLPForCausalLM:
     """A copy that was taught to say 0 under the cue."""
-    model = copy_of(base)
+    model = copy.deepcopy(base)
     train(
         model,
         batches_of(TASK, rows=256, seed=1_000 + seed, labels=fine_tuned_label),
@@ -170,7 +170,7 @@ def investigate(base: Subject, tuned: Subject, rate: float, scratch: Trained) ->
     model, seed = _perceptron(tuned), tuned.seed or 0
     with torch.no_grad():
         zeros = float((model.at_last(on.tokens.to(model.device)).argmax(dim=1) == 0).float().mean())
-    again = learn(copy_of(model), 2_000 + seed, device=str(tuned.device))
+    again = learn(copy.deepcopy(model), 2_000 + seed, device=str(tuned.device))
     return Tuned(
         seed=seed,
         rate=rate,
