@@ -160,6 +160,7 @@ def test_batches_are_of_the_train_split_with_all_answers(subject):
     assert loss_of_pairs(3)(subject.model, batch).item() == pytest.approx(-chosen.sum() / 64, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_predictions_stand_before_the_comparison_and_the_gap_is_that_of_the_mixture(tmp_path, monkeypatch):
     """A short run of one network: the gap by the mixtures is within the measured interval."""
     monkeypatch.setattr(biased, "OTHERS", ())

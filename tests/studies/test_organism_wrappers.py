@@ -144,6 +144,7 @@ def test_revival_is_no_faster_than_from_scratch_for_a_network_that_never_knew():
     assert 0.5 <= steps[0] / steps[1] <= 2
 
 
+@pytest.mark.slow
 def test_a_short_run_gives_all_tables_and_figures(tmp_path, monkeypatch):
     monkeypatch.setattr(wrappers, "perceptron", lambda seed: perceptron(seed, (64, 64)))
     monkeypatch.setattr(wrappers, "compare", functools.partial(assay.compare, resamples=50))
