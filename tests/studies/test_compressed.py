@@ -146,6 +146,6 @@ def test_wrong_calls_end_with_2(command, arguments, words, tmp_path):
 
 @pytest.mark.parametrize("part", ["encoder", "smollm2"])
 def test_a_package_that_is_missing_is_named(part, monkeypatch):
-    monkeypatch.setattr(compressed.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("assay.subjects._packaged.importlib.util.find_spec", lambda name: None)
     with pytest.raises(AssayError, match="pip install"):
         compressed.PARTS[part](everything=False, device="cpu")

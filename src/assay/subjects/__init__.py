@@ -27,6 +27,7 @@ from assay.subjects._max_of_k import (
     max_of_k_model,
 )
 from assay.subjects._objective import Pooling, pool, resolve_objective, resolve_pooling
+from assay.subjects._packaged import PACKAGED
 from assay.subjects._pooled import PooledMLPConfig, PooledMLPForCausalLM, pooled_mlp
 from assay.subjects._reference import (
     CODE_RECIPE,
@@ -61,6 +62,7 @@ __all__ = [
     "LINEAR_MAX_RECIPE",
     "MAX_OF_K_BATCH",
     "MAX_OF_K_RECIPE",
+    "PACKAGED",
     "TOY_ENGLISH_RECIPE",
     "Batch",
     "BucketedBatches",

