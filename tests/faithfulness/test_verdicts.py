@@ -589,7 +589,9 @@ def graded(judgement):
     return {"illusion": 0, "gap": 0, "unfaithful": 0, "inconclusive": 1, "vacuous": 2, "faithful": 2}[judgement]
 
 
-@pytest.mark.parametrize(("sequences", "predictions", "max_gap"), [(40, 3, 0.2), (120, 1, 0.1)])
+@pytest.mark.parametrize(
+    ("sequences", "predictions", "max_gap"), [(40, 3, 0.2), pytest.param(120, 1, 0.1, marks=pytest.mark.slow)]
+)
 def test_errors_under_a_shift_one_by_one_never_improve_the_verdict(subject, sequences, predictions, max_gap):
     """From none to all, in random order."""
     rng = np.random.default_rng(1)

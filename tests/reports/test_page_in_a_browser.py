@@ -226,6 +226,7 @@ def test_where_no_row_has_a_verdict_the_filter_says_where_they_are(shown_page: B
         assert shown_page.ask(f"{none}.length") == (judgement not in drawn)
 
 
+@pytest.mark.slow
 def test_a_folded_group_is_open_when_it_alone_is_shown(shown_page: Browser, shown, tmp_path):
     """Of thirteen rows on, groups that mislead nobody are folded."""
     many = swept(shown, 1, 5)
