@@ -70,6 +70,7 @@ def test_a_run_from_files_to_the_page(command, texts, tmp_path):
         assert verdict.where in page
 
 
+@pytest.mark.slow
 def test_dictionaries_trained_and_of_files(command, texts, tmp_path):
     subject = assay.load("code-python")
     task = text.task_of(subject, texts / "fit.txt", {"iid": texts / "iid.txt"}, max_length=24)
@@ -389,6 +390,7 @@ def counted_alone(first, second, tokens, bos):
     return sum(kls) / len(kls), sum(same) / len(same), math.exp(sum(nlls) / len(nlls)), len(kls)
 
 
+@pytest.mark.slow
 def test_models_are_counted_as_llama_cpp_does(command, texts, tmp_path, rounded):
     status, out, err = command(
         "compare", "code-python", *call_with(texts, rounded), "--counting", "llama.cpp", "--context", 24,

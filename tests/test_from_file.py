@@ -172,6 +172,7 @@ def where(simplification):
     return os.getpid(), simplification, [edit.keys(4.0) for edit in edits]
 
 
+@pytest.mark.slow
 def test_workers_have_the_class(own, samples):
     fitted = simplifications.build(f"{own}:Halved(rank=3)").fit(samples)
     own.unlink()

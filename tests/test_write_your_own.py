@@ -14,6 +14,7 @@ from pages import ROOT, blocks
 PAGE = "write-your-own.md"
 
 
+@pytest.mark.slow
 def test_the_command_of_the_page_runs(command, tmp_path, monkeypatch):
     """In two processes, which have the class from nowhere else than the file."""
     monkeypatch.chdir(tmp_path)

@@ -617,6 +617,7 @@ assay.compare(subjects, task, recipes(), folder=sys.argv[1], progress=slow, **CA
 """
 
 
+@pytest.mark.slow
 def test_a_killed_process_leaves_a_folder_that_resumes(tmp_path, trained, bracket_task, run_folder, comparison):
     script = SCRIPT.format(here=str(Path(__file__).parent))
     process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE)

@@ -56,6 +56,7 @@ def test_a_worker_that_dies_loses_only_what_it_was_doing(tmp_path):
     assert (tmp_path / "died").exists()
 
 
+@pytest.mark.slow
 def test_workers_that_keep_dying_are_given_up():
     with pytest.raises(AssayError, match=f"died {ATTEMPTS} times.*fewer jobs"):
         dict(Workers(2).map(die, [(1,), (2,)]))
@@ -165,6 +166,7 @@ list(Workers(2).map(at_work, [(0,), (1,)]))
 """
 
 
+@pytest.mark.slow
 def test_workers_end_with_the_process_that_is_killed():
     run = subprocess.Popen([sys.executable, "-c", ORPHANS], stdout=subprocess.PIPE, text=True)
     workers = [int(run.stdout.readline()) for _ in range(2)]

@@ -158,6 +158,7 @@ def test_half_of_the_attention_is_another_architecture(subject, text, tokenizer)
     assert comparison.verdicts()[0].judgement == "unfaithful", "two random models have nothing to do with each other"
 
 
+@pytest.mark.slow
 def test_several_processes_load_it_from_its_folder(subject, text, tmp_path, altered):
     save(Subject(altered, subject.tokenizer, "altered"), tmp_path / "altered")
     other = OtherModel(tmp_path / "altered")

@@ -151,6 +151,7 @@ def test_sentences_with_agreement():
     assert len(set(between)) == 4, "the noun in between has either number"
 
 
+@pytest.mark.slow
 def test_compare_judges_circuits_on_a_file_of_pairs(command, tmp_path: Path):
     task = DyckPairs()
     with (tmp_path / "pairs.jsonl").open("w", encoding="utf-8") as file:

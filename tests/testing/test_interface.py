@@ -60,6 +60,7 @@ print(json.dumps([said, wrong]))
 """
 
 
+@pytest.mark.slow
 def test_wrong_types_are_told_and_what_to_pass():
     call = [sys.executable, "-c", SCRIPT, json.dumps(list(WRONG))]
     done = subprocess.run(call, capture_output=True, text=True, check=True)

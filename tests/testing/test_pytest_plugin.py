@@ -105,6 +105,7 @@ def test_a_users_tests(pytester, run):
     result.stdout.no_fnmatch_line("*_faithful.py:*: in assert_faithful*")
 
 
+@pytest.mark.slow
 def test_options_and_marker(pytester, run):
     pytester.makepyfile(
         """
