@@ -6,8 +6,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from assay import AssayError
+from assay.cli import app
 from assay.reports import Chart, Illustrations, Series, write_chart
 from assay.studies import organisms
 from assay.studies.organisms import Findings, _toy_english, toy_english
@@ -199,3 +201,11 @@ SHORT = {(1, "induction")}
 @pytest.mark.parametrize("asks", _toy_english.JUDGED)
 def test_a_shipped_model_passes_the_acceptance_test_or_is_known_not_to(seed, asks):
     assert depth(load("toy-english", seed=seed), asks).accepted is ((seed, asks) not in SHORT)
+
+
+@pytest.mark.parametrize("study", [("organisms",), ("programs",)], ids=["organisms", "programs"])
+def test_tables_do_not_go_where_the_figure_goes(study, tmp_path):
+    found = CliRunner().invoke(app, ["run", *study, "--markdown", str(tmp_path / "page.svg")])
+    assert found.exit_code == 2
+    assert "figure goes" in " ".join(found.output.replace("│", " ").split())
+    assert not list(tmp_path.iterdir())

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from assay._errors import AssayError
 from assay._files import try_file
 from assay._terminal import styled
 from assay.cli._shared import (
@@ -286,6 +287,13 @@ def run_max_of_k(
     say_where(folder)
 
 
+def _beside_a_chart(markdown: Path) -> Path:
+    """A Markdown file whose name leaves room for the study's figure beside it, which ends in .svg."""
+    if markdown.suffix == ".svg":
+        raise AssayError(f"{str(markdown)!r} is where the figure goes; give the tables a file that ends in .md.")
+    return markdown
+
+
 @run_app.command("programs")
 def run_programs(
     seeds: Annotated[int, typer.Option(min=1, help="Trained Transformers that a right program is to explain.")] = 3,
@@ -303,7 +311,7 @@ def run_programs(
     device = argument("device", lambda: resolve_device(device))
     folder = out_folder or default_folder("programs")
     if markdown is not None:
-        argument("markdown", lambda: check_markdown(markdown))
+        argument("markdown", lambda: check_markdown(_beside_a_chart(markdown)))
     with progress_bar(folder) as bar:
         line = bar.add_task("starting", total=None)
         shown = programs.run(folder, sequences=sequences, seeds=seeds, device=device, progress=follow(bar, line))
@@ -351,7 +359,7 @@ def run_organisms(
     argument("NAME", lambda: organisms.study(name))
     folder = out_folder or default_folder(f"organisms-{name}")
     if markdown is not None:
-        argument("markdown", lambda: check_markdown(markdown))
+        argument("markdown", lambda: check_markdown(_beside_a_chart(markdown)))
     with progress_bar(folder) as bar:
         line = bar.add_task("starting", total=None)
         found = organisms.run(name, folder, seeds=seeds, sequences=sequences, device=device, progress=follow(bar, line))
